@@ -1,0 +1,153 @@
+"""The class names and colours of a data set, and the id that means "do not count this pixel". No torch here."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Colour = tuple[int, int, int]
+MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
+
+
+def default_palette(n: int) -> tuple[Colour, ...]:
+    """`n` different RGB colours (0..255), always the same ones; the first k of a longer palette equal a palette of k.
+
+    The hue walks the colour circle by the golden ratio, so that neighbours in the list are far apart; saturation and
+    brightness walk their own ranges by the two steps of the plane's evenest sequence. Black stays free for void.
+    """
+    if n < 0:
+        raise ValueError(f"a palette needs n >= 0, not {n}")
+    colours: dict[Colour, None] = {}  # a dict keeps the order and refuses repeats
+    i = 0
+    while len(colours) < n:
+        hue = (0.03 + i * 0.6180339887498949) % 1.0
+        saturation = 0.45 + 0.55 * ((0.9 + i * 0.7548776662466927) % 1.0)
+        value = 0.50 + 0.50 * ((0.8 + i * 0.5698402909980532) % 1.0)
+        colours[tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))] = None
+        i += 1
+    return tuple(colours)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Names and colours of the classes; the index is the class id.
+
+    Args:
+        names: one name per class, no two equal.
+        palette: one RGB triple (ints 0..255) per class; left empty, `default_palette` fills it.
+        ignore_index: the pixel value that belongs to no class, 0..65535. It must lie outside the class ids, except
+            for 0: label files often use 0 for "unlabelled", and then class 0 is named but never trained or scored.
+
+    Raises:
+        ValueError: lengths differ, a name repeats, a colour or the ignore index is out of range.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...] = ()
+    ignore_index: int = 255
+
+    def __post_init__(self):
+        if isinstance(self.names, str):
+            raise ValueError(f"names must be a list of strings, not the single string {self.names!r}")
+        names = tuple(self.names)
+        bad = [n for n in names if not isinstance(n, str) or not n.strip()]
+        if bad or not names:
+            raise ValueError(f"class names must be non-empty strings, at least one; got {bad or 'none'}")
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise ValueError(f"class names must differ; repeated: {', '.join(map(repr, repeated))}")
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "palette", _checked_palette(self.palette, names))
+        self._check_ignore()
+
+    def _check_ignore(self):
+        value, count = self.ignore_index, len(self.names)
+        if not _is_int(value) or not 0 <= value <= MAX_ID:
+            raise ValueError(f"ignore_index must be an integer in 0..{MAX_ID}, not {value!r}")
+        if 0 < value < count:
+            raise ValueError(
+                f"ignore_index {value} is also the id of class {self.names[value]!r}; "
+                f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def default(cls, num_classes: int, ignore_index: int | None = None) -> LabelMap:
+        """`num_classes` classes named class_0, class_1, ... in the default colours.
+
+        `ignore_index` None means 255, or 65535 where 255 is itself a class.
+        """
+        if not _is_int(num_classes) or num_classes < 1:
+            raise ValueError(f"num_classes must be an integer >= 1, not {num_classes!r}")
+        names = tuple(f"class_{i}" for i in range(num_classes))
+        return cls(names, (), _default_ignore(num_classes) if ignore_index is None else ignore_index)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> LabelMap:
+        """Read a `classes.json`: `names`, and optionally `palette`, `ignore_index`, `num_classes`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: naming the file and what is wrong in it; `num_classes` must equal the number of names.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no class file {path}")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(data, dict) or not isinstance(data.get("names"), list):
+            raise ValueError(f'{path}: expected an object with a list "names", such as {{"names": ["road", "car"]}}')
+        names, count = data["names"], data.get("num_classes")
+        if count is not None and count != len(names):
+            raise ValueError(f"{path}: num_classes is {count!r}, but names lists {len(names)}")
+        ignore = data.get("ignore_index")
+        ignore = _default_ignore(len(names)) if ignore is None else ignore
+        try:
+            return cls(tuple(names), data.get("palette") or (), ignore)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_json(self, path: str | os.PathLike) -> Path:
+        """Write the file that `from_json` reads, whole or not at all; returns its path."""
+        path = Path(path)
+        data = {
+            "names": list(self.names),
+            "palette": [list(colour) for colour in self.palette],
+            "ignore_index": self.ignore_index,
+            "num_classes": self.num_classes,
+        }
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+        return path
+
+
+def _default_ignore(num_classes: int) -> int:
+    return 255 if num_classes <= 255 else MAX_ID
+
+
+def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour, ...]:
+    if not isinstance(palette, (list, tuple)):
+        raise ValueError(f"the palette must be a list of RGB triples, not {palette!r}")
+    if len(palette) == 0:
+        return default_palette(len(names))
+    if len(palette) != len(names):
+        raise ValueError(f"the palette has {len(palette)} colours for {len(names)} class names")
+    for name, colour in zip(names, palette, strict=True):
+        fits = isinstance(colour, (list, tuple)) and len(colour) == 3
+        if not fits or not all(_is_int(v) and 0 <= v <= 255 for v in colour):
+            raise ValueError(f"colour of class {name!r} must be three integers in 0..255, not {colour!r}")
+    return tuple(tuple(colour) for colour in palette)

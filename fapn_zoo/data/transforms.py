@@ -1,0 +1,166 @@
+"""Random scale, crop, flip and colour change of one training picture with its labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+# Luma and the two colour axes of YIQ: hue turns the colour plane and leaves the luma as it is.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+_RGB = np.linalg.inv(_YIQ)
+_LUMA = _YIQ[0]
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Callable `(image, labels, seed) -> (tensor, labels)`; everything random comes from `seed` alone.
+
+    The picture is resized by one random factor, a window of `crop_size` is cut at a random place (where the resized
+    picture is smaller it lies at a random place inside the window, the rest is `fill` and `ignore_index`), flipped
+    left-right, and its colours change. Only the part of the picture under the window is ever resized.
+
+    Args:
+        crop_size: (height, width) of what comes out, pixels.
+        scale: smallest and largest resize factor; drawn evenly on the log scale.
+        flip: probability of the left-right flip.
+        brightness, contrast, saturation: factor drawn from [1 - v, 1 + v]; 0 switches it off.
+        hue: turn of the colour plane drawn from [-v, v], in full turns (0.05 = 18 degrees), at most 0.5.
+        ignore_index: label of the padding.
+        fill: RGB (0..255) of the padding; the default is the ImageNet mean, which normalises to zero.
+        rare_classes, rare_prob: with this probability, and where the picture holds one of these classes, the window
+            is put around a random pixel of one of them.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    crop_size: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    hue: float = 0.03
+    ignore_index: int = 255
+    fill: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    rare_classes: tuple[int, ...] = ()
+    rare_prob: float = 0.0
+
+    def __post_init__(self):
+        if len(self.crop_size) != 2 or min(self.crop_size) < 1:
+            raise ValueError(f"crop_size must be (height, width), both >= 1, not {self.crop_size!r}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"scale must be (smallest, largest) with 0 < smallest <= largest, not {self.scale!r}")
+        limits = {"flip": 1, "rare_prob": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} must be in 0..{limit}, not {getattr(self, name)!r}")
+        if len(self.fill) != 3:
+            raise ValueError(f"fill must be three numbers (RGB), not {self.fill!r}")
+
+    def __call__(self, image: np.ndarray, labels: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transform one sample.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            labels: (H, W) class ids, any integer type.
+            seed: integer >= 0.
+
+        Returns:
+            image (3, h, w) float32 in 0..255, labels (h, w) int64, with (h, w) = `crop_size`.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        if labels.shape != image.shape[:2]:
+            raise ValueError(f"labels {labels.shape} do not fit the image {image.shape[:2]}")
+        rng = np.random.default_rng(seed)
+        size = image.shape[:2]
+        factor = math.exp(rng.uniform(*np.log(self.scale)))
+        resized = tuple(max(1, round(n * factor)) for n in size)
+        window = self._window(rng, labels, size, resized)
+        mirror = rng.random() < self.flip
+        colour = self._draw_colour(rng)
+
+        # Per axis: where the picture starts in the output, and which resized pixels [first, last) are shown there.
+        (top, y0, y1), (left, x0, x1) = window
+        out_image = np.empty((3, *self.crop_size), np.float32)
+        out_labels = np.full(self.crop_size, self.ignore_index, np.int64)
+        rows, cols = (_source_index(a, b, n, m) for a, b, n, m in zip((y0, x0), (y1, x1), size, resized, strict=True))
+        pixels = _resize_part(image, resized, (y0, y1, x0, x1))
+        if (y1 - y0, x1 - x0) != self.crop_size:
+            out_image[:] = np.asarray(self.fill, np.float32)[:, None, None]
+        inside = np.s_[top : top + y1 - y0, left : left + x1 - x0]
+        out_image[:, inside[0], inside[1]] = _change_colour(pixels, *colour)
+        out_labels[inside] = labels[rows[:, None], cols]
+        if mirror:
+            out_image, out_labels = out_image[..., ::-1].copy(), out_labels[:, ::-1].copy()
+        return torch.from_numpy(out_image), torch.from_numpy(out_labels)
+
+    def _window(self, rng, labels, size, resized) -> list[tuple[int, int, int]]:
+        centre = self._rare_pixel(rng, labels) if rng.random() < self.rare_prob else None
+        parts = []
+        for axis in (0, 1):
+            crop, full, draw = self.crop_size[axis], resized[axis], rng.random()
+            if full <= crop:
+                parts.append((int(draw * (crop - full + 1)), 0, full))
+                continue
+            first = int(draw * (full - crop + 1))
+            if centre is not None:  # the pixel lands anywhere in the window, as far as the picture's border allows
+                at = int((centre[axis] + 0.5) * full / size[axis])
+                first = min(max(at - int(draw * crop), 0), full - crop)
+            parts.append((0, first, first + crop))
+        return parts
+
+    def _rare_pixel(self, rng, labels: np.ndarray) -> tuple[int, int] | None:
+        for wanted in rng.permutation(np.asarray(self.rare_classes, np.int64)):
+            found = np.flatnonzero(labels == wanted)
+            if len(found):
+                return divmod(int(found[rng.integers(len(found))]), labels.shape[1])
+        return None
+
+    def _draw_colour(self, rng) -> tuple[float, float, float, float]:
+        b, c, s = (1 + rng.uniform(-v, v) for v in (self.brightness, self.contrast, self.saturation))
+        return b, c, s, rng.uniform(-self.hue, self.hue)
+
+
+def _source_index(first: int, last: int, size: int, resized: int) -> np.ndarray:
+    """Nearest source pixel of the resized pixels first..last-1, by pixel centres, in exact integer arithmetic."""
+    return ((2 * np.arange(first, last) + 1) * size) // (2 * resized)
+
+
+def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, int, int, int]) -> np.ndarray:
+    """The rows y0:y1 and columns x0:x1 of `image` resized (bilinear with antialias) to `resized`, (h, w, 3) uint8."""
+    y0, y1, x0, x1 = part
+    if resized == image.shape[:2]:
+        return image[y0:y1, x0:x1]
+    sy, sx = image.shape[0] / resized[0], image.shape[1] / resized[1]
+    box = (x0 * sx, y0 * sy, min(x1 * sx, image.shape[1]), min(y1 * sy, image.shape[0]))
+    # The filter looks past the box into the rest of the picture, so this equals resizing everything and then cutting.
+    return np.asarray(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box))
+
+
+def _change_colour(
+    pixels: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float
+) -> np.ndarray:
+    """(h, w, 3) uint8 -> (3, h, w) float32 in 0..255 after brightness, contrast, saturation and hue, in this order.
+
+    Each of the four is affine in RGB, so they are one 3x3 matrix and one offset, and each pixel is touched once.
+    """
+    planes = np.ascontiguousarray(pixels.reshape(-1, 3).T, dtype=np.float32)
+    shape = (3, *pixels.shape[:2])
+    if (brightness, contrast, saturation, hue) == (1, 1, 1, 0):
+        return planes.reshape(shape)
+    cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
+    turn = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
+    fade = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), _LUMA)
+    grey = float(_LUMA @ planes.mean(axis=1)) * brightness  # contrast pulls towards the mean luma
+    matrix = brightness * contrast * (turn @ fade)
+    offset = (1 - contrast) * grey  # grey stays grey under the other two
+    out = matrix.astype(np.float32) @ planes
+    out += np.float32(offset)
+    np.clip(out, 0, 255, out=out)
+    return out.reshape(shape)
