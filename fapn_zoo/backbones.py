@@ -1,0 +1,343 @@
+"""Backbones: any timm image pyramid as four NCHW maps at strides 4, 8, 16 and 32.
+
+timm builds the network and fetches its ImageNet weights; :class:`Backbone` chooses the levels, settles layout and input
+sizes, gives Swin the exact computation of the segmentation Swin, and freezes and checkpoints on demand.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import freeze_batch_norm_2d
+from timm.models import FeatureHookNet
+from timm.models.resnet import Bottleneck
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fapn_zoo.layers.swin_official import use_official_order
+from fapn_zoo.zoo.backbones import BACKBONES
+
+STRIDES = (4, 8, 16, 32)
+_SWIN_EPS = 1e-5
+# sizes that tell apart networks that round up, round down or refuse, and the paddings that can help the latter two
+_PROBE_SIZES = ((33, 33), (97, 131))
+_DIVISORS = (1, 4, 32, 64)
+# how timm families are told to take sizes other than the one they were trained at
+_ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+
+
+def timm_name(name: str) -> str:
+    """Resolve a short name, or check a timm name (``arch`` or ``arch.tag``), and return the timm name.
+
+    Raises:
+        ValueError: nothing is called ``name``; the message offers the nearest names.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=4, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists them all"
+        raise ValueError(f"unknown backbone {name!r}; {hint}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"unknown weights tag {tag!r} of backbone {architecture!r}; it has: {', '.join(tags) or 'none'}")
+    return name
+
+
+class Backbone(nn.Module):
+    """Four feature maps of an image, fine to coarse, from any timm network that is a pyramid.
+
+    Args:
+        name: short name (``fapn_zoo.zoo.backbones.BACKBONES``) or any timm name, with or without a tag.
+        pretrained: fetch ImageNet weights through timm (for ``in_chans`` other than 3 it adapts the first layer).
+        in_chans: channels of the input image, at least 1.
+        norm: ``None`` keeps the network's own; ``"frozen_bn"`` turns every BatchNorm into constants: statistics and affine
+            terms become buffers, and no longer count as parameters.
+        frozen_stages: 0 to 4, see :meth:`freeze`.
+        grad_checkpointing: see :meth:`set_grad_checkpointing`.
+        stride_in_1x1: put the stride of a bottleneck on its first 1x1 convolution, where the original Caffe ResNets and
+            detectron2's R-CNN weights have it, instead of on the 3x3. ResNets with bottlenecks only.
+        timm_kwargs: further arguments of the timm model, such as ``drop_path_rate``.
+
+    Attributes:
+        out_channels: channels of the four maps.
+        strides: (4, 8, 16, 32).
+        size_divisor: the input is padded, bottom and right with zeros, to a multiple of this before the network and the
+            maps are cropped back, so that the map at stride ``s`` is always ``ceil(H / s) x ceil(W / s)``. It is 1 (nothing
+            padded) for networks that round up by themselves, such as ResNet, RegNet, EfficientNet and MobileNet; 4 for
+            Swin, as in the original; 32 or more for networks that round down or refuse, such as ConvNeXt.
+        fixed_size: ``(H, W)`` for the few networks that work at one size only (Hiera, MaxViT, CoaT ...), else ``None``.
+            It is the size of their ImageNet weights or the argument ``img_size``. Smaller images are padded to it, larger
+            ones refused.
+        body: the timm feature network.
+
+    Raises:
+        ValueError: unknown name or tag, no pyramid, an option that the network does not have.
+        ConnectionError: ``pretrained=True`` and the weights can neither be fetched nor found in the cache.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        in_chans: int = 3,
+        norm: str | None = None,
+        frozen_stages: int = 0,
+        grad_checkpointing: bool = False,
+        stride_in_1x1: bool = False,
+        **timm_kwargs: Any,
+    ):
+        super().__init__()
+        if norm not in (None, "frozen_bn"):
+            raise ValueError(f"unknown norm {norm!r} for a backbone; known: None, 'frozen_bn'")
+        if in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, got {in_chans}")
+        self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
+        self.is_swin = timm.models.is_model_in_modules(self.timm_name, "swin_transformer")
+        options = dict(timm_kwargs, in_chans=in_chans)
+        if self.is_swin:
+            options.update(always_partition=True, strict_img_size=False)
+        options, self.size_divisor, self.fixed_size = _plan(self.timm_name, options)
+        self.body = _build(self.timm_name, options, pretrained=pretrained)
+        self.out_channels = tuple(self.body.feature_info.channels())
+        self._frozen: frozenset[str] = frozenset()
+        if self.is_swin:
+            use_official_order(self.body)
+            for level, channels in enumerate(self.out_channels):
+                self.add_module(f"norm{level}", nn.LayerNorm(channels, eps=_SWIN_EPS))
+        if stride_in_1x1:
+            _move_stride_to_1x1(self.body, name)
+        if norm == "frozen_bn":
+            self.body = _with_frozen_batch_norm(self.body, name)
+        if frozen_stages:
+            self.freeze(frozen_stages)
+        if grad_checkpointing:
+            self.set_grad_checkpointing()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map a normalised image ``x (N, in_chans, H, W)`` of any size to four maps ``(N, C, ceil(H/s), ceil(W/s))``.
+
+        Raises:
+            ValueError: the image exceeds :attr:`fixed_size`, where the network has one.
+        """
+        height, width = x.shape[-2:]
+        padded = self.fixed_size is not None or self.size_divisor > 1
+        if padded:
+            bottom, right = self._padding(height, width)
+            x = F.pad(x, (0, right, 0, bottom))
+        features = self.body(x)
+        if self.is_swin:
+            features = [getattr(self, f"norm{level}")(feature) for level, feature in enumerate(features)]
+        if _is_channels_last(self.body):
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        if padded:
+            sizes = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+            features = [feature[..., :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
+        return list(features)
+
+    def _padding(self, height: int, width: int) -> tuple[int, int]:
+        """Rows below and columns to the right that the network needs."""
+        if self.fixed_size is None:
+            return -height % self.size_divisor, -width % self.size_divisor
+        bottom, right = self.fixed_size[0] - height, self.fixed_size[1] - width
+        if bottom < 0 or right < 0:
+            raise ValueError(
+                f"backbone {self.name!r} works at {self.fixed_size[0]}x{self.fixed_size[1]} only and the image is "
+                f"{height}x{width}: build it with a larger img_size=(H, W), or take a backbone that is free of size"
+            )
+        return bottom, right
+
+    def freeze(self, stages: int) -> None:
+        """Freeze the stem and the first ``stages`` levels: no gradients, and BatchNorm statistics stay as they are.
+
+        ``0`` lifts an earlier freeze; detectron2's ``FREEZE_AT: 2`` (stem and res2) is ``freeze(1)``. The state survives
+        ``train()``. The output norms of Swin belong to the pyramid, not to the levels, and stay trainable.
+
+        Raises:
+            ValueError: ``stages`` is not within 0 to 4.
+        """
+        if not 0 <= stages <= len(self.strides):
+            raise ValueError(f"frozen_stages must be 0 to {len(self.strides)} for {self.name!r}, got {stages}")
+        parameters = dict(self.body.named_parameters())
+        for key in self._frozen:
+            parameters[key].requires_grad_(True)
+        frozen = _parameters_before(self.body, stages - 1, self.in_chans, self.fixed_size) if stages else ()
+        self._frozen = frozenset(frozen)
+        for key in self._frozen:
+            parameters[key].requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As ``nn.Module.train``, except that BatchNorms of frozen levels go on using and keeping their statistics."""
+        super().train(mode)
+        owners = {key.rpartition(".")[0] for key in self._frozen}
+        for key, module in self.body.named_modules():
+            if key in owners and isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of storing them, as finely as timm offers for the network.
+
+        Gradients are the same; BatchNorms in training mode see each batch twice and so update their statistics twice.
+
+        Raises:
+            ValueError: the network has no gradient checkpointing.
+        """
+        try:
+            if isinstance(getattr(self.body, "model", None), nn.Module):  # timm's getter keeps the whole network
+                self.body.model.set_grad_checkpointing(enable)
+            elif isinstance(self.body, FeatureHookNet) or not hasattr(self.body, "set_grad_checkpointing"):
+                raise AttributeError("its feature hooks leave nothing to checkpoint")
+            else:
+                _checkpoint_stages(self.body, enable)
+        except (AssertionError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"backbone {self.name!r} has no gradient checkpointing ({error})") from error
+
+
+def _build(name: str, options: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+    """Let timm build the feature network; what goes wrong is raised in terms of the user's arguments."""
+    try:
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+    except TypeError as error:
+        raise ValueError(f"backbone {name!r} does not take one of the arguments {sorted(options)}: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise ValueError(f"timm cannot build {name!r} as a feature network: {error}") from error
+        if "No pretrained weights exist" in str(error):
+            raise ValueError(f"timm has no ImageNet weights for backbone {name!r}; use pretrained=False") from error
+        raise ConnectionError(
+            f"ImageNet weights of backbone {name!r} could not be had: the Hub cannot be reached and the cache lacks them; "
+            "go on without them (pretrained_backbone=False), or set HF_HUB_OFFLINE=1 and HF_HOME to a filled cache"
+        ) from error
+
+
+def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
+    """Indices of the deepest levels with strides 4, 8, 16 and 32.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    if not set(STRIDES) <= set(reductions):
+        raise ValueError(
+            f"backbone {name!r} is no pyramid: its levels have strides {', '.join(map(str, reductions))}, and strides 4, 8, "
+            "16 and 32 are needed; pyramids are for example resnet50, swin_t, convnextv2_tiny, pvt_v2_b2, hieradet_small"
+        )
+    return tuple(max(index for index, found in enumerate(reductions) if found == stride) for stride in STRIDES)
+
+
+def _plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, tuple[int, int] | None]:
+    """Find out, on the meta device, how the network is to be built and fed.
+
+    timm states neither which levels a network has before it is built, nor how it rounds sizes. So it is built without
+    memory and run without computing, at sizes that tell.
+
+    Returns:
+        timm arguments; divisor of the input size; the input size of a network that has only one, else ``None``.
+    """
+    reserved = {"features_only", "out_indices"} & set(options)
+    if reserved:
+        raise ValueError(f"{', '.join(sorted(reserved))}: a Backbone chooses these itself")
+    with torch.device("meta"):
+        network = _build(name, options)
+        reductions = [int(level["reduction"]) for level in network.feature_info.info]
+        options = {**options, "out_indices": _levels(name, reductions)}
+        for extra in _ANY_SIZE_OPTIONS:
+            trial = {**options, **extra}
+            try:
+                network = _build(name, trial)
+            except ValueError:
+                continue  # the family does not know this option
+            for divisor in _DIVISORS:
+                sizes = [tuple(-(-side // divisor) * divisor for side in size) for size in _PROBE_SIZES]
+                if all(_rounds_up(network, options["in_chans"], size) for size in sizes):
+                    return trial, divisor, None
+        network = _build(name, options)
+        only = options.get("img_size") or network.pretrained_cfg["input_size"][-2:]
+        only = (only, only) if isinstance(only, int) else tuple(only)
+        if _rounds_up(network, options["in_chans"], only):
+            return options, 1, only
+    raise ValueError(
+        f"backbone {name!r} gives maps that no zero padding of the image makes a pyramid with strides 4, 8, 16 and 32"
+    )
+
+
+def _is_channels_last(body: nn.Module) -> bool:
+    """Whether the maps of a timm feature network are NHWC."""
+    layout = getattr(body, "output_fmt", "NCHW")
+    return getattr(layout, "value", layout) == "NHWC"
+
+
+@torch.no_grad()
+def _rounds_up(network: nn.Module, in_chans: int, size: Sequence[int]) -> bool:
+    """Whether a network on the meta device takes an image of ``size`` and gives ``ceil(size / stride)`` at each level."""
+    try:
+        features = network.eval()(torch.empty(1, in_chans, *size, device="meta"))
+    except Exception:  # whatever a network raises at a size that it does not take
+        return False
+    first = 1 if _is_channels_last(network) else 2
+    found = [tuple(feature.shape[first : first + 2]) for feature in features]
+    return found == [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+
+
+def _parameters_before(body: nn.Module, level: int, in_chans: int, size: Sequence[int] | None) -> list[str]:
+    """Names of the parameters that the map of ``level`` depends on.
+
+    Asked of autograd on the meta device, which knows it for every family, however its modules are named and nested.
+    """
+    names = [key for key, _ in body.named_parameters()]
+    state = {key: torch.empty_like(value, device="meta") for key, value in body.named_buffers()}
+    state |= {key: torch.empty_like(value, device="meta", requires_grad=True) for key, value in body.named_parameters()}
+    was_training = body.training
+    x = torch.empty(1, in_chans, *(size or (64, 64)), device="meta")
+    with torch.enable_grad():
+        feature = functional_call(body.eval(), state, (x,))[level]
+        gradients = torch.autograd.grad(feature.sum(), [state[key] for key in names], allow_unused=True)
+    body.train(was_training)
+    return [key for key, gradient in zip(names, gradients, strict=True) if gradient is not None]
+
+
+def _checkpoint_stages(body: nn.Module, enable: bool) -> None:
+    """Switch checkpointing inside the stages where timm has it there, else at the borders of the stages."""
+    inner = [module for module in body.modules() if module is not body and hasattr(module, "grad_checkpointing")]
+    if not inner:
+        body.set_grad_checkpointing(enable)
+    for module in inner:
+        module.grad_checkpointing = enable
+
+
+def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
+    """Let the first convolution of each strided ResNet bottleneck take the stride; weights fit either way.
+
+    Raises:
+        ValueError: the network has no strided bottlenecks, or anti-aliased ones.
+    """
+    blocks = [m for m in body.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
+    if not blocks:
+        raise ValueError(f"stride_in_1x1 needs a ResNet with bottleneck blocks such as resnet50, not {name!r}")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _with_frozen_batch_norm(body: nn.Module, name: str) -> nn.Module:
+    """Replace each BatchNorm, fused activation included, by its frozen counterpart.
+
+    Raises:
+        ValueError: there is none, or one of a kind that cannot be replaced.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in body.modules()):
+        raise ValueError(f"norm='frozen_bn' needs a backbone with BatchNorm, and {name!r} has none")
+    body = freeze_batch_norm_2d(body)
+    left = {type(module).__name__ for module in body.modules() if isinstance(module, _BatchNorm)}
+    if left:
+        raise ValueError(f"norm='frozen_bn' cannot freeze {', '.join(sorted(left))} of backbone {name!r}")
+    return body

@@ -1,0 +1,31 @@
+"""Short backbone names and the timm models, with pretrained tags, that they stand for. A plain table: no torch, no logic.
+
+Every other timm model is reachable by its own timm name. The tag decides only which ImageNet weights
+``pretrained=True`` fetches; architectures are the same for all tags of one timm name.
+"""
+
+from __future__ import annotations
+
+# The ResNets carry torchvision's first weights and the Swins Microsoft's, because the official recipes start from them.
+BACKBONES: dict[str, str] = {
+    "resnet10t": "resnet10t.c3_in1k",
+    "resnet18": "resnet18.tv_in1k",
+    "resnet26": "resnet26.bt_in1k",
+    "resnet34": "resnet34.tv_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "resnet101": "resnet101.tv_in1k",
+    # three 3x3 convolutions (64, 64, 128) instead of one 7x7 in the stem: what segmentation code calls R-50c, R-101c
+    "resnet50c": "resnet50s.gluon_in1k",
+    "resnet101c": "resnet101s.gluon_in1k",
+    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
+    "swin_b": "swin_base_patch4_window12_384.ms_in22k",
+    "swin_l": "swin_large_patch4_window12_384.ms_in22k",
+    "mobilenetv4_s": "mobilenetv4_conv_small.e2400_r224_in1k",
+    "mobilenetv4_m": "mobilenetv4_conv_medium.e500_r256_in1k",
+    "convnextv2_a": "convnextv2_atto.fcmae_ft_in1k",
+    "convnextv2_n": "convnextv2_nano.fcmae_ft_in22k_in1k",
+    "convnextv2_t": "convnextv2_tiny.fcmae_ft_in22k_in1k",
+    "convnextv2_b": "convnextv2_base.fcmae_ft_in22k_in1k",
+    "convnextv2_l": "convnextv2_large.fcmae_ft_in22k_in1k",
+}
