@@ -1,0 +1,7 @@
+"""Heads: from a neck's pyramid and the backbone's features to raw outputs."""
+
+from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
+from fapn_zoo.heads.maskformer import MaskFormerHead
+from fapn_zoo.heads.per_pixel import PerPixelHead, SemanticFPNHead
+
+__all__ = ["MaskFormerHead", "MaskFormerOutput", "PerPixelHead", "SemanticFPNHead", "SemanticOutput"]

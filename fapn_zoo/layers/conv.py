@@ -1,0 +1,44 @@
+"""A convolution with its norm and activation, and the norms that necks and heads choose by name."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+NORMS = ("gn", "bn", "none")
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """``"gn"``: GroupNorm, 32 groups where they divide ``channels``, eps 1e-5; ``"bn"``; ``"none"``: identity."""
+    if name == "gn":
+        return nn.GroupNorm(math.gcd(32, channels), channels)
+    if name == "bn":
+        return nn.BatchNorm2d(channels)
+    if name == "none":
+        return nn.Identity()
+    raise ValueError(f"norm {name!r}; expected one of {', '.join(NORMS)}")
+
+
+class ConvNormAct(nn.Module):
+    """Same-size convolution, norm, optional ReLU. The convolution has a bias exactly when there is no norm.
+
+    Input (N, in_channels, H, W), output (N, out_channels, H, W). Weights start as in detectron2's ``c2_xavier_fill``
+    (Kaiming uniform, a = 1), the initialisation of every official neck (FACTS section 3).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, norm: str = "none", act: bool = False,
+        bias: bool | None = None,
+    ):
+        super().__init__()
+        bias = norm == "none" if bias is None else bias
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.norm = make_norm(norm, out_channels)
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+        nn.init.kaiming_uniform_(self.conv.weight, a=1)
+        if bias:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
