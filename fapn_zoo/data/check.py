@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from .sources import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIX,
     DataError,
+    UnreadableFile,
     bad_ids,
     check_sizes,
     describe_bad_ids,
     find_splits,
     list_files,
+    lossy_labels,
     read_image,
     read_label_map,
     read_labels,
@@ -28,7 +32,10 @@ from .sources import (
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding. `kind` groups them, `file` is relative to the root, `error` False means worth knowing only."""
+    """One finding: `kind` groups them, `file` is relative to the root, `detail` is a sentence that names the file.
+
+    `error` False means worth knowing, but no reason to stop.
+    """
 
     kind: str
     file: str
@@ -50,7 +57,7 @@ class CheckReport:
     """All findings on a data folder; `ok` when none is an error, `render()` gives the table and the list as text."""
 
     root: Path
-    labels: LabelMap | None
+    labels: LabelMap | None  # None: no classes.json and no num_classes, or they disagree
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -68,7 +75,7 @@ class CheckReport:
             groups[not problem.error, problem.kind].append(problem)
         for (_, kind), found in sorted(groups.items()):
             lines += ["", f"{'error' if found[0].error else 'note'}: {kind} ({len(found)})"]
-            lines += [f"  {p.file}: {p.detail}" for p in found[:limit]]
+            lines += [f"  {p.detail}" for p in found[:limit]]
             if len(found) > limit:
                 lines.append(f"  ... and {len(found) - limit} more")
         errors = sum(p.error for p in self.problems)
@@ -93,8 +100,9 @@ class CheckReport:
 def check_data(root: str | Path, num_classes: int | None = None, progress: bool = True) -> CheckReport:
     """Check every split of a data folder; reads all files and never stops at the first problem.
 
-    Finds pictures without labels and the other way round, names used twice, unreadable files, colour pictures in
-    place of labels, size mismatches, ids out of range, the same picture in two splits, classes that never occur.
+    Errors: pictures without labels and the other way round, names used twice, unreadable files, colour pictures or
+    lossy files in place of labels, size mismatches, ids out of range, the same file in two splits (it would be scored
+    on what it was trained on), unknown classes. Notes: the same picture twice in one split, classes that never occur.
 
     Args:
         root: folder as `FolderDataset` describes it.
@@ -114,18 +122,18 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
         report.problems.append(Problem("classes unknown", "classes.json", str(error)))
     splits = find_splits(root)
     if not splits:
-        report.problems.append(Problem("no splits", ".", "expected {train,val,test}/{images,labels}/ here"))
+        report.problems.append(Problem("no splits", ".", f"expected {{train,val,test}}/{{images,labels}}/ in {root}"))
     pairs = {split: _pair_files(report, split) for split in splits}
     bar = tqdm(total=sum(map(len, pairs.values())), desc="check", unit="image", disable=None if progress else True)
     seen: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+    ids: set[int] = set()
     with bar:
         for split in splits:
-            counts = report.splits[split]
             for image_path, label_path in pairs[split]:
-                _check_pair(report, counts, image_path, label_path)
-                digest = hashlib.blake2b(image_path.read_bytes(), digest_size=16).digest()
-                seen[digest].append((split, _short(report, image_path)))
+                ids |= _check_pair(report, split, image_path, label_path, seen)
                 bar.update()
+    if report.labels is None and ids:
+        report.problems.append(Problem("ids found in the labels", ".", _ranges(sorted(ids)), error=False))
     _check_repeats(report, seen)
     _check_classes(report)
     return report
@@ -141,47 +149,66 @@ def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
     labels = list_files(folder / "labels", (LABEL_SUFFIX,))
     add = report.problems.append
     if not images:
-        add(Problem("no pictures", f"{split}/images", f"looked for {', '.join(IMAGE_SUFFIXES)}"))
+        place = f"{split}/images"
+        add(Problem("no pictures", place, f"no pictures in {place} (looked for {', '.join(IMAGE_SUFFIXES)})"))
     for stem, files in images.items():
+        file = _short(report, files[0])
         if stem not in labels:
-            add(Problem("picture without label", _short(report, files[0]), f"no {split}/labels/{stem}{LABEL_SUFFIX}"))
+            add(Problem("picture without label", file, f"{file} has no {split}/labels/{stem}{LABEL_SUFFIX}"))
         if len(files) > 1:
-            also = ", ".join(f.name for f in files[1:])
-            add(Problem("name used twice", _short(report, files[0]), f"also {also}"))
+            add(Problem("name used twice", file, f"{file} and {', '.join(f.name for f in files[1:])} share one label"))
     for stem, files in labels.items():
+        file = _short(report, files[0])
         if stem not in images:
-            add(Problem("label without picture", _short(report, files[0]), f"no {split}/images/{stem}.*"))
+            add(Problem("label without picture", file, f"{file} has no {split}/images/{stem}.*"))
+    for name in lossy_labels(folder / "labels"):
+        file = f"{split}/labels/{name}"
+        add(Problem("label that is no PNG", file, f"{file}: only PNG keeps class ids as they are"))
     both = [(file, labels[stem][0]) for stem, files in sorted(images.items()) if stem in labels for file in files]
     size = (report.labels.num_classes if report.labels else 0) + 1
     report.splits[split] = SplitCounts(len(both), np.zeros(size, np.int64), np.zeros(size, np.int64))
     return both
 
 
-def _check_pair(report: CheckReport, counts: SplitCounts, image_path: Path, label_path: Path) -> None:
-    image = labels = None
-    try:
-        image = read_image(image_path)
-    except DataError as error:
-        report.problems.append(Problem("unreadable", _short(report, image_path), str(error)))
-    try:
-        labels = read_labels(label_path)
-    except DataError as error:
-        kind = "unreadable" if "cannot read" in str(error) else "colours in place of class ids"
-        report.problems.append(Problem(kind, _short(report, label_path), str(error)))
+def _check_pair(
+    report: CheckReport, split: str, image_path: Path, label_path: Path, seen: dict[bytes, list[tuple[str, str]]]
+) -> set[int]:
+    """Check one picture with its labels, count its classes, remember its bytes; returns the label ids found."""
+    image = _read(report, read_image, image_path)
+    labels = _read(report, read_labels, label_path)
+    if image is not None:
+        digest = hashlib.blake2b(image_path.read_bytes(), digest_size=16).digest()
+        seen[digest].append((split, _short(report, image_path)))
     if labels is None:
-        return
+        return set()
     if image is not None:
         try:
             check_sizes(image, labels, image_path, label_path)
         except DataError as error:
-            report.problems.append(Problem("size mismatch", _short(report, label_path), str(error)))
+            _add_error(report, "size mismatch", label_path, error)
     if report.labels is None:
-        return
+        return set(np.unique(labels).tolist())
     found = bad_ids(labels, report.labels)
     if found:
-        detail = describe_bad_ids(found, report.labels)
-        report.problems.append(Problem("ids out of range", _short(report, label_path), detail))
-    _count(counts, labels, report.labels)
+        file = _short(report, label_path)
+        detail = f"{file}: {describe_bad_ids(found, report.labels)}"
+        report.problems.append(Problem("ids out of range", file, detail))
+    _count(report.splits[split], labels, report.labels)
+    return set()
+
+
+def _read(report: CheckReport, reader: Callable[[Path], np.ndarray], path: Path) -> np.ndarray | None:
+    try:
+        return reader(path)
+    except UnreadableFile as error:
+        _add_error(report, "unreadable file", path, error)
+    except DataError as error:
+        _add_error(report, "file without class ids", path, error)
+    return None
+
+
+def _add_error(report: CheckReport, kind: str, path: Path, error: DataError) -> None:
+    report.problems.append(Problem(kind, _short(report, path), str(error).replace(f"{report.root}{os.sep}", "")))
 
 
 def _count(counts: SplitCounts, labels: np.ndarray, label_map: LabelMap) -> None:
@@ -193,13 +220,25 @@ def _count(counts: SplitCounts, labels: np.ndarray, label_map: LabelMap) -> None
     counts.images += here > 0
 
 
+def _ranges(values: list[int]) -> str:
+    """[0, 1, 2, 5, 255] -> "0-2, 5, 255"."""
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
 def _check_repeats(report: CheckReport, seen: dict[bytes, list[tuple[str, str]]]) -> None:
-    for files in seen.values():
-        if len(files) < 2:
+    for found in seen.values():
+        if len(found) < 2:
             continue
-        shared = len({split for split, _ in files}) > 1
+        shared = len({split for split, _ in found}) > 1
         kind = "same picture in two splits" if shared else "same picture twice in a split"
-        report.problems.append(Problem(kind, files[0][1], "also " + ", ".join(f for _, f in files[1:]), error=shared))
+        detail = " = ".join(file for _, file in found)
+        report.problems.append(Problem(kind, found[0][1], detail, error=shared))
 
 
 def _check_classes(report: CheckReport) -> None:
@@ -209,4 +248,5 @@ def _check_classes(report: CheckReport) -> None:
         named = enumerate(report.labels.names)
         never = [n for i, n in named if not counts.pixels[i] and i != report.labels.ignore_index]
         if never and counts.samples:
-            report.problems.append(Problem("classes that never occur", split, ", ".join(never), error=False))
+            detail = f"{split}: {', '.join(never)}"
+            report.problems.append(Problem("classes that never occur", split, detail, error=False))

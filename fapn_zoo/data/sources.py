@@ -1,4 +1,4 @@
-"""Data sets of pictures with class ids: folders, generated scenes, and several of them joined. No torch here."""
+"""Data sets of pictures with class ids: folders, generated scenes, and several of them joined."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .labels import LabelMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
-SCENE_GRAMMAR = "scenes:N or scenes:N@HxW, N >= 1 scenes of H x W pixels, such as scenes:40 or scenes:40@180x240"
+SCENE_GRAMMAR = "scenes:N or scenes:N@HxW, N >= 1 scenes of height H and width W, each >= 32, such as scenes:40 or scenes:40@180x240"
 SCENE_SIZE = (360, 480)
 _SCENE_SPLITS = {"train": 0, "val": 1, "test": 2}
 _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
@@ -23,6 +23,10 @@ _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
 
 class DataError(ValueError):
     """A data set, or one file of it, that cannot be used; the message names the file and says why."""
+
+
+class UnreadableFile(DataError):
+    """A picture or label file that cannot be decoded at all."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,18 @@ class SegmentationDataset(Protocol):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says. DataError names the file."""
+    """A picture file as (H, W, 3) uint8 RGB, read exactly as `predict` reads it (EXIF turn, transparency over white,
+    16-bit greys scaled to 0..255, rounded). Raises UnreadableFile, naming the file.
+    """
+    from fapn_zoo.images import ImageError, load_image  # imports torch
+
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip 16-bit greys at 255
-                grey = np.asarray(image).astype(np.float32)
-                grey = grey / 257 if grey.max(initial=0) > 255 else grey
-                image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+        pixels = load_image(path).pixels.permute(1, 2, 0).numpy()
+    except (ImageError, FileNotFoundError) as error:
+        raise UnreadableFile(str(error)) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise _unreadable(path, "image", error) from error
+    return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels).clip(0, 255), dtype=np.uint8)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -77,10 +82,13 @@ def read_labels(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
-            mode, values = file.mode, np.asarray(file)
-            depth = _grey_depth(path) if mode == "L" and file.format == "PNG" else 8
+            file.load()
+            mode, kind, values = file.mode, file.format, np.asarray(file)
+        depth = _grey_depth(path) if mode == "L" and kind == "PNG" else 8
     except Exception as error:
         raise _unreadable(path, "label file", error) from error
+    if kind != "PNG":
+        raise DataError(f"{path} is a {kind} file with another ending; only PNG keeps class ids as they are")
     if mode in ("L", "P", "1"):
         # Pillow stretches 2- and 4-bit greys to 0..255 (3 -> 255, 15 -> 255); take the stored values back.
         return values.astype(np.uint8) // (255 // (2**depth - 1))
@@ -97,12 +105,12 @@ def _grey_depth(path: Path) -> int:
         return file.read(25)[24]  # the bit depth byte of a PNG's IHDR chunk
 
 
-def _unreadable(path: Path, what: str, error: Exception) -> DataError:
+def _unreadable(path: Path, what: str, error: Exception) -> UnreadableFile:
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "not a picture in a known format"
     else:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(f"cannot read {what} {path}: {reason}")
+    return UnreadableFile(f"cannot read {what} {path}: {reason}")
 
 
 def bad_ids(labels: np.ndarray, label_map: LabelMap) -> dict[int, int]:
@@ -131,7 +139,7 @@ def describe_bad_ids(found: dict[int, int], label_map: LabelMap) -> str:
 
 
 def find_splits(root: Path) -> list[str]:
-    """Names of the folders under `root` that hold `images` or `labels`, usual order first."""
+    """Names of the folders under `root` that hold `images` or `labels`: train, val, test, then the others."""
     names = [p.name for p in root.iterdir() if (p / "images").is_dir() or (p / "labels").is_dir()]
     usual = ["train", "val", "test"]
     return sorted(names, key=lambda n: (usual.index(n) if n in usual else len(usual), n))
@@ -145,6 +153,12 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
             if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
                 found.setdefault(path.stem, []).append(path)
     return found
+
+
+def lossy_labels(folder: Path) -> list[str]:
+    """Names of picture files in a label folder that are no PNG, and therefore not taken for labels."""
+    others = [suffix for suffix in IMAGE_SUFFIXES if suffix != LABEL_SUFFIX]
+    return [path.name for files in list_files(folder, others).values() for path in files]
 
 
 def read_label_map(root: Path, num_classes: int | None = None) -> LabelMap:
@@ -178,7 +192,7 @@ class FolderDataset:
     """
 
     def __init__(self, root: str | Path, split: str, num_classes: int | None = None):
-        self.root, self.split = Path(root), split
+        self.root, self.split = Path(root).expanduser(), split
         self.name = self.root.resolve().name
         if not self.root.is_dir():
             raise FileNotFoundError(f"no data folder {self.root}")
@@ -197,6 +211,7 @@ class FolderDataset:
             raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})")
         twice = [" and ".join(p.name for p in files) for files in images.values() if len(files) > 1]
         problems = [
+            _first_few("label files that are no PNG", lossy_labels(folder / "labels")),
             _first_few("pictures without label", [f[0].name for s, f in images.items() if s not in labels]),
             _first_few("labels without picture", [f[0].name for s, f in labels.items() if s not in images]),
             _first_few("pictures with the same name", twice),
@@ -258,14 +273,15 @@ class ScenesDataset:
     def __init__(self, spec: str, split: str, num_classes: int | None = None):
         from . import scenes
 
-        match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec.strip())
+        spec = spec.strip()
+        match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0
         self._size = tuple(int(v) for v in match.groups()[1:]) if match and match[2] else SCENE_SIZE
-        if not 1 <= count <= _SCENES_PER_SPLIT or min(self._size) < 1:
+        if not 1 <= count <= _SCENES_PER_SPLIT or min(self._size) < 32:
             raise DataError(f"cannot understand {spec!r}; write {SCENE_GRAMMAR}")
         if split not in _SCENE_SPLITS:
             raise FileNotFoundError(f"no split {split!r} in {spec}; it has {', '.join(_SCENE_SPLITS)}")
-        self.name, self.split, self._count = spec.strip(), split, count
+        self.name, self.split, self._count = spec, split, count
         self.labels = LabelMap(tuple(scenes.CLASSES), tuple(tuple(c) for c in scenes.PALETTE), 255)
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {spec} has {self.labels.num_classes} classes")
@@ -359,6 +375,11 @@ def open_dataset(source: str | Path, split: str, num_classes: int | None = None)
     names = [text] if Path(text).is_dir() else [p.strip() for p in text.split(",")]  # a folder may hold a comma
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
-    kinds = [ScenesDataset if name.startswith("scenes:") else FolderDataset for name in names]
+    kinds = [ScenesDataset if _is_scenes(name) else FolderDataset for name in names]
     opened = [kind(name, split, num_classes) for kind, name in zip(kinds, names, strict=True)]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
+
+
+def _is_scenes(name: str) -> bool:
+    # A near miss such as "scenes" or "scene:40" is told the grammar, unless there is a folder of that name.
+    return name.startswith("scenes:") or bool(re.match(r"scenes?\b", name) and not Path(name).exists())

@@ -51,6 +51,8 @@ class TrainTransform:
     rare_prob: float = 0.0
 
     def __post_init__(self):
+        for name in ("crop_size", "scale", "fill", "rare_classes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.crop_size) != 2 or min(self.crop_size) < 1:
             raise ValueError(f"crop_size must be (height, width), both >= 1, not {self.crop_size!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
@@ -158,9 +160,12 @@ def _change_colour(
     turn = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
     fade = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), _LUMA)
     grey = float(_LUMA @ planes.mean(axis=1)) * brightness  # contrast pulls towards the mean luma
-    matrix = brightness * contrast * (turn @ fade)
-    offset = (1 - contrast) * grey  # grey stays grey under the other two
-    out = matrix.astype(np.float32) @ planes
-    out += np.float32(offset)
+    matrix = (brightness * contrast * (turn @ fade)).astype(np.float32)
+    out = np.full_like(planes, (1 - contrast) * grey)  # grey stays grey under the other two
+    # Plane by plane: a BLAS product of 3x3 and 3xN could round differently with the number of threads.
+    part = np.empty_like(planes[0])
+    for i in range(3):
+        for j in range(3):
+            out[i] += np.multiply(planes[j], matrix[i, j], out=part)
     np.clip(out, 0, 255, out=out)
     return out.reshape(shape)
