@@ -1,0 +1,304 @@
+"""Scores of a model on a data set: the way of `predict` over every image, exact counts, one report."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fapn_zoo.metrics.semantic import ConfusionMatrix
+
+CSV_COLUMNS = (
+    "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
+    "torch fapn_zoo commit seed date command"
+).split()
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    split: str = "test",
+    task: str = "semantic",
+    batch_size: int = 1,
+    device: str | torch.device | None = None,
+    amp: str | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Scores a model at the original size of every image.
+
+    Under `accelerate launch` or torchrun every process takes every n-th image and all get the same report, equal to
+    that of one process to the last digit.
+
+    Args:
+        model: a SegmentationModel.
+        data: a source for `open_dataset` (folder, scenes:N) or an opened data set.
+        split: which part of a source to open; only noted for an opened one.
+        task: "semantic".
+        batch_size: images of equal size that are run together; smaller groups where sizes change.
+        device: where to run; None = where the model is.
+        amp: "bf16" or "fp16" autocast; None or "no" = full precision.
+        limit: the first so many images only.
+        progress: show a progress bar (main process only).
+        seed: of the training run, only noted in the report.
+
+    Returns:
+        The report: plain JSON types; scores are fractions 0..1, undefined ones None.
+
+    Raises:
+        ValueError: an unknown task, an empty data set, class tables that differ between model and data (the
+            differences are named), or a label out of range (the file is named).
+    """
+    from fapn_zoo.data.sources import open_dataset
+
+    if task != "semantic":
+        raise ValueError(f"task must be semantic, got {task!r}")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}")
+    dataset = open_dataset(data, split) if isinstance(data, (str, os.PathLike)) else data
+    check_classes(model, dataset)
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    total = min(len(dataset), limit or len(dataset))
+    if not total:
+        raise ValueError(f"{dataset.name} has no image to evaluate")
+    state = PartialState()
+    matrix = ConfusionMatrix(dataset.labels.num_classes, dataset.labels.ignore_index)
+    mine = range(state.process_index, total, state.num_processes)
+    started = time.perf_counter()
+    bar = tqdm(total=total, unit="img", desc="evaluate", disable=not (progress and state.is_main_process), leave=False)
+    with bar, _evaluating(model, device), torch.inference_mode():
+        for samples in _groups(dataset, mine, batch_size):
+            maps = _class_maps(model, [s.image for s in samples], device, amp)
+            for sample, found in zip(samples, maps, strict=True):
+                _count(matrix, found, sample)
+            bar.update(len(samples) * state.num_processes)
+    matrix.reduce(state)
+    report = _describe(model, dataset, str(data) if data is not dataset else dataset.name, split, task)
+    report.update(images=total, seconds=round(time.perf_counter() - started, 2), amp=amp or "no")
+    report.update(device=_device_name(device), seed=seed)
+    return report | _scores(matrix, dataset.labels.names)
+
+
+def check_classes(model: nn.Module, dataset: Any) -> None:
+    """ValueError naming the differences when model and data do not speak of the same classes in the same order."""
+    ours, theirs = tuple(model.data.labels), tuple(dataset.labels.names)
+    if not ours and model.num_classes == len(theirs):
+        return
+    if not ours or len(ours) != len(theirs):
+        count = len(ours) or model.num_classes
+        only_model = ", ".join(n for n in ours if n not in theirs) or "-"
+        only_data = ", ".join(n for n in theirs if n not in ours) or "-"
+        raise ValueError(
+            f"the model has {count} classes, {dataset.name} has {len(theirs)}; "
+            f"only in the model: {only_model}; only in the data: {only_data}"
+        )
+    different = [f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    if different:
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise ValueError(f"model and {dataset.name} name classes differently: {', '.join(different[:5])}{more}")
+
+
+def _groups(dataset: Any, indices: range, batch_size: int) -> Iterator[list[Any]]:
+    """Consecutive samples of equal size, at most `batch_size` at a time."""
+    group: list[Any] = []
+    for i in indices:
+        sample = dataset.sample(i)
+        if group and (len(group) == batch_size or sample.image.shape != group[0].image.shape):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _class_maps(model: nn.Module, images: list[np.ndarray], device: torch.device, amp: str | None) -> Tensor:
+    """Class maps (N, h, w) of images of equal size (h, w, 3) uint8 RGB, as `predict` makes them."""
+    from fapn_zoo.postprocess import semantic
+
+    data = model.data
+    size = images[0].shape[:2]
+    x = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float()
+    inner = size
+    if data.test_size:
+        scale = data.test_size / min(size)
+        if data.test_max_size and scale * max(size) > data.test_max_size:
+            scale = data.test_max_size / max(size)
+        inner = tuple(int(n * scale + 0.5) for n in size)
+        x = F.interpolate(x, size=inner, mode="bilinear", align_corners=False, antialias=True)
+    if data.channel_order == "bgr":
+        x = x.flip(1)
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    x = (x - mean) / std
+    bottom, right = (-n % data.size_divisor for n in inner)
+    x = F.pad(x, (0, right, 0, bottom))
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp or "no")
+    with torch.autocast(device.type, half) if half else contextlib.nullcontext():
+        output = model(x)
+    return semantic(output, inner, size)
+
+
+def _count(matrix: ConfusionMatrix, found: Tensor, sample: Any) -> None:
+    try:
+        matrix.update(found.cpu(), sample.labels)
+    except ValueError as error:
+        raise ValueError(f"{sample.name}: {error}") from None
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    training = model.training
+    model.to(device).eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _describe(model: nn.Module, dataset: Any, data: str, split: str, task: str) -> dict[str, Any]:
+    return {
+        "model": model.spec.name,
+        "weights": str(getattr(model, "weights", "") or ""),
+        "data": data,
+        "split": split,
+        "task": task,
+        "params": sum(p.numel() for p in model.parameters()),
+        "versions": versions(),
+        "commit": git_commit(),
+        "command": " ".join(sys.argv),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _scores(matrix: ConfusionMatrix, names: tuple[str, ...]) -> dict[str, Any]:
+    scores = matrix.compute()
+    table = [
+        {"id": i, "name": name, "iou": _plain(iou), "acc": _plain(acc), "pixels": pixels}
+        for i, (name, iou, acc, pixels) in enumerate(
+            zip(names, scores["iou"], scores["acc"], scores["truth"], strict=True)
+        )
+    ]
+    return {n: _plain(scores[n]) for n in ("miou", "pixel_acc", "mean_acc", "fwiou")} | {"classes": table}
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a number; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for package in ("fapn-zoo", "torch", "torchvision", "timm", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_commit() -> str:
+    """Revision of the checkout this package runs from, with "+" when tracked files were changed; "" without one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not some repository around site-packages
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as a text table, in percent."""
+    width = max([len(row["name"]) for row in report["classes"]] + [10])
+    lines = [
+        f"{report['model']}  {report['weights']}".rstrip(),
+        f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
+        "",
+        f"{'class':<{width}}  {'IoU':>6}  {'acc':>6}",
+    ]
+    for row in report["classes"]:
+        lines.append(f"{row['name']:<{width}}  {_percent(row['iou'])}  {_percent(row['acc'])}")
+    lines.append("")
+    means = {"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"}
+    for name, label in means.items():
+        lines.append(f"{label:<{width}}  {_percent(report[name])}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-':>6}" if value is None else f"{100 * value:6.2f}"
+
+
+def write_report(
+    report: dict[str, Any], json: str | os.PathLike | None = None, csv: str | os.PathLike | None = None
+) -> None:
+    """Writes the report as a JSON file and/or appends it as one row to a CSV table.
+
+    Both are written beside their place and renamed. The CSV has the columns of `CSV_COLUMNS`, scores in percent with
+    two decimals; a missing file is made with its header.
+
+    Raises:
+        ValueError: the CSV file has another header.
+    """
+    if json is not None:
+        _write(Path(json), _to_json(report))
+    if csv is not None:
+        _write(Path(csv), _with_row(Path(csv), report))
+
+
+def _to_json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1) + "\n"
+
+
+def _with_row(path: Path, report: dict[str, Any]) -> str:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    header = next(csv.reader(io.StringIO(text)), [])
+    if header and header != CSV_COLUMNS:
+        raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(CSV_COLUMNS)}")
+    row: dict[str, Any] = {name: report.get(name, "") for name in CSV_COLUMNS}
+    for name in ("miou", "pixel_acc", "mean_acc", "fwiou"):
+        row[name] = "" if report[name] is None else f"{100 * report[name]:.2f}"
+    row["torch"], row["fapn_zoo"] = report["versions"].get("torch", ""), report["versions"].get("fapn-zoo", "")
+    row["seed"] = "" if report["seed"] is None else report["seed"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
+    if not header:
+        writer.writeheader()
+    writer.writerow(row)
+    return text + ("\n" if text and not text.endswith("\n") else "") + buffer.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,418 @@
+"""The training loop: from settings to a folder of weights, on one process or many, exactly resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm import tqdm
+
+from fapn_zoo.train.checkpoint import load_checkpoint, prepare_folder, save_checkpoint, write_text
+from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
+from fapn_zoo.train.settings import Settings
+from fapn_zoo.train.task import SemanticTask, build_task, build_transform, train_mode
+
+logger = logging.getLogger(__name__)
+SCORES = ("miou", "pixel_acc", "mean_acc", "fwiou")
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop and has written a checkpoint; the message says how to continue."""
+
+
+def train(settings: Settings) -> Path:
+    """Trains by the settings and returns OUT/model, a weights folder that `create_model("local-dir:...")` reads.
+
+    Every batch, augmentation and dropout mask depends only on the seed and the step, so a run that was killed and
+    resumed ends with the same bits as one that was not. The loss of a step is normalised by the count of the whole
+    batch over all processes and micro-batches, so how the batch is spread changes no gradient (batch norm aside).
+
+    Raises:
+        ValueError, FileNotFoundError: bad settings, data or OUT folder.
+        FloatingPointError: the loss is not finite; names the step.
+        Interrupted: after SIGINT or SIGTERM, once the checkpoint is written.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    accelerator = Accelerator(mixed_precision=resolve_amp(settings.amp))
+    resumed = _on_main(accelerator, lambda: prepare_folder(settings))
+    torch.manual_seed(settings.seed)
+    run = Run(settings, accelerator)
+    if resumed is not None:
+        run.load(resumed)
+    with _stop_signals() as stop:
+        _loop(run, stop)
+    run.save()
+    folder = run.finish()
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _loop(run: Run, stop: list[int]) -> None:
+    s = run.settings
+    started, log = run.step, _Log(run)
+    batches = _batches(run)
+    with contextlib.closing(batches), log:
+        train_mode(run.model)
+        while run.step < s.steps:
+            clock = time.perf_counter()
+            _, images, labels = next(batches)
+            waited = time.perf_counter() - clock
+            losses, stopping = run.update(images, labels, bool(stop))
+            run.step += 1
+            log.add(losses, waited)
+            last = run.step == s.steps
+            if s.eval_every and run.step % s.eval_every == 0 and not last:
+                run.evaluate()
+                log.restart_clock()
+            if stopping or (s.checkpoint_every and run.step % s.checkpoint_every == 0 and not last):
+                run.save()
+                log.restart_clock()
+            if stopping and not last:
+                raise Interrupted(f"stopped after step {run.step} of {s.steps}; continue with resume=auto")
+    if run.step == started and run.main:
+        logger.info("nothing left to train: step %d of %d", run.step, s.steps)
+
+
+class Run:
+    """The state of a run: model, optimizer, averaged weights and the number of finished steps."""
+
+    def __init__(self, settings: Settings, accelerator: Accelerator) -> None:
+        from fapn_zoo.data.sources import open_dataset
+
+        if not settings.data:
+            raise ValueError("data= is missing: a folder, scenes:N, or several joined with ','")
+        self.settings, self.accelerator = settings, accelerator
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.main = accelerator.is_main_process
+        self.out = Path(settings.out)
+        if settings.batch_size % self.world:
+            raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {self.world} processes")
+        self.local_batch = settings.batch_size // self.world
+        self.dataset = open_dataset(settings.data, settings.train_split, num_classes=settings.num_classes)
+        self.val = _validation_set(settings, self.dataset)
+        self.task: SemanticTask = build_task(settings, self.dataset.labels)
+        self.plain = self.task.model.to(accelerator.device)  # the module itself, under DDP and compile
+        if settings.channels_last:
+            self.plain = self.plain.to(memory_format=torch.channels_last)
+        s = settings
+        groups = param_groups(self.plain, s.lr, s.weight_decay, s.backbone_lr_mult, s.decay_bias)
+        model = torch.compile(self.plain) if settings.compile else self.plain
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(groups, s.optimizer, s.momentum))
+        self.trainable = [p for p in self.plain.parameters() if p.requires_grad]
+        self.ema = Ema(self.plain, settings.ema) if settings.ema else None
+        self.step = 0
+
+    def update(self, images: Tensor, labels: Tensor, stop: bool) -> tuple[dict[str, float], bool]:
+        """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
+        s, acc = self.settings, self.accelerator
+        torch.manual_seed(step_seed(s.seed, self.step, self.rank))  # dropout needs no saved generator state
+        images, targets = self.task.inputs(images, labels, acc.device)
+        size = min(s.micro_batch or self.local_batch, self.local_batch)
+        parts = [
+            (images[i : i + size], {k: v[i : i + size] for k, v in targets.items()})
+            for i in range(0, self.local_batch, size)
+        ]
+        normalizer = self._sum(sum(self.task.count(t) for _, t in parts))
+        totals: dict[str, Tensor] = {}
+        for i, (x, t) in enumerate(parts):
+            waiting = acc.no_sync(self.model) if i < len(parts) - 1 else contextlib.nullcontext()
+            with waiting:
+                losses = self.task.losses(self.model, x, t, normalizer)
+                acc.backward(losses["loss"] * self.world)  # DDP averages over processes; the loss is already a share
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach().double()
+        flags = self._sum(torch.stack([*totals.values(), torch.tensor(float(stop), device=acc.device).double()]))
+        values = flags.tolist()
+        result = dict(zip(totals, values[:-1], strict=True))
+        if not all(np.isfinite(v) for v in result.values()):
+            raise FloatingPointError(f"loss is not finite at step {self.step}: {result}")
+        if s.clip_norm:
+            acc.clip_grad_norm_(self.trainable, s.clip_norm)
+        factor = learning_rate_factor(self.step, s.steps, s.poly_power, s.warmup_steps)
+        result["lr"] = set_learning_rate(self.optimizer, factor)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.plain)
+        return result, values[-1] > 0
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in the tensor's own dtype."""
+        if self.world > 1:
+            tensor = tensor.to(self.accelerator.device, copy=True)
+            dist.all_reduce(tensor)
+        return tensor
+
+    def save(self) -> None:
+        """Writes a checkpoint of the finished steps (main process only; the others wait)."""
+        if self.main:
+            scaler = getattr(self.accelerator, "scaler", None)
+            state = {
+                "model": self.plain.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "processes": self.world,
+            }
+            save_checkpoint(self.out / "checkpoint", self.step, state)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, path: Path) -> None:
+        """Continues from a checkpoint folder."""
+        state = load_checkpoint(path)
+        self.plain.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if state["scaler"] is not None and getattr(self.accelerator, "scaler", None) is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+        if self.main:
+            logger.info("continuing from step %d (%s)", self.step, path)
+            if state["processes"] != self.world:
+                logger.warning("was run by %d processes, now %d: equal up to rounding", state["processes"], self.world)
+
+    def evaluate(self, final: bool = False) -> dict[str, Any] | None:
+        """Scores the present (averaged) weights on the validation set; a row of metrics.csv, or None without data."""
+        from fapn_zoo.evaluate import evaluate
+
+        if self.val is None:
+            return None
+        s = self.settings
+        with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
+            report = evaluate(
+                self.plain,
+                self.val,
+                split=s.val_split,
+                limit=None if final else s.eval_limit or None,
+                amp=self.accelerator.mixed_precision,
+                progress=self.main,
+                seed=s.seed,
+            )
+        train_mode(self.model)
+        if self.main:
+            rows = _rows_before(self.out / "metrics.csv", self.step)
+            rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in SCORES)]))
+            write_text(self.out / "metrics.csv", "\n".join([",".join(["step", *SCORES]), *rows]) + "\n")
+            logger.info("step %d: %s", self.step, rows[-1])
+        return report
+
+    def finish(self) -> Path:
+        """Evaluates, and writes OUT/model and OUT/eval.json."""
+        from fapn_zoo._load import save_model
+
+        folder = self.out / "model"
+        report = self.evaluate(final=True)
+        if self.main:
+            metrics = {n: round(100 * report[n], 2) for n in SCORES if report[n] is not None} if report else {}
+            with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
+                save_model(self.plain, folder, metrics=metrics, training=self.settings.to_dict())
+            if report:
+                report["weights"] = str(folder)
+                write_text(self.out / "eval.json", json.dumps(report, indent=1) + "\n")
+        return folder
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63 bit seed that depends on all three and on nothing else."""
+    high, low = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32).tolist()
+    return (high << 31) | (low >> 1)
+
+
+def resolve_amp(amp: str) -> str:
+    """"auto" becomes bf16 on a CUDA device that has it and "no" elsewhere; fp16 needs CUDA."""
+    cuda = torch.cuda.is_available()
+    if amp == "auto":
+        return "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+    if amp == "fp16" and not cuda:
+        raise ValueError("amp=fp16 needs a CUDA device; use amp=bf16 or amp=no on a CPU")
+    return amp
+
+
+def _batches(run: Run) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """This process's share of the batches from the run's step on: (step, images, labels)."""
+    from fapn_zoo.data.loader import train_batches
+
+    s = run.settings
+    batches = train_batches(
+        run.dataset,
+        build_transform(s, run.task.data),
+        batch_size=s.batch_size,
+        seed=s.seed,
+        start_step=run.step,
+        total_steps=s.steps,
+        rank=run.rank,
+        world_size=run.world,
+        workers=s.workers,
+        cache=s.cache,
+        pin_memory=run.accelerator.device.type == "cuda",
+    )
+    return batches if s.workers else _ahead(batches)
+
+
+def _ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """The same items, made by a background thread that stays `depth` ahead; an error comes out in its place."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item: Any, error: BaseException | None) -> bool:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put((item, error), timeout=0.1)
+                return True
+        return False
+
+    def fill() -> None:
+        try:
+            for item in items:
+                if not put(item, None):
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=fill, daemon=True, name="batches")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _validation_set(settings: Settings, dataset: Any) -> Any:
+    from fapn_zoo.data.sources import open_dataset
+
+    if settings.val_data == "none":
+        return None
+    if settings.val_data:
+        return open_dataset(settings.val_data, settings.val_split, num_classes=settings.num_classes)
+    try:
+        return open_dataset(settings.data, settings.val_split, num_classes=settings.num_classes)
+    except FileNotFoundError as error:
+        logger.warning("no evaluation: %s", error)
+        return None
+
+
+def _on_main(accelerator: Accelerator, action: Any) -> Any:
+    """Runs the action on the main process; all processes get its result or its error."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = action()
+        except (ValueError, OSError) as error:
+            answer[1] = error
+    answer = broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM append to the list instead of ending the process; a second one ends it."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    try:
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are someone else's business
+        before = {}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """Progress bar and OUT/log.jsonl: one line per `log_every` steps, means over these steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        s = run.settings
+        self.path = run.out / "log.jsonl"
+        if run.main:  # lines of steps that a killed run logged after its checkpoint will be written again
+            lines = self.path.read_text().splitlines() if self.path.is_file() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= run.step]
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(
+            total=s.steps,
+            initial=run.step,
+            unit="step",
+            disable=not run.main,
+            mininterval=interval,
+            maxinterval=interval,
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps, self.waited, self.paused = 0, 0.0, 0.0
+        self.clock = self.mark = time.perf_counter()
+
+    def add(self, values: dict[str, float], waited: float) -> None:
+        s, step = self.run.settings, self.run.step
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+        self.waited += waited
+        self.mark = time.perf_counter()
+        self.bar.update()
+        if step % s.log_every and step != s.steps:
+            return
+        seconds = max(self.mark - self.clock - self.paused, 1e-9)
+        line = {"step": step, **{n: v / self.steps for n, v in self.sums.items()}}
+        line["img_s"] = round(self.steps * s.batch_size / seconds, 3)
+        line["data_wait"] = round(self.waited / seconds, 4)
+        shown = {"loss": f"{line['loss']:.4f}", "lr": f"{line['lr']:.2e}", "img/s": f"{line['img_s']:.1f}"}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.run.main:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.restart()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step (evaluation, checkpoint) out of the speed."""
+        now = time.perf_counter()
+        self.paused += now - self.mark
+        self.mark = now
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+def _rows_before(path: Path, step: int) -> list[str]:
+    lines = path.read_text().splitlines()[1:] if path.is_file() else []
+    return [line for line in lines if int(line.split(",")[0]) < step]
