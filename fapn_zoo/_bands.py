@@ -1,0 +1,65 @@
+"""Bilinear resizing of many-channel maps a band of rows at a time, equal to resizing them whole.
+
+Enlarging masks for 100 queries to the size of a photo takes gigabytes; every output row needs only two input rows, so
+a consumer that reduces (argmax, count) can do with a band. All resizes are bilinear with ``align_corners=False``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BAND_FLOATS = 16 * 2**20  # 64 MiB: about what one band may take
+
+Rows = Callable[[int, int], Tensor]  # (first, last) -> (C, last - first, width)
+
+
+def bands(
+    rows: Rows, channels: int, image_size: tuple[int, int], out_size: tuple[int, int]
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Runs ``rows`` (at image_size) through the resize to out_size, as many output rows at a time as fit the budget."""
+    per_row = channels * (image_size[1] * max(image_size[0] / out_size[0], 1.0) + out_size[1])
+    step = max(int(BAND_FLOATS / max(per_row, 1)), 1)
+    for first in range(0, out_size[0], step):
+        last = min(first + step, out_size[0])
+        yield first, last, _resized_rows(rows, image_size, out_size, first, last)
+
+
+def _resized_rows(
+    rows: Rows, image_size: tuple[int, int], out_size: tuple[int, int], first: int, last: int
+) -> Tensor:
+    """Rows ``first``..``last`` of the bilinear resize (align_corners False) of a map that ``rows`` can compute."""
+    if image_size == out_size:
+        return rows(first, last)
+    height = image_size[0]
+    # torch's own rule, in its own precision, so that a band equals the rows of a whole-map resize
+    target = torch.arange(first, last, dtype=torch.float32)
+    source = ((target + 0.5) * torch.tensor(height / out_size[0], dtype=torch.float32) - 0.5).clamp_(min=0.0)
+    upper = source.floor().to(torch.int64).clamp_(max=height - 1)
+    lower = (upper + 1).clamp_(max=height - 1)
+    start = int(upper[0])
+    band = rows(start, int(lower[-1]) + 1)
+    share = (source - upper).clamp_(max=1.0)[:, None].to(band.device)
+    upper, lower = (upper - start).to(band.device), (lower - start).to(band.device)
+    band = torch.lerp(band.index_select(1, upper), band.index_select(1, lower), share)
+    if image_size[1] == out_size[1]:
+        return band
+    return F.interpolate(band[None], size=(last - first, out_size[1]), mode="bilinear", align_corners=False)[0]
+
+
+def enlarged_rows(maps: Tensor, first: int, last: int, width: int, factor: int) -> Tensor:
+    """Rows ``first``..``last`` and columns 0..``width`` of ``maps`` (C, h, w) enlarged bilinearly by ``factor``.
+
+    One more row (and column) of the small map on each side makes the part equal to the same part of the whole.
+    """
+    top = max(first // factor - 1, 0)
+    bottom = min(-(-last // factor) + 1, maps.shape[1])
+    right = min(-(-width // factor) + 1, maps.shape[2])
+    part = maps[:, top:bottom, :right].float()
+    if not len(part):  # no query survived: torch refuses to resize nothing
+        return part.new_empty(0, last - first, width)
+    large = F.interpolate(part[None], scale_factor=float(factor), mode="bilinear", align_corners=False)[0]
+    return large[:, first - top * factor : last - top * factor, :width]

@@ -1,0 +1,251 @@
+"""Anything a user may call an image -> one tensor of 0..255 pixels, or an `ImageError` that names the thing."""
+
+from __future__ import annotations
+
+import io
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+EXTENSIONS = (
+    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+URL_TIMEOUT = 30.0  # seconds without an answer
+URL_MAX_BYTES = 64 * 2**20
+
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or used; the message names the file, the URL or the array's shape."""
+
+
+class LoadedImage(NamedTuple):
+    """``pixels`` (C, H, W), uint8 or float32, 0..255, RGB order; ``name``, the file name or a word for it."""
+
+    pixels: Tensor
+    name: str
+
+
+def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> LoadedImage:
+    """Reads one image.
+
+    Args:
+        source: a path; an http(s) URL; a PIL image; a numpy array (H, W) or (H, W, C); a torch tensor (H, W) or
+            (C, H, W). Arrays are RGB and uint8 (0..255), uint16 (0..65535), bool, or floating point (0..1).
+        in_chans: channels to return.
+        name: what to call the image in results and errors; by default the file's name, or ``"image"``.
+
+    Returns:
+        Pixels of 0..255: uint8 wherever the source has 8 bits, else float32 (16-bit values are divided by 257).
+
+    How each kind is treated:
+        * Files and PIL images are turned as their EXIF orientation says; of an animation the first frame is used.
+        * Transparency is laid over white. Palettes, CMYK and the like become RGB (without colour management).
+        * Grey becomes three equal channels for ``in_chans`` 3; colour becomes luma for ``in_chans`` 1.
+        * With any other ``in_chans``, images must have that many channels already and pass unchanged (a PIL or file
+          RGBA image fits 4).
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ImageError: if the source is no image or its kind, shape, size or values are not as above.
+    """
+    if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
+        name = name or Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name or "image"
+        return LoadedImage(_from_file(io.BytesIO(_download(source)), source, in_chans), name)
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder, not an image")
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        return LoadedImage(_from_file(path, str(path), in_chans), name or path.name)
+    if isinstance(source, Image.Image):
+        file = getattr(source, "filename", "")
+        shown = file or f"PIL image of mode {source.mode} and size {source.size}"
+        return LoadedImage(_from_pil(source, shown, in_chans), name or Path(file or "image").name)
+    if isinstance(source, Tensor):
+        return LoadedImage(_from_tensor(source, in_chans), name or "image")
+    if isinstance(source, np.ndarray):
+        return LoadedImage(_from_array(source, in_chans), name or "image")
+    raise ImageError(
+        f"cannot read an image from {type(source).__name__}; expected a path, URL, PIL image, numpy array or tensor"
+    )
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files directly inside ``folder`` (hidden ones left out), in natural order: 2.png before 10.png.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ImageError: if it is not a folder or has no image; the message lists the extensions looked for.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder")
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    ]
+    if not files:
+        raise ImageError(f"no images in folder {folder} (looked for {' '.join(EXTENSIONS)})")
+    return sorted(files, key=lambda path: _natural_key(path.name))
+
+
+def _natural_key(name: str) -> tuple[list, str]:
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
+
+
+def _download(url: str) -> bytes:
+    """The bytes behind an http(s) URL, at most `URL_MAX_BYTES`."""
+    request = urllib.request.Request(url, headers={"User-Agent": "fapn-zoo"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as answer:
+            data = answer.read(URL_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # URLError and timeouts are OSError; a malformed URL is ValueError
+        raise ImageError(f"cannot download {url}: {getattr(error, 'reason', error)}") from error
+    if len(data) > URL_MAX_BYTES:
+        raise ImageError(f"{url} is larger than {URL_MAX_BYTES // 2**20} MiB; download it and pass the file")
+    return data
+
+
+def _from_file(file: Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            return _from_pil(image, shown, in_chans)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{shown} is not an image that can be read") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{shown}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what PIL raises for damaged files
+        raise ImageError(f"cannot read {shown}: {error}") from error
+
+
+def _from_pil(image: Image.Image, shown: str, in_chans: int) -> Tensor:
+    """Decodes, turns and converts a PIL image to (in_chans, H, W)."""
+    if not image.width or not image.height:
+        raise ImageError(f"{shown} has no pixels: width {image.width}, height {image.height}")
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ImageError(f"cannot read {shown}: {error}") from error
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return _to_channels(_sixteen_bit(np.asarray(image), shown)[None], in_chans, shown)
+    if image.mode == "F":
+        return _to_channels(_unit_float(np.asarray(image), shown)[None], in_chans, shown)
+    bands = len(image.getbands())
+    if in_chans not in (1, 3) and bands == in_chans and image.mode != "P":
+        return torch.from_numpy(np.array(image).reshape(image.height, image.width, bands)).permute(2, 0, 1)
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if in_chans == 1 else "RGB")
+    pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
+    return _to_channels(pixels, in_chans, shown)
+
+
+def _from_array(array: np.ndarray, in_chans: int) -> Tensor:
+    """(H, W) or (H, W, C) -> (in_chans, H, W)."""
+    shown = f"array of shape {array.shape} and type {array.dtype}"
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3:
+        raise ImageError(f"{shown}: expected (H, W) or (H, W, C)")
+    if not array.size:
+        raise ImageError(f"{shown} has no pixels")
+    if array.shape[2] not in (1, 3, 4, in_chans):
+        hint = "; channels come last in arrays, first in tensors" if array.shape[0] in (1, 3, 4, in_chans) else ""
+        raise ImageError(f"{shown}: expected {_channel_words(in_chans)} channels, not {array.shape[2]}{hint}")
+    return _to_channels(_to_pixels(np.moveaxis(array, 2, 0), shown), in_chans, shown)
+
+
+def _from_tensor(tensor: Tensor, in_chans: int) -> Tensor:
+    """(H, W) or (C, H, W) -> (in_chans, H, W)."""
+    shown = f"tensor of shape {tuple(tensor.shape)} and type {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim != 3:
+        raise ImageError(f"{shown}: expected (H, W) or (C, H, W)")
+    if not tensor.numel():
+        raise ImageError(f"{shown} has no pixels")
+    if tensor.shape[0] not in (1, 3, 4, in_chans):
+        hint = "; channels come first in tensors, last in arrays" if tensor.shape[2] in (1, 3, 4, in_chans) else ""
+        raise ImageError(f"{shown}: expected {_channel_words(in_chans)} channels, not {tensor.shape[0]}{hint}")
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # numpy has no bfloat16
+    return _to_channels(_to_pixels(tensor.numpy(), shown), in_chans, shown)
+
+
+def _channel_words(in_chans: int) -> str:
+    return ", ".join(str(count) for count in sorted({1, 3, 4, in_chans}))
+
+
+def _to_pixels(array: np.ndarray, shown: str) -> Tensor | np.ndarray:
+    """Values of any accepted type -> (C, H, W) tensor of 0..255."""
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.array(array))
+    if array.dtype == np.bool_:
+        return torch.from_numpy(array.astype(np.uint8) * 255)
+    if array.dtype == np.uint16:
+        return _sixteen_bit(array, shown)
+    if np.issubdtype(array.dtype, np.floating):
+        return _unit_float(array, shown)
+    raise ImageError(f"{shown}: expected uint8 (0..255), uint16 (0..65535), bool or floating point (0..1)")
+
+
+def _sixteen_bit(array: np.ndarray, shown: str) -> Tensor:
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535:  # PIL opens some 16-bit files as 32-bit integers
+        raise ImageError(f"{shown}: values {low}..{high}; expected 0..65535")
+    return torch.from_numpy(array.astype(np.float32) / 257)
+
+
+def _unit_float(array: np.ndarray, shown: str) -> Tensor:
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ImageError(f"{shown} has NaN or infinite values")
+    low, high = float(array.min()), float(array.max())
+    if low < -1e-3 or high > 1 + 1e-3:  # rounding of earlier resizes is forgiven, another range is not guessed at
+        raise ImageError(f"{shown}: values {low:g}..{high:g}; floating point images are 0..1 (or pass 0..255 as uint8)")
+    return torch.from_numpy(array.clip(0, 1) * np.float32(255))
+
+
+def _to_channels(pixels: Tensor, in_chans: int, shown: str) -> Tensor:
+    """(C, H, W) -> (in_chans, H, W) by the rules of `load_image`."""
+    channels = pixels.shape[0]
+    if channels == in_chans:
+        return pixels.contiguous()
+    if in_chans in (1, 3) and channels == 4:
+        pixels = _over_white(pixels)
+        channels = 3
+    if channels == in_chans:
+        return pixels
+    if in_chans == 3 and channels == 1:
+        return pixels.expand(3, -1, -1).contiguous()
+    if in_chans == 1 and channels == 3:
+        luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        grey = (pixels.float() * luma).sum(0, keepdim=True)
+        return grey.round().to(torch.uint8) if pixels.dtype == torch.uint8 else grey
+    raise ImageError(f"{shown} has {channels} channels, the model takes {in_chans}")
+
+
+def _over_white(rgba: Tensor) -> Tensor:
+    colour, alpha = rgba[:3].float(), rgba[3:].float() / 255
+    mixed = colour * alpha + 255 * (1 - alpha)
+    return mixed.round().to(torch.uint8) if rgba.dtype == torch.uint8 else mixed

@@ -1,0 +1,283 @@
+"""From an image of any kind and size to a `Result` of the same size.
+
+One image: load -> resize to the model's test size -> normalise -> pad -> network -> `postprocess` -> `Result`.
+Everything that depends on the model (sizes, mean, colours, names) is read from its `DataSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fapn_zoo import postprocess
+from fapn_zoo._inputs import network_input, padded_size, resize_for
+from fapn_zoo._tiles import predict_tiles, tile_size
+from fapn_zoo.data.labels import default_palette
+from fapn_zoo.images import ImageError, LoadedImage, list_images, load_image
+from fapn_zoo.result import Result, describe_regions, full_names, label_dtype
+
+TASKS = ("semantic", "panoptic", "instance")
+
+
+def predict(
+    model: nn.Module,
+    x: Any,
+    task: str | None = None,
+    tile: int | tuple[int, int] | None = None,
+    *,
+    overlap: float = 0.25,
+    batch_size: int = 1,
+) -> Result | list[Result]:
+    """Predicts on one image or many.
+
+    Args:
+        model: a `SegmentationModel`, on any device; its training flags are put back afterwards.
+        x: what `fapn_zoo.images.load_image` takes (path, URL, PIL image, array, tensor), or a folder of images, or a
+            list or tuple of all these, or a tensor (N, C, H, W).
+        task: ``"semantic"``; for mask classification models also ``"panoptic"`` and ``"instance"``. None is the
+            model's own.
+        tile: semantic only. Run the image at its own resolution (without the model's test size) in overlapping
+            windows of this many pixels, (height, width) or one number for both, and average their scores. Windows
+            are rounded up to multiples of 32 and of the model's padding; smaller images are run whole, not enlarged.
+        overlap: share of a window that its neighbour covers again, 0..0.75.
+        batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
+            resizing and padding) share a batch, so this never changes a result.
+
+    Returns:
+        A `Result` for one image; a list, in order, for a folder, list or batch.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ImageError: if an image is unreadable or a folder has none; the message names it.
+        ValueError: for a task the model does not have, or other arguments out of range.
+    """
+    if isinstance(x, (list, tuple)):
+        items = [item for entry in x for item in _expand(entry)]
+    elif _is_batch(x):
+        items = _expand(x)
+    else:
+        return next(predict_each(model, [x], task, tile, overlap=overlap, batch_size=1))[1]
+    return [result for _, result in predict_each(model, items, task, tile, overlap=overlap, batch_size=batch_size)]
+
+
+def predict_each(
+    model: nn.Module,
+    items: Iterable[Any],
+    task: str | None = None,
+    tile: int | tuple[int, int] | None = None,
+    *,
+    overlap: float = 0.25,
+    batch_size: int = 1,
+    on_error: Callable[[int, Exception], None] | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """`predict` as a stream that holds at most one batch: yields (index, `Result`) in order.
+
+    Args:
+        items: single images, no folders.
+        on_error: called with (index, error) for an image that cannot be read, which is then skipped; None raises.
+
+    Arguments are checked at the call, before the first image is asked for.
+    """
+    task = check_task(model, task)
+    window = tile_size(tile, overlap, model.data.size_divisor)
+    if window and task != "semantic":
+        raise ValueError(f"tile works for task 'semantic' only, not {task!r}: objects are not joined across windows")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; expected 1 or more")
+    images = _load_each(items, len(model.data.mean), on_error)
+    if window:
+        return ((index, _predict_tiled(model, image, window, overlap, batch_size)) for index, image in images)
+    return _predict_batched(model, images, task, batch_size)
+
+
+def _load_each(
+    items: Iterable[Any], in_chans: int, on_error: Callable[[int, Exception], None] | None
+) -> Iterator[tuple[int, LoadedImage]]:
+    for index, item in enumerate(items):
+        try:
+            image = load_image(item, in_chans)
+        except (ImageError, FileNotFoundError) as error:
+            if on_error is None:
+                raise
+            on_error(index, error)
+        else:
+            yield index, image
+
+
+def _predict_batched(
+    model: nn.Module, images: Iterable[tuple[int, LoadedImage]], task: str, batch_size: int
+) -> Iterator[tuple[int, Result]]:
+    """Runs images of equal padded size together, at most ``batch_size`` of them."""
+    waiting: list[tuple[int, LoadedImage, Tensor]] = []
+    for index, image in images:
+        entry = (index, image, resize_for(model.data, image.pixels))
+        if waiting and padded_size(model.data, waiting[0][2]) != padded_size(model.data, entry[2]):
+            yield from _run_batch(model, waiting, task)
+            waiting = []
+        waiting.append(entry)
+        if len(waiting) == batch_size:
+            yield from _run_batch(model, waiting, task)
+            waiting = []
+    if waiting:
+        yield from _run_batch(model, waiting, task)
+
+
+def check_task(model: nn.Module, task: str | None) -> str:
+    """The task to run; raises ValueError, listing the allowed ones, if the model does not have it."""
+    spec = getattr(model, "spec", None)
+    if task is None:
+        return getattr(spec, "task", "semantic")
+    allowed = TASKS if getattr(spec, "head", "maskformer") == "maskformer" else ("semantic",)
+    if task not in allowed:
+        whose = f"{spec.name} has" if spec is not None else "expected one of"
+        raise ValueError(f"task {task!r}; {whose} {', '.join(allowed)}")
+    return task
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Evaluation mode without autograd; gives the model's device and floating type, and restores every flag."""
+    training = [module for module in model.modules() if module.training]
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield first.device, first.dtype
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _is_batch(x: Any) -> bool:
+    if isinstance(x, Tensor):
+        return x.ndim == 4
+    return isinstance(x, (str, Path)) and Path(x).is_dir()
+
+
+def _expand(x: Any) -> list[Any]:
+    """A folder -> its images, a batch -> its rows, anything else -> itself."""
+    if not _is_batch(x):
+        return [x]
+    return list(x) if isinstance(x, Tensor) else list(list_images(x))
+
+
+def _stride(model: nn.Module) -> int:
+    return getattr(getattr(model, "head", None), "stride", 4)
+
+
+def _run_batch(
+    model: nn.Module, entries: list[tuple[int, LoadedImage, Tensor]], task: str
+) -> Iterator[tuple[int, Result]]:
+    with inference(model) as (device, dtype):
+        output = model(network_input(model.data, [pixels for _, _, pixels in entries], device, dtype))
+        results = [
+            (index, _to_result(model, image, _one(output, n), tuple(pixels.shape[1:]), task))
+            for n, (index, image, pixels) in enumerate(entries)
+        ]
+    yield from results
+
+
+def _one(output: Any, n: int) -> Any:
+    """The n-th image of a batch's output, without the auxiliary outputs of training."""
+    return type(output)(*(part[n : n + 1] for part in output if isinstance(part, Tensor)))
+
+
+def _to_result(model: nn.Module, image: LoadedImage, output: Any, image_size: tuple[int, int], task: str) -> Result:
+    sizes = (image_size, tuple(image.pixels.shape[1:]))
+    stride, things = _stride(model), model.data.things
+    if task == "panoptic":
+        return _panoptic_result(model, image, postprocess.panoptic(output, *sizes, things=things, stride=stride)[0])
+    if task == "instance":
+        return _instance_result(model, image, postprocess.instances(output, *sizes, things=things, stride=stride)[0])
+    labels, scores = postprocess.semantic_labels(output, *sizes, stride=stride)
+    return _semantic_result(model, image, labels[0], scores[0])
+
+
+def _predict_tiled(
+    model: nn.Module, image: LoadedImage, window: tuple[int, int], overlap: float, batch_size: int
+) -> Result:
+    with inference(model) as (device, dtype):
+
+        def run(parts: list[Tensor]) -> tuple[Tensor, bool]:
+            output = model(network_input(model.data, parts, device, dtype))
+            size = tuple(parts[0].shape[1:])
+            scores = postprocess.semantic_scores(output, size, size, stride=_stride(model))
+            return scores, isinstance(output, postprocess.SemanticOutput)
+
+        labels, scores = predict_tiles(run, image.pixels, window, overlap, batch_size, model.data.size_divisor)
+        return _semantic_result(model, image, labels, scores)
+
+
+def _semantic_result(model: nn.Module, image: LoadedImage, labels: Tensor, scores: Tensor) -> Result:
+    result = _blank_result(model, image, "semantic")
+    result.labels = labels.cpu().numpy().astype(result.labels.dtype)
+    result.scores = scores.cpu().numpy()
+    regions = describe_regions(result.labels, result.scores).items()
+    for value, region in sorted(regions, key=lambda item: (-item[1]["area"], item[0])):
+        head = {"id": len(result.segments) + 1, "category_id": value, "name": result.names[value]}
+        result.segments.append({**head, "isthing": value in model.data.things, **region})
+    return result
+
+
+def _panoptic_result(model: nn.Module, image: LoadedImage, found: postprocess.Panoptic) -> Result:
+    result = _blank_result(model, image, "panoptic")
+    result.segment_map = found.ids.cpu().numpy()
+    result.scores = found.scores.cpu().numpy()
+    regions = describe_regions(result.segment_map)
+    for segment in found.segments:
+        result.segments.append(_segment_dict(segment, result.names, regions[segment.id]["bbox"]))
+    _paint_labels(result)
+    return result
+
+
+def _instance_result(model: nn.Module, image: LoadedImage, found: postprocess.Instances) -> Result:
+    result = _blank_result(model, image, "instance")
+    result.masks = found.masks.cpu().numpy()
+    result.segment_map = np.zeros(result.labels.shape, np.int32)
+    for segment, mask in reversed(list(zip(found.segments, result.masks, strict=True))):
+        result.segment_map[mask] = segment.id
+        result.scores[mask] = segment.score
+    for segment, mask in zip(found.segments, result.masks, strict=True):
+        result.segments.append(_segment_dict(segment, result.names, describe_regions(mask)[1]["bbox"]))
+    _paint_labels(result)
+    return result
+
+
+def _blank_result(model: nn.Module, image: LoadedImage, task: str) -> Result:
+    """A result without segments: no class anywhere, score 0."""
+    data, size = model.data, image.pixels.shape[1:]
+    names = full_names(data.labels, model.num_classes)
+    labels = np.full(size, data.ignore_index, label_dtype(len(names), data.ignore_index))
+    return Result(
+        image=_picture(image.pixels), labels=labels, scores=np.zeros(size, np.float32), segments=[], names=names,
+        palette=data.palette or default_palette(len(names)), ignore_index=data.ignore_index, name=image.name, task=task,
+    )  # fmt: skip
+
+
+def _picture(pixels: Tensor) -> np.ndarray:
+    """(C, H, W) of 0..255 -> (H, W, 3) uint8: the first three channels, or the first one as grey."""
+    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    if shown.dtype != torch.uint8:
+        shown = shown.round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(shown.permute(1, 2, 0).numpy())
+
+
+def _segment_dict(segment: postprocess.Segment, names: Sequence[str], bbox: list[int]) -> dict[str, Any]:
+    return {
+        "id": segment.id, "category_id": segment.category_id, "name": names[segment.category_id],
+        "isthing": segment.isthing, "area": segment.area, "bbox": bbox, "score": round(segment.score, 6),
+    }  # fmt: skip
+
+
+def _paint_labels(result: Result) -> None:
+    """Fills the class map from the segment map; pixels without a segment keep the ignore index."""
+    table = np.full(len(result.segments) + 1, result.ignore_index, result.labels.dtype)
+    for segment in result.segments:
+        table[segment["id"]] = segment["category_id"]
+    result.labels = table[result.segment_map]

@@ -1,0 +1,151 @@
+"""`fapn-zoo predict`: many files, folders and URLs -> an overlay, a label image and one summary."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from torch import nn
+from tqdm import tqdm
+
+from fapn_zoo.images import list_images
+from fapn_zoo.predict import check_task, predict_each
+from fapn_zoo.result import Result, save_image, write_whole
+
+SUMMARY = "summary.json"
+
+
+def predict_files(
+    model: nn.Module,
+    paths: str | Path | Iterable[str | Path],
+    out_dir: str | Path,
+    task: str | None = None,
+    tile: int | tuple[int, int] | None = None,
+    progress: bool = True,
+    *,
+    overlap: float = 0.25,
+    batch_size: int = 1,
+) -> dict[str, Any]:
+    """Predicts on files and writes ``NAME_overlay.png``, ``NAME_labels.png`` and ``summary.json`` to ``out_dir``.
+
+    Args:
+        model: see `fapn_zoo.predict.predict`, as are ``task``, ``tile``, ``overlap`` and ``batch_size``.
+        paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each is done once.
+        out_dir: made if missing; results of an earlier run there are replaced, inputs never.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``complete`` (False after an interrupt),
+        ``seconds``, ``images`` (a dict per image with ``input``, ``overlay``, ``labels``, ``size`` [H, W],
+        ``seconds``, ``classes`` name -> share of the image, and for panoptic and instance ``segments``) and
+        ``failed`` (dicts with ``input`` and ``error``). Images that cannot be read are named on stderr and listed in
+        ``failed``; the rest is still done. Every file appears whole or not at all, also after Ctrl-C.
+
+    Raises:
+        ImageError: for a folder without images, before anything is done.
+        ValueError: no paths, arguments that `predict` refuses, or ``out_dir`` is one of the folders to read.
+    """
+    task = check_task(model, task)
+    out_dir = Path(out_dir)
+    inputs = expand_paths(paths, out_dir)
+    stems = output_stems(inputs, out_dir)
+    summary: dict[str, Any] = {
+        "model": getattr(getattr(model, "spec", None), "name", type(model).__name__),
+        "task": task, "tile": tile, "complete": False, "seconds": 0.0, "images": [], "failed": [],
+    }  # fmt: skip
+    bar = tqdm(total=len(inputs), unit="image", disable=not progress)
+    before = started = time.perf_counter()
+
+    def on_error(index: int, error: Exception) -> None:
+        nonlocal before
+        before = time.perf_counter()
+        summary["failed"].append({"input": str(inputs[index]), "error": str(error)})
+        bar.write(f"error: {error}", file=sys.stderr)
+        bar.update()
+
+    stream = predict_each(model, inputs, task, tile, overlap=overlap, batch_size=batch_size, on_error=on_error)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        for index, result in stream:
+            entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
+            now = time.perf_counter()
+            summary["images"].append({**entry, "seconds": round(now - before, 4), **_facts(result)})
+            before = now
+            bar.update()
+        summary["complete"] = True
+    finally:
+        bar.close()
+        summary["seconds"] = round(time.perf_counter() - started, 4)
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        write_whole(out_dir / SUMMARY, lambda file: file.write(text.encode()))
+    return summary
+
+
+def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> list[str | Path]:
+    """Files and URLs in the order given, folders replaced by their images, repeats left out.
+
+    Raises as `predict_files` says.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not paths:
+        raise ValueError("no images to predict on: the list of paths is empty")
+    found: dict[str, str | Path] = {}
+    for path in paths:
+        if _is_url(path):
+            found.setdefault(str(path), path)
+            continue
+        path = Path(path)
+        if path.is_dir() and path.resolve() == out_dir.resolve():
+            raise ValueError(f"the output folder {out_dir} is also an input; results would be read as images next time")
+        for file in list_images(path) if path.is_dir() else [path]:
+            found.setdefault(str(file.resolve()), file)
+    return list(found.values())
+
+
+def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
+    """One name per input, so that NAME_overlay.png and NAME_labels.png in ``out_dir`` are new for each of them.
+
+    The plain name if it is free, else with the folder's name in front (b_x), else with a number behind (x_2).
+    Names are compared without case, as some file systems do, and an output never falls on an input.
+    """
+    taken = {str(Path(path).resolve()).casefold() for path in inputs if not _is_url(path)}
+    stems = []
+    for path in inputs:
+        file = Path(unquote(urlsplit(str(path)).path) if _is_url(path) else path)
+        stem = file.stem or "image"
+        parent = file.resolve().parent.name
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        for candidate in itertools.chain([stem, f"{parent}_{stem}" if parent else stem], numbered):
+            files = {str((out_dir / name).resolve()).casefold() for name in _file_names(candidate)}
+            if not files & taken:
+                break
+        taken |= files
+        stems.append(candidate)
+    return stems
+
+
+def _is_url(path: str | Path) -> bool:
+    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
+
+
+def _file_names(stem: str) -> tuple[str, str]:
+    return f"{stem}_overlay.png", f"{stem}_labels.png"
+
+
+def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, str]:
+    overlay, labels = _file_names(stem)
+    save_image(result.overlay(), out_dir / overlay)
+    save_image(result.label_image(), out_dir / labels)
+    return {"overlay": overlay, "labels": labels}
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    facts = result.to_dict()
+    kept = ("size", "classes") if result.task == "semantic" else ("size", "classes", "segments")
+    return {key: facts[key] for key in kept}
