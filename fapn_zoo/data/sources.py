@@ -15,7 +15,11 @@ from .labels import LabelMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
-SCENE_GRAMMAR = "scenes:N or scenes:N@HxW, N >= 1 scenes of height H and width W, each >= 32, such as scenes:40 or scenes:40@180x240"
+SCENE_SIDES = (32, 4096)
+SCENE_GRAMMAR = (
+    "scenes:N or scenes:N@HxW, N >= 1 scenes of height H and width W, "
+    f"each {SCENE_SIDES[0]}..{SCENE_SIDES[1]} pixels, such as scenes:40 or scenes:40@180x240"
+)
 SCENE_SIZE = (360, 480)
 _SCENE_SPLITS = {"train": 0, "val": 1, "test": 2}
 _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
@@ -276,8 +280,9 @@ class ScenesDataset:
         spec = spec.strip()
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0
+        low, high = SCENE_SIDES
         self._size = tuple(int(v) for v in match.groups()[1:]) if match and match[2] else SCENE_SIZE
-        if not 1 <= count <= _SCENES_PER_SPLIT or min(self._size) < 32:
+        if not 1 <= count <= _SCENES_PER_SPLIT or not all(low <= v <= high for v in self._size):
             raise DataError(f"cannot understand {spec!r}; write {SCENE_GRAMMAR}")
         if split not in _SCENE_SPLITS:
             raise FileNotFoundError(f"no split {split!r} in {spec}; it has {', '.join(_SCENE_SPLITS)}")
@@ -365,7 +370,7 @@ def open_dataset(source: str | Path, split: str, num_classes: int | None = None)
     Args:
         source: a folder (see `FolderDataset`), `scenes:N` or `scenes:N@HxW` (see `ScenesDataset`), or several of
             them joined with commas; then their class names must be equal.
-        split: "train", "val", "test", or another folder name where the source is a folder.
+        split: "train", "val", "test", or another folder name where the source is a folder; "train+val" joins two.
         num_classes: number of classes; needed for a folder without `classes.json`, else it must agree.
 
     Raises:
@@ -376,7 +381,9 @@ def open_dataset(source: str | Path, split: str, num_classes: int | None = None)
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
     kinds = [ScenesDataset if _is_scenes(name) else FolderDataset for name in names]
-    opened = [kind(name, split, num_classes) for kind, name in zip(kinds, names, strict=True)]
+    opened = [
+        kind(name, part, num_classes) for kind, name in zip(kinds, names, strict=True) for part in split.split("+")
+    ]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
 
 

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fapn_zoo.data.labels import LabelMap, default_palette
+
+pytestmark = pytest.mark.unit
+
+
+def write(path, **data):
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_default_palette_is_fixed_distinct_and_nested():
+    many = default_palette(1000)
+    assert len(set(many)) == 1000 and (0, 0, 0) not in many
+    assert many[:7] == default_palette(7) and default_palette(0) == ()
+    assert all(isinstance(v, int) and 0 <= v <= 255 for colour in many for v in colour)
+    first = default_palette(12)
+    apart = [sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5 for a in first for b in first if a != b]
+    assert min(apart) > 20  # an eye tells them apart
+    with pytest.raises(ValueError, match="-1"):
+        default_palette(-1)
+
+
+def test_lists_become_tuples_and_equal_maps_are_equal():
+    a = LabelMap(["x", "y"], [[1, 2, 3], [4, 5, 6]])
+    assert a == LabelMap(("x", "y"), ((1, 2, 3), (4, 5, 6)), 255)
+    assert a.num_classes == 2 and hash(a) == hash(LabelMap(("x", "y"), a.palette))
+    assert LabelMap(("x",)).palette == default_palette(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "ignore", "says"),
+    [
+        ((), (), 255, "at least one"),
+        ("road", (), 255, "'road'"),
+        (("a", ""), (), 255, "non-empty"),
+        (("a", 3), (), 255, "3"),
+        (("a", "b", "a"), (), 255, "repeated: 'a'"),
+        (("a", "b"), ((1, 2, 3),), 255, "1 colours for 2 class names"),
+        (("a", "b"), ((1, 2, 3), (1, 2, 256)), 255, r"'b'.*0\.\.255.*256"),
+        (("a",), ((1, 2),), 255, "'a'"),
+        (("a",), ((1.0, 2, 3),), 255, "'a'"),
+        (("a",), ((True, 2, 3),), 255, "'a'"),
+        (("a",), "red", 255, "'red'"),
+        (("a", "b"), (), 1, "class 'b'"),
+        (("a", "b"), (), -1, "-1"),
+        (("a", "b"), (), 65536, "65536"),
+        (("a", "b"), (), "255", "'255'"),
+    ],
+)
+def test_what_is_refused(names, palette, ignore, says):
+    with pytest.raises(ValueError, match=says):
+        LabelMap(names, palette, ignore)
+
+
+def test_zero_may_be_named_and_ignored():
+    assert LabelMap(("unlabelled", "cell"), (), 0).ignore_index == 0
+
+
+def test_default():
+    labels = LabelMap.default(3)
+    assert labels.names == ("class_0", "class_1", "class_2") and labels.ignore_index == 255
+    assert LabelMap.default(300).ignore_index == 65535 and LabelMap.default(2, ignore_index=7).ignore_index == 7
+    for wrong in (0, -2, 2.5, True, "3"):
+        with pytest.raises(ValueError, match=str(wrong)):
+            LabelMap.default(wrong)
+
+
+def test_json_round_trip_leaves_only_the_file(tmp_path):
+    labels = LabelMap(("Straße", "car"), ((1, 2, 3), (4, 5, 6)), 254)
+    path = labels.to_json(tmp_path / "classes.json")
+    assert LabelMap.from_json(path) == labels
+    assert [p.name for p in tmp_path.iterdir()] == ["classes.json"]
+
+
+def test_json_needs_only_names(tmp_path):
+    assert LabelMap.from_json(write(tmp_path / "c.json", names=["a", "b"])) == LabelMap(("a", "b"))
+    many = [f"n{i}" for i in range(300)]
+    assert LabelMap.from_json(write(tmp_path / "c.json", names=many)).ignore_index == 65535
+    extra = write(tmp_path / "c.json", names=["a"], ignore_index=9, num_classes=1, void_name="Void")
+    assert LabelMap.from_json(extra).ignore_index == 9
+
+
+def test_json_errors_name_the_file(tmp_path):
+    file = tmp_path / "classes.json"
+    with pytest.raises(FileNotFoundError, match="classes.json"):
+        LabelMap.from_json(file)
+    for content, says in [
+        ("{", "not valid JSON"),
+        ("[1]", '"names"'),
+        ('{"names": "road"}', '"names"'),
+        ('{"names": ["a", "b"], "num_classes": 3}', "num_classes is 3, but names lists 2"),
+        ('{"names": ["a", "a"]}', "'a'"),
+        ('{"names": ["a"], "palette": [[1, 2, 300]]}', "300"),
+        ('{"names": ["a"], "palette": "red"}', "'red'"),
+    ]:
+        file.write_text(content)
+        with pytest.raises(ValueError, match="classes.json") as caught:
+            LabelMap.from_json(file)
+        assert says in str(caught.value)
+    file.write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(ValueError, match="classes.json"):
+        LabelMap.from_json(file)
+
+
+def test_reading_labels_imports_no_torch():
+    code = "import sys, fapn_zoo.data.labels; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
