@@ -1,19 +1,21 @@
-"""The models whose weights ship inside the package, and their FPN twins (trained the same way, not shipped)."""
+"""The model whose weights ship inside the package, and its FPN twin (trained the same way, not shipped).
+
+The backbone is ResNet-18 with narrower stages, so that half-precision weights stay below 8 MB. There are no ImageNet
+weights of that shape: both start from random values.
+"""
 
 from __future__ import annotations
 
 from fapn_zoo._spec import DataSpec, ModelSpec
 
-SMALL = {"neck_out_channels": 64, "neck_norm": "bn", "head_mask_channels": 0}
+SLIM = {
+    "backbone_channels": (48, 96, 160, 240), "neck_out_channels": 64, "neck_norm": "bn", "head_mask_channels": 0,
+}
 
 MODELS = [
     ModelSpec(
-        name="perpixel_fapn_mobilenetv4_s_camvid", head="perpixel", neck="fapn", backbone="mobilenetv4_s",
-        num_classes=11, args=SMALL | {"neck_select": "fsm", "neck_deform_groups": 4}, label_set="camvid",
-        data=DataSpec(size_divisor=32),
-    ),
-    ModelSpec(
-        name="perpixel_fpn_mobilenetv4_s_camvid", head="perpixel", neck="fpn", backbone="mobilenetv4_s",
-        num_classes=11, args=SMALL, label_set="camvid", data=DataSpec(size_divisor=32),
-    ),
+        name=f"perpixel_{neck}_resnet18_slim_camvid", head="perpixel", neck=neck, backbone="resnet18", num_classes=11,
+        args=SLIM | args, label_set="camvid", data=DataSpec(size_divisor=32),
+    )
+    for neck, args in [("fapn", {"neck_select": "fsm", "neck_deform_groups": 4}), ("fpn", {})]
 ]
