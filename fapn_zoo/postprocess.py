@@ -140,7 +140,7 @@ def panoptic(
     overlap_threshold: float = 0.8,
     stride: int = 4,
 ) -> list[Panoptic]:
-    """Panoptic maps as in the MaskFormer paper (section 3.4), with the thresholds of its COCO and ADE20K models.
+    """Panoptic maps as in the MaskFormer paper (Cheng et al., NeurIPS 2021, section 3.4).
 
     Queries whose best class is a real one with probability above ``object_threshold`` compete for every pixel by
     class probability times mask probability. A query that wins less than ``overlap_threshold`` of the area of its own
