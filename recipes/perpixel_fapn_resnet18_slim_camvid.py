@@ -21,7 +21,7 @@ def recipe() -> Settings:
         scale=(0.5, 2.0),
         rare_classes=(2, 6, 7, 9, 10),
         rare_prob=0.5,
-        steps=5000,
+        steps=4500,
         batch_size=8,
         optimizer="adamw",
         lr=1.5e-3,
