@@ -10,22 +10,25 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
+from fapn_zoo import postprocess
+from fapn_zoo._inputs import network_input, resize_for
+from fapn_zoo.images import load_image
 from fapn_zoo.metrics.semantic import ConfusionMatrix
+from fapn_zoo.predict import inference
 
 CSV_COLUMNS = (
     "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
@@ -44,6 +47,7 @@ def evaluate(
     limit: int | None = None,
     progress: bool = True,
     seed: int | None = None,
+    weights: str = "",
 ) -> dict[str, Any]:
     """Scores a model at the original size of every image.
 
@@ -60,7 +64,7 @@ def evaluate(
         amp: "bf16" or "fp16" autocast; None or "no" = full precision.
         limit: the first so many images only.
         progress: show a progress bar (main process only).
-        seed: of the training run, only noted in the report.
+        seed, weights: of the training run and where the weights came from; only noted in the report.
 
     Returns:
         The report: plain JSON types; scores are fractions 0..1, undefined ones None.
@@ -77,26 +81,37 @@ def evaluate(
         raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}")
     dataset = open_dataset(data, split) if isinstance(data, (str, os.PathLike)) else data
     check_classes(model, dataset)
-    device = torch.device(device) if device is not None else next(model.parameters()).device
+    if device is not None:
+        model.to(device)
     total = min(len(dataset), limit or len(dataset))
     if not total:
         raise ValueError(f"{dataset.name} has no image to evaluate")
-    state = PartialState()
+    rank, world, exchange = _processes()
     matrix = ConfusionMatrix(dataset.labels.num_classes, dataset.labels.ignore_index)
-    mine = range(state.process_index, total, state.num_processes)
+    mine = range(rank, total, world)
     started = time.perf_counter()
-    bar = tqdm(total=total, unit="img", desc="evaluate", disable=not (progress and state.is_main_process), leave=False)
-    with bar, _evaluating(model, device), torch.inference_mode():
+    show = progress and rank == 0
+    with tqdm(total=len(mine), unit="img", desc="evaluate", disable=not show, leave=False) as bar:
         for samples in _groups(dataset, mine, batch_size):
-            maps = _class_maps(model, [s.image for s in samples], device, amp)
-            for sample, found in zip(samples, maps, strict=True):
+            maps = class_maps(model, [s.image for s in samples], amp)
+            for sample, found in zip(samples, maps.cpu(), strict=True):
                 _count(matrix, found, sample)
-            bar.update(len(samples) * state.num_processes)
-    matrix.reduce(state)
-    report = _describe(model, dataset, str(data) if data is not dataset else dataset.name, split, task)
-    report.update(images=total, seconds=round(time.perf_counter() - started, 2), amp=amp or "no")
-    report.update(device=_device_name(device), seed=seed)
+            bar.update(len(samples))
+    matrix.reduce(exchange)
+    report = _describe(model, str(data) if data is not dataset else dataset.name, split, task)
+    report |= {"weights": weights, "images": total, "amp": amp or "no", "seed": seed}
+    report |= {"device": _device_name(model), "seconds": round(time.perf_counter() - started, 2)}
     return report | _scores(matrix, dataset.labels.names)
+
+
+def _processes() -> tuple[int, int, Any]:
+    """(rank, number of processes, what carries the exchange); accelerate is only asked where there are several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not torch.distributed.is_initialized():
+        return 0, 1, None
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
@@ -118,7 +133,7 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         raise ValueError(f"model and {dataset.name} name classes differently: {', '.join(different[:5])}{more}")
 
 
-def _groups(dataset: Any, indices: range, batch_size: int) -> Iterator[list[Any]]:
+def _groups(dataset: Any, indices: Iterable[int], batch_size: int) -> Iterator[list[Any]]:
     """Consecutive samples of equal size, at most `batch_size` at a time."""
     group: list[Any] = []
     for i in indices:
@@ -131,61 +146,46 @@ def _groups(dataset: Any, indices: range, batch_size: int) -> Iterator[list[Any]
         yield group
 
 
-def _class_maps(model: nn.Module, images: list[np.ndarray], device: torch.device, amp: str | None) -> Tensor:
-    """Class maps (N, h, w) of images of equal size (h, w, 3) uint8 RGB, as `predict` makes them."""
-    from fapn_zoo.postprocess import semantic
+def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None = None) -> Tensor:
+    """What `predict` answers for images of equal size, without its scores and segments.
 
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        amp: as in `evaluate`.
+
+    Returns:
+        Class ids (N, H, W) int64 on the model's device.
+    """
     data = model.data
-    size = images[0].shape[:2]
-    x = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float()
-    inner = size
-    if data.test_size:
-        scale = data.test_size / min(size)
-        if data.test_max_size and scale * max(size) > data.test_max_size:
-            scale = data.test_max_size / max(size)
-        inner = tuple(int(n * scale + 0.5) for n in size)
-        x = F.interpolate(x, size=inner, mode="bilinear", align_corners=False, antialias=True)
-    if data.channel_order == "bgr":
-        x = x.flip(1)
-    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
-    x = (x - mean) / std
-    bottom, right = (-n % data.size_divisor for n in inner)
-    x = F.pad(x, (0, right, 0, bottom))
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp or "no")
-    with torch.autocast(device.type, half) if half else contextlib.nullcontext():
-        output = model(x)
-    return semantic(output, inner, size)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None, None: None}
+    if amp not in half:
+        raise ValueError(f"amp must be bf16, fp16 or no, got {amp!r}")
+    pixels = [resize_for(data, load_image(image, len(data.mean)).pixels) for image in images]
+    with inference(model) as (device, dtype):
+        with torch.autocast(device.type, half[amp], enabled=half[amp] is not None):
+            output = model(network_input(data, pixels, device, dtype))
+        return postprocess.semantic(output, tuple(pixels[0].shape[1:]), images[0].shape[:2], stride=model.head.stride)
 
 
 def _count(matrix: ConfusionMatrix, found: Tensor, sample: Any) -> None:
     try:
-        matrix.update(found.cpu(), sample.labels)
+        matrix.update(found, sample.labels)
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from None
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    training = model.training
-    model.to(device).eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _describe(model: nn.Module, dataset: Any, data: str, split: str, task: str) -> dict[str, Any]:
+def _describe(model: nn.Module, data: str, split: str, task: str) -> dict[str, Any]:
     return {
         "model": model.spec.name,
-        "weights": str(getattr(model, "weights", "") or ""),
+        "weights": "",
         "data": data,
         "split": split,
         "task": task,
         "params": sum(p.numel() for p in model.parameters()),
         "versions": versions(),
         "commit": git_commit(),
-        "command": " ".join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -206,8 +206,10 @@ def _plain(value: float) -> float | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a number; absent packages are left out."""
-    found = {"python": platform.python_version()}
-    for package in ("fapn-zoo", "torch", "torchvision", "timm", "numpy", "pillow"):
+    from fapn_zoo import __version__
+
+    found = {"python": platform.python_version(), "fapn-zoo": __version__}
+    for package in ("torch", "torchvision", "timm", "numpy", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
@@ -230,7 +232,8 @@ def git_commit() -> str:
         return ""
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(model: nn.Module) -> str:
+    device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type

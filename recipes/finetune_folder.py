@@ -29,5 +29,6 @@ def recipe() -> Settings:
         clip_norm=1.0,
         checkpoint_every=50,
         log_every=10,
+        cache=True,
         out="runs/finetune",
     )

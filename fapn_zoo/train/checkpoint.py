@@ -63,26 +63,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not a readable checkpoint ({type(error).__name__}: {error})") from error
 
 
-def prepare_folder(settings: Settings) -> Path | None:
-    """Makes OUT ready for this run and says which checkpoint to continue from (None: start at step 0).
+def starting_point(settings: Settings) -> Path | None:
+    """Which checkpoint in OUT to continue from; None starts at step 0. Changes nothing on disk.
 
     Raises:
         ValueError: OUT holds a run and neither resume=auto nor overwrite=true was given, or it is to be resumed with
             settings that would change the result; the message names them.
     """
     out = Path(settings.out)
-    held = [name for name in RUN_FILES if (out / name).exists()]
-    start = None
-    if held and settings.overwrite:
-        for name in held:
-            _remove(out / name)
-    elif held and settings.resume == "auto":
-        start = _resumable(settings, out)
-    elif held:
-        raise ValueError(f"{out} holds a run ({', '.join(held)}); use resume=auto, overwrite=true or another out=")
+    held = [name for name in ("log.jsonl", "checkpoint", "model") if _has_content(out / name)]
+    if not held or settings.overwrite:
+        return None
+    if settings.resume == "auto":
+        return _resumable(settings, out)
+    raise ValueError(f"{out} holds a run ({', '.join(held)}); use resume=auto, overwrite=true or another out=")
+
+
+def claim_folder(settings: Settings, start: Path | None) -> None:
+    """Makes OUT this run's own: without a checkpoint to start from, an older run's files go. Writes settings.json."""
+    out = Path(settings.out)
+    for name in RUN_FILES if start is None else ():
+        _remove(out / name)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "settings.json", json.dumps(settings.to_dict(), indent=1) + "\n")
-    return start
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
 
 
 def _resumable(settings: Settings, out: Path) -> Path | None:
@@ -105,4 +112,4 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from fapn_zoo.train.checkpoint import load_checkpoint, prepare_folder, save_checkpoint, write_text
+from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point, write_text
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.train.task import SemanticTask, build_task, build_transform, train_mode
@@ -44,16 +45,17 @@ def train(settings: Settings) -> Path:
     batch over all processes and micro-batches, so how the batch is spread changes no gradient (batch norm aside).
 
     Raises:
-        ValueError, FileNotFoundError: bad settings, data or OUT folder.
-        FloatingPointError: the loss is not finite; names the step.
+        ValueError, FileNotFoundError: bad settings, data or OUT folder; a loss that is not finite (names the step).
         Interrupted: after SIGINT or SIGTERM, once the checkpoint is written.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=resolve_amp(settings.amp))
-    resumed = _on_main(accelerator, lambda: prepare_folder(settings))
+    resumed = _on_main(accelerator, lambda: starting_point(settings))
     torch.manual_seed(settings.seed)
     run = Run(settings, accelerator)
+    _on_main(accelerator, lambda: claim_folder(settings, resumed))  # only now is it sure that there is a run
     if resumed is not None:
         run.load(resumed)
     with _stop_signals() as stop:
@@ -134,7 +136,7 @@ class Run:
         for i, (x, t) in enumerate(parts):
             waiting = acc.no_sync(self.model) if i < len(parts) - 1 else contextlib.nullcontext()
             with waiting:
-                losses = self.task.losses(self.model, x, t, normalizer)
+                losses = self._losses(x, t, normalizer)
                 acc.backward(losses["loss"] * self.world)  # DDP averages over processes; the loss is already a share
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach().double()
@@ -142,7 +144,7 @@ class Run:
         values = flags.tolist()
         result = dict(zip(totals, values[:-1], strict=True))
         if not all(np.isfinite(v) for v in result.values()):
-            raise FloatingPointError(f"loss is not finite at step {self.step}: {result}")
+            raise ValueError(f"step {self.step}: the loss is not finite: {result}")
         if s.clip_norm:
             acc.clip_grad_norm_(self.trainable, s.clip_norm)
         factor = learning_rate_factor(self.step, s.steps, s.poly_power, s.warmup_steps)
@@ -152,6 +154,12 @@ class Run:
         if self.ema:
             self.ema.update(self.plain)
         return result, values[-1] > 0
+
+    def _losses(self, images: Tensor, targets: dict[str, Tensor], normalizer: Tensor) -> dict[str, Tensor]:
+        try:
+            return self.task.losses(self.model, images, targets, normalizer)
+        except ValueError as error:  # the matcher's, when training has diverged
+            raise ValueError(f"step {self.step}: {error}") from error
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in the tensor's own dtype."""
@@ -205,8 +213,8 @@ class Run:
                 amp=self.accelerator.mixed_precision,
                 progress=self.main,
                 seed=s.seed,
+                weights=str(self.out / "model") if final else f"step {self.step}",
             )
-        train_mode(self.model)
         if self.main:
             rows = _rows_before(self.out / "metrics.csv", self.step)
             rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in SCORES)]))
@@ -225,7 +233,6 @@ class Run:
             with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
                 save_model(self.plain, folder, metrics=metrics, training=self.settings.to_dict())
             if report:
-                report["weights"] = str(folder)
                 write_text(self.out / "eval.json", json.dumps(report, indent=1) + "\n")
         return folder
 
@@ -337,7 +344,7 @@ def _stop_signals() -> Iterator[list[int]]:
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if seen:
+        if number == signal.SIGINT and number in seen:  # torchrun adds a SIGTERM of its own to the first SIGINT
             raise KeyboardInterrupt
         seen.append(number)
 
@@ -361,7 +368,7 @@ class _Log:
         self.path = run.out / "log.jsonl"
         if run.main:  # lines of steps that a killed run logged after its checkpoint will be written again
             lines = self.path.read_text().splitlines() if self.path.is_file() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= run.step]
+            kept = [line for line in lines if _step_of(line) <= run.step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(
@@ -390,7 +397,7 @@ class _Log:
         if step % s.log_every and step != s.steps:
             return
         seconds = max(self.mark - self.clock - self.paused, 1e-9)
-        line = {"step": step, **{n: v / self.steps for n, v in self.sums.items()}}
+        line = {"step": step, **{n: v / self.steps for n, v in self.sums.items()}, "lr": values["lr"]}
         line["img_s"] = round(self.steps * s.batch_size / seconds, 3)
         line["data_wait"] = round(self.waited / seconds, 4)
         shown = {"loss": f"{line['loss']:.4f}", "lr": f"{line['lr']:.2e}", "img/s": f"{line['img_s']:.1f}"}
@@ -411,6 +418,13 @@ class _Log:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # the last line of a run that was killed while writing it
+        return float("inf")
 
 
 def _rows_before(path: Path, step: int) -> list[str]:

@@ -29,7 +29,8 @@ FREE_ON_RESUME = frozenset(
 class Settings:
     """Everything a run depends on. Written to OUT/settings.json when the run starts.
 
-    Model: `model` is any name `create_model` takes; `num_classes=None` takes the count from the data.
+    Model: `model` is any name `create_model` takes; `num_classes=None` takes the count from the data. `test_size` is
+    the short side, in pixels, that pictures get before prediction: None = as the model has it, 0 = their own size.
     Data: `data` is a folder, `scenes:N`, or several joined with ","; `val_data=""` = the val split of `data` where it
     has one, "none" = never evaluate. `crop` is (height, width) in pixels, `scale` the range of the random resize,
     `colour_jitter` multiplies the usual colour changes (0 = none). With probability `rare_prob` the crop is put on a

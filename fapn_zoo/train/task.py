@@ -68,7 +68,7 @@ def build_task(settings: Settings, labels: Any) -> SemanticTask:
     Names, colours and the ignore index go into the model's DataSpec, from where they travel with the weights.
 
     Raises:
-        ValueError: `num_classes` contradicts the data, or `freeze` names no module.
+        ValueError: `num_classes` or the number of channels contradicts the data, or `freeze` names no module.
     """
     from fapn_zoo import create_model
     from fapn_zoo.losses import build_loss
@@ -85,6 +85,8 @@ def build_task(settings: Settings, labels: Any) -> SemanticTask:
         **{k: v for k, v in arguments.items() if v is not None},
         **settings.model_args,
     )
+    if model.spec.in_chans != 3:
+        raise ValueError(f"the data is RGB, but {settings.model} takes {model.spec.in_chans} channels")
     set_labels(model, labels, settings.test_size)
     freeze(model, settings.freeze)
     return SemanticTask(model, build_loss(model), settings.channels_last)

@@ -1,0 +1,119 @@
+"""Settings, overrides typed by the fields, and recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fapn_zoo.train.settings import Settings, load_recipe, parse_overrides
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("steps=60e3", 60000),
+        ("lr=6e-5", 6e-5),
+        ("lr=1", 1.0),
+        ("crop=256,320", (256, 320)),
+        ("crop=512", (512, 512)),
+        ("crop=256x320", (256, 320)),
+        ("crop=(256, 320)", (256, 320)),
+        ("scale=0.5,2", (0.5, 2.0)),
+        ("rare_classes=2,6,9", (2, 6, 9)),
+        ("rare_classes=", ()),
+        ("pretrained_backbone=True", True),
+        ("compile=no", False),
+        ("backbone=swin_t", "swin_t"),
+        ("backbone=none", None),
+        ("num_classes=7", 7),
+        ("num_classes=None", None),
+        ("data=a,scenes:40", "a,scenes:40"),
+        ("data=folder=x", "folder=x"),
+        ("model_args={'neck_norm': 'gn'}", {"neck_norm": "gn"}),
+        ("model_args.neck_out_channels=64", {"neck_out_channels": 64}),
+        ("model_args.backbone_norm=frozen_bn", {"backbone_norm": "frozen_bn"}),
+        ("model_args.head_flag=true", {"head_flag": True}),
+    ],
+)
+def test_overrides_are_typed_by_the_field(word: str, value: object):
+    key = word.split("=")[0].split(".")[0]
+    found = getattr(parse_overrides([word]), key)
+    assert found == value and type(found) is type(value)
+
+
+def test_later_words_win_and_entries_add_up():
+    base = Settings(model_args={"a": 1}, lr=1.0)
+    found = parse_overrides(["lr=2", "model_args.b=2", "model_args.c=x", "lr=3"], base)
+    assert found.lr == 3 and found.model_args == {"a": 1, "b": 2, "c": "x"}
+    assert base.model_args == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("learning_rate=1", "unknown setting 'learning_rate'"),
+        ("batchsize=4", "nearest: batch_size"),
+        ("stesp=4", "nearest: steps"),
+        ("steps", "expected key=value, got 'steps'"),
+        ("steps=many", "steps='many' is not of type int"),
+        ("steps=1.5", "steps='1.5' is not of type int"),
+        ("lr=fast", "lr='fast' is not of type float"),
+        ("compile=maybe", "compile='maybe' is not of type bool"),
+        ("crop=1,2,3", r"crop='1,2,3' is not of type tuple\[int, int\]"),
+        ("model_args=[1]", "model_args"),
+        ("lr.x=1", "lr has no entries"),
+        ("num_classes=few", "num_classes='few' is not of type int"),
+        ("optimizer=lamb", "optimizer must be one of adamw, sgd, got 'lamb'"),
+        ("steps=-1", "steps must be at least 0, got -1"),
+        ("batch_size=0", "batch_size must be at least 1, got 0"),
+        ("lr=nan", "lr must be at least 0"),
+        ("ema=1", "ema must lie in 0..1"),
+        ("scale=2,1", "scale must be"),
+    ],
+)
+def test_bad_words_name_key_value_and_type(word: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_overrides([word])
+
+
+def test_settings_are_frozen_and_survive_json():
+    settings = Settings(data="x", model_args={"a": 1})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.lr = 1
+    saved = json.loads(json.dumps(settings.to_dict()))
+    assert settings.differences(saved) == []
+    assert settings.replace(log_every=7, out="y", workers=3).differences(saved) == []
+    assert settings.replace(lr=1.0, crop=(1, 2)).differences(saved) == ["crop", "lr"]
+    assert settings.differences(saved | {"gone": 1}) == ["gone"]
+
+
+def test_recipes_are_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    Path("recipes/my_net.py").write_text(
+        "from fapn_zoo.train.settings import Settings\ndef recipe():\n    return Settings(steps=7)\n"
+    )
+    Path("empty.py").write_text("x = 1\n")
+    Path("wrong.py").write_text("def recipe():\n    return {'steps': 7}\n")
+    assert load_recipe("my_net").steps == 7
+    assert load_recipe("recipes/my_net.py").steps == 7
+    with pytest.raises(FileNotFoundError, match="no recipe named 'my_nte'; nearest: my_net; found: .*my_net"):
+        load_recipe("my_nte")
+    with pytest.raises(FileNotFoundError, match=r"no recipe file other\.py; found: .*my_net"):
+        load_recipe("other.py")
+    for name in ("empty.py", "wrong.py"):
+        with pytest.raises(ValueError, match=f"{name} must define recipe"):
+            load_recipe(name)
+
+
+def test_every_shipped_recipe_makes_settings():
+    folder = Path(__file__).resolve().parents[2] / "recipes"
+    recipes = [p for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")]
+    assert recipes
+    for path in recipes:
+        assert isinstance(load_recipe(str(path)), Settings), path
