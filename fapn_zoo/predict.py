@@ -62,7 +62,7 @@ def predict(
     elif _is_batch(x):
         items = _expand(x)
     else:
-        return next(predict_each(model, [x], task, tile, overlap=overlap, batch_size=1))[1]
+        return next(predict_each(model, [x], task, tile, overlap=overlap, batch_size=batch_size))[1]
     return [result for _, result in predict_each(model, items, task, tile, overlap=overlap, batch_size=batch_size)]
 
 

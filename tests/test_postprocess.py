@@ -118,8 +118,9 @@ def blocks(*queries: tuple[int, float, slice], k: int = 3) -> MaskFormerOutput:
 
 def test_panoptic_merges_stuff_and_keeps_things_apart():
     output = blocks(
-        (0, 9.0, slice(0, 2)), (1, 9.0, slice(2, 4)), (1, 8.0, slice(4, 6)), (0, 7.0, slice(6, 8)), (3, 9.0, slice(0, 8))
-    )
+        (0, 9.0, slice(0, 2)), (1, 9.0, slice(2, 4)), (1, 8.0, slice(4, 6)), (0, 7.0, slice(6, 8)),
+        (3, 9.0, slice(0, 8)),
+    )  # fmt: skip
     (found,) = panoptic(output, (16, 32), (16, 32), things=(1,))
     assert [(s.id, s.category_id, s.isthing) for s in found.segments] == [(1, 0, False), (2, 1, True), (3, 1, True)]
     assert found.ids.dtype == torch.int32
