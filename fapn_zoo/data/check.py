@@ -112,7 +112,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     Raises:
         FileNotFoundError: no such folder.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
     report = CheckReport(root, None)

@@ -284,7 +284,8 @@ def test_splits_of_scenes_never_meet():
 @pytest.mark.parametrize(
     "spec",
     ["scenes", "scenes:", "scenes:0", "scenes:-4", "scenes:x", "scenes:4@", "scenes:4@8", "scenes:4@64x",
-     "scenes:4@0x0", "scenes:4@31x64", "scenes:4@64x4097", "scenes:4@64x64x3", "scenes:4.5", "scenes:999999999", "scene:4"],
+     "scenes:4@0x0", "scenes:4@31x64", "scenes:4@64x4097", "scenes:4@64x64x3", "scenes:4.5", "scenes:999999999",
+     "scene:4"],
 )  # fmt: skip
 def test_bad_scene_specs_are_told_the_grammar(spec):
     with pytest.raises(DataError) as caught:
