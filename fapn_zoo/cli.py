@@ -1,0 +1,178 @@
+"""The command line: parses, calls the room that does the work, and turns errors into one line.
+
+Exit codes: 0 done, 1 an error (or, with `predict` and `check-data`, some input was bad), 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from fapn_zoo import __version__
+from fapn_zoo._registry import get_spec, list_models
+
+EMBEDDED = "perpixel_fapn_resnet18_slim_camvid"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "numba", "timm"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fapn-zoo", description="Dense image prediction from one string.")
+    parser.add_argument("--version", action="version", version=f"fapn-zoo {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = _verb(verbs, "demo", _demo, "predict on two generated scenes and any photos, and score the embedded model")
+    verb.add_argument("photos", nargs="*", help="files or folders")
+    verb.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (demo)")
+    verb.add_argument("--scenes", type=int, default=20, help="generated scenes to score on (20)")
+
+    verb = _verb(verbs, "list", _list, "names of the models, and where their weights come from")
+    verb.add_argument("pattern", nargs="?", default="*", help="wildcards, quoted")
+    verb.add_argument("--pretrained", action="store_true", help="only those with weights")
+    verb.add_argument("--task", help="only those of this task")
+
+    verb = _verb(verbs, "info", _info, "one model, or (without a name) versions and the deformable convolution in use")
+    verb.add_argument("model", nargs="?")
+
+    verb = _verb(verbs, "predict", _predict, "an overlay and a label PNG for every image, and summary.json")
+    verb.add_argument("paths", nargs="+", help="files, folders, URLs")
+    verb.add_argument("--model", default=EMBEDDED, help=f"name, hf-hub:..., or weights folder ({EMBEDDED})")
+    verb.add_argument("--out", type=Path, default=Path("predictions"), help="output folder (predictions)")
+    verb.add_argument("--task", help="semantic, panoptic or instance; default: the model's")
+    verb.add_argument("--tile", type=_size, help="window in pixels, 512 or 512x1024, for large images")
+    verb.add_argument("--batch-size", type=int, default=1)
+    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+
+    verb = _verb(verbs, "check-data", _check_data, "missing pairs, wrong sizes, ids out of range; class counts")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--num-classes", type=int, help="needed where there is no classes.json")
+
+    verb = _verb(verbs, "train", _train, "train by a recipe; key=value changes a setting")
+    verb.add_argument("recipe", help="a .py file or the name of one in recipes/")
+    verb.add_argument("settings", nargs="*", metavar="key=value")
+
+    verb = _verb(verbs, "eval", _eval, "mean IoU, per-class IoU and pixel accuracy on a data set")
+    verb.add_argument("model", help="name, hf-hub:..., or weights folder")
+    verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
+    verb.add_argument("--split", default="test")
+    verb.add_argument("--json", type=Path, help="write the report here")
+    verb.add_argument("--csv", type=Path, help="append a row here")
+    verb.add_argument("--batch-size", type=int, default=1)
+    verb.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no")
+    verb.add_argument("--limit", type=int, help="only the first so many images")
+    verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
+    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    return parser
+
+
+def _verb(verbs, name: str, run, text: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdigit() and int(p) for p in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 512 or 512x1024 (height x width)")
+    return int(parts[0]), int(parts[-1])
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from fapn_zoo.demo import demo
+
+    print(demo(EMBEDDED, args.photos, args.out, args.scenes))
+
+
+def _list(args: argparse.Namespace) -> None:
+    names = list_models(args.pattern, pretrained=args.pretrained, task=args.task)
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}")
+    width = max(map(len, names))
+    for name in names:
+        spec = get_spec(name)[0]
+        sources = ", ".join(f"{weights.source} ({weights.license})" for weights in spec.weights.values())
+        kind = "architecture" if spec.backbone is None else spec.task
+        print(f"{name:<{width}}  {kind:<12}  {sources or 'no weights'}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    from fapn_zoo.info import describe_installation, describe_model
+
+    print(describe_installation() if args.model is None else describe_model(args.model))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from fapn_zoo.predict_files import predict_files
+
+    model = _model(args.model, args.device)
+    summary = predict_files(
+        model, args.paths, args.out, task=args.task, tile=args.tile, batch_size=args.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"{len(summary['images'])} done, {len(summary['failed'])} failed; see {args.out / 'summary.json'}")
+    return 1 if summary["failed"] else 0
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    from fapn_zoo.data.check import check_data
+
+    report = check_data(args.folder, args.num_classes)
+    print(report.render())
+    return 0 if report.ok else 1
+
+
+def _train(args: argparse.Namespace) -> None:
+    from fapn_zoo.train.loop import train
+    from fapn_zoo.train.settings import load_recipe, parse_overrides
+
+    folder = train(parse_overrides(args.settings, load_recipe(args.recipe)))
+    print(f"weights folder: {folder}")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from fapn_zoo.evaluate import evaluate, render, write_report
+
+    model = _model(args.model, args.device)
+    report = evaluate(
+        model, args.data, split=args.split, batch_size=args.batch_size, amp=args.amp, limit=args.limit,
+        seed=args.seed, weights=args.model, progress=sys.stderr.isatty(),
+    )
+    print(render(report))
+    write_report(report, json=args.json, csv=args.csv)
+
+
+def _model(name: str, device: str | None):
+    """A model with its weights, on the device. A folder that exists may be given without ``local-dir:``."""
+    import torch
+
+    from fapn_zoo import create_model
+
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device or default)
+        return create_model(name, pretrained=True).to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is misspelt or not there
+        raise ValueError(f"device {device!s}: {str(error).splitlines()[0]}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The first thing a newcomer runs: the embedded model on generated scenes and on photos, without any network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from fapn_zoo.data.scenes import generate_scene
+from fapn_zoo.result import save_image
+
+
+def demo(name: str, photos: Sequence[str], out: Path, scenes: int) -> str:
+    """Writes two generated scenes, overlays and label PNGs of them and of the photos below ``out``.
+
+    Args:
+        name: a model with weights. photos: files or folders. scenes: how many further ones are scored.
+
+    Returns:
+        What was written and the score, as text. Raises as `predict_files` and `evaluate`.
+    """
+    from fapn_zoo import create_model
+    from fapn_zoo.evaluate import evaluate, render
+    from fapn_zoo.predict_files import predict_files
+
+    model = create_model(name, pretrained=True)
+    inputs = out / "scenes"
+    inputs.mkdir(parents=True, exist_ok=True)
+    for seed in (1, 2):
+        save_image(Image.fromarray(generate_scene(seed).image), inputs / f"scene_{seed}.png")
+    summary = predict_files(model, [inputs, *photos], out)
+    lines = [f"{out / image['overlay']}" for image in summary["images"]]
+    lines += [f"failed: {failure['error']}" for failure in summary["failed"]]
+    report = evaluate(model, f"scenes:{scenes}", split="test")
+    return "\n".join([*lines, "", render(report)])

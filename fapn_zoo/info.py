@@ -1,0 +1,56 @@
+"""What `fapn-zoo info` prints."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from fapn_zoo._registry import get_spec
+
+PACKAGES = ("fapn-zoo", "torch", "torchvision", "timm", "safetensors", "huggingface-hub", "accelerate", "numba")
+
+
+def describe_installation() -> str:
+    """Versions, devices, and the backend of deformable convolution."""
+    import torch
+
+    from fapn_zoo.layers.deform_conv import active_backend, available_backends
+
+    lines = [f"{'python':<16} {platform.python_version()}"]
+    lines += [f"{name:<16} {_version(name)}" for name in PACKAGES]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines += [f"{'devices':<16} {', '.join(['cpu', *gpus])}"]
+    lines += [f"{'deform conv':<16} {active_backend('cpu')} on cpu (available: {', '.join(available_backends())})"]
+    return "\n".join(lines)
+
+
+def describe_model(name: str) -> str:
+    """Structure, size, preprocessing and weights of one model; builds it on the meta device to count."""
+    import torch
+
+    from fapn_zoo import create_model
+
+    spec, _ = get_spec(name)
+    facts = {"model": spec.name, "head": spec.head, "neck": spec.neck, "backbone": spec.backbone or "any (backbone=)"}
+    if spec.backbone is not None:
+        with torch.device("meta"):
+            model = create_model(name, num_classes=spec.num_classes or 1)
+        spec = model.spec if spec.num_classes else spec
+        facts["parameters"] = f"{sum(p.numel() for p in model.parameters()):,}"
+    facts["classes"] = str(spec.num_classes or "any (num_classes=)")
+    facts["labels"] = ", ".join(spec.data.labels) or "-"
+    facts["arguments"] = ", ".join(f"{key}={value!r}" for key, value in spec.args.items()) or "-"
+    facts["test size"] = f"{spec.data.test_size or 'native'}, long side at most {spec.data.test_max_size or 'any'}"
+    for tag, weights in spec.weights.items():
+        metrics = ", ".join(f"{key} {value:.2f}" for key, value in weights.metrics.items())
+        facts[f"weights .{tag}"] = "; ".join(filter(None, [weights.source, weights.license, metrics, weights.note]))
+    if not spec.weights:
+        facts["weights"] = "none released yet"
+    return "\n".join(f"{key:<16} {value}" for key, value in facts.items())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
