@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _RGB = np.linalg.inv(_YIQ)
 _LUMA = _YIQ[0]
+_kept = threading.local()
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,17 @@ class TrainTransform:
 
         # Per axis: where the picture starts in the output, and which resized pixels [first, last) are shown there.
         (top, y0, y1), (left, x0, x1) = window
-        out_image = np.empty((3, *self.crop_size), np.float32)
-        out_labels = np.full(self.crop_size, self.ignore_index, np.int64)
         rows, cols = (_source_index(a, b, n, m) for a, b, n, m in zip((y0, x0), (y1, x1), size, resized, strict=True))
         pixels = _resize_part(image, resized, (y0, y1, x0, x1))
-        if (y1 - y0, x1 - x0) != self.crop_size:
-            out_image[:] = np.asarray(self.fill, np.float32)[:, None, None]
-        inside = np.s_[top : top + y1 - y0, left : left + x1 - x0]
-        out_image[:, inside[0], inside[1]] = _change_colour(pixels, *colour)
-        out_labels[inside] = labels[rows[:, None], cols]
         if mirror:
-            out_image, out_labels = out_image[..., ::-1].copy(), out_labels[:, ::-1].copy()
+            pixels, cols, left = pixels[:, ::-1], cols[::-1], self.crop_size[1] - left - len(cols)
+        out_image = np.empty((3, *self.crop_size), np.float32)
+        out_labels = np.full(self.crop_size, self.ignore_index, np.int64)
+        if pixels.shape[:2] != self.crop_size:
+            out_image[:] = np.asarray(self.fill, np.float32)[:, None, None]
+        inside = (slice(top, top + len(rows)), slice(left, left + len(cols)))
+        _change_colour(pixels, colour, out_image[:, inside[0], inside[1]])
+        out_labels[inside] = labels[rows[:, None], cols]
         return torch.from_numpy(out_image), torch.from_numpy(out_labels)
 
     def _window(self, rng, labels, size, resized) -> list[tuple[int, int, int]]:
@@ -145,27 +147,37 @@ def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, i
     return np.asarray(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box))
 
 
-def _change_colour(
-    pixels: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float
-) -> np.ndarray:
-    """(h, w, 3) uint8 -> (3, h, w) float32 in 0..255 after brightness, contrast, saturation and hue, in this order.
+def _change_colour(pixels: np.ndarray, factors: tuple[float, float, float, float], out: np.ndarray) -> None:
+    """Brightness, contrast, saturation and hue, in this order: (h, w, 3) uint8 -> `out` (3, h, w) float32 in 0..255.
 
     Each of the four is affine in RGB, so they are one 3x3 matrix and one offset, and each pixel is touched once.
     """
-    planes = np.ascontiguousarray(pixels.reshape(-1, 3).T, dtype=np.float32)
-    shape = (3, *pixels.shape[:2])
-    if (brightness, contrast, saturation, hue) == (1, 1, 1, 0):
-        return planes.reshape(shape)
+    brightness, contrast, saturation, hue = factors
+    if factors == (1, 1, 1, 0):
+        out[:] = pixels.transpose(2, 0, 1)
+        return
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     turn = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
     fade = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), _LUMA)
-    grey = float(_LUMA @ planes.mean(axis=1)) * brightness  # contrast pulls towards the mean luma
     matrix = (brightness * contrast * (turn @ fade)).astype(np.float32)
-    out = np.full_like(planes, (1 - contrast) * grey)  # grey stays grey under the other two
+    plane, part = _scratch(pixels.shape[:2])
+    luma = 0.0
     # Plane by plane: a BLAS product of 3x3 and 3xN could round differently with the number of threads.
-    part = np.empty_like(planes[0])
-    for i in range(3):
-        for j in range(3):
-            out[i] += np.multiply(planes[j], matrix[i, j], out=part)
+    for j in range(3):
+        plane[:] = pixels[..., j]
+        luma += _LUMA[j] * float(plane.mean())
+        for i in range(3):
+            if j == 0:
+                np.multiply(plane, matrix[i, j], out=out[i])
+            else:
+                out[i] += np.multiply(plane, matrix[i, j], out=part)
+    out += np.float32((1 - contrast) * brightness * luma)  # towards the mean luma; a grey is kept by the other two
     np.clip(out, 0, 255, out=out)
-    return out.reshape(shape)
+
+
+def _scratch(shape: tuple[int, int]) -> np.ndarray:
+    """Two float32 planes of `shape`, the same memory at every call of a thread: fresh pages cost more than the work."""
+    count = 2 * shape[0] * shape[1]
+    if getattr(_kept, "memory", None) is None or len(_kept.memory) < count:
+        _kept.memory = np.empty(count, np.float32)
+    return _kept.memory[:count].reshape(2, *shape)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ def picture(height=60, width=80, classes=11, seed=0):
         rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
         rng.integers(0, classes, (height, width), dtype=np.uint8),
     )
+
+
+def change(pixels, *factors):
+    out = np.full((3, *pixels.shape[:2]), np.nan, np.float32)
+    _change_colour(pixels, factors, out)
+    return out
 
 
 def test_shapes_types_and_ranges():
@@ -169,22 +176,39 @@ def test_colour_change_equals_its_four_steps():
     yiq = x @ _YIQ.T
     iq = (yiq[..., 1] + 1j * yiq[..., 2]) * turn
     x = np.stack([yiq[..., 0], iq.real, iq.imag], -1) @ _RGB.T
-    assert np.allclose(_change_colour(pixels, b, c, s, h), x.transpose(2, 0, 1), atol=0.01)
+    assert np.allclose(change(pixels, b, c, s, h), x.transpose(2, 0, 1), atol=0.01)
+
+
+def test_flip_is_the_mirror_of_no_flip():
+    image, labels = picture()
+    for size, scale in (((32, 48), (1, 2)), ((90, 100), (0.5, 1))):  # cut out, and padded
+        plain, flipped = (TrainTransform(size, scale, flip=flip)(image, labels, 8) for flip in (0.0, 1.0))
+        assert torch.equal(plain[1], flipped[1].flip(-1))
+        assert torch.allclose(plain[0], flipped[0].flip(-1), atol=1e-2)
+
+
+def test_threads_do_not_meet():
+    image, labels = picture(200, 200)
+    transform = TrainTransform((150, 150))
+    alone = [transform(image, labels, seed) for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: transform(image, labels, seed), range(40)))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(alone, together, strict=True))
 
 
 def test_colour_change_keeps_what_it_must():
     pixels = picture(16, 16)[0] // 2 + 60
     grey = np.repeat(pixels[..., :1], 3, axis=2)
-    assert np.allclose(_change_colour(grey, 1, 1, 1.5, 0.3), grey.transpose(2, 0, 1), atol=0.01)
-    assert np.allclose(_change_colour(pixels, 1, 1, 1, 1), pixels.transpose(2, 0, 1), atol=0.01)  # a full turn
-    assert np.array_equal(_change_colour(pixels, 1, 1, 1, 0), pixels.transpose(2, 0, 1))
-    assert _change_colour(pixels, 3, 1, 1, 0).max() == 255
-    grey_out = _change_colour(pixels, 1, 1, 0, 0)
+    assert np.allclose(change(grey, 1, 1, 1.5, 0.3), grey.transpose(2, 0, 1), atol=0.01)
+    assert np.allclose(change(pixels, 1, 1, 1, 1), pixels.transpose(2, 0, 1), atol=0.01)  # a full turn
+    assert np.array_equal(change(pixels, 1, 1, 1, 0), pixels.transpose(2, 0, 1))
+    assert change(pixels, 3, 1, 1, 0).max() == 255
+    grey_out = change(pixels, 1, 1, 0, 0)
     assert np.allclose(grey_out[0], grey_out[1], atol=0.01)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "setting",
     [
         dict(crop_size=(0, 5)),
         dict(crop_size=(5,)),
@@ -198,9 +222,9 @@ def test_colour_change_keeps_what_it_must():
         dict(fill=(1, 2)),
     ],
 )
-def test_bad_settings_are_named(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        TrainTransform(**{"crop_size": (8, 8), **change})
+def test_bad_settings_are_named(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        TrainTransform(**{"crop_size": (8, 8), **setting})
 
 
 def test_bad_samples_are_named():
