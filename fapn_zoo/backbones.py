@@ -26,7 +26,7 @@ from fapn_zoo.zoo.backbones import BACKBONES
 STRIDES = (4, 8, 16, 32)
 _SWIN_EPS = 1e-5
 # sizes that tell apart networks that round up, round down or refuse, and the paddings that can help the latter two
-_PROBE_SIZES = ((33, 33), (97, 131))
+_PROBE_SIZES = ((33, 38), (97, 131), (62, 64))
 _DIVISORS = (1, 4, 32, 64)
 # how timm families are told to take sizes other than the one they were trained at
 _ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
@@ -44,12 +44,13 @@ def timm_name(name: str) -> str:
         return name
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=4, cutoff=0.5)
+        known = sorted({*BACKBONES, *timm.list_models()})
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists them all"
         raise ValueError(f"unknown backbone {name!r}; {hint}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise ValueError(f"unknown weights tag {tag!r} of backbone {architecture!r}; it has: {', '.join(tags) or 'none'}")
+        raise ValueError(f"unknown tag {tag!r} of backbone {architecture!r}; known: {', '.join(tags) or 'no tag'}")
     return name
 
 
@@ -60,8 +61,8 @@ class Backbone(nn.Module):
         name: short name (``fapn_zoo.zoo.backbones.BACKBONES``) or any timm name, with or without a tag.
         pretrained: fetch ImageNet weights through timm (for ``in_chans`` other than 3 it adapts the first layer).
         in_chans: channels of the input image, at least 1.
-        norm: ``None`` keeps the network's own; ``"frozen_bn"`` turns every BatchNorm into constants: statistics and affine
-            terms become buffers, and no longer count as parameters.
+        norm: ``None`` keeps the network's own; ``"frozen_bn"`` turns every BatchNorm into constants: statistics and
+            affine terms become buffers, and no longer count as parameters.
         frozen_stages: 0 to 4, see :meth:`freeze`.
         grad_checkpointing: see :meth:`set_grad_checkpointing`.
         stride_in_1x1: put the stride of a bottleneck on its first 1x1 convolution, where the original Caffe ResNets and
@@ -71,13 +72,14 @@ class Backbone(nn.Module):
     Attributes:
         out_channels: channels of the four maps.
         strides: (4, 8, 16, 32).
-        size_divisor: the input is padded, bottom and right with zeros, to a multiple of this before the network and the
-            maps are cropped back, so that the map at stride ``s`` is always ``ceil(H / s) x ceil(W / s)``. It is 1 (nothing
-            padded) for networks that round up by themselves, such as ResNet, RegNet, EfficientNet and MobileNet; 4 for
-            Swin, as in the original; 32 or more for networks that round down or refuse, such as ConvNeXt.
+        size_divisor: the image is padded, bottom and right with zeros, to a multiple of this before the network and
+            the maps are cropped back, so that the map at stride ``s`` is always ``ceil(H / s) x ceil(W / s)``. It is 1
+            (nothing padded) for networks that round up by themselves, such as ResNet, RegNet, EfficientNet, MobileNet,
+            PVTv2 and TinyViT; 4 for Swin, as in the original; 32 or more for those that round down or refuse, such as
+            ConvNeXt, EdgeNeXt and HRNet.
         fixed_size: ``(H, W)`` for the few networks that work at one size only (Hiera, MaxViT, CoaT ...), else ``None``.
-            It is the size of their ImageNet weights or the argument ``img_size``. Smaller images are padded to it, larger
-            ones refused.
+            It is the size of their ImageNet weights, or the argument ``img_size``. Smaller images are padded to it,
+            larger ones refused.
         body: the timm feature network.
 
     Raises:
@@ -102,7 +104,7 @@ class Backbone(nn.Module):
         if in_chans < 1:
             raise ValueError(f"in_chans must be at least 1, got {in_chans}")
         self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
-        self.is_swin = timm.models.is_model_in_modules(self.timm_name, "swin_transformer")
+        self.is_swin = timm.models.is_model_in_modules(self.timm_name, ("swin_transformer",))
         options = dict(timm_kwargs, in_chans=in_chans)
         if self.is_swin:
             options.update(always_partition=True, strict_img_size=False)
@@ -159,8 +161,8 @@ class Backbone(nn.Module):
     def freeze(self, stages: int) -> None:
         """Freeze the stem and the first ``stages`` levels: no gradients, and BatchNorm statistics stay as they are.
 
-        ``0`` lifts an earlier freeze; detectron2's ``FREEZE_AT: 2`` (stem and res2) is ``freeze(1)``. The state survives
-        ``train()``. The output norms of Swin belong to the pyramid, not to the levels, and stay trainable.
+        ``0`` lifts an earlier freeze; detectron2's ``FREEZE_AT: 2`` (stem and res2) is ``freeze(1)``. The state
+        survives ``train()``. The output norms of Swin belong to the pyramid, not to the levels, and stay trainable.
 
         Raises:
             ValueError: ``stages`` is not within 0 to 4.
@@ -210,15 +212,16 @@ def _build(name: str, options: Mapping[str, Any], pretrained: bool = False) -> n
         return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except TypeError as error:
         raise ValueError(f"backbone {name!r} does not take one of the arguments {sorted(options)}: {error}") from error
-    except Exception as error:
+    except OSError as error:
         if not pretrained:
-            raise ValueError(f"timm cannot build {name!r} as a feature network: {error}") from error
-        if "No pretrained weights exist" in str(error):
-            raise ValueError(f"timm has no ImageNet weights for backbone {name!r}; use pretrained=False") from error
+            raise
         raise ConnectionError(
-            f"ImageNet weights of backbone {name!r} could not be had: the Hub cannot be reached and the cache lacks them; "
-            "go on without them (pretrained_backbone=False), or set HF_HUB_OFFLINE=1 and HF_HOME to a filled cache"
+            f"the ImageNet weights of backbone {name!r} are not in the cache and the Hub could not be reached; go on "
+            "without them (pretrained_backbone=False), or set HF_HUB_OFFLINE=1 and HF_HOME to a cache that has them"
         ) from error
+    except Exception as error:
+        what = "with its ImageNet weights" if pretrained else "as a feature network"
+        raise ValueError(f"timm cannot build backbone {name!r} {what}: {error}") from error
 
 
 def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
@@ -229,8 +232,8 @@ def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
     """
     if not set(STRIDES) <= set(reductions):
         raise ValueError(
-            f"backbone {name!r} is no pyramid: its levels have strides {', '.join(map(str, reductions))}, and strides 4, 8, "
-            "16 and 32 are needed; pyramids are for example resnet50, swin_t, convnextv2_tiny, pvt_v2_b2, hieradet_small"
+            f"backbone {name!r} is no pyramid: its levels have strides {', '.join(map(str, reductions))}, and 4, 8, 16 "
+            "and 32 are needed; pyramids are for example resnet50, swin_t, convnextv2_tiny, pvt_v2_b2, hieradet_small"
         )
     return tuple(max(index for index, found in enumerate(reductions) if found == stride) for stride in STRIDES)
 
@@ -279,7 +282,7 @@ def _is_channels_last(body: nn.Module) -> bool:
 
 @torch.no_grad()
 def _rounds_up(network: nn.Module, in_chans: int, size: Sequence[int]) -> bool:
-    """Whether a network on the meta device takes an image of ``size`` and gives ``ceil(size / stride)`` at each level."""
+    """Whether a network on the meta device takes an image of ``size`` and gives maps of ``ceil(size / stride)``."""
     try:
         features = network.eval()(torch.empty(1, in_chans, *size, device="meta"))
     except Exception:  # whatever a network raises at a size that it does not take

@@ -1,8 +1,8 @@
 """Window attention of the segmentation Swin: pad first, then roll, and never shrink a window.
 
-timm's Swin was written for classification at sizes that windows divide. At other sizes it rolls the unpadded map and pads
-afterwards, so tokens meet other neighbours than in the segmentation Swin all published dense-prediction weights were trained
-with. The weights fit both; only the order differs. This module supplies the order, timm everything else.
+timm's Swin was written for classification, at sizes that windows divide. At other sizes it rolls the unpadded map and
+pads afterwards, so tokens meet other neighbours than in the segmentation Swin, with which the published weights for
+dense prediction were trained. The weights fit both; only the order differs. This module supplies it, timm the rest.
 Reference: Liu et al., "Swin Transformer", ICCV 2021, as applied to semantic segmentation.
 """
 
