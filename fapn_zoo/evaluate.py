@@ -110,8 +110,18 @@ def _processes() -> tuple[int, int, Any]:
         return 0, 1, None
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=on_cpu())
     return state.process_index, state.num_processes, state
+
+
+def on_cpu() -> bool:
+    """Whether accelerate must be told to stay on the CPU.
+
+    Under torchrun on a machine without an accelerator it would otherwise open a process group and still report a
+    single process (accelerate 1.15), so that every process would do all the work.
+    """
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return wanted or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:

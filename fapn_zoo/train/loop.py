@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from fapn_zoo.evaluate import check_classes, evaluate, on_cpu
 from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point, write_text
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import Settings
@@ -51,7 +52,7 @@ def train(settings: Settings) -> Path:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    accelerator = Accelerator(mixed_precision=resolve_amp(settings.amp))
+    accelerator = Accelerator(mixed_precision=resolve_amp(settings.amp), cpu=on_cpu())
     resumed = _on_main(accelerator, lambda: starting_point(settings))
     torch.manual_seed(settings.seed)
     run = Run(settings, accelerator)
@@ -110,6 +111,8 @@ class Run:
         self.dataset = open_dataset(settings.data, settings.train_split, num_classes=settings.num_classes)
         self.val = _validation_set(settings, self.dataset)
         self.task: SemanticTask = build_task(settings, self.dataset.labels)
+        if self.val is not None:
+            check_classes(self.task.model, self.val)  # now, not after a day of training
         self.plain = self.task.model.to(accelerator.device)  # the module itself, under DDP and compile
         if settings.channels_last:
             self.plain = self.plain.to(memory_format=torch.channels_last)
@@ -199,8 +202,6 @@ class Run:
 
     def evaluate(self, final: bool = False) -> dict[str, Any] | None:
         """Scores the present (averaged) weights on the validation set; a row of metrics.csv, or None without data."""
-        from fapn_zoo.evaluate import evaluate
-
         if self.val is None:
             return None
         s = self.settings
@@ -245,7 +246,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def resolve_amp(amp: str) -> str:
     """"auto" becomes bf16 on a CUDA device that has it and "no" elsewhere; fp16 needs CUDA."""
-    cuda = torch.cuda.is_available()
+    cuda = not on_cpu() and torch.cuda.is_available()
     if amp == "auto":
         return "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
     if amp == "fp16" and not cuda:

@@ -124,8 +124,11 @@ class Settings:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
-        """Keys whose value differs from a saved `to_dict()` and would change the weights of a continued run."""
-        mine = self.to_dict()
+        """Keys whose value differs from a saved `to_dict()` and would change the weights of a continued run.
+
+        Settings that did not exist when it was saved had what is now their default.
+        """
+        mine, saved = self.to_dict(), Settings().to_dict() | saved
         return [k for k in sorted(set(mine) | set(saved)) if k not in FREE_ON_RESUME and mine.get(k) != saved.get(k)]
 
 

@@ -1,0 +1,182 @@
+"""The training loop on a tiny net: learning, logging, evaluation, and how the batch may be spread."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fapn_zoo import create_model
+from fapn_zoo.evaluate import evaluate
+from fapn_zoo.train import loop
+from fapn_zoo.train.loop import resolve_amp, step_seed, train
+from fapn_zoo.train.settings import Settings
+
+pytestmark = pytest.mark.train
+
+# No batch norm anywhere: its statistics are those of a micro-batch, by definition.
+NO_BATCH_NORM = {"neck_out_channels": 16, "head_mask_channels": 16, "neck_norm": "gn", "backbone_norm": "frozen_bn"}
+
+
+def log_of(folder: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: str | Path) -> list[float]:
+    return [line["loss"] for line in log_of(folder)]
+
+
+def test_a_run_learns_and_leaves_what_it_promises(tiny: Settings, pictures: Path):
+    settings = tiny.replace(steps=60, eval_every=30, log_every=10, warmup_steps=5, clip_norm=1.0, ema=0.9)
+    folder = train(settings)
+    out = Path(settings.out)
+    assert folder == out / "model"
+    lines = log_of(out)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert lines[-1]["lr"] == pytest.approx(settings.lr * (1 / 60) ** 0.9)
+    assert json.loads((out / "settings.json").read_text()) == settings.to_dict()
+    assert [row["step"] for row in csv.DictReader((out / "metrics.csv").open())] == ["30", "60"]
+
+    report = json.loads((out / "eval.json").read_text())
+    assert report["miou"] > 0.5 and report["split"] == "val" and report["images"] == 5
+    model = create_model(f"local-dir:{folder}", pretrained=True)
+    assert model.data.labels == ("ground", "tree", "sign") and len(model.data.palette) == 3
+    again = evaluate(model, str(pictures), "val", progress=False)
+    assert again["miou"] == report["miou"]  # the folder holds the averaged weights that were scored
+
+
+def test_only_the_last_checkpoint_stays(tiny: Settings):
+    train(tiny.replace(steps=5, checkpoint_every=2, val_data="none"))
+    assert [p.name for p in (Path(tiny.out) / "checkpoint").iterdir()] == ["step-00000005"]
+    assert not (Path(tiny.out) / "eval.json").exists()
+
+
+def test_micro_batches_change_no_gradient(tiny: Settings, tmp_path: Path):
+    whole = tiny.replace(val_data="none", model_args=NO_BATCH_NORM, steps=6)
+    parts = whole.replace(micro_batch=3, out=str(tmp_path / "parts"))  # uneven: 3 + 1
+    a, b = load_file(train(whole) / "model.safetensors"), load_file(train(parts) / "model.safetensors")
+    torch.testing.assert_close(losses_of(parts.out), losses_of(whole.out), rtol=1e-4, atol=1e-5)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=2e-4, msg=name)
+
+
+def test_two_processes_equal_one(tiny: Settings, tmp_path: Path, start):
+    one = tiny.replace(model_args=NO_BATCH_NORM, steps=6)
+    two = one.replace(out=str(tmp_path / "two"))
+    process = start(two, processes=2)
+    train(one)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    torch.testing.assert_close(losses_of(two.out), losses_of(one.out), rtol=1e-4, atol=1e-5)
+    scores = [json.loads((Path(s.out) / "eval.json").read_text())["miou"] for s in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
+
+
+def test_maskformer_trains_by_the_same_loop(tiny: Settings):
+    settings = tiny.replace(
+        model="maskformer_fpn",
+        model_args={"neck_out_channels": 32, "head_num_queries": 6, "head_layers": 2},
+        steps=3,
+        micro_batch=2,
+        val_data="none",
+    )
+    train(settings)
+    first = log_of(settings.out)[0]
+    assert {"loss", "class", "mask", "dice"} <= first.keys()
+
+
+def test_frozen_parts_keep_weights_and_statistics(tiny: Settings):
+    torch.manual_seed(tiny.seed)
+    before = create_model(tiny.model, backbone=tiny.backbone, num_classes=3, **tiny.model_args).state_dict()
+    after = load_file(train(tiny.replace(freeze="backbone", steps=3, val_data="none")) / "model.safetensors")
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == name.startswith("backbone."), name
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tiny: Settings, monkeypatch: pytest.MonkeyPatch):
+    real = loop.SemanticTask.losses
+
+    def broken(self, model, images, targets, normalizer):
+        losses = real(self, model, images, targets, normalizer)
+        return {"loss": losses["loss"] * (math.inf if broken.calls == 2 else 1), "calls": torch.tensor(broken.calls)}
+
+    def counted(*arguments):
+        result = broken(*arguments)
+        broken.calls += 1
+        return result
+
+    broken.calls = 0
+    monkeypatch.setattr(loop.SemanticTask, "losses", counted)
+    with pytest.raises(ValueError, match="step 2: the loss is not finite"):
+        train(tiny.replace(val_data="none"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ""}, "data= is missing"),
+        ({"data": "no/such/folder"}, "no/such/folder"),
+        ({"num_classes": 5}, "5"),
+        ({"freeze": "head,nose"}, "freeze='nose' is no module of the model; its parts are backbone, neck, head"),
+        ({"val_data": "scenes:2@32x32"}, "classes"),
+        ({"model": "perpixel_fpm"}, "perpixel_fp"),
+        ({"model_args": {"neck_width": 3}}, "neck_width"),
+    ],
+)
+def test_bad_settings_leave_no_folder(tiny: Settings, changes: dict, message: str):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(tiny.replace(**changes))
+    assert not Path(tiny.out).exists()
+
+
+def test_a_bad_label_file_is_named(tiny: Settings, pictures: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(pictures, copy)
+    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(copy / "train/labels/004.png")
+    with pytest.raises(ValueError, match=r"004\.png.*9"):
+        train(tiny.replace(data=str(copy)))
+
+
+def test_background_thread_ends_with_its_reader():
+    ahead = loop._ahead(iter(range(1000)))
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+    assert list(loop._ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
+
+    def failing():
+        yield 1
+        raise OSError("disk")
+
+    ahead = loop._ahead(failing())
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="disk"):
+        next(ahead)
+
+
+def test_seeds_and_precision():
+    seeds = {step_seed(s, t, r) for s in range(3) for t in range(5) for r in range(3)}
+    assert len(seeds) == 45 and all(0 <= s < 2**63 for s in seeds)
+    assert resolve_amp("no") == "no"
+    if not torch.cuda.is_available():
+        assert resolve_amp("auto") == "no"
+        with pytest.raises(ValueError, match="fp16 needs a CUDA device"):
+            resolve_amp("fp16")
+
+
+def test_half_precision_on_the_cpu_and_back_in_one_process(tiny: Settings, tmp_path: Path):
+    train(tiny.replace(amp="bf16", steps=2))
+    train(tiny.replace(steps=2, out=str(tmp_path / "full")))
+    half, full = losses_of(tiny.out), losses_of(tmp_path / "full")
+    assert half != full
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
