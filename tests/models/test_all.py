@@ -24,7 +24,6 @@ STRUCTURES = {
     for name in NAMED + ARCHITECTURES
     for s in [get_spec(name)[0]]
 }
-SMALL = {"neck_out_channels": 32, "neck_deform_groups": 4}
 ODD_SIZES = [(250, 333), (97, 131), (64, 64)]
 
 
@@ -46,7 +45,7 @@ def logits(output):
 
 
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("changes", [{}, {"num_classes": 5}, {"in_chans": 4}], ids=["plain", "num_classes", "in_chans"])
+@pytest.mark.parametrize("changes", [{}, {"num_classes": 5, "in_chans": 4}], ids=["as named", "changed"])
 def test_shapes_on_meta(name, changes):
     with torch.device("meta"):
         model = fapn_zoo.create_model(name, **changes).eval()

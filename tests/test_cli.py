@@ -1,0 +1,198 @@
+"""The command line as a user meets it: what each verb prints, writes and exits with, and one line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fapn_zoo
+from fapn_zoo.cli import main
+from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
+
+TINY = {"backbone": "resnet10t", "backbone_channels": (8, 8, 16, 16), "neck_out_channels": 16, "neck_deform_groups": 2}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A weights folder with random values for the classes of the generated scenes."""
+    data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
+    model = fapn_zoo.create_model("perpixel_fapn", num_classes=11, data=data, **TINY)
+    return model.save(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Forty scenes as a user would have them: 28 to train on, 6 to validate, 6 to test."""
+    root = tmp_path_factory.mktemp("streets")
+    for split, seeds in {"train": range(28), "val": range(28, 34), "test": range(34, 40)}.items():
+        for folder in ("images", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        for seed in seeds:
+            scene = generate_scene(seed, (96, 128))
+            Image.fromarray(scene.image).save(root / split / "images" / f"{seed:03d}.png")
+            Image.fromarray(scene.semantic).save(root / split / "labels" / f"{seed:03d}.png")
+    classes = {"names": list(CLASSES), "palette": [list(map(int, c)) for c in PALETTE], "ignore_index": 255}
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def error(capsys, *words) -> str:
+    """The one line that a failing command ends with."""
+    code, _, err = run(capsys, *words)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(lines) == 1 and err.endswith(lines[0] + "\n"), (code, err)
+    return lines[0]
+
+
+@pytest.mark.unit
+def test_list_and_info(capsys):
+    code, out, _ = run(capsys, "list", "perpixel_fapn_resnet18_*")
+    assert code == 0 and len(out.splitlines()) == 3
+    code, out, _ = run(capsys, "list", "--pretrained")
+    assert code == 0 and "embedded" in out
+    assert "no model matches" in error(capsys, "list", "nothing*")
+    code, out, _ = run(capsys, "info")
+    assert code == 0 and "deform conv" in out
+    code, out, _ = run(capsys, "info", "maskformer_fapn_resnet50_ade20k")
+    assert code == 0 and "44,911,839" in out
+    assert "nearest: maskformer_fapn" in error(capsys, "info", "maskformer_fapnn")
+
+
+@pytest.mark.unit
+def test_predict_writes_pictures_and_goes_on_after_a_bad_one(capsys, weights, dataset, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in (1, 2):
+        Image.fromarray(generate_scene(i, (70, 90)).image).save(photos / f"{i}.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    out = tmp_path / "out"
+    code, printed, err = run(capsys, "predict", photos, "--model", weights, "--out", out)
+    assert code == 1 and "2 done, 1 failed" in printed and "broken.jpg" in err
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["1_labels.png", "1_overlay.png", "2_labels.png", "2_overlay.png", "summary.json"]
+    labels = np.asarray(Image.open(out / "1_labels.png"))
+    assert labels.shape == (70, 90) and labels.max() < 11
+    summary = json.loads((out / "summary.json").read_text())
+    assert [Path(f["input"]).name for f in summary["failed"]] == ["broken.jpg"]
+
+
+@pytest.mark.unit
+def test_predict_mistakes(capsys, weights, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = ["--out", tmp_path / "out"]
+    assert str(tmp_path / "empty") in error(capsys, "predict", tmp_path / "empty", "--model", weights, *out)
+    assert "unknown model 'nope'" in error(capsys, "predict", tmp_path, "--model", "nope", *out)
+    assert "task 'depth'" in error(capsys, "predict", tmp_path / "x.png", "--model", weights, "--task", "depth", *out)
+    assert "device warp" in error(capsys, "predict", tmp_path / "x.png", "--model", weights, "--device", "warp", *out)
+    code, _, err = run(capsys, "predict", tmp_path / "missing.png", "--model", weights, *out)
+    assert code == 1 and "missing.png" in err
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "x.png", "--tile", "0x9"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.unit
+def test_check_data(capsys, dataset, tmp_path):
+    code, out, _ = run(capsys, "check-data", dataset)
+    assert code == 0 and "Pedestrian" in out
+    bad = tmp_path / "bad"
+    for split in ("images", "labels"):
+        (bad / "train" / split).mkdir(parents=True)
+    pixels = np.zeros((20, 30), np.uint8)
+    Image.fromarray(pixels).save(bad / "train/images/lonely.png")
+    for name, labels in {"out_of_range": pixels + 77, "other_size": pixels[:10]}.items():
+        Image.fromarray(pixels).save(bad / f"train/images/{name}.png")
+        Image.fromarray(labels).save(bad / f"train/labels/{name}.png")
+    code, out, _ = run(capsys, "check-data", bad, "--num-classes", 2)
+    assert code == 1
+    assert all(word in out for word in ("lonely", "out_of_range", "77", "other_size"))
+    assert "classes.json" in error(capsys, "check-data", bad)
+    assert "nowhere" in error(capsys, "check-data", tmp_path / "nowhere")
+
+
+@pytest.mark.unit
+def test_eval_writes_table_json_and_csv(capsys, weights, dataset, tmp_path):
+    rows = tmp_path / "rows.csv"
+    for _ in range(2):
+        code, out, _ = run(capsys, "eval", weights, "--data", dataset, "--split", "test", "--json", tmp_path / "r.json",
+                           "--csv", rows, "--seed", 3)
+        assert code == 0 and "mean IoU" in out and "Bicyclist" in out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["images"] == 6 and len(report["classes"]) == 11 and 0 <= report["miou"] <= 1
+    with open(rows, newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 2 and table[0]["seed"] == "3" and float(table[0]["miou"]) == round(100 * report["miou"], 2)
+
+
+@pytest.mark.unit
+def test_eval_mistakes(capsys, weights, dataset, tmp_path):
+    assert "gone" in error(capsys, "eval", weights, "--data", tmp_path / "gone")
+    assert "trian" in error(capsys, "eval", weights, "--data", dataset, "--split", "trian")
+    model = fapn_zoo.create_model("perpixel_fapn", num_classes=3, **TINY)
+    model.save(tmp_path / "three")
+    message = error(capsys, "eval", tmp_path / "three", "--data", dataset)
+    assert "3 classes" in message and "11" in message
+    (tmp_path / "three" / "model.safetensors").write_bytes(b"PK\x03\x04 pretends")
+    assert "is a pickle" in error(capsys, "eval", tmp_path / "three", "--data", dataset)
+
+
+@pytest.mark.unit
+def test_train_mistakes(capsys, dataset, tmp_path):
+    base = ["train", "finetune_folder", f"data={dataset}", f"out={tmp_path / 'run'}"]
+    assert "unknown setting 'stepz'" in error(capsys, *base, "stepz=3")
+    assert "steps='many'" in error(capsys, *base, "steps=many")
+    assert "finetune_foldr" in error(capsys, "train", "finetune_foldr", *base[2:])
+    assert "unknown model" in error(capsys, *base, "model=perpixl_fapn")
+    assert not (tmp_path / "run").exists()
+    Image.fromarray(np.full((96, 128), 42, np.uint8)).save(tmp_path / "x.png")
+    label = dataset / "train/labels/000.png"
+    before = label.read_bytes()
+    label.write_bytes((tmp_path / "x.png").read_bytes())
+    try:
+        message = error(capsys, *base, "steps=9", "crop=64,64", "val_data=none")
+        assert "000.png" in message and "42" in message
+    finally:
+        label.write_bytes(before)
+
+
+@pytest.mark.train
+def test_a_newcomers_evening(capsys, dataset, tmp_path):
+    """check-data, train, eval and predict from the folder that training wrote, on forty scenes."""
+    assert run(capsys, "check-data", dataset)[0] == 0
+    run_folder = tmp_path / "run"
+    words = ["train", "finetune_folder", f"data={dataset}", f"out={run_folder}", "steps=60", "crop=96,128",
+             "model_args.neck_out_channels=32", "lr=2e-3"]
+    code, out, err = run(capsys, *words)
+    assert code == 0 and str(run_folder / "model") in out, err
+    code, out, _ = run(capsys, "eval", run_folder / "model", "--data", dataset, "--json", tmp_path / "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0 and report["pixel_acc"] > 0.5, out  # always answering "Road" gives about 0.4
+    code, _, _ = run(capsys, "predict", dataset / "test/images", "--model", run_folder / "model", "--out",
+                     tmp_path / "out")
+    assert code == 0 and len(list((tmp_path / "out").glob("*_overlay.png"))) == 6
+    model = fapn_zoo.create_model(f"local-dir:{run_folder / 'model'}", pretrained=True)
+    assert model.data.labels == tuple(CLASSES)
+
+
+@pytest.mark.unit
+def test_ctrl_c_is_one_line(tmp_path):
+    code = ("import fapn_zoo.cli as c\n"
+            "def stop(args): raise KeyboardInterrupt\n"
+            "c._list = stop\n"
+            "raise SystemExit(c.main(['list']))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
