@@ -19,8 +19,8 @@ _PUBLIC = {
     "Backbone": "backbones",
     "FPN": "necks",
     "FaPN": "necks",
-    "deform_conv2d": "layers",
-    "evaluate": "evaluate",
+    "deform_conv2d": "layers.deform_conv",
+    "deform_conv_backend": "layers.deform_conv",
 }
 
 __all__ = sorted(_PUBLIC)

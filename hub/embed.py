@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fapn_zoo
-from fapn_zoo.evaluate import render, write_report
+from fapn_zoo.evaluate import evaluate, render, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "hub" / "results" / "semantic.csv"
@@ -48,7 +48,7 @@ def main() -> None:
     for parameter in [*model.parameters(), *model.buffers()]:  # the values that half precision keeps
         if parameter.is_floating_point():
             parameter.data = parameter.data.half().float()
-    report = fapn_zoo.evaluate(model, args.data, split="test", weights="embedded", seed=settings["seed"])
+    report = evaluate(model, args.data, split="test", weights="embedded", seed=settings["seed"])
     print(render(report))
     write_report(report, csv=RESULTS)
     model.save(

@@ -247,6 +247,13 @@ class TestWeightsFolders:
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_public_names_exist():
+    assert set(fapn_zoo.__all__) <= set(dir(fapn_zoo))
+    assert all(callable(getattr(fapn_zoo, name)) for name in fapn_zoo.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'unet'"):
+        _ = fapn_zoo.unet
+
+
 def test_import_time_of_the_command_line():
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "fapn_zoo.cli", "list", "maskformer_fapn*"], capture_output=True,
