@@ -18,7 +18,8 @@ CHOICES = {
     "amp": ("auto", "no", "bf16", "fp16"),
     "resume": ("no", "auto"),
 }
-# What may differ between a run and its continuation: none of these changes the weights that come out.
+# What may differ between a run and its continuation: none of these changes the weights that come out, `threads` by no
+# more than rounding.
 FREE_ON_RESUME = frozenset(
     {"out", "resume", "overwrite", "log_every", "checkpoint_every", "eval_every", "eval_limit"}
     | {"val_data", "val_split", "workers", "threads", "cache"}

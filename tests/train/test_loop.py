@@ -26,6 +26,8 @@ pytestmark = pytest.mark.train
 # No batch norm anywhere: its statistics are those of a micro-batch, by definition.
 NO_BATCH_NORM = {"neck_out_channels": 16, "head_mask_channels": 16, "neck_norm": "gn", "backbone_norm": "frozen_bn"}
 
+MASKFORMER = {"neck_out_channels": 32, "head_num_queries": 6, "head_layers": 2}
+
 
 def log_of(folder: str | Path) -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
@@ -53,6 +55,27 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny: Settings, pictures: Path
     assert model.data.labels == ("ground", "tree", "sign") and len(model.data.palette) == 3
     again = evaluate(model, str(pictures), "val", progress=False)
     assert again["miou"] == report["miou"]  # the folder holds the averaged weights that were scored
+
+
+# One line per model: the losses of ten steps on the pictures of conftest.py, one thread, torch 2.15 on x86. A change
+# that is meant to leave the numbers alone must keep them; one that is not says so and renews them.
+SEQUENCES = {
+    "perpixel_fapn": [0.94468, 0.9435, 0.91524, 0.75376, 0.76195, 0.87869, 0.72356, 0.60666, 0.5616, 0.62134],
+    "maskformer_fapn": [11.45199, 8.71939, 7.82893, 8.25741, 8.69615, 7.96787, 7.98725, 7.86929, 7.60183, 7.53502],
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "lr", "arguments"),
+    [
+        ("perpixel_fapn", 1e-3, {"neck_out_channels": 32, "head_mask_channels": 16}),
+        ("maskformer_fapn", 1e-4, MASKFORMER | {"head_dropout": 0.0}),
+    ],
+)
+def test_the_stored_loss_sequence(tiny: Settings, model: str, lr: float, arguments: dict):
+    settings = tiny.replace(model=model, model_args=arguments, lr=lr, weight_decay=0.05, warmup_steps=3, clip_norm=1.0)
+    train(settings.replace(steps=10, val_data="none"))
+    assert losses_of(tiny.out) == pytest.approx(SEQUENCES[model], rel=1e-4, abs=1e-4)
 
 
 def test_only_the_last_checkpoint_stays(tiny: Settings):
@@ -85,7 +108,7 @@ def test_two_processes_equal_one(tiny: Settings, tmp_path: Path, start):
 def test_maskformer_trains_by_the_same_loop(tiny: Settings):
     settings = tiny.replace(
         model="maskformer_fpn",
-        model_args={"neck_out_channels": 32, "head_num_queries": 6, "head_layers": 2},
+        model_args=MASKFORMER,
         steps=3,
         micro_batch=2,
         val_data="none",

@@ -33,6 +33,7 @@ def steps_and_losses(out: str) -> list[tuple[int, float]]:
 @pytest.fixture
 def long(tiny: Settings) -> Settings:
     """With all the state there is: dropout, momenta, batch norm statistics, averaged weights, warm-up."""
+    tiny = tiny.replace(model="perpixel_fapn", model_args=tiny.model_args | {"neck_out_channels": 32})
     return tiny.replace(steps=40, checkpoint_every=5, ema=0.95, warmup_steps=10, clip_norm=0.5, micro_batch=3)
 
 
