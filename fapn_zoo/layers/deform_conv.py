@@ -61,7 +61,9 @@ def active_backend(device: str | torch.device = "cpu") -> str:
 
 @contextlib.contextmanager
 def deform_conv_backend(name: str):
-    """Use the backend `name` inside the block, in the whole process; 'reference' puts torchvision's operator in exports.
+    """Use the backend `name` inside the block; 'reference' puts torchvision's operator in exports.
+
+    The choice holds for the whole process, so that threads of data or gradients follow it.
 
     Raises:
         ValueError: `name` is none of auto, reference, numba.
@@ -82,9 +84,10 @@ def _pair(value, name, least):
 
 
 def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
-    if input.dim() != 4 or offset.dim() != 4 or weight.dim() != 4:
-        dims = f"{input.dim()}, {offset.dim()} and {weight.dim()}"
-        raise ValueError(f"input, offset and weight must have 4 dimensions each; got {dims}")
+    four = {"input": input, "offset": offset, "weight": weight, "mask": mask}
+    for name, tensor in four.items():
+        if tensor is not None and tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions; got {tensor.dim()}")
     out_channels, group_channels, *kernel = weight.shape
     taps = kernel[0] * kernel[1]
     channels = input.shape[1]
@@ -104,7 +107,9 @@ def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
         raise ValueError(f"bias has shape {tuple(bias.shape)}, but the weight has {out_channels} output channels")
     size = [
         (length + 2 * pad - spread * (taps_along - 1) - 1) // step + 1
-        for length, taps_along, step, pad, spread in zip(input.shape[2:], kernel, stride, padding, dilation)
+        for length, taps_along, step, pad, spread in zip(
+            input.shape[2:], kernel, stride, padding, dilation, strict=True
+        )
     ]
     if size[0] <= 0 or size[1] <= 0:
         raise ValueError(f"input of {input.shape[2]}x{input.shape[3]} gives an output of {size[0]}x{size[1]}")
