@@ -50,7 +50,8 @@ def predict(
             resizing and padding) share a batch, so this never changes a result.
 
     Returns:
-        A `Result` for one image; a list, in order, for a folder, list or batch.
+        A `Result` for one image; a list, in order, for a folder, list or batch. Every `Result` holds its image: for
+        thousands of them iterate over `predict_each`, or let `predict_files` write pictures.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -147,7 +148,8 @@ def inference(model: nn.Module) -> Iterator[tuple[torch.device, torch.dtype]]:
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     model.eval()
     try:
-        with torch.inference_mode():
+        # Not inference_mode: what a module caches in it (position codes, window masks) would break training afterwards.
+        with torch.no_grad():
             yield first.device, first.dtype
     finally:
         for module in training:

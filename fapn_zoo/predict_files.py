@@ -35,7 +35,7 @@ def predict_files(
     """Predicts on files and writes ``NAME_overlay.png``, ``NAME_labels.png`` and ``summary.json`` to ``out_dir``.
 
     Args:
-        model: see `fapn_zoo.predict.predict`, as are ``task``, ``tile``, ``overlap`` and ``batch_size``.
+        model, task, tile, overlap, batch_size: see `fapn_zoo.predict.predict`.
         paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each is done once.
         out_dir: made if missing; results of an earlier run there are replaced, inputs never.
         progress: show a progress bar on stderr.
@@ -44,8 +44,8 @@ def predict_files(
         What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``complete`` (False after an interrupt),
         ``seconds``, ``images`` (a dict per image with ``input``, ``overlay``, ``labels``, ``size`` [H, W],
         ``seconds``, ``classes`` name -> share of the image, and for panoptic and instance ``segments``) and
-        ``failed`` (dicts with ``input`` and ``error``). Images that cannot be read are named on stderr and listed in
-        ``failed``; the rest is still done. Every file appears whole or not at all, also after Ctrl-C.
+        ``failed`` (dicts with ``input`` and ``error``): images that cannot be read are named there and on stderr, the
+        rest is still done. Every file appears whole or not at all, also after Ctrl-C.
 
     Raises:
         ImageError: for a folder without images, before anything is done.
@@ -55,12 +55,10 @@ def predict_files(
     out_dir = Path(out_dir)
     inputs = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
-    summary: dict[str, Any] = {
-        "model": getattr(getattr(model, "spec", None), "name", type(model).__name__),
-        "task": task, "tile": tile, "complete": False, "seconds": 0.0, "images": [], "failed": [],
-    }  # fmt: skip
+    name = getattr(getattr(model, "spec", None), "name", type(model).__name__)
+    summary = dict(model=name, task=task, tile=tile, complete=False, seconds=0.0, images=[], failed=[])
     bar = tqdm(total=len(inputs), unit="image", disable=not progress)
-    before = started = time.perf_counter()
+    started = before = time.perf_counter()
 
     def on_error(index: int, error: Exception) -> None:
         nonlocal before
@@ -74,16 +72,14 @@ def predict_files(
     try:
         for index, result in stream:
             entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
-            now = time.perf_counter()
-            summary["images"].append({**entry, "seconds": round(now - before, 4), **_facts(result)})
-            before = now
+            seconds, before = round(time.perf_counter() - before, 4), time.perf_counter()
+            summary["images"].append({**entry, "seconds": seconds, **_facts(result)})
             bar.update()
         summary["complete"] = True
     finally:
         bar.close()
         summary["seconds"] = round(time.perf_counter() - started, 4)
-        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        write_whole(out_dir / SUMMARY, lambda file: file.write(text.encode()))
+        _write_summary(summary, out_dir / SUMMARY)
     return summary
 
 
@@ -143,6 +139,12 @@ def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, str]:
     save_image(result.overlay(), out_dir / overlay)
     save_image(result.label_image(), out_dir / labels)
     return {"overlay": overlay, "labels": labels}
+
+
+def _write_summary(summary: dict[str, Any], path: Path) -> None:
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    # A file name that is no valid text must not cost the summary of the others.
+    write_whole(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
 def _facts(result: Result) -> dict[str, Any]:

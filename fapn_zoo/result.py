@@ -100,7 +100,8 @@ class Result:
         picture = np.where(coloured[ids][:, :, None], mixed >> 8, self.image).astype(np.uint8)
         if boundaries:
             line = _boundaries(ids, thickness=max(1, round(min(ids.shape) / 700)))
-            picture[line] = table[ids[line]] // 2
+            dark = table.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
+            picture[line] = np.where(dark, table // 2 + 127, table // 2)[ids[line]]
         picture = Image.fromarray(picture)
         if legend:
             self._draw_legend(picture)
