@@ -19,8 +19,8 @@ TEXTURE = (0, .35, .2, .1, .15, .5, .2, .4, .15, .4, .4, .2)  # strength of the 
 COLOURS = {  # of which one is picked and varied
     "paint": "e1e2e4 a8acb0 60646a 222428 961a1e 223a78", "wall": "865442 9e7654 b0a082 cdc8bc 787470 5c4a40",
     "leaf": "425628 58602e 304628 6e5a2c", "sign": "be2828 1e46a0 e1b428 287846", "grey": "969694 4a4a4c 76706a",
-    "dark": "22242c 3a3c46 2e364a", "sky": "5a8cd7 96afcd e1e6ec", "cloud": "fafafa ced0d6", "skin": "e0baa0 825c46",
-    "white": "dcdcd6", "fog": "cdd2da", "green": "46fa96", "bark": "4c423a", "road": "6c6c6e", "red": "eb3c2d"}
+    "dark": "22242c 3a3c46 2e364a", "sky": "5a8cd7 96afcd e1e6ec", "cloud": "f4f4f4 ced0d6", "skin": "e0baa0 825c46",
+    "white": "dcdcd6", "green": "46fa96", "bark": "4c423a", "road": "6c6c6e", "red": "eb3c2d"}
 BOX, DISC = ((1, 1), (-1, 1), (-1, -1), (1, -1)), ((1, 0), (.87, .5), (.5, .87), (0, 1), (-.5, .87), (-.87, .5),
                                                    (-1, 0), (-.87, -.5), (-.5, -.87), (0, -1), (.5, -.87), (.87, -.5))
 VEHICLES = ((((0, .2), (0, .6), (.09, .97), (.55, 1), (.74, .62), (.97, .5), (1, .2)), (3.9, 1.7, 1.5)),
@@ -30,19 +30,18 @@ VEHICLES = ((((0, .2), (0, .6), (.09, .97), (.55, 1), (.74, .62), (.97, .5), (1,
 WALKER = ((9, "dark", .8, ((0, .88), (.16, .86), (.2, 0), (.1, 0))), (9, "bark", 1, DISC, 0, 1.67, .1, .09),
           (9, "dark", 1, ((-.16, .86), (.02, .88), (-.1, 0), (-.2, 0))), (9, "skin", 1, DISC, 0, 1.58, .09, .12),
           (9, "paint", .7, ((.16, .8), (.27, .85), (.23, 1.36), (.1, 1.5), (-.1, 1.5), (-.23, 1.36), (-.27, .85))))
-RIDER_BEHIND = (*((10, *part[1:], *((0, .2, 1, .78) * (part[1] == "dark"))) for part in WALKER),
-                (10, "dark", .5, BOX, 0, .33, .05, .33), (10, "grey", .7, BOX, 0, 1, .28, .03))
-RIDER_BESIDE = (*((10, c, .8, DISC, x, .34, r, r) for x in (-.52, .52) for c, r in (("dark", .34), ("grey", .28))),
-                (10, "red", .6, ((-.52, .3), (-.1, .36), (.4, .85), (.52, .34), (.46, .34), (.35, .78), (-.1, .3))),
-                (10, "dark", 1, ((-.22, .9), (-.1, .95), (.16, .6), (.02, .28), (-.06, .3), (.04, .6))),
-                (10, "paint", .7, ((-.25, .88), (.02, .9), (.22, 1.2), (.44, .93), (.5, .98), (.3, 1.4), (-.05, 1.4))),
-                (10, "skin", 1, DISC, .28, 1.55, .09, .12), (10, "bark", 1, DISC, .26, 1.66, .12, .09))
+RIDER = (*((10, *p[1:], *((0, .2, 1, .8) * (p[1] == "dark"))) for p in WALKER), (10, "dark", 1, BOX, 0, .3, .1, .3))
+RIDER_SIDE = (*((10, c, .8, DISC, x, .34, r, r) for x in (-.52, .52) for c, r in (("dark", .34), ("grey", .28))),
+              (10, "red", .6, ((-.52, .3), (-.1, .36), (.4, .85), (.52, .34), (.46, .34), (.35, .78), (-.1, .3))),
+              (10, "dark", 1, ((-.22, .9), (-.1, .95), (.16, .6), (.02, .28), (-.06, .3), (.04, .6))),
+              (10, "paint", .7, ((-.25, .88), (.02, .9), (.22, 1.2), (.44, .93), (.5, .98), (.3, 1.4), (-.05, 1.4))),
+              (10, "skin", 1, DISC, .28, 1.55, .09, .12), (10, "bark", 1, DISC, .26, 1.66, .12, .09))
 LAMP = ((2, "grey", 1, BOX, 0, 3.5, .04, 3.5), (2, "grey", 1, ((0, 7), (1.2, 7.3), (1.9, 7.3), (1.9, 7.2), (0, 6.9))))
 LIGHTS = ((2, "grey", .6, BOX, 0, 1.6, .05, 1.6), (6, "dark", .7, BOX, 0, 2.7, .2, .55),
           *((6, c, k, DISC, 0, y, .12, .12) for c, k, y in (("red", .2, 3), ("red", .3, 2.67), ("green", 1, 2.34))))
 ROUND = (LIGHTS[0], (6, "sign", 1, DISC, 0, 2.6, .35, .35), (6, "white", 1, DISC, 0, 2.6, .24, .24))
 BOARD = (LIGHTS[0], (6, "sign", 1, BOX, 0, 2.4, .6, .8), (6, "white", 1, BOX, 0, 2.7, .4, .2))
-FIGURES = ((LAMP, 5, 9, 60), (LIGHTS, 4, 7, 40), (ROUND, 4, 7, 40), (BOARD, 1.6, 7, 40), (RIDER_BEHIND, 1.6, 6, 30),
+FIGURES = ((LAMP, 5, 9, 60), (LIGHTS, 4, 7, 40), (ROUND, 4, 7, 40), (BOARD, 1.6, 7, 40), (RIDER, 1.6, 6, 30),
            (WALKER, 3, 5, 20), (WALKER, 8, 12, 60), (((VOID, "dark", 1.5, BOX, 0, .5, .3, .5),), 2, 6, 30))
 
 @dataclass(frozen=True)
@@ -67,18 +66,18 @@ class _Canvas:
         return items[int(self.rng.random() * len(items))]
     def tint(self, name, light=1.0):
         return tuple((v + self.u(-10, 10)) * light for v in bytes.fromhex(self.pick(COLOURS[name].split())))
-    def at(self, x, y, z):
-        return self.vx + (x + self.bend * z * z) * self.f / max(z, .9), self.hy + (self.cam - y) * self.f / max(z, .9)
+    def at(self, x, y, z):  # where a point is seen; nothing is placed nearer than a metre
+        return self.vx + (x + self.bend * z * z) * self.f / z, self.hy + (self.cam - y) * self.f / z
     def noise(self, cell, w, h):  # smooth, float32 (h, w) in -1..1, in blobs `cell` pixels wide
         grid = self.rng.integers(0, 256, (int(h / cell) + 2, int(w / cell) + 2), np.uint8)
         return np.asarray(Image.fromarray(grid).resize((w, h), Image.BILINEAR), np.float32) / 127.5 - 1
     def poly(self, points, colour, light=1.0, ids=True, cull=False):
         """Fill an outline, 2D in pixels or 3D in metres; no `colour`: label only, no `ids`: colour only."""
-        points = [self.at(*p) if len(p) == 3 else p for p in points]
+        points = [self.at(*p) for p in points] if len(points[0]) == 3 else points
         if cull and sum(p[0] * q[1] - q[0] * p[1] for p, q in zip(points, points[1:] + points[:1], strict=True)) > 0:
             return
         if colour:
-            self.draw.polygon([(2 * x + .5, 2 * y + .5) for x, y in points], tuple(int(v * light) for v in colour))
+            self.draw.polygon([(2 * x, 2 * y) for x, y in points], tuple(int(v * light) for v in colour))
         if ids:
             self.draw_ids.polygon(points, len(self.objects) - 1)
     def wall(self, a, b, y0, y1, colour, light=1.0, ids=True):  # over the line a to b, each (x, z), between two heights
@@ -92,29 +91,30 @@ class _Canvas:
 
 def _base(c, road, walks):
     """Sky with clouds; asphalt, slabs and what lies beyond, the shadows of houses; kerbs and marks."""
-    h, w, top = c.h, c.w, int(c.hy) + 1
-    sky, cloud, low = np.float32([c.tint("sky"), c.tint("cloud"), (238, 240, 242)])
-    cover = np.clip(2 * c.noise(h / 7, w, top) + np.float32(c.u(-1, 1)), 0, 1)[..., None]
-    sky = (sky + (low - sky) * np.linspace(0, 1, top, dtype=np.float32)[:, None, None]) * (1 - cover) + cloud * cover
+    h, w, top, cloud = c.h, c.w, int(c.hy) + 1, tuple(map(int, c.tint("cloud")))
+    high, low = np.float32([c.tint("sky"), (238, 240, 242)])
+    sky = (high + (low - high) * np.linspace(0, 1, top)[:, None, None]).astype(np.uint8)
+    cover = Image.fromarray((255 * c.noise(h / 7, w, top) + c.u(-128, 128)).clip(0, 255).astype(np.uint8))
+    sky = Image.composite(Image.new("RGB", (w, top), cloud), Image.fromarray(sky).resize((w, top), 0), cover)
     z = np.float32(c.f * c.cam) / (np.arange(top, h, dtype=np.float32)[:, None] + np.float32(.5 - c.hy))
     x = (np.arange(w, dtype=np.float32) + np.float32(.5 - c.vx)) * (z / np.float32(c.f)) - np.float32(c.bend) * z * z
     kinds = np.where((x < road[0] - walks[0]) | (x > road[1] + walks[1]), c.pick((1, 2, 2, 3)), 2).astype(np.int32)
     kinds[(x > road[0]) & (x < road[1])] = 1
     dirt, grain, near, cell = c.noise(6, 256, 256), c.noise(1, 256, 256), np.minimum(9 / z, 1), np.float32(c.u(.4, 1))
     def look(field, kx, kz):  # the field laid on the ground, kx and kz samples per metre
-        return field[(z * np.float32(kz)).astype(np.int32) & 255, (x * np.float32(kx)).astype(np.int32) & 255]
+        return field[(z * np.float32(kz)).astype(np.int32) & 255, (x * np.float32(kx) + 128).astype(np.int32) & 255]
     reach = np.float32(c.u(-.5, 1.3) * (road[1] - road[0])) * (1 + look(dirt, 0, 1.3))
     cast = np.clip((reach - (x - road[0] if c.sun[0] > 0 else road[1] - x)) * 2, 0, 1) * np.float32(.55 * c.sunny)
-    joints = ((x % cell < .03) | (z % cell < .03)) & (kinds == 2)
+    joints = ((x / cell - np.floor(x / cell) < .04) | (z % cell < .03)) & (kinds == 2)
     speck = (1 + .12 * look(dirt, 9, 1.5) + .14 * near * look(grain, 60, 60)) * (1 - cast) * (1 - .3 * near * joints)
-    ground = np.float32([(0, 0, 0), c.tint("road"), c.tint("grey", 1.1), c.tint("leaf")])[kinds] * speck[..., None]
-    image = np.concatenate([sky, ground]).clip(0, 255).astype(np.uint8)
-    c.rgb, c.ids = Image.fromarray(image).resize((2 * w, 2 * h), 2), Image.fromarray(np.pad(kinds, ((top, 0), (0, 0))))
+    ground = np.float32([cloud, c.tint("road"), c.tint("grey", 1.1), c.tint("leaf")]).take(kinds, 0) * speck[..., None]
+    image = np.concatenate([np.asarray(sky), ground.clip(0, 255).astype(np.uint8)])
+    c.rgb, c.ids = Image.fromarray(image).resize((2 * w, 2 * h), 0), Image.fromarray(np.pad(kinds, ((top, 0), (0, 0))))
     c.z, c.draw, c.draw_ids = z, ImageDraw.Draw(c.rgb), ImageDraw.Draw(c.ids)
     lanes, dash, paint, kerb = max(2, int((road[1] - road[0]) / 3)), c.u(4, 9), c.tint("white", .9), c.tint("grey", 1.4)
     strips = [(road[0] + (road[1] - road[0]) * k / lanes, .06, .45, paint) for k in range(1, lanes)]
     strips += [(e * k, .1 * k - .03, 1, tone) for e in road for k, tone in ((1, kerb), (c.pick((1, .9)), paint))]
-    for d, (m, r, share, tone) in ((d, strip) for d in np.arange(90, 1, -dash) for strip in strips):
+    for d, (m, r, share, tone) in ((d, strip) for d in np.arange(90, 1, -dash).tolist() for strip in strips):
         c.poly([(m + a * r, 0, d + dash * share * (b > 0)) for a, b in BOX], tone, 1, False)
 
 def _walls(c, kind, corners, height, colours, pitch, share):
@@ -134,9 +134,9 @@ def _tree(c, x, z, height, radius, bare):
     c.objects.append((TREE, z))
     c.wall((x - height / 50, z), (x + height / 50, z), 0, height - radius, c.tint("bark", .8))
     colour, (cx, cy), r = c.tint("bark" if bare else "leaf"), c.at(x, height - radius, z), max(2, int(radius * c.f / z))
-    px, py, k = int(cx) - r, int(cy) - r, min(max(4 * r, 16), 160)
+    px, py, k = int(cx) - r, int(cy) - r, min(max(2 * r, 16), 128)
     v, u = np.ogrid[-1.3:1.3:k * 1j, -1.3:1.3:k * 1j]
-    fine, bulk = c.noise(k / 36, k, k) - (.3 if bare else v + u * c.sun[0]), u * u + v * v - c.noise(k / 7, k, k) < 1
+    fine, bulk = c.noise(k / 48, k, k) - (.3 if bare else v + u * c.sun[0]), u * u + v * v - c.noise(k / 7, k, k) < 1
     tones = 0 + (fine > -.2) if bare else 1 + (fine > -.3) + (fine > .5)  # 0 = see-through, else dark to bright
     shades = np.float32([0, .6, .95, 1.3])[tones][..., None] * np.float32(colour)
     crown = Image.fromarray(np.dstack([shades, 255 * (bulk & (tones > 0))]).astype(np.uint8)).resize((4 * r, 4 * r), 0)
@@ -167,60 +167,60 @@ def _car(c, x, z, dx, dz, kind):
         for a, b, r, colour in ((0, 1, 1, paint), (.1, .9, .85, pane))[:1 + (i in (1, 3))]:
             corners = [(u + (u1 - u) * k, y + (y1 - y) * k, v) for k, v in ((a, -r), (a, r), (b, r), (b, -r))]
             face(corners, colour, 1.15 if abs(u1 - u) > .12 else tone, colour is paint)
-    for u, lamp, k in ((0, "red", 1), (1, "white", -1)):
-        for v, y, up, name in ((v, *row) for v in (-.75, .75) for row in ((.48, .06, lamp), (.12, .12, "dark"))):
-            face([(u, y + b * up, v + k * a * .2) for a, b in BOX], c.tint(name, .7), 1, name == "dark")
-    for v in (-1, 1):
-        face([(u, y, v) for u, y in profile[::-v]], paint, tone if v * dz * c.sun[0] > 0 else 1, True)
-        glass = ((1, .05, .64), (2, .06, .92), (3, 0, .93), (4, -.05, .64))[::-v]
-        face([(profile[i][0] + shift, y, v) for i, shift, y in glass], pane)
-        for u, r, name in ((.19, .33, "dark"), (.19, .2, "grey"), (.81, .33, "dark"), (.81, .2, "grey")):
-            face([(u + a * r / length, (.32 + b * r) / height, v) for a, b in DISC[::v]], c.tint(name, .8), 1, r > .2)
+    u, lamp, k = (0, "red", 1) if x * dx + z * dz > 0 else (1, "white", -1)  # the end and the side that can be seen
+    for v, y, up, name in ((v, *row) for v in (-.75, .75) for row in ((.48, .06, lamp), (.12, .12, "dark"))):
+        face([(u, y + b * up, v + k * a * .2) for a, b in BOX], c.tint(name, .7), 1, name == "dark")
+    v, glass = 1 if dx * z > dz * x else -1, ((1, .05, .64), (2, .06, .92), (3, 0, .93), (4, -.05, .64))
+    face([(u, y, v) for u, y in profile[::-v]], paint, tone if v * dz * c.sun[0] > 0 else 1, True)
+    face([(profile[i][0] + shift, y, v) for i, shift, y in glass[::-v]], pane)
+    for u, r, name in ((.19, .33, "dark"), (.19, .2, "grey"), (.81, .33, "dark"), (.81, .2, "grey")):
+        face([(u + a * r / length, (.32 + b * r) / height, v) for a, b in DISC[::v]], c.tint(name, .8), 1, r > .2)
 
 def _street(c, road, walks):
     """What stands where, as (distance, function, arguments), far to near: backdrop, both sides, traffic."""
-    jobs = [(z, _tree, c.u(-90, 90), z, c.u(6, 12), c.u(4, 7), c.u() < .3) for z in np.linspace(120, 150, 12)]
+    jobs = [(160, _walls, TREE, ((-160, 160), (160, 160)), c.u(2, 9), (c.tint("leaf"),) * 2, 9, (0, 1, 0, 1))]
     for side, edge, walk in ((-1, road[0], walks[0]), (1, road[1], walks[1])):
-        front, end, town = edge + side * walk, c.u(1, 4), c.pick((.2, .6, .8))
+        front, end, town = edge + side * walk, c.u(1, 4), c.pick((.1, .5, .8))
         while end < 120:
             z, end = end + max(0, c.u(-4, 4)), end + c.u(7, 18)
             x, gap = front + side * c.u(0, 1.5 if town > .5 else 9), c.u(.2, .38)
             jobs.append((end, _walls, BUILDING, ((x + side * c.u(7, 14), z), (x, z), (x, end)), c.u(5, 14),
                          (c.tint("wall"), c.tint("dark", c.u(.8, 2))), c.u(2, 3.6), (gap, 1 - gap, .25, .8)))
-            if c.u() > town:
-                jobs[-1:] = [(d, _tree, x + side * c.u(1, 5), d, c.u(6, 12), c.u(2, 4), c.u() < .5) for d in (end, end)]
+            if c.u() > town and abs(x) < .6 * end:
+                jobs[-1] = (end, _tree, x + side * c.u(0, 4), end, c.u(7, 13), c.u(2.5, 4.5), c.u() < .5)
         for parts, first, last in [row[::2] + row[3:] for row in FIGURES for _ in range(int(c.u(0, row[1])))]:
             z = c.u(first, last)
             jobs.append((z, _figure, parts, edge + side * c.u(.3, walk), z))
         x, top, look = c.pick((edge + side * .3, front)), c.u(.8, 1.4), (c.pick((None, c.tint("wall"))), c.tint("dark"))
-        for z in np.arange(c.u(3, 20), c.u(9, 45), 3) if c.u() < .5 else ():
+        for z in np.arange(c.u(3, 20), c.u(9, 45), 3).tolist() if c.u() < .5 else ():
             jobs.append((z + 3, _walls, FENCE, ((x, z), (x, z + 3)), top, look, .25, (0, .15, 0, 1)))
-        for z in np.arange(c.u(6, 25), 60, c.u(5.5, 11)) if c.u() < .6 else ():
+        for z in np.arange(c.u(6, 25), 60, c.u(5.5, 11)).tolist() if c.u() < .6 else ():
             jobs.append((z, _car, edge - side * 1.1, z, 0, c.pick((1, 1, -1)), c.pick((0, 0, 0, 1))))
-    for z in np.cumsum([c.u(4, 16) for _ in range(int(c.u(1, 9)))]) + 2:
+    for z in np.cumsum([2] + [c.u(4, 16) for _ in range(int(c.u(0, 8)))]).tolist()[1:]:
         x, away = c.u(road[0] + 1, road[1] - 1), c.pick((-1, 1))
-        jobs.append((z, _figure, c.pick((RIDER_BEHIND, RIDER_BESIDE)), x, z) if c.u() < .2 else
+        jobs.append((z, _figure, c.pick((RIDER, RIDER_SIDE)), x, z) if c.u() < .2 else
                     (z, _car, x, z, *c.pick(((0, away),) * 8 + ((away, 0),)), c.pick((0, 0, 0, 0, 1, 2))))
     return sorted(jobs, key=lambda job: -job[0])
 
 def _photograph(c, objects):
     """Paint to picture: texture, shade, haze, vignette, blur, exposure, contrast, temperature, sensor noise."""
-    (h, w), unit, top = objects.shape, max(c.h / 360, .3), c.h - len(c.z)
-    depth, texture = np.float32([(z, TEXTURE[min(k, 11)]) for k, z in c.objects]).T.copy()[:, objects]
-    depth[top:] = np.where(objects[top:] < 4, c.z, depth[top:])
-    haze = depth / (depth + np.float32(c.u(200, 900))) * (objects > 0)
-    noise = .5 * c.noise(40 * unit, w, h) + .4 * c.noise(9 * unit, w, h) + .4 * c.noise(2.2 * unit, w, h)
+    (h, w), unit, top, reach = objects.shape, max(c.h / 360, .3), c.h - len(c.z), c.u(200, 900)
+    haze, texture = np.float32([(z / (z + reach), TEXTURE[min(k, 11)]) for k, z in c.objects]).T
+    haze, texture, floor = haze[objects], texture[objects], objects < 4
+    haze[top:] = np.where(floor[top:], c.z / (c.z + np.float32(reach)), haze[top:])
     shade = np.asarray(c.shade.filter(ImageFilter.BoxBlur(1.5 * unit)), np.float32) / 255
-    gain = (1 + noise * texture) * (1 - haze)
-    gain *= np.where(objects < 4, shade, 1) * np.where(objects, np.float32(c.u(.7, 1)), np.float32(1.5))
+    gain = (1 + (.6 * c.noise(20 * unit, w, h) + .5 * c.noise(2.3 * unit, w, h)) * texture) * (1 - haze)
+    gain *= np.where(floor, shade, np.float32(1)) * np.where(objects, np.float32(c.u(.75, 1)), np.float32(1.4))
     gain *= np.float32(1 - c.u(0, .3) * (np.linspace(-1, 1, h)[:, None] ** 2 + np.linspace(-1, 1, w) ** 2))
-    image = np.asarray(c.rgb.reduce(2), np.float32) * gain[..., None] + haze[..., None] * np.float32(c.tint("fog"))
+    image = np.asarray(c.rgb.reduce(2), np.float32) * gain[..., None]
+    image += (haze * np.float32(c.u(165, 220)))[..., None]
     image += (image[..., 1:2] - image) * np.float32(c.u(-.2, .5))
-    image = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(c.u(0, .6) * unit))
-    warm, exposure, contrast, k = c.u(-.1, .1), c.u(.5, c.pick((1, 1.7, 1.7))), c.u(0, .9), int(c.u(1, 9))
+    image = Image.fromarray(image.clip(0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(max(0, c.u(-1, .7)) * unit))
+    warm, exposure, contrast, k = c.u(-.1, .1), c.u(.6, c.pick((1, 1.8, 1.8))), c.u(0, .9), c.pick((1, 3, 7, 15))
     t = np.minimum(np.arange(256) / 255 * exposure * np.array([[1 + warm], [1], [1 - warm]]), 1)
     image = image.point([int(255 * v) for v in (t + contrast * t * (1 - t) * (2 * t - 1)).ravel()])
-    return np.array(ImageChops.add(image, Image.fromarray(c.rng.integers(0, 2 * k + 1, (h, w, 3), np.uint8)), 1, -k))
+    grain = np.frombuffer(c.rng.bytes(h * w * 3), np.uint8).reshape(h, w, 3) & k
+    return np.array(ImageChops.add(image, Image.fromarray(grain), 1, -(k // 2)))
 
 def _truth(objects, table):
     """Class, instance and segment maps and the list of segments, from the object numbers."""
@@ -238,7 +238,7 @@ def _truth(objects, table):
 
 def generate_scene(seed: int, size: tuple[int, int] = (360, 480)) -> Scene:
     """Draw the scene of `seed` (int >= 0) at `size` = (height, width) in pixels, each at least 32; else ValueError."""
-    if min(size) < 32:
+    if len(size) != 2 or min(size) < 32:
         raise ValueError(f"scene size must be (height, width) of at least 32 pixels each, got {tuple(size)}")
     c = _Canvas(seed, *size)
     road, walks = c.pick(((-c.u(1.5, 2.6), c.u(4, 8)), (-c.u(4, 8), c.u(1.5, 2.6)))), (c.u(1.5, 4.5), c.u(1.5, 4.5))
