@@ -143,8 +143,8 @@ def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, str]:
 
 def _write_summary(summary: dict[str, Any], path: Path) -> None:
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    # A file name that is no valid text must not cost the summary of the others.
-    write_whole(path, lambda file: file.write(text.encode(errors="surrogateescape")))
+    # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def _facts(result: Result) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,15 @@ def test_ctrl_c_leaves_whole_files(tmp_path, monkeypatch):
         predict_files(BrightSquare(), tmp_path / "in", tmp_path / "out", progress=False)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["a_labels.png", "a_overlay.png", "b_overlay.png", "summary.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_file_names_that_are_no_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9 \xc3\xbc.png")
+    write_image(path)
+    summary = predict_files(BrightSquare(), path, tmp_path / "out", progress=False)
+    stored = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    assert stored == summary and stored["images"][0]["input"] == str(path)
 
 
 def test_panoptic_lists_segments(tmp_path):
