@@ -180,11 +180,11 @@ def _street(c, road, walks):
     """What stands where, as (distance, function, arguments), far to near: backdrop, both sides, traffic."""
     jobs = [(160, _walls, TREE, ((-160, 160), (160, 160)), c.u(2, 9), (c.tint("leaf"),) * 2, 9, (0, 1, 0, 1))]
     for side, edge, walk in ((-1, road[0], walks[0]), (1, road[1], walks[1])):
-        front, end, town = edge + side * walk, c.u(1, 4), c.pick((.1, .5, .8))
+        front, end, town = edge + side * walk, c.u(1, 4), c.pick((.2, .6, .85))
         while end < 120:
             z, end = end + max(0, c.u(-4, 4)), end + c.u(7, 18)
             x, gap = front + side * c.u(0, 1.5 if town > .5 else 9), c.u(.2, .38)
-            jobs.append((end, _walls, BUILDING, ((x + side * c.u(7, 14), z), (x, z), (x, end)), c.u(5, 14),
+            jobs.append((end, _walls, BUILDING, ((x + side * c.u(7, 14), z), (x, z), (x, end)), c.u(5, 15),
                          (c.tint("wall"), c.tint("dark", c.u(.8, 2))), c.u(2, 3.6), (gap, 1 - gap, .25, .8)))
             if c.u() > town and abs(x) < .6 * end:
                 jobs[-1] = (end, _tree, x + side * c.u(0, 4), end, c.u(7, 13), c.u(2.5, 4.5), c.u() < .5)
