@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Arguments of the parts that the factory itself decides.
 RESERVED = {
     "backbone": {"self", "name", "pretrained", "in_chans"},
-    "neck": {"self", "in_channels", "extra_blocks"},
+    "neck": {"self", "in_channels", "num_outputs", "extra_blocks"},
     "head": {"self", "in_channels", "feature_channels", "num_classes"},
 }
 
@@ -92,7 +92,7 @@ def build(spec: ModelSpec, *, pretrained_backbone: bool = False) -> Segmentation
 
     backbone = Backbone(spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, **args["backbone"])
     neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
-    neck = neck_class(backbone.out_channels, **neck_args)
+    neck = neck_class(backbone.out_channels, num_outputs=head_class.pyramid_levels, **neck_args)
     head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
     return SegmentationModel(backbone, neck, head, spec)
 

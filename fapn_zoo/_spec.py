@@ -132,6 +132,8 @@ class ModelSpec:
         if missing:
             raise ValueError(f"the model description lacks {', '.join(missing)}")
         known["data"] = DataSpec.from_dict(known.get("data", {}))
+        args = known.get("args", {})
+        known["args"] = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
         return cls(**known)
 
 

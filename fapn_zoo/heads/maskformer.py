@@ -98,6 +98,7 @@ class MaskFormerHead(nn.Module):
     """
 
     stride = 4
+    pyramid_levels = 1  # only the finest neck output is read
     default_dialect = "maskformer"
     classifier = ("class_embed",)
 

@@ -24,6 +24,7 @@ class PerPixelHead(nn.Module):
     """
 
     stride = 4
+    pyramid_levels = 1  # only the finest neck output is read
     default_dialect = "maskformer"
     classifier = ("predictor",)
 
@@ -52,6 +53,7 @@ class SemanticFPNHead(nn.Module):
     """
 
     stride = 4
+    pyramid_levels = None  # all neck outputs are read
     default_dialect = "detectron2"
     classifier = ("predictor",)
 

@@ -15,31 +15,38 @@ class Neck(nn.Module):
     """Turns feature maps, fine to coarse, into as many maps of ``out_channels`` channels and unchanged sizes.
 
     Subclasses implement `pyramid`. Called with a sequence it returns a list; called with an ordered dictionary (as
-    torchvision's ``FeaturePyramidNetwork``) it returns one with the same keys. ``extra_blocks`` is torchvision's: a
-    module called as ``(results, inputs, names)`` that appends coarser levels.
+    torchvision's ``FeaturePyramidNetwork``) it returns one with the same keys. ``num_outputs`` keeps only that many
+    of the finest maps, and no layer that serves none of them. ``extra_blocks`` is torchvision's: a module called as
+    ``(results, inputs, names)`` that appends coarser levels.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int, extra_blocks: nn.Module | None = None):
+    def __init__(
+        self, in_channels: Sequence[int], out_channels: int, num_outputs: int | None = None,
+        extra_blocks: nn.Module | None = None,
+    ):
         super().__init__()
         if len(in_channels) < 2:
             raise ValueError(f"a pyramid needs two levels or more, in_channels has {len(in_channels)}")
+        if num_outputs is not None and not 1 <= num_outputs <= len(in_channels):
+            raise ValueError(f"num_outputs={num_outputs}; expected 1 to {len(in_channels)}, the number of levels")
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
         self.num_levels = len(self.in_channels)
+        self.num_outputs = num_outputs or self.num_levels
         self.extra_blocks = extra_blocks
 
     def pyramid(self, features: list[Tensor]) -> list[Tensor]:
         raise NotImplementedError
 
     def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]):
-        """(N, in_channels[i], H_i, W_i), fine to coarse -> (N, out_channels, H_i, W_i), fine to coarse.
+        """(N, in_channels[i], H_i, W_i), fine to coarse -> (N, out_channels, H_i, W_i), the finest num_outputs.
 
         Raises ValueError where the number of levels, their channels or the order of their sizes do not fit.
         """
         names = list(features) if isinstance(features, Mapping) else [str(i) for i in range(len(features))]
         maps = list(features.values()) if isinstance(features, Mapping) else list(features)
         self._check(maps)
-        out = self.pyramid(maps)
+        out, names = self.pyramid(maps)[: self.num_outputs], names[: self.num_outputs]
         if self.extra_blocks is not None:
             out, names = self.extra_blocks(out, maps, names)
         return OrderedDict(zip(names, out, strict=True)) if isinstance(features, Mapping) else out

@@ -125,7 +125,7 @@ class FaPN(Neck):
         select: ``"fsm"``, ``"se"`` (no skip) or ``"none"``; None takes the dialect's own.
         norm: ``"gn"``, ``"bn"`` or ``"none"``; None takes the dialect's own.
         deform_groups: groups of channels that share offsets.
-        extra_blocks: see `Neck`.
+        num_outputs, extra_blocks: see `Neck`.
 
     Raises:
         ValueError: a choice outside those named, or channels that the groups do not divide.
@@ -133,10 +133,10 @@ class FaPN(Neck):
 
     def __init__(
         self, in_channels: Sequence[int], out_channels: int = 256, *, dialect: str = "detectron2", align: str = "fam",
-        select: str | None = None, norm: str | None = None, deform_groups: int = 8,
+        select: str | None = None, norm: str | None = None, deform_groups: int = 8, num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ):
-        super().__init__(in_channels, out_channels, extra_blocks)
+        super().__init__(in_channels, out_channels, num_outputs, extra_blocks)
         norm = resolve_norm(norm, dialect)
         select = select or ("none" if dialect == "maskformer" else "fsm")
         if align not in ALIGNMENTS:
@@ -156,8 +156,10 @@ class FaPN(Neck):
         self.lateral = nn.ModuleList(_lateral(c, out_channels, select, norm) for c in fine_channels)
         guide_norm = "none" if self.shares_norm else norm
         self.align = nn.ModuleList(_alignment(align, out_channels, deform_groups, guide_norm) for _ in fine_channels)
+        # In detectron2's dialect an output convolution serves its own level only.
+        outputs = len(fine_channels) if maskformer else min(self.num_outputs, len(fine_channels))
         self.output = nn.ModuleList(
-            ConvNormAct(out_channels, out_channels, 3, norm=norm, act=maskformer) for _ in fine_channels
+            ConvNormAct(out_channels, out_channels, 3, norm=norm, act=maskformer) for _ in range(outputs)
         )
 
     def pyramid(self, features: list[Tensor]) -> list[Tensor]:
@@ -166,7 +168,7 @@ class FaPN(Neck):
         for level in reversed(range(self.num_levels - 1)):
             norm = self.output[level].norm if self.shares_norm else None
             aligned = self.align[level](self.lateral[level](features[level]), flow, norm)
-            outputs.insert(0, self.output[level](aligned))
+            outputs.insert(0, self.output[level](aligned) if level < len(self.output) else aligned)
             flow = outputs[0] if self.dialect == "maskformer" else aligned
         return outputs
 

@@ -26,34 +26,37 @@ class FPN(Neck):
         norm: ``"gn"``, ``"bn"`` or ``"none"``; None takes the dialect's own.
         extra_convs: 3x3 convolutions added to every output, without norm: the "extra 3x3" row of the paper's
             ablation table is 2 per level (33.4 M parameters with PointRend R50, FACTS section 5).
-        extra_blocks: see `Neck`.
+        num_outputs, extra_blocks: see `Neck`.
     """
 
     def __init__(
         self, in_channels: Sequence[int], out_channels: int = 256, *, dialect: str = "detectron2",
-        norm: str | None = None, extra_convs: int = 0, extra_blocks: nn.Module | None = None,
+        norm: str | None = None, extra_convs: int = 0, num_outputs: int | None = None,
+        extra_blocks: nn.Module | None = None,
     ):
-        super().__init__(in_channels, out_channels, extra_blocks)
+        super().__init__(in_channels, out_channels, num_outputs, extra_blocks)
         norm = resolve_norm(norm, dialect)
         self.dialect = dialect
         maskformer = dialect == "maskformer"
         laterals = self.in_channels[:-1] if maskformer else self.in_channels
         self.lateral = nn.ModuleList(ConvNormAct(c, out_channels, 1, norm=norm) for c in laterals)
         sources = [out_channels] * (self.num_levels - 1) + [self.in_channels[-1] if maskformer else out_channels]
+        sources = sources if maskformer else sources[: self.num_outputs]
         self.output = nn.ModuleList(ConvNormAct(c, out_channels, 3, norm=norm, act=maskformer) for c in sources)
         self.extra = nn.ModuleList(
             nn.Sequential(*(ConvNormAct(out_channels, out_channels, 3) for _ in range(extra_convs)))
-            for _ in range(self.num_levels)
+            for _ in range(self.num_outputs)
         )
 
     def pyramid(self, features: list[Tensor]) -> list[Tensor]:
-        maskformer = self.dialect == "maskformer"
-        flow = features[-1] if maskformer else self.lateral[-1](features[-1])
-        outputs = [self.output[-1](flow)]
-        flow = outputs[0] if maskformer else flow
-        for level in reversed(range(self.num_levels - 1)):
-            lateral = self.lateral[level](features[level])
-            flow = lateral + F.interpolate(flow, size=lateral.shape[-2:], mode="nearest")
-            outputs.insert(0, self.output[level](flow))
-            flow = outputs[0] if maskformer else flow
-        return [extra(out) for extra, out in zip(self.extra, outputs, strict=True)]
+        outputs: list[Tensor] = []
+        flow: Tensor | None = None
+        for level in reversed(range(self.num_levels)):
+            # The coarsest level of MaskFormer's dialect has no lateral: its output convolution reads the feature.
+            x = self.lateral[level](features[level]) if level < len(self.lateral) else features[level]
+            if flow is not None:
+                x = x + F.interpolate(flow, size=x.shape[-2:], mode="nearest")
+            output = self.output[level](x) if level < len(self.output) else x
+            flow = output if self.dialect == "maskformer" else x
+            outputs.insert(0, output)
+        return [extra(out) for extra, out in zip(self.extra, outputs, strict=False)]

@@ -126,6 +126,21 @@ def test_inputs_that_do_not_fit(inputs, message):
         FaPN(CHANNELS, 16, deform_groups=4)(inputs)
 
 
+@pytest.mark.parametrize("dialect", ["detectron2", "maskformer"])
+@pytest.mark.parametrize("neck", [FPN, lambda *a, **k: FaPN(*a, deform_groups=4, **k)])
+def test_fewer_outputs_are_the_finest_ones_and_leave_no_idle_layer(neck, dialect):
+    torch.manual_seed(0)
+    whole = neck(CHANNELS, 16, dialect=dialect)
+    fine = neck(CHANNELS, 16, dialect=dialect, num_outputs=1)
+    fine.load_state_dict({k: v for k, v in whole.state_dict().items() if k in fine.state_dict()})
+    (output,) = fine(features())
+    assert torch.equal(output, whole(features())[0])
+    output.sum().backward()
+    assert all(p.grad is not None for p in fine.parameters())
+    with pytest.raises(ValueError, match="num_outputs=5; expected 1 to 4"):
+        neck(CHANNELS, 16, num_outputs=5)
+
+
 def test_deconvolution_needs_a_factor_of_two():
     with pytest.raises(ValueError, match=r"makes \(8, 12\) of the coarse map, the fine map is \(16, 24\)"):
         FaPN((8, 12), 16, align="deconv")([torch.rand(1, 8, 16, 24), torch.rand(1, 12, 4, 6)])
