@@ -136,9 +136,10 @@ def test_register_model():
         fapn_zoo.register_model(spec, overwrite=True)
     finally:
         _registered.clear()
+    good = {"name": "n", "head": "perpixel", "neck": "fpn"}
     for change, message in [({"name": "a.b"}, "only letters"), ({"head": "x"}, "head 'x'"), ({"neck": "x"}, "neck 'x'")]:
         with pytest.raises(ValueError, match=message):
-            fapn_zoo.register_model(ModelSpec(**({"name": "n", "head": "perpixel", "neck": "fpn"} | change)))
+            fapn_zoo.register_model(ModelSpec(**(good | change)))
 
 
 @pytest.mark.parametrize("head", HEADS)

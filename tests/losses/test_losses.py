@@ -1,4 +1,4 @@
-"""Losses against the official criterion, against naive formulas, and in the corners: nothing there, everything ignored."""
+"""Losses against the official criterion, against naive formulas, and where nothing is there or all is ignored."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_parts_of_a_batch_add_up(make):
 @pytest.mark.parametrize("fill", [255, 2])
 def test_all_ignored_and_one_class(fill):
     y = torch.full((3, 32, 48), fill)
-    for criterion, output in [(SetCriterion(4), random_output()), (PerPixelLoss(), SemanticOutput(torch.randn(3, 4, 8, 12)))]:
+    per_pixel = (PerPixelLoss(), SemanticOutput(torch.randn(3, 4, 8, 12)))
+    for criterion, output in [(SetCriterion(4), random_output()), per_pixel]:
         first = next(t.requires_grad_() for t in output if torch.is_tensor(t))
         loss = criterion(output, {"labels": y})["loss"]
         loss.backward()
