@@ -1,10 +1,10 @@
 """Numba kernels of deformable convolution: sampling into column tiles, and its adjoint.
 
 For each offset group and tap, a kernel first finds the four corners of all output pixels of the tile, then visits the
-pixels. The inner operations are written in LLVM's language, as vectors over neighbouring pixels (`_locate`, `_slopes`) or
-over rows of `vec` channels (`_blend`, `_dots`, `_spread`): LLVM finds no vectors in loops this short over arrays that
-could alias. Kernels are serial and release the GIL; the caller runs them from its own threads. Importing this module
-imports numba (about a second), so only `_deform_numba` does, at first use.
+pixels. The inner operations are written in LLVM's language, as vectors over neighbouring pixels (`_locate`, `_slopes`)
+or over rows of `vec` channels (`_blend`, `_dots`, `_spread`): LLVM finds no vectors in loops this short over arrays
+that could alias. Kernels are serial and release the GIL; the caller runs them from its own threads. Importing this
+module imports numba (about a second), so only `_deform_numba` does, at first use.
 
 All of it is in this one file, and kernels capture nothing but integers, because numba's disk cache looks no further.
 """
@@ -125,7 +125,7 @@ class _Run:
     """Neighbouring output pixels, from `pixel` of the image and `i` of the tile: their samples and factors."""
 
     def __init__(self, v, kinds, args):
-        """`kinds`, `args`: origin_y, origin_x, offset_y, offset_x, factor, i, pixel, shift_y, shift_x, height, width."""
+        """Args: origin_y, origin_x, offset_y, offset_x, factor, i, pixel, shift_y, shift_x, height, width."""
         builder = v.builder
         origin_y, origin_x, offset_y, offset_x, factor, self.i, pixel, shift_y, shift_x, height, width = args
 
@@ -322,7 +322,7 @@ def make_sample(vec):
 def make_adjoint(vec):
     """Kernel of the backward pass for output pixels `start` to `stop` of one image.
 
-    Args of the kernel: as `make_sample`, where `column` receives the recomputed column (for the weight's gradient), and:
+    Args of the kernel: as `make_sample`, where `column` receives the column again (for the weight's gradient), and:
         grad_column: its gradient, in the same order.
         grad_image: as `image`, added to.
         grad_offset, grad_mask: as `offset` and `mask`, overwritten in the tile's pixels.

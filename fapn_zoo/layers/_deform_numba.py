@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ._deform_threads import WORKERS
 
-# Floats in a column tile: with the weight and the pixels it reads, this stays within a core's L2 cache.
-_TILE_FLOATS = 1 << 18
+# A column tile is as wide as the matrix product needs to be fast, unless that takes more than 4 MiB of float32.
+_TILE_PIXELS, _TILE_FLOATS = 512, 1 << 20
 
 
 class Geometry(NamedTuple):
@@ -50,7 +49,7 @@ class Geometry(NamedTuple):
     def tile(self):
         """Output pixels per tile."""
         pixels = _TILE_FLOATS // (self.taps * self.channels) // 16 * 16
-        return min(max(pixels, 64), 1024)
+        return min(max(pixels, 16), _TILE_PIXELS)
 
     @property
     def vec(self):
@@ -110,10 +109,14 @@ def _geometry(input, offset, weight, stride, padding, dilation):
     return Geometry(batch, channels, height, width, out_channels, out_height, out_width, *pairs, groups, offset_groups)
 
 
+def _has_onednn():
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
 def _multiply(a, b):
     """`a @ b.T`: (N, K), (M, K) -> (N, M), where `a` is contiguous and `b` or its transpose is."""
     # oneDNN's product is twice as fast as the default BLAS where that does not use AVX-512 (MKL on AMD).
-    if a.dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+    if a.dtype == torch.float32 and _has_onednn():
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.mm(a, b.t())
 
@@ -309,17 +312,14 @@ def _backward(grad, input, offset, weight, mask, stride, padding, dilation, need
     return [grads[name] for name in ("input", "offset", "weight", "bias", "mask")]
 
 
-@torch.library.custom_op("fapn_zoo::deform_conv2d", mutates_args=(), device_types="cpu")
-def deform_conv2d_op(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
+@torch.library.custom_op(
+    "fapn_zoo::deform_conv2d",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
+    "int[] stride, int[] padding, int[] dilation) -> Tensor",
+)
+def deform_conv2d_op(input, offset, weight, bias, mask, stride, padding, dilation):
     """Deformable convolution of checked float32 or float64 tensors of one dtype, all pairs given; output is NCHW."""
     return _forward(input, offset, weight, bias, mask, stride, padding, dilation)
 
@@ -329,18 +329,14 @@ def _(input, offset, weight, bias, mask, stride, padding, dilation):
     return input.new_empty(input.shape[0], weight.shape[0], *_output_sizes(input, weight, stride, padding, dilation))
 
 
-@torch.library.custom_op("fapn_zoo::deform_conv2d_backward", mutates_args=(), device_types="cpu")
-def deform_conv2d_backward_op(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    needs: list[bool],
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "fapn_zoo::deform_conv2d_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
+    "int[] stride, int[] padding, int[] dilation, bool[] needs) -> Tensor[]",
+)
+def deform_conv2d_backward_op(grad, input, offset, weight, mask, stride, padding, dilation, needs):
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
     return _backward(grad, input, offset, weight, mask, stride, padding, dilation, needs)
 

@@ -1,9 +1,12 @@
 """Deformable convolution by torchvision's operator, the reference for every other backend and the one ONNX knows."""
 
-import contextlib
-
 import torch
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """False also for devices that have no autocast, such as meta, which torch itself refuses to answer for."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation):
@@ -11,9 +14,9 @@ def deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation):
 
     Autocast is switched off inside: torchvision's CPU operator fails when autocast hands it bfloat16.
     """
-    device_type = input.device.type
-    available = torch.amp.is_autocast_available(device_type)  # not so on the meta device
-    with torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext():
-        return torchvision_deform_conv2d(
-            input, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask
-        )
+    pairs = {"stride": stride, "padding": padding, "dilation": dilation}
+    if not autocast_enabled(input.device.type):
+        # Without the switch an exported graph has the operator itself, not a subgraph.
+        return torchvision_deform_conv2d(input, offset, weight, bias, **pairs, mask=mask)
+    with torch.autocast(input.device.type, enabled=False):
+        return torchvision_deform_conv2d(input, offset, weight, bias, **pairs, mask=mask)

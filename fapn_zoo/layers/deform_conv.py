@@ -123,11 +123,6 @@ def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
             raise ValueError(f"{name} is {got}, but the output is {size[0]}x{size[1]}")
 
 
-def _autocast_enabled(device_type):
-    """False also for devices that have no autocast, such as meta, which torch itself refuses to answer for."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -168,7 +163,7 @@ def deform_conv2d(
     if compute in (torch.float16, torch.bfloat16):
         compute = torch.float32
     result = input.dtype
-    if compute != torch.float64 and _autocast_enabled(device_type):
+    if compute != torch.float64 and _deform_reference.autocast_enabled(device_type):
         result = torch.get_autocast_dtype(device_type)
     tensors = [None if t is None else t.to(compute) for t in (input, offset, weight, bias, mask)]
     if backend == "numba":
