@@ -87,16 +87,8 @@ def evaluate(
     if not total:
         raise ValueError(f"{dataset.name} has no image to evaluate")
     rank, world, exchange = _processes()
-    matrix = ConfusionMatrix(dataset.labels.num_classes, dataset.labels.ignore_index)
-    mine = range(rank, total, world)
     started = time.perf_counter()
-    show = progress and rank == 0
-    with tqdm(total=len(mine), unit="img", desc="evaluate", disable=not show, leave=False) as bar:
-        for samples in _groups(dataset, mine, batch_size):
-            maps = class_maps(model, [s.image for s in samples], amp)
-            for sample, found in zip(samples, maps.cpu(), strict=True):
-                _count(matrix, found, sample)
-            bar.update(len(samples))
+    matrix = _count_all(model, dataset, range(rank, total, world), batch_size, amp, progress and rank == 0)
     matrix.reduce(exchange)
     report = _describe(model, str(data) if data is not dataset else dataset.name, split, task)
     report |= {"weights": weights, "images": total, "amp": amp or "no", "seed": seed}
@@ -141,6 +133,19 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
     if different:
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise ValueError(f"model and {dataset.name} name classes differently: {', '.join(different[:5])}{more}")
+
+
+def _count_all(
+    model: nn.Module, dataset: Any, indices: Sequence[int], batch_size: int, amp: str | None, progress: bool
+) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(dataset.labels.num_classes, dataset.labels.ignore_index)
+    with tqdm(total=len(indices), unit="img", desc="evaluate", disable=not progress, leave=False) as bar:
+        for samples in _groups(dataset, indices, batch_size):
+            maps = class_maps(model, [s.image for s in samples], amp)
+            for sample, found in zip(samples, maps.cpu(), strict=True):
+                _count(matrix, found, sample)
+            bar.update(len(samples))
+    return matrix
 
 
 def _groups(dataset: Any, indices: Iterable[int], batch_size: int) -> Iterator[list[Any]]:

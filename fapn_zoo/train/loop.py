@@ -5,14 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import queue
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,11 +15,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
 
 from fapn_zoo.evaluate import check_classes, evaluate, on_cpu
+from fapn_zoo.train._process import Interrupted, ahead, on_main, stop_signals
+from fapn_zoo.train._run_log import RunLog, rows_before
 from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point, write_text
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import Settings
@@ -32,10 +27,6 @@ from fapn_zoo.train.task import SemanticTask, build_task, build_transform, train
 
 logger = logging.getLogger(__name__)
 SCORES = ("miou", "pixel_acc", "mean_acc", "fwiou")
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint; the message says how to continue."""
 
 
 def train(settings: Settings) -> Path:
@@ -53,13 +44,13 @@ def train(settings: Settings) -> Path:
         torch.set_num_threads(settings.threads)
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=resolve_amp(settings.amp), cpu=on_cpu())
-    resumed = _on_main(accelerator, lambda: starting_point(settings))
+    resumed = on_main(accelerator, lambda: starting_point(settings))
     torch.manual_seed(settings.seed)
     run = Run(settings, accelerator)
-    _on_main(accelerator, lambda: claim_folder(settings, resumed))  # only now is it sure that there is a run
+    on_main(accelerator, lambda: claim_folder(settings, resumed))  # only now is it sure that there is a run
     if resumed is not None:
         run.load(resumed)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         _loop(run, stop)
     run.save()
     folder = run.finish()
@@ -69,7 +60,7 @@ def train(settings: Settings) -> Path:
 
 def _loop(run: Run, stop: list[int]) -> None:
     s = run.settings
-    started, log = run.step, _Log(run)
+    started, log = run.step, RunLog(run.out, s, run.step, run.main)
     batches = _batches(run)
     with contextlib.closing(batches), log:
         train_mode(run.model)
@@ -79,7 +70,7 @@ def _loop(run: Run, stop: list[int]) -> None:
             waited = time.perf_counter() - clock
             losses, stopping = run.update(images, labels, bool(stop))
             run.step += 1
-            log.add(losses, waited)
+            log.add(run.step, losses, waited)
             last = run.step == s.steps
             if s.eval_every and run.step % s.eval_every == 0 and not last:
                 run.evaluate()
@@ -217,7 +208,7 @@ class Run:
                 weights=str(self.out / "model") if final else f"step {self.step}",
             )
         if self.main:
-            rows = _rows_before(self.out / "metrics.csv", self.step)
+            rows = rows_before(self.out / "metrics.csv", self.step)
             rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in SCORES)]))
             write_text(self.out / "metrics.csv", "\n".join([",".join(["step", *SCORES]), *rows]) + "\n")
             logger.info("step %d: %s", self.step, rows[-1])
@@ -245,7 +236,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def resolve_amp(amp: str) -> str:
-    """"auto" becomes bf16 on a CUDA device that has it and "no" elsewhere; fp16 needs CUDA."""
+    """Makes "auto" bf16 on a CUDA device that has it, "no" elsewhere; fp16 needs CUDA."""
     cuda = not on_cpu() and torch.cuda.is_available()
     if amp == "auto":
         return "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
@@ -272,43 +263,7 @@ def _batches(run: Run) -> Iterator[tuple[int, Tensor, Tensor]]:
         cache=s.cache,
         pin_memory=run.accelerator.device.type == "cuda",
     )
-    return batches if s.workers else _ahead(batches)
-
-
-def _ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
-    """The same items, made by a background thread that stays `depth` ahead; an error comes out in its place."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(item: Any, error: BaseException | None) -> bool:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put((item, error), timeout=0.1)
-                return True
-        return False
-
-    def fill() -> None:
-        try:
-            for item in items:
-                if not put(item, None):
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=fill, daemon=True, name="batches")
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        closed.set()
-        thread.join()
+    return batches if s.workers else ahead(batches)
 
 
 def _validation_set(settings: Settings, dataset: Any) -> Any:
@@ -323,111 +278,3 @@ def _validation_set(settings: Settings, dataset: Any) -> Any:
     except FileNotFoundError as error:
         logger.warning("no evaluation: %s", error)
         return None
-
-
-def _on_main(accelerator: Accelerator, action: Any) -> Any:
-    """Runs the action on the main process; all processes get its result or its error."""
-    answer: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            answer[0] = action()
-        except (ValueError, OSError) as error:
-            answer[1] = error
-    answer = broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM append to the list instead of ending the process; a second one ends it."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in seen:  # torchrun adds a SIGTERM of its own to the first SIGINT
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    try:
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are someone else's business
-        before = {}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Log:
-    """Progress bar and OUT/log.jsonl: one line per `log_every` steps, means over these steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        s = run.settings
-        self.path = run.out / "log.jsonl"
-        if run.main:  # lines of steps that a killed run logged after its checkpoint will be written again
-            lines = self.path.read_text().splitlines() if self.path.is_file() else []
-            kept = [line for line in lines if _step_of(line) <= run.step]
-            write_text(self.path, "".join(f"{line}\n" for line in kept))
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(
-            total=s.steps,
-            initial=run.step,
-            unit="step",
-            disable=not run.main,
-            mininterval=interval,
-            maxinterval=interval,
-        )
-        self.restart()
-
-    def restart(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.steps, self.waited, self.paused = 0, 0.0, 0.0
-        self.clock = self.mark = time.perf_counter()
-
-    def add(self, values: dict[str, float], waited: float) -> None:
-        s, step = self.run.settings, self.run.step
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
-        self.waited += waited
-        self.mark = time.perf_counter()
-        self.bar.update()
-        if step % s.log_every and step != s.steps:
-            return
-        seconds = max(self.mark - self.clock - self.paused, 1e-9)
-        line = {"step": step, **{n: v / self.steps for n, v in self.sums.items()}, "lr": values["lr"]}
-        line["img_s"] = round(self.steps * s.batch_size / seconds, 3)
-        line["data_wait"] = round(self.waited / seconds, 4)
-        shown = {"loss": f"{line['loss']:.4f}", "lr": f"{line['lr']:.2e}", "img/s": f"{line['img_s']:.1f}"}
-        self.bar.set_postfix(shown, refresh=False)
-        if self.run.main:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        self.restart()
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last step (evaluation, checkpoint) out of the speed."""
-        now = time.perf_counter()
-        self.paused += now - self.mark
-        self.mark = now
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # the last line of a run that was killed while writing it
-        return float("inf")
-
-
-def _rows_before(path: Path, step: int) -> list[str]:
-    lines = path.read_text().splitlines()[1:] if path.is_file() else []
-    return [line for line in lines if int(line.split(",")[0]) < step]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.train import loop
+from fapn_zoo.train._process import ahead
 from fapn_zoo.train.loop import resolve_amp, step_seed, train
 from fapn_zoo.train.settings import Settings
 
@@ -171,20 +172,20 @@ def test_a_bad_label_file_is_named(tiny: Settings, pictures: Path, tmp_path: Pat
 
 
 def test_background_thread_ends_with_its_reader():
-    ahead = loop._ahead(iter(range(1000)))
-    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
-    ahead.close()
+    numbers = ahead(iter(range(1000)))
+    assert [next(numbers) for _ in range(3)] == [0, 1, 2]
+    numbers.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
-    assert list(loop._ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
+    assert list(ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
 
     def failing():
         yield 1
         raise OSError("disk")
 
-    ahead = loop._ahead(failing())
-    assert next(ahead) == 1
+    numbers = ahead(failing())
+    assert next(numbers) == 1
     with pytest.raises(OSError, match="disk"):
-        next(ahead)
+        next(numbers)
 
 
 def test_seeds_and_precision():
