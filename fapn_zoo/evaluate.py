@@ -32,7 +32,7 @@ from fapn_zoo.predict import inference
 
 CSV_COLUMNS = (
     "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
-    "torch fapn_zoo commit seed date command"
+    "torch fapn_zoo commit seed date"
 ).split()
 
 
@@ -67,7 +67,8 @@ def evaluate(
         seed, weights: of the training run and where the weights came from; only noted in the report.
 
     Returns:
-        The report: plain JSON types; scores are fractions 0..1, undefined ones None.
+        The report: plain JSON types; scores are fractions 0..1, undefined ones None. "data" is the data set's name,
+        "source" what was opened.
 
     Raises:
         ValueError: an unknown task, an empty data set, class tables that differ between model and data (the
@@ -90,7 +91,8 @@ def evaluate(
     started = time.perf_counter()
     matrix = _count_all(model, dataset, range(rank, total, world), batch_size, amp, progress and rank == 0)
     matrix.reduce(exchange)
-    report = _describe(model, str(data) if data is not dataset else dataset.name, split, task)
+    report = _describe(model, dataset.name, split, task)
+    report |= {"source": str(data) if data is not dataset else dataset.name}
     report |= {"weights": weights, "images": total, "amp": amp or "no", "seed": seed}
     report |= {"device": _device_name(model), "seconds": round(time.perf_counter() - started, 2)}
     return report | _scores(matrix, dataset.labels.names)
@@ -282,7 +284,7 @@ def write_report(
     """Writes the report as a JSON file and/or appends it as one row to a CSV table.
 
     Both are written beside their place and renamed. The CSV has the columns of `CSV_COLUMNS`, scores in percent with
-    two decimals; a missing file is made with its header.
+    two decimals, and no folders of this machine unless `weights` is one; a missing file is made with its header.
 
     Raises:
         ValueError: the CSV file has another header.

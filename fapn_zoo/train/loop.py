@@ -22,7 +22,7 @@ from fapn_zoo.train._process import Interrupted, ahead, on_main, stop_signals
 from fapn_zoo.train._run_log import RunLog, rows_before
 from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point, write_text
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
-from fapn_zoo.train.settings import Settings
+from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.task import SemanticTask, build_task, build_transform, train_mode
 
 logger = logging.getLogger(__name__)
@@ -214,6 +214,12 @@ class Run:
             logger.info("step %d: %s", self.step, rows[-1])
         return report
 
+    def _told(self) -> dict[str, Any]:
+        """The settings as they travel with the weights: without folders of this machine and what changes no weight."""
+        told = {k: v for k, v in self.settings.to_dict().items() if k not in FREE_ON_RESUME and v is not None}
+        told.pop("checkpoint_path", None)
+        return told | {"model": self.plain.spec.name, "data": self.dataset.name}
+
     def finish(self) -> Path:
         """Evaluates, and writes OUT/model and OUT/eval.json."""
         from fapn_zoo._load import save_model
@@ -223,7 +229,7 @@ class Run:
         if self.main:
             metrics = {n: round(100 * report[n], 2) for n in SCORES if report[n] is not None} if report else {}
             with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
-                save_model(self.plain, folder, metrics=metrics, training=self.settings.to_dict())
+                save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:
                 write_text(self.out / "eval.json", json.dumps(report, indent=1) + "\n")
         return folder

@@ -54,6 +54,8 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny: Settings, pictures: Path
     assert report["miou"] > 0.5 and report["split"] == "val" and report["images"] == 5
     model = create_model(f"local-dir:{folder}", pretrained=True)
     assert model.data.labels == ("ground", "tree", "sign") and len(model.data.palette) == 3
+    assert str(out.parent) not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+    assert str(pictures.parent) not in (folder / "config.json").read_text()
     again = evaluate(model, str(pictures), "val", progress=False)
     assert again["miou"] == report["miou"]  # the folder holds the averaged weights that were scored
 
