@@ -157,6 +157,8 @@ def save_model(
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / CARD).write_text(render_card(config, text), encoding="utf-8")
         (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        readable = (partial / CONFIG).stat().st_mode & 0o777  # safetensors makes files that only their owner reads
+        (partial / WEIGHTS).chmod(readable)
         for name in (WEIGHTS, CARD, CONFIG):
             os.replace(partial / name, folder / name)
     return folder

@@ -42,6 +42,7 @@ class Settings:
     `clip_norm` is the L2 norm of the whole gradient (0 = no clipping); `ema` is the decay of the running mean of
     weights that evaluation and the final folder use (0 = off). `decay_bias` lets weight decay act on biases; norms,
     embeddings and position tables never decay.
+    `class_weights` holds a factor per class for the loss of its pixels (per-pixel heads; empty = all alike).
     `freeze` names module prefixes, joined with ",", that keep their weights and statistics ("backbone").
     `amp="auto"` is bf16 on CUDA devices that have it and full precision elsewhere.
     `workers=0` loads in one background thread, more starts that many processes; `threads=0` leaves torch's choice.
@@ -69,6 +70,7 @@ class Settings:
     colour_jitter: float = 1.0
     rare_classes: tuple[int, ...] = ()
     rare_prob: float = 0.0
+    class_weights: tuple[float, ...] = ()
     cache: bool = False
     steps: int = 1000
     batch_size: int = 8

@@ -89,7 +89,7 @@ def build_task(settings: Settings, labels: Any) -> SemanticTask:
         raise ValueError(f"the data is RGB, but {settings.model} takes {model.spec.in_chans} channels")
     set_labels(model, labels, settings.test_size)
     freeze(model, settings.freeze)
-    return SemanticTask(model, build_loss(model), settings.channels_last)
+    return SemanticTask(model, build_loss(model, settings.class_weights), settings.channels_last)
 
 
 def build_transform(settings: Settings, data: Any) -> Any:

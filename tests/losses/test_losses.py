@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fapn_zoo.heads import MaskFormerOutput, SemanticOutput
-from fapn_zoo.losses import PerPixelLoss, SetCriterion
+import fapn_zoo
+from fapn_zoo.heads import MaskFormerHead, MaskFormerOutput, SemanticOutput
+from fapn_zoo.losses import PerPixelLoss, SetCriterion, build_loss
 from fapn_zoo.losses.matcher import match
 from fapn_zoo.losses.per_pixel import upsample_to
 
@@ -70,7 +71,9 @@ def test_semantic_labels_become_one_mask_per_class():
 
 
 @pytest.mark.parametrize("make", [lambda: (SetCriterion(4), random_output()),
-                                  lambda: (PerPixelLoss(), SemanticOutput(torch.randn(3, 4, 8, 12)))])
+                                  lambda: (PerPixelLoss(), SemanticOutput(torch.randn(3, 4, 8, 12))),
+                                  lambda: (PerPixelLoss(class_weights=(1.0, 2.0, 3.0, 0.5)),
+                                           SemanticOutput(torch.randn(3, 4, 8, 12)))])
 def test_parts_of_a_batch_add_up(make):
     """The gradient must not depend on how a batch is spread over steps or processes."""
     torch.manual_seed(0)
@@ -118,6 +121,25 @@ def test_cross_entropy_on_exactly_enlarged_logits():
     assert torch.equal(upsample_to(logits, 33, 50), enlarged)
     expected = F.cross_entropy(enlarged, y, ignore_index=255)
     assert PerPixelLoss()(SemanticOutput(logits), {"labels": y})["loss"].item() == pytest.approx(expected.item())
+
+
+def test_class_weights_as_torch_has_them():
+    logits, y, weights = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 32, 32)), (1.0, 4.0, 0.5)
+    y[0, :5] = 255
+    expected = F.cross_entropy(upsample_to(logits, 32, 32), y, torch.tensor(weights), ignore_index=255)
+    loss = PerPixelLoss(class_weights=weights)(SemanticOutput(logits), {"labels": y})["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_class_weights_must_fit():
+    model = fapn_zoo.create_model("perpixel_fpn", backbone="resnet10t", num_classes=2)
+    assert build_loss(model, (1.0, 2.0)).class_weights.tolist() == [1, 2]
+    for bad in [(1.0,), (1.0, 0.0)]:
+        with pytest.raises(ValueError, match="a positive number for each of the 2 classes"):
+            build_loss(model, bad)
+    model.head = MaskFormerHead(8, 8, 2)
+    with pytest.raises(ValueError, match="class_weights is for per-pixel heads"):
+        build_loss(model, (1.0, 2.0))
 
 
 def test_auxiliary_maps_count():
