@@ -32,7 +32,7 @@ from fapn_zoo.predict import inference
 
 CSV_COLUMNS = (
     "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
-    "torch fapn_zoo commit seed date"
+    "torch fapn_zoo commit seed date command"
 ).split()
 
 
@@ -284,7 +284,7 @@ def write_report(
     """Writes the report as a JSON file and/or appends it as one row to a CSV table.
 
     Both are written beside their place and renamed. The CSV has the columns of `CSV_COLUMNS`, scores in percent with
-    two decimals, and no folders of this machine unless `weights` is one; a missing file is made with its header.
+    two decimals; a missing file is made with its header.
 
     Raises:
         ValueError: the CSV file has another header.
