@@ -94,10 +94,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _demo(args: argparse.Namespace) -> None:
+def _demo(args: argparse.Namespace) -> int:
     from fapn_zoo.demo import demo
 
-    print(demo(EMBEDDED, args.photos, args.out, args.scenes))
+    text, complete = demo(EMBEDDED, args.photos, args.out, args.scenes)
+    print(text)
+    return 0 if complete else 1
 
 
 def _list(args: argparse.Namespace) -> None:

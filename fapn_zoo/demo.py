@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.result import save_image
 
 
-def demo(name: str, photos: Sequence[str], out: Path, scenes: int) -> str:
+def demo(name: str, photos: Sequence[str], out: Path, scenes: int) -> tuple[str, bool]:
     """Writes two generated scenes, overlays and label PNGs of them and of the photos below ``out``.
 
     Args:
         name: a model with weights. photos: files or folders. scenes: how many further ones are scored.
 
     Returns:
-        What was written and the score, as text. Raises as `predict_files` and `evaluate`.
+        What was written and the score, as text, and whether every photo could be read. Raises as `predict_files` and
+        `evaluate`.
     """
     from fapn_zoo import create_model
     from fapn_zoo.evaluate import evaluate, render
@@ -29,8 +31,8 @@ def demo(name: str, photos: Sequence[str], out: Path, scenes: int) -> str:
     inputs.mkdir(parents=True, exist_ok=True)
     for seed in (1, 2):
         save_image(Image.fromarray(generate_scene(seed).image), inputs / f"scene_{seed}.png")
-    summary = predict_files(model, [inputs, *photos], out)
+    progress = sys.stderr.isatty()
+    summary = predict_files(model, [inputs, *photos], out, progress=progress)
     lines = [f"{out / image['overlay']}" for image in summary["images"]]
-    lines += [f"failed: {failure['error']}" for failure in summary["failed"]]
-    report = evaluate(model, f"scenes:{scenes}", split="test")
-    return "\n".join([*lines, "", render(report)])
+    report = evaluate(model, f"scenes:{scenes}", split="test", progress=progress, weights="embedded")
+    return "\n".join([*lines, "", render(report)]), not summary["failed"]
