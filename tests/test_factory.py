@@ -137,7 +137,8 @@ def test_register_model():
     finally:
         _registered.clear()
     good = {"name": "n", "head": "perpixel", "neck": "fpn"}
-    for change, message in [({"name": "a.b"}, "only letters"), ({"head": "x"}, "head 'x'"), ({"neck": "x"}, "neck 'x'")]:
+    wrong = [({"name": "a.b"}, "only letters"), ({"head": "x"}, "head 'x'"), ({"neck": "x"}, "neck 'x'")]
+    for change, message in wrong:
         with pytest.raises(ValueError, match=message):
             fapn_zoo.register_model(ModelSpec(**(good | change)))
 
