@@ -16,8 +16,8 @@ import torch
 
 from ._deform_threads import WORKERS
 
-# A column tile is as wide as the matrix product needs to be fast, unless that takes more than 4 MiB of float32.
-_TILE_PIXELS, _TILE_FLOATS = 512, 1 << 20
+# A column tile is as wide as the matrix product needs to be fast, unless that takes more than 3 MiB of float32.
+_TILE_PIXELS, _TILE_FLOATS = 512, 3 << 18
 
 
 class Geometry(NamedTuple):
@@ -119,6 +119,11 @@ def _multiply(a, b):
     if a.dtype == torch.float32 and _has_onednn():
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.mm(a, b.t())
+
+
+def _stack(tensors):
+    """`torch.stack`, without copying a single tensor."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _rows(tensor, vec):
@@ -275,15 +280,14 @@ class _Backward:
             stop = min(start + tile, geo.pixels)
             grad = self.grad[image, first : first + part.groups, :, start:stop].contiguous()
             column = sampler.column(nhwc, stop - start if self.need_weight else 0)
-            grad_column = [_multiply(grad[g].t().contiguous(), self.weight[block, g]) for g in groups]
-            grad_column = grad_column[0] if part.groups == 1 else torch.stack(grad_column)
+            grad_column = _stack([_multiply(grad[g].t().contiguous(), self.weight[block, g]) for g in groups])
             self.kernel(
                 _rows(nhwc, vec), sampler.origins, sampler.offset[image, block], sampler.mask[image, block],
                 _rows(column, vec), part.places(stop - start), *scratch, start, stop, sampler.numbers,
                 _rows(grad_column, vec), _rows(grad_nhwc, vec), grad_offset, grad_mask, *more, self.needs,
             )  # fmt: skip
             if self.need_weight:
-                products = torch.stack([_multiply(grad[g], column[g].t()) for g in groups])
+                products = _stack([_multiply(grad[g], column[g].t()) for g in groups])
                 totals[block] = totals[block].add_(products) if block in totals else products
         if self.need_input:
             self.grads["input"][image, channels].flatten(1).copy_(grad_nhwc.t())

@@ -30,7 +30,6 @@ class _Workers:
 
                 def begin():
                     torch.set_num_threads(1)
-                    torch.set_grad_enabled(False)
                     started.wait()
 
                 pool = ThreadPoolExecutor(count, thread_name_prefix="fapn_zoo_deform", initializer=begin)
@@ -44,14 +43,19 @@ class _Workers:
     def run(self, function, count):
         """Call `function(worker)` for worker = 0 to count - 1 at once, and wait; the first error is raised.
 
-        Neither gradients nor autocast are active inside.
+        Neither gradients nor autocast are active inside; inference mode is as the caller has it.
         """
+        inference = torch.is_inference_mode_enabled()
+
+        def call(worker):
+            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                function(worker)
+
         if count == 1:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                function(0)
+            call(0)
             return
         pool = self._pool(count)
-        futures = [pool.submit(function, worker) for worker in range(count)]
+        futures = [pool.submit(call, worker) for worker in range(count)]
         errors = [future.exception() for future in futures]
         for error in filter(None, errors):
             raise error

@@ -6,6 +6,7 @@ while. `auto` takes the fastest that works: numba on the CPU where it is install
 
 import contextlib
 import os
+import warnings
 
 import torch
 from torch import Tensor
@@ -28,10 +29,14 @@ def _numba_imports():
     global _numba_works
     if _numba_works is None:
         try:
-            import numba  # noqa: F401
+            import numba
 
-            _numba_works = True
-        except Exception:  # noqa: BLE001  (any failure means "not here")
+            # Switched off (NUMBA_DISABLE_JIT), it would interpret the kernels.
+            _numba_works = not numba.config.DISABLE_JIT
+        except ModuleNotFoundError:
+            _numba_works = False
+        except Exception as error:
+            warnings.warn(f"numba cannot be imported, so deformable convolution will be slow: {error}", stacklevel=2)
             _numba_works = False
     return _numba_works
 
@@ -48,7 +53,9 @@ def _resolve(name, device_type):
         # A Triton backend for CUDA belongs here.
         return "numba" if device_type == "cpu" and _numba_imports() else "reference"
     if name == "numba" and not _numba_imports():
-        raise ValueError("deformable convolution backend 'numba' was asked for, but numba cannot be imported")
+        raise ValueError(
+            "deformable convolution backend 'numba' was asked for, but numba is missing, broken or switched off"
+        )
     if name == "numba" and device_type not in ("cpu", "meta"):
         raise ValueError(f"deformable convolution backend 'numba' runs on cpu, not on {device_type}")
     return name

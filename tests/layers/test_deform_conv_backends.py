@@ -1,0 +1,213 @@
+"""Deformable convolution: threads and processes, compiled and exported graphs, choice of the backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torchvision
+from deform_conv_cases import SHAPES, Shape, make_tensors, run, threads
+
+from fapn_zoo.layers import deform_conv
+from fapn_zoo.layers.deform_conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
+
+pytestmark = pytest.mark.unit
+pytest.importorskip("numba")
+
+
+@pytest.fixture(autouse=True)
+def _numba_backend():
+    with deform_conv_backend("numba"):
+        yield
+
+
+@pytest.mark.parametrize("name", ["plain", "many_tiles", "groups", "groups_across"])
+def test_threads_agree(name):
+    shape = SHAPES[name]
+    tensors = make_tensors(shape, torch.float32)
+    with threads(1):
+        one = run(deform_conv2d, tensors, shape)
+    with threads(2):
+        two, again = (run(deform_conv2d, tensors, shape) for _ in range(2))
+    assert torch.equal(one[0], two[0])
+    for a, b, c in zip(one, two, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert torch.equal(b, c)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_inference_mode(count):
+    shape = SHAPES["many_tiles"]
+    tensors = make_tensors(shape)
+    with threads(count), torch.inference_mode():
+        copies = [tensor.clone() for tensor in tensors]
+        output = deform_conv2d(*copies[:4], padding=1, mask=copies[4])
+    expected = torchvision.ops.deform_conv2d(*tensors[:4], padding=1, mask=tensors[4])
+    torch.testing.assert_close(output.clone(), expected.detach())
+
+
+def test_callers_settings_survive():
+    with threads(2):
+        run(deform_conv2d, make_tensors(SHAPES["many_tiles"]), SHAPES["many_tiles"])
+        assert torch.get_num_threads() == 2
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert seen == [2]
+    assert torch.is_grad_enabled()
+
+
+def test_called_from_several_threads_at_once():
+    shape = SHAPES["many_tiles"]
+    tensors = make_tensors(shape)
+    expected = run(deform_conv2d, tensors, shape)
+    results = [None] * 4
+
+    def call(index):
+        results[index] = run(deform_conv2d, tensors, shape)
+
+    with threads(2):
+        callers = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+def _forked(queue):
+    shape = SHAPES["many_tiles"]
+    queue.put(float(run(deform_conv2d, make_tensors(shape), shape)[0].sum()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_works_in_a_forked_process():
+    shape = SHAPES["many_tiles"]
+    with threads(2):
+        expected = float(run(deform_conv2d, make_tensors(shape), shape)[0].sum())
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        # The child has one PyTorch thread, as data loaders set it: its OpenMP cannot start more after a fork.
+        with threads(1):
+            child = context.Process(target=_forked, args=(queue,))
+            child.start()
+        assert queue.get(timeout=60) == pytest.approx(expected)
+        child.join()
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight.detach())
+
+    def forward(self, input, offset, mask):
+        return deform_conv2d(input, offset, self.weight, padding=1, mask=mask)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference", "auto"])
+def test_compiles_as_one_graph(backend):
+    torch.compiler.reset()
+    shape = SHAPES["plain"]
+    input, offset, weight, _, mask = make_tensors(shape, torch.float32)
+    layer = Layer(weight)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with deform_conv_backend(backend):
+        expected = layer(input, offset, mask)
+        output = compiled(input, offset, mask)
+        torch.testing.assert_close(output, expected)
+        grads = torch.autograd.grad(output.sum(), [input, offset, mask, layer.weight])
+        wanted = torch.autograd.grad(expected.sum(), [input, offset, mask, layer.weight])
+        torch.testing.assert_close(grads, wanted)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert compiled(input, offset, mask).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend, operator", [("numba", "fapn_zoo.deform_conv2d"), ("reference", "torchvision")])
+def test_exports_with_dynamic_sizes(backend, operator):
+    input, offset, weight, _, mask = make_tensors(SHAPES["plain"], torch.float32)
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    with deform_conv_backend(backend):
+        program = torch.export.export(Layer(weight), (input, offset, mask), dynamic_shapes=(sizes, sizes, sizes))
+    assert any(operator in str(node.target) for node in program.graph.nodes)
+    other = Shape((3, 16, 8, 6, 13), offset_groups=2)
+    input, offset, _, _, mask = make_tensors(other, torch.float32)
+    expected = torchvision.ops.deform_conv2d(input, offset, weight, padding=1, mask=mask)
+    torch.testing.assert_close(program.module()(input, offset, mask), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_opcheck(mask):
+    from fapn_zoo.layers._deform_numba import deform_conv2d_backward_op, deform_conv2d_op
+
+    shape = SHAPES["groups"]
+    input, offset, weight, bias, mask = make_tensors(shape, torch.float32, mask=mask, bias=mask)
+    pairs = [list(pair) for pair in shape.arguments.values()]
+    torch.library.opcheck(deform_conv2d_op, (input, offset, weight, bias, mask, *pairs))
+    arguments = [None if tensor is None else tensor.detach() for tensor in (input, offset, weight, mask)]
+    grad = torch.randn(1, 8, 9, 11)
+    for needs in ([True] * 4 + [mask is not None], [False, True, False, False, False]):
+        torch.library.opcheck(deform_conv2d_backward_op, (grad, *arguments, *pairs, needs))
+
+
+def test_meta_device():
+    tensors = [tensor.detach().to("meta") for tensor in make_tensors(SHAPES["plain"], torch.float32)]
+    with deform_conv_backend("auto"):
+        output = deform_conv2d(*tensors[:4], padding=1, mask=tensors[4])
+    assert output.device.type == "meta" and output.shape == (2, 8, 9, 11)
+
+
+def test_backend_selection():
+    assert available_backends() == ["auto", "reference", "numba"]
+    assert active_backend() == "numba"
+    with deform_conv_backend("auto"):
+        assert active_backend("cpu") == "numba"
+        assert active_backend("cuda") == "reference"
+        with deform_conv_backend("reference"):
+            assert active_backend() == "reference"
+        assert active_backend() == "numba"
+    with pytest.raises(ValueError, match=r"'triton'.*auto, reference, numba"), deform_conv_backend("triton"):
+        pass
+    assert active_backend() == "numba"
+    with pytest.raises(ValueError, match="cpu, not on cuda"):
+        active_backend("cuda")
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_numba(monkeypatch, missing):
+    monkeypatch.setattr(deform_conv, "_numba_works", None)
+    if missing:
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    assert available_backends() == ["auto", "reference"]
+    with deform_conv_backend("auto"):
+        assert active_backend() == "reference"
+    with pytest.raises(ValueError, match="numba"):
+        active_backend()
+
+
+@pytest.mark.parametrize("choice", ["reference", "fast"])
+def test_environment_variable(monkeypatch, choice):
+    monkeypatch.setenv("FAPN_ZOO_DEFORM_CONV", choice)
+    spec = importlib.util.spec_from_file_location("fapn_zoo.layers.another_deform_conv", deform_conv.__file__)
+    another = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(another)
+    if choice == "reference":
+        assert another.active_backend() == "reference"
+    else:
+        with pytest.raises(ValueError, match="'fast'.*auto, reference, numba"):
+            another.active_backend()
+
+
+def test_numba_is_imported_at_first_use():
+    code = "import fapn_zoo.layers.deform_conv, sys; assert 'numba' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
