@@ -7,6 +7,7 @@ sizes, gives Swin the exact computation of the segmentation Swin, and freezes an
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fapn_zoo.layers.swin_official import use_official_order
+from fapn_zoo.layers.swin_official import SWIN_OPTIONS, swin_blocks, use_official_order
 from fapn_zoo.zoo.backbones import BACKBONES
 
 STRIDES = (4, 8, 16, 32)
@@ -104,14 +105,11 @@ class Backbone(nn.Module):
         if in_chans < 1:
             raise ValueError(f"in_chans must be at least 1, got {in_chans}")
         self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
-        self.is_swin = timm.models.is_model_in_modules(self.timm_name, ("swin_transformer",))
-        options = dict(timm_kwargs, in_chans=in_chans)
-        if self.is_swin:
-            options.update(always_partition=True, strict_img_size=False)
-        options, self.size_divisor, self.fixed_size = _plan(self.timm_name, options)
+        options, self.size_divisor, self.fixed_size = _plan(self.timm_name, {**timm_kwargs, "in_chans": in_chans})
         self.body = _build(self.timm_name, options, pretrained=pretrained)
         self.out_channels = tuple(self.body.feature_info.channels())
         self._frozen: frozenset[str] = frozenset()
+        self.is_swin = bool(swin_blocks(self.body))
         if self.is_swin:
             use_official_order(self.body)
             for level, channels in enumerate(self.out_channels):
@@ -142,14 +140,15 @@ class Backbone(nn.Module):
         if _is_channels_last(self.body):
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         if padded:
-            sizes = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+            sizes = [(_ceil(height, stride), _ceil(width, stride)) for stride in self.strides]
             features = [feature[..., :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
         return list(features)
 
     def _padding(self, height: int, width: int) -> tuple[int, int]:
         """Rows below and columns to the right that the network needs."""
         if self.fixed_size is None:
-            return -height % self.size_divisor, -width % self.size_divisor
+            divisor = self.size_divisor
+            return _ceil(height, divisor) * divisor - height, _ceil(width, divisor) * divisor - width
         bottom, right = self.fixed_size[0] - height, self.fixed_size[1] - width
         if bottom < 0 or right < 0:
             raise ValueError(
@@ -206,6 +205,11 @@ class Backbone(nn.Module):
             raise ValueError(f"backbone {self.name!r} has no gradient checkpointing ({error})") from error
 
 
+def _ceil(side: int, stride: int) -> int:
+    """``side / stride`` rounded up, in the form that exporters simplify best when ``side`` is a symbol."""
+    return (side + stride - 1) // stride
+
+
 def _build(name: str, options: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """Let timm build the feature network; what goes wrong is raised in terms of the user's arguments."""
     try:
@@ -239,10 +243,7 @@ def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
 
 
 def _plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, tuple[int, int] | None]:
-    """Find out, on the meta device, how the network is to be built and fed.
-
-    timm states neither which levels a network has before it is built, nor how it rounds sizes. So it is built without
-    memory and run without computing, at sizes that tell.
+    """Find out how the network is to be built and fed.
 
     Returns:
         timm arguments; divisor of the input size; the input size of a network that has only one, else ``None``.
@@ -250,25 +251,44 @@ def _plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, t
     reserved = {"features_only", "out_indices"} & set(options)
     if reserved:
         raise ValueError(f"{', '.join(sorted(reserved))}: a Backbone chooses these itself")
+    items = tuple(sorted(options.items()))
+    try:
+        hash(items)
+    except TypeError:  # lists among the arguments
+        extra, divisor, only = _rehearse.__wrapped__(name, items)
+    else:
+        extra, divisor, only = _rehearse(name, items)
+    return {**options, **dict(extra)}, divisor, only
+
+
+@functools.lru_cache(maxsize=256)
+def _rehearse(name: str, items: tuple) -> tuple[tuple, int, tuple[int, int] | None]:
+    """Build the network without memory and run it without computing (meta device), at sizes that tell how it rounds.
+
+    timm states neither which levels a network has before it is built, nor which sizes it takes and how it rounds them.
+
+    Returns:
+        as :func:`_plan`, with only those timm arguments that come on top of ``items``.
+    """
+    options = dict(items)
     with torch.device("meta"):
         network = _build(name, options)
-        reductions = [int(level["reduction"]) for level in network.feature_info.info]
-        options = {**options, "out_indices": _levels(name, reductions)}
+        added: dict[str, Any] = dict(SWIN_OPTIONS) if swin_blocks(network) else {}
+        added["out_indices"] = _levels(name, [int(level["reduction"]) for level in network.feature_info.info])
         for extra in _ANY_SIZE_OPTIONS:
-            trial = {**options, **extra}
             try:
-                network = _build(name, trial)
+                network = _build(name, {**options, **added, **extra})
             except ValueError:
                 continue  # the family does not know this option
             for divisor in _DIVISORS:
-                sizes = [tuple(-(-side // divisor) * divisor for side in size) for size in _PROBE_SIZES]
+                sizes = [tuple(_ceil(side, divisor) * divisor for side in size) for size in _PROBE_SIZES]
                 if all(_rounds_up(network, options["in_chans"], size) for size in sizes):
-                    return trial, divisor, None
-        network = _build(name, options)
+                    return (*added.items(), *extra.items()), divisor, None
+        network = _build(name, {**options, **added})
         only = options.get("img_size") or network.pretrained_cfg["input_size"][-2:]
         only = (only, only) if isinstance(only, int) else tuple(only)
         if _rounds_up(network, options["in_chans"], only):
-            return options, 1, only
+            return tuple(added.items()), 1, only
     raise ValueError(
         f"backbone {name!r} gives maps that no zero padding of the image makes a pyramid with strides 4, 8, 16 and 32"
     )
@@ -289,7 +309,7 @@ def _rounds_up(network: nn.Module, in_chans: int, size: Sequence[int]) -> bool:
         return False
     first = 1 if _is_channels_last(network) else 2
     found = [tuple(feature.shape[first : first + 2]) for feature in features]
-    return found == [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+    return found == [(_ceil(size[0], stride), _ceil(size[1], stride)) for stride in STRIDES]
 
 
 def _parameters_before(body: nn.Module, level: int, in_chans: int, size: Sequence[int] | None) -> list[str]:
@@ -300,11 +320,17 @@ def _parameters_before(body: nn.Module, level: int, in_chans: int, size: Sequenc
     names = [key for key, _ in body.named_parameters()]
     state = {key: torch.empty_like(value, device="meta") for key, value in body.named_buffers()}
     state |= {key: torch.empty_like(value, device="meta", requires_grad=True) for key, value in body.named_parameters()}
-    was_training = body.training
     x = torch.empty(1, in_chans, *(size or (64, 64)), device="meta")
+    was_training = body.training
+    # recomputing would happen after the call, when the real parameters are back in place
+    thrifty = [module for module in body.modules() if getattr(module, "grad_checkpointing", False)]
+    for module in thrifty:
+        module.grad_checkpointing = False
     with torch.enable_grad():
         feature = functional_call(body.eval(), state, (x,))[level]
         gradients = torch.autograd.grad(feature.sum(), [state[key] for key in names], allow_unused=True)
+    for module in thrifty:
+        module.grad_checkpointing = True
     body.train(was_training)
     return [key for key, gradient in zip(names, gradients, strict=True) if gradient is not None]
 

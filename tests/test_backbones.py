@@ -9,6 +9,7 @@ import re
 import pytest
 import timm
 import torch
+from parity.official_names import RESNET, SWIN, rename
 from parity.rule import Golden
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from fapn_zoo.backbones import Backbone, timm_name
 from fapn_zoo.layers.swin_official import OfficialSwinBlock
 from fapn_zoo.zoo.backbones import BACKBONES
 
+THIN_SWIN = {"name": "swin_t", "depths": (2, 2, 2, 2), "embed_dim": 32, "num_heads": (1, 2, 4, 8)}
 # (name, channels, size divisor): one small member of each family
 FAMILIES = [
     ("resnet18", (64, 128, 256, 512), 1),
@@ -35,8 +37,16 @@ FAMILIES = [
     ("edgenext_xx_small", (24, 48, 88, 168), 32),
     ("poolformer_s12", (64, 128, 320, 512), 4),
     ("hrnet_w18_small", (128, 256, 512, 1024), 32),
-    ("vgg11", (256, 512, 512, 512), 32),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Such small networks only wait for a second thread, the more so where the machine is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def seeded(*args, **kwargs) -> Backbone:
@@ -62,24 +72,22 @@ def ceil_sizes(height: int, width: int) -> list[tuple[int, int]]:
 @pytest.mark.unit
 @pytest.mark.parametrize(("name", "channels", "divisor"), FAMILIES, ids=[family[0] for family in FAMILIES])
 def test_families(name, channels, divisor):
-    backbone = seeded(name, in_chans=4)
+    kwargs = {"img_size": (128, 160)} if name == "hiera_tiny_224" else {}
+    backbone = seeded(name, in_chans=4, **kwargs).eval()
     assert backbone.out_channels == channels
     assert backbone.strides == (4, 8, 16, 32)
     assert backbone.size_divisor == divisor
-    backbone.eval()
-    images = noise(2, 4, 97, 131)
-    with torch.no_grad():
-        assert sizes(backbone(images[:1, :, :64, :96])) == ceil_sizes(64, 96)
-        before = backbone(images)
-    assert sizes(before) == ceil_sizes(97, 131)
-    assert [feature.shape[1] for feature in before] == list(channels)
-
-    again = Backbone(name, in_chans=4)
+    again = Backbone(name, in_chans=4, **kwargs).eval()
     again.load_state_dict(backbone.state_dict())
+    x = noise(1, 4, 64, 96)
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(before, again.eval()(images), strict=True))
+        before, after = backbone(x), again(x)
+    assert sizes(before) == ceil_sizes(64, 96)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    features = backbone.train()(images)
+    features = backbone.train()(noise(2, 4, 97, 131))
+    assert sizes(features) == ceil_sizes(97, 131)
+    assert [feature.shape[1] for feature in features] == list(channels)
     sum(feature.square().mean() for feature in features).backward()
     gradients = [p.grad for p in backbone.parameters() if p.grad is not None]
     assert len(gradients) > 0.8 * len(list(backbone.parameters()))
@@ -87,14 +95,16 @@ def test_families(name, channels, divisor):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", BACKBONES)
-def test_short_names_exist_in_timm_with_their_tags(name):
-    assert timm.is_model(BACKBONES[name].partition(".")[0])
-    assert BACKBONES[name] in timm.list_pretrained(BACKBONES[name].partition(".")[0] + ".*")
+def test_names():
+    assert timm_name("swin_l") == "swin_large_patch4_window12_384.ms_in22k"
+    assert timm_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    assert set(BACKBONES.values()) <= set(timm.list_pretrained())
+    shadowed = {name for name, full in BACKBONES.items() if timm.is_model(name) and name != full.partition(".")[0]}
+    assert not shadowed, "a short name must not mean another network than timm's of that name"
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["resnet101c", "swin_b", "swin_l", "convnextv2_l", "resnet101", "mobilenetv4_m"])
+@pytest.mark.parametrize("name", ["resnet101s", "swin_b", "swin_l", "convnextv2_t", "mobilenetv4_m"])
 def test_large_ones_on_the_meta_device(name):
     with torch.device("meta"):
         backbone = Backbone(name)
@@ -121,9 +131,9 @@ def test_resnet_is_not_padded():
 
 
 @pytest.mark.unit
-def test_resnet101c_has_the_deep_stem():
+def test_resnet101s_has_the_deep_stem():
     with torch.device("meta"):
-        stem = [m.weight.shape for m in Backbone("resnet101c").body.conv1 if isinstance(m, nn.Conv2d)]
+        stem = [m.weight.shape for m in Backbone("resnet101s").body.conv1 if isinstance(m, nn.Conv2d)]
     assert [tuple(shape) for shape in stem] == [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3)]
 
 
@@ -139,7 +149,7 @@ def test_one_size_only():
 
 @pytest.mark.unit
 def test_copies_and_pickles():
-    backbone = seeded("swin_t", frozen_stages=1).eval()
+    backbone = seeded(**THIN_SWIN, frozen_stages=1).eval()
     x = noise(1, 3, 40, 52)
     with torch.no_grad():
         expected = backbone(x)
@@ -187,12 +197,6 @@ def test_unreachable_weights_are_explained(monkeypatch, tmp_path):
         Backbone("convnextv2_small", pretrained=True)
 
 
-@pytest.mark.unit
-def test_names_pass_through():
-    assert timm_name("swin_l") == "swin_large_patch4_window12_384.ms_in22k"
-    assert timm_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
-
-
 # ---- freezing, frozen norms, checkpointing
 
 
@@ -209,11 +213,12 @@ def test_freeze_keeps_weights_and_statistics(name):
     sum(feature.square().mean() for feature in features).backward()
     torch.optim.SGD(backbone.parameters(), lr=0.1, weight_decay=0.1).step()
     moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
-    kept_statistics = {key for key in before if key.endswith("running_mean")} - moved
     assert moved.isdisjoint(f"body.{key}" for key in backbone._frozen)
     if name == "resnet18":
         assert all(re.match(r"body\.(layer[34])", key) for key in moved)
-        assert len(kept_statistics) == 10  # stem, 2 x 2 in layer1, 2 x 2 and the shortcut in layer2
+        assert sum(key.endswith("running_mean") for key in set(before) - moved) == 10  # stem 1, layer1 4, layer2 5
+    backbone.set_grad_checkpointing()
+    backbone.freeze(1)
     backbone.freeze(0)
     assert all(p.requires_grad for p in backbone.parameters())
     assert all(m.training for m in backbone.modules())
@@ -222,7 +227,7 @@ def test_freeze_keeps_weights_and_statistics(name):
 @pytest.mark.unit
 def test_freeze_all_leaves_nothing_but_the_output_norms():
     assert not any(p.requires_grad for p in seeded("resnet18", frozen_stages=4).parameters())
-    trainable = [key for key, p in seeded("swin_t", frozen_stages=4).named_parameters() if p.requires_grad]
+    trainable = [key for key, p in seeded(**THIN_SWIN, frozen_stages=4).named_parameters() if p.requires_grad]
     assert all(re.fullmatch(r"norm\d\.(weight|bias)", key) for key in trainable) and len(trainable) == 8
 
 
@@ -312,58 +317,48 @@ def reference_attention(block: OfficialSwinBlock, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(5, 9), (13, 20), (7, 7), (14, 21), (1, 3)])
 @pytest.mark.parametrize("index", [0, 1], ids=["plain", "shifted"])
 def test_swin_block_is_the_described_one(index, size):
-    block = seeded("swin_t", drop_path_rate=0.0).body.layers_0.blocks[index]
+    block = seeded(**THIN_SWIN).eval().body.layers_0.blocks[index]
     assert isinstance(block, OfficialSwinBlock) and block.window_size == (7, 7) and block.shift_size == (3 * index,) * 2
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(0, 0.3)
-        x = noise(1, *size, 96)
+        x = noise(1, *size, 32)
         expected = x + reference_attention(block, block.norm1(x))
         expected = expected + block.mlp(block.norm2(expected))
         torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.unit
-def test_swin_state_dict_does_not_depend_on_size():
-    keys = seeded("swin_t").state_dict()
-    assert not [key for key in keys if "mask" in key or "index" in key]
-    windows = {name: Backbone(name).body.layers_3.blocks[1] for name in ("swin_t",)}
+def test_swin_keeps_nothing_that_depends_on_size():
     with torch.device("meta"):
-        windows["swin_b"] = Backbone("swin_b").body.layers_3.blocks[1]
-    assert {name: (block.window_size, block.shift_size) for name, block in windows.items()} == {
+        swins = {name: Backbone(name) for name in ("swin_t", "swin_b")}
+    assert not [key for swin in swins.values() for key in swin.state_dict() if "mask" in key or "index" in key]
+    blocks = {name: swin.body.layers_3.blocks[1] for name, swin in swins.items()}
+    assert {name: (block.window_size, block.shift_size) for name, block in blocks.items()} == {
         "swin_t": ((7, 7), (3, 3)),
         "swin_b": ((12, 12), (6, 6)),
     }
 
 
 @pytest.mark.unit
-def test_swin_exports_with_free_sizes():
-    backbone = seeded("swin_t").eval()
-    sides = {2: torch.export.Dim("height", min=33, max=640), 3: torch.export.Dim("width", min=33, max=640)}
-    program = torch.export.export(backbone, (noise(1, 3, 97, 131),), dynamic_shapes=(sides,))
-    x = noise(1, 3, 70, 150)
+def test_swin_exports_with_free_multiples_of_32():
+    backbone = seeded(**THIN_SWIN | {"depths": (2, 1, 1, 1)}).eval()
+    height = 32 * torch.export.Dim("height", min=2, max=40)
+    program = torch.export.export(backbone, (noise(1, 3, 96, 160),), dynamic_shapes=({2: height},))
+    x = noise(1, 3, 64, 160)
     with torch.no_grad():
         for a, b in zip(program.module()(x), backbone(x), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(a, b)
 
 
 # ---- the official numbers
 
 
-def resnet_key(key: str) -> str:
-    """Name in our ResNet of a tensor of the official one."""
-    key = key.replace("stem.conv1.norm", "bn1").removeprefix("stem.")
-    key = re.sub(r"conv(\d)\.norm", r"bn\1", key)
-    key = key.replace("shortcut.norm", "downsample.1").replace("shortcut.weight", "downsample.0.weight")
-    return "body." + re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", key)
-
-
-def swin_key(key: str) -> str:
-    """Name in our Swin of a tensor of the official one."""
-    if re.match(r"norm\d", key):
-        return key
-    key = re.sub(r"^layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
-    return "body." + re.sub(r"^layers\.", "layers_", key)
+def load_official(backbone: Backbone, golden: Golden, names: list, prefix: str) -> None:
+    """Load the golden weights; ``prefix`` is that of the official backbone's keys, ``names`` the map to timm's."""
+    state = {prefix + key: value for key, value in golden.state(prefix).items()}
+    ours = rename(state, [], names, prefix)
+    backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in ours.items()})
 
 
 def official_parameters(golden: Golden) -> int:
@@ -373,12 +368,11 @@ def official_parameters(golden: Golden) -> int:
 
 
 def check_levels(golden: Golden, backbone: Backbone, prefix: str) -> None:
-    """Compare all four maps with the stored ones, at each stored image size."""
-    for file in golden.meta["outputs"]:
-        with torch.no_grad():
-            features = backbone.eval()(golden.network_input(file))
-        for level, feature in enumerate(features):
-            golden.check(f"{prefix}res{level + 2}", feature, file)
+    """Compare all four maps with the stored ones."""
+    with torch.no_grad():
+        features = backbone.eval()(golden.network_input())
+    for level, feature in enumerate(features):
+        golden.check(f"{prefix}res{level + 2}", feature)
 
 
 RESNETS = [
@@ -393,8 +387,8 @@ RESNETS = [
 def test_official_resnets(model, keys, outputs, kwargs):
     golden = Golden(model)
     backbone = Backbone(**kwargs, norm="frozen_bn")
-    backbone.load_state_dict({resnet_key(key): value for key, value in golden.state(keys).items()})
     assert sum(p.numel() for p in backbone.parameters()) == official_parameters(golden)
+    load_official(backbone, golden, RESNET, keys)
     check_levels(golden, backbone, outputs)
 
 
@@ -402,6 +396,6 @@ def test_official_resnets(model, keys, outputs, kwargs):
 def test_official_swin_large():
     golden = Golden("maskformer_fapn_swinl_ade20k")
     backbone = Backbone("swin_l")
-    backbone.load_state_dict({swin_key(key): value for key, value in golden.state("backbone.").items()})
     assert sum(p.numel() for p in backbone.parameters()) == official_parameters(golden) == 195_201_204
+    load_official(backbone, golden, SWIN, "backbone.")
     check_levels(golden, backbone, "backbone.")

@@ -13,21 +13,30 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock, SwinTransformerStage
 from torch import Tensor, nn
 
+# how timm must build a Swin whose windows neither shrink nor depend on the image
+SWIN_OPTIONS = {"always_partition": True, "strict_img_size": False}
 _MASKED = -100.0  # added to the logits of token pairs that only became neighbours by rolling
 
 
-def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Cut ``(N, H, W, C)`` into ``(N * H/h * W/w, h * w, C)``; ``H, W`` must be multiples of ``window = (h, w)``."""
-    (n, height, width, channels), (h, w) = x.shape, window
-    x = x.reshape(n, height // h, h, width // w, w, channels)
-    return x.transpose(2, 3).reshape(-1, h * w, channels)
+def split_windows(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Cut ``(N, rows * h, columns * w, C)`` into ``(N * rows * columns, h * w, C)``, windows in reading order.
+
+    Args:
+        x: map to cut.
+        grid: ``(rows, columns)``, the windows down and across. Passed and not divided out, because exporters cannot
+            see that a padded size is divisible.
+        window: ``(h, w)`` in tokens.
+    """
+    (rows, columns), (h, w) = grid, window
+    x = x.reshape(x.shape[0], rows, h, columns, w, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, h * w, x.shape[-1])
 
 
-def join_windows(windows: Tensor, window: tuple[int, int], height: int, width: int) -> Tensor:
-    """Undo :func:`split_windows`: ``(N * H/h * W/w, h * w, C)`` to ``(N, H, W, C)``."""
-    h, w = window
-    x = windows.reshape(-1, height // h, width // w, h, w, windows.shape[-1])
-    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+def join_windows(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Undo :func:`split_windows`: ``(N * rows * columns, h * w, C)`` to ``(N, rows * h, columns * w, C)``."""
+    (rows, columns), (h, w) = grid, window
+    x = windows.reshape(-1, rows, columns, h, w, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, rows * h, columns * w, windows.shape[-1])
 
 
 def _bands(length: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -36,17 +45,16 @@ def _bands(length: int, window: int, shift: int, device: torch.device) -> Tensor
     return (position >= length - window).long() + (position >= length - shift).long()
 
 
-def shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """Additive mask ``(H/h * W/w, h * w, h * w)`` of a rolled map: 0 within a region, -100 between regions.
+def shift_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
+    """Additive mask ``(rows * columns, h * w, h * w)`` of a rolled map: 0 within a region, -100 between regions.
 
     Args:
-        height, width: size of the padded map, multiples of the window.
+        grid: windows down and across the padded map.
         window, shift: window and roll in tokens, (vertical, horizontal).
         like: tensor that gives device and dtype of the mask.
     """
-    rows = _bands(height, window[0], shift[0], like.device)
-    columns = _bands(width, window[1], shift[1], like.device)
-    regions = split_windows((3 * rows[:, None] + columns)[None, :, :, None], window).squeeze(-1)
+    down, across = (_bands(n * w, w, s, like.device) for n, w, s in zip(grid, window, shift, strict=True))
+    regions = split_windows((3 * down[:, None] + across)[None, :, :, None], grid, window).squeeze(-1)
     apart = regions[:, :, None] != regions[:, None, :]
     return torch.zeros(apart.shape, dtype=like.dtype, device=like.device).masked_fill(apart, _MASKED)
 
@@ -62,31 +70,33 @@ class OfficialSwinBlock(SwinTransformerBlock):
         attention, and nothing that depends on the input size is kept in the module (state dicts, export, compile).
         """
         _, height, width, _ = x.shape
-        window, shift = self.window_size, self.shift_size
-        bottom, right = -height % window[0], -width % window[1]
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        rolled = any(shift)
-        if rolled:
+        (h, w), shift = self.window_size, self.shift_size
+        grid = ((height + h - 1) // h, (width + w - 1) // w)
+        x = F.pad(x, (0, 0, 0, grid[1] * w - width, 0, grid[0] * h - height))
+        mask = None
+        if any(shift):
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
-        mask = shift_mask(height + bottom, width + right, window, shift, x) if rolled else None
-        x = join_windows(self.attn(split_windows(x, window), mask=mask), window, height + bottom, width + right)
-        if rolled:
+            mask = shift_mask(grid, (h, w), shift, x)
+        x = join_windows(self.attn(split_windows(x, grid, (h, w)), mask=mask), grid, (h, w))
+        if any(shift):
             x = torch.roll(x, shifts=shift, dims=(1, 2))
         return x[:, :height, :width]
+
+
+def swin_blocks(body: nn.Module) -> list[SwinTransformerBlock]:
+    """The blocks of a timm Swin (the first version of Swin, not SwinV2), none for other networks."""
+    return [block for stage in body.modules() if isinstance(stage, SwinTransformerStage) for block in stage.blocks]
 
 
 def use_official_order(body: nn.Module) -> None:
     """Make every Swin block inside ``body`` an :class:`OfficialSwinBlock`, in place, weights untouched.
 
     Raises:
-        ValueError: ``body`` holds no Swin block, or one built without ``always_partition=True`` and
-            ``strict_img_size=False`` (it would have shrunk its window and bias table, or fixed its mask size).
+        ValueError: a block was built without :data:`SWIN_OPTIONS`: its window and bias table could shrink, or the size
+            of its mask be fixed.
     """
-    blocks = [block for stage in body.modules() if isinstance(stage, SwinTransformerStage) for block in stage.blocks]
-    if not blocks:
-        raise ValueError(f"{type(body).__name__} holds no timm Swin blocks")
-    for block in blocks:
+    for block in swin_blocks(body):
         if not (block.always_partition and block.dynamic_mask):
-            raise ValueError("the Swin must be built with always_partition=True and strict_img_size=False")
+            raise ValueError(f"the Swin must be built with {SWIN_OPTIONS}")
         # the class carries the behaviour, so copying, pickling and sharing of the modules stay as timm has them
         block.__class__ = OfficialSwinBlock

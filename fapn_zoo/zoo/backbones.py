@@ -14,9 +14,10 @@ BACKBONES: dict[str, str] = {
     "resnet34": "resnet34.tv_in1k",
     "resnet50": "resnet50.tv_in1k",
     "resnet101": "resnet101.tv_in1k",
-    # three 3x3 convolutions (64, 64, 128) instead of one 7x7 in the stem: what segmentation code calls R-50c, R-101c
-    "resnet50c": "resnet50s.gluon_in1k",
-    "resnet101c": "resnet101s.gluon_in1k",
+    # Three 3x3 convolutions (64, 64, 128) instead of one 7x7 in the stem: what DeepLab and MaskFormer call R-50c and
+    # R-101c. Those names are not used here, because timm has given them to a narrower stem (32, 32, 64).
+    "resnet50s": "resnet50s.gluon_in1k",
+    "resnet101s": "resnet101s.gluon_in1k",
     "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin_s": "swin_small_patch4_window7_224.ms_in1k",
     "swin_b": "swin_base_patch4_window12_384.ms_in22k",
