@@ -16,8 +16,8 @@ import torch
 
 from ._deform_threads import WORKERS
 
-# A column tile is as wide as the matrix product needs to be fast, unless that takes more than 3 MiB of float32.
-_TILE_PIXELS, _TILE_FLOATS = 512, 3 << 18
+# A column tile is as wide as the matrix product needs to be fast, unless that takes more than 1.5 MiB of float32.
+_TILE_PIXELS, _TILE_FLOATS = 512, 3 << 17
 
 
 class Geometry(NamedTuple):
@@ -155,10 +155,11 @@ class _Sampler:
         """Memory for one thread: factor, rows, weights of the kernels."""
         return np.empty(self.tile, self.real), np.empty(4 * self.tile, np.int32), np.empty(4 * self.tile, self.real)
 
-    def column(self, like, count):
-        """An empty column for `count` pixels: (groups, count, taps * channels of a group)."""
+    def column(self, memory, count):
+        """A column for `count` pixels in the flat `memory`: (groups, count, taps * channels of a group)."""
         geo = self.geometry
-        return like.new_empty(geo.groups, count, geo.taps * geo.channels // geo.groups)
+        length = geo.taps * geo.channels // geo.groups
+        return memory[: geo.groups * count * length].view(geo.groups, count, length)
 
 
 def _forward(input, offset, weight, bias, mask, stride, padding, dilation):
@@ -172,9 +173,8 @@ def _forward(input, offset, weight, bias, mask, stride, padding, dilation):
     mask = None if mask is None else mask.detach().contiguous()
     bias = None if bias is None else bias.detach().view(geo.groups, -1, 1)
     # (groups, O/groups, taps * C/groups): the column's order, tap before channel
-    weight = (
-        weight.reshape(geo.groups, -1, geo.channels // geo.groups, geo.taps).transpose(2, 3).flatten(2).contiguous()
-    )
+    weight = weight.reshape(geo.groups, -1, geo.channels // geo.groups, geo.taps)
+    weight = weight.transpose(2, 3).flatten(2).contiguous()
     sampler = _Sampler(geo, input, offset, mask)
     vec, tile = sampler.vec, sampler.tile
     kernel = _deform_kernels.make_sample(vec)
@@ -189,10 +189,11 @@ def _forward(input, offset, weight, bias, mask, stride, padding, dilation):
             nhwc[image] = _rows(_to_nhwc(input[image]), vec)
 
     def work(_):
-        scratch = sampler.scratch()
+        # The same memory for every tile: it stays in the core's cache.
+        scratch, memory = sampler.scratch(), input.new_empty(tile * geo.taps * geo.channels)
         for image, start in tiles:
             stop = min(start + tile, geo.pixels)
-            column = sampler.column(input, stop - start)
+            column = sampler.column(memory, stop - start)
             kernel(
                 nhwc[image], sampler.origins, sampler.offset[image, 0], sampler.mask[image, 0], _rows(column, vec),
                 geo.places(stop - start), *scratch, start, stop, sampler.numbers,
@@ -272,6 +273,7 @@ class _Backward:
         grad_offset = self._planes("offset", sampler.offset, block, image)
         grad_mask = self._planes("mask", sampler.mask, block, image)
         scratch = sampler.scratch()
+        memory = nhwc.new_empty(tile * part.taps * part.channels if self.need_weight else 0)
         more = np.empty(4 * tile, sampler.real), np.empty(3 * tile, sampler.real)
         # The weight groups this block belongs to.
         first = block * geo.groups // self.blocks
@@ -279,7 +281,7 @@ class _Backward:
         for start in range(0, geo.pixels, tile):
             stop = min(start + tile, geo.pixels)
             grad = self.grad[image, first : first + part.groups, :, start:stop].contiguous()
-            column = sampler.column(nhwc, stop - start if self.need_weight else 0)
+            column = sampler.column(memory, stop - start if self.need_weight else 0)
             grad_column = _stack([_multiply(grad[g].t().contiguous(), self.weight[block, g]) for g in groups])
             self.kernel(
                 _rows(nhwc, vec), sampler.origins, sampler.offset[image, block], sampler.mask[image, block],

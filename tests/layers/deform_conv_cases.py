@@ -32,6 +32,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "plain": Shape((2, 16, 8, 9, 11), offset_groups=2),
     "many_tiles": Shape((1, 8, 8, 33, 41), offset_groups=8),
+    "many_tiles_groups": Shape((1, 16, 8, 25, 24), groups=2, offset_groups=4),
     "one_offset_group": Shape((1, 32, 8, 12, 12)),
     "groups": Shape((1, 16, 8, 9, 11), groups=2, offset_groups=4),
     "fewer_offset_groups": Shape((2, 24, 12, 9, 7), groups=4, offset_groups=2),

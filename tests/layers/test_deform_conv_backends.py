@@ -27,7 +27,7 @@ def _numba_backend():
         yield
 
 
-@pytest.mark.parametrize("name", ["plain", "many_tiles", "groups", "groups_across"])
+@pytest.mark.parametrize("name", ["plain", "many_tiles", "many_tiles_groups", "groups_across"])
 def test_threads_agree(name):
     shape = SHAPES[name]
     tensors = make_tensors(shape, torch.float32)
