@@ -7,10 +7,10 @@
 `classes.json` names the classes; without it give num_classes=K. The result is OUT/model, ready for
 `create_model("local-dir:OUT/model", pretrained=True)`, with the scores on the val split in OUT/eval.json.
 
-The first line starts from random weights and takes about two minutes on two cores. On 40 generated scenes it reached
-35 mIoU on 20 others, the second line 61 (single runs, scenes of 240x320, seed 0). The second starts from weights trained
-on CamVid and scenes, which are for non-commercial use (CC BY-NC 4.0), and so is what comes out of it; a classifier for
-other classes than CamVid's eleven starts anew. The third starts from ImageNet weights and wants a GPU.
+The first line starts from random weights and takes about two minutes on two free cores. On 40 generated scenes it
+reached 35 mIoU on 20 others, the second line 61 (single runs, scenes of 240x320, seed 0). The second starts from
+weights trained on CamVid and scenes, which are for non-commercial use (CC BY-NC 4.0), and so is what comes out of it; a
+classifier for other classes than CamVid's eleven starts anew. The third starts from ImageNet weights and wants a GPU.
 """
 
 from __future__ import annotations
