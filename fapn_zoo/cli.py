@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -145,7 +146,8 @@ def _train(args: argparse.Namespace) -> None:
     from fapn_zoo.train.settings import load_recipe, parse_overrides
 
     folder = train(parse_overrides(args.settings, load_recipe(args.recipe)))
-    print(f"weights folder: {folder}")
+    if os.environ.get("RANK", "0") == "0":  # one line, however many processes torchrun started
+        print(f"weights folder: {folder}")
 
 
 def _eval(args: argparse.Namespace) -> None:

@@ -2,8 +2,9 @@
 
     python hub/embed.py RUN --data CAMVID
 
-RUN is the OUT folder of recipes/perpixel_fapn_resnet18_slim_camvid.py, CAMVID the folder with the test split. The score
-in the card is that of the half-precision weights, and the same row is appended to hub/results/semantic.csv.
+RUN is the OUT folder of the second stage, recipes/perpixel_fapn_resnet18_slim_camvid_balanced.py, CAMVID the folder with
+the test split. The score in the card is that of the half-precision weights, and the same row is appended to
+hub/results/semantic.csv.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from fapn_zoo.evaluate import evaluate, render, write_report
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "hub" / "results" / "semantic.csv"
 # Settings worth telling in the card; folders of the machine that trained are not.
-TOLD = ("train_split", "crop", "scale", "rare_classes", "rare_prob", "steps", "batch_size", "optimizer", "lr",
-        "weight_decay", "poly_power", "warmup_steps", "clip_norm", "ema", "amp", "seed")
+TOLD = ("train_split", "crop", "scale", "rare_classes", "rare_prob", "class_weights", "steps", "batch_size",
+        "optimizer", "lr", "weight_decay", "poly_power", "warmup_steps", "clip_norm", "ema", "amp", "seed")
 TEXT = """\
 A small street-scene model that ships inside the package, so that everything can be tried without a download: a
-per-pixel classifier on a FaPN of 64 channels over a narrow ResNet-18, trained from random weights.
+per-pixel classifier on a FaPN of 64 channels over a narrow ResNet-18, trained from random weights in two stages: 4500
+steps of plain cross-entropy, then the steps listed below with rare classes weighted up.
 
 **Data.** CamVid in the 480x360, 11-class form of the SegNet tutorial (train and val splits, 468 images, CC BY-NC 4.0)
 together with {scenes} generated scenes of `fapn_zoo.data.scenes`. The score below is on CamVid's test split (233
@@ -54,7 +56,7 @@ def main() -> None:
     model.save(
         folder, dtype=torch.float16, license="cc-by-nc-4.0",
         metrics={"CamVid test mIoU": 100 * report["miou"], "CamVid test pixel accuracy": 100 * report["pixel_acc"]},
-        source="trained by recipes/perpixel_fapn_resnet18_slim_camvid.py",
+        source="recipes/perpixel_fapn_resnet18_slim_camvid.py, then perpixel_fapn_resnet18_slim_camvid_balanced.py",
         training={key: settings[key] for key in TOLD},
         text=TEXT.format(scenes=settings["data"].rpartition("scenes:")[2]),
     )
