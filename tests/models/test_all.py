@@ -6,6 +6,8 @@ name itself can get wrong (channels, counts, labels, arguments) is tested on the
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -82,7 +84,7 @@ def test_save_and_load(name, tmp_path):
     x = torch.randn(1, 3, 64, 96)
     model.save(tmp_path / "m", license="apache-2.0")
     again = fapn_zoo.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
-    assert again.spec == model.spec
+    assert again.spec == dataclasses.replace(model.spec, weights={})  # a folder is one set of weights, not a table
     with torch.no_grad():
         assert torch.equal(logits(again(x)), logits(model(x)))
 
