@@ -2,8 +2,8 @@
 
     python hub/embed.py RUN --data CAMVID
 
-RUN is the OUT folder of the second stage, recipes/perpixel_fapn_resnet18_slim_camvid_balanced.py, CAMVID the folder with
-the test split. The score in the card is that of the half-precision weights, and the same row is appended to
+RUN is the OUT folder of the second stage, recipes/perpixel_fapn_resnet18_slim_camvid_balanced.py, CAMVID the folder
+with the test split. The score in the card is that of the half-precision weights, and the same row is appended to
 hub/results/semantic.csv.
 """
 
