@@ -6,11 +6,9 @@ are read; what is adapted on purpose is reported tensor by tensor, everything el
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -164,13 +162,6 @@ def save_model(
     return folder
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copies a weights folder's three files."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CARD, CONFIG):
-        shutil.copyfile(source / name, target / name)
-
-
 def _versions() -> dict[str, str]:
     import timm
     import torchvision
@@ -210,9 +201,3 @@ def _check(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: se
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{path} does not fit the model: {shown}")
-
-
-def with_spec(model: SegmentationModel, **changes: Any) -> SegmentationModel:
-    """Replaces fields of the model's description in place (labels after training, say) and returns the model."""
-    model.spec = dataclasses.replace(model.spec, **changes)
-    return model

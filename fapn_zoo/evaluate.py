@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fapn_zoo import postprocess
+from fapn_zoo._files import write_text
 from fapn_zoo._inputs import network_input, resize_for
 from fapn_zoo.images import load_image
 from fapn_zoo.metrics.semantic import ConfusionMatrix
@@ -319,6 +320,4 @@ def _with_row(path: Path, report: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)

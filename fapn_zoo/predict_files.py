@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlsplit
 from torch import nn
 from tqdm import tqdm
 
+from fapn_zoo._files import write_whole
 from fapn_zoo.images import list_images
 from fapn_zoo.predict import check_task, predict_each
-from fapn_zoo.result import Result, save_image, write_whole
+from fapn_zoo.result import Result, save_image
 
 SUMMARY = "summary.json"
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+
+from fapn_zoo._files import write_whole
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -222,18 +222,6 @@ def save_image(image: Image.Image, path: Path) -> None:
     if image_format is None:
         raise ValueError(f"cannot write {path}: the name must end in one of {' '.join(_FORMATS)}")
     write_whole(path, lambda file: image.save(file, format=image_format))
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Runs ``write`` on a file beside ``path`` and renames it; after an error or Ctrl-C nothing of it is left."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(part, "xb") as file:
-            write(file)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _boundaries(ids: np.ndarray, thickness: int) -> np.ndarray:

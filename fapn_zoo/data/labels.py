@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fapn_zoo._files import write_text
+
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
 
@@ -129,9 +131,7 @@ class LabelMap:
             "ignore_index": self.ignore_index,
             "num_classes": self.num_classes,
         }
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         return path
 
 

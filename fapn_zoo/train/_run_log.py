@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fapn_zoo.train.checkpoint import write_text
+from fapn_zoo._files import write_text
 from fapn_zoo.train.settings import Settings
 
 

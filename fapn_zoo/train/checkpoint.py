@@ -10,16 +10,10 @@ from typing import Any
 
 import torch
 
+from fapn_zoo._files import write_text
 from fapn_zoo.train.settings import Settings
 
 RUN_FILES = ("settings.json", "log.jsonl", "metrics.csv", "eval.json", "checkpoint", "model")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it, so that readers see the old or the new one, never a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:

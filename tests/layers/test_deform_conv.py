@@ -10,7 +10,6 @@ from deform_conv_cases import OFFSETS, SHAPES, Shape, assert_equals_torchvision,
 from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
 
 pytestmark = pytest.mark.unit
-pytest.importorskip("numba")
 
 
 @pytest.fixture(autouse=True)

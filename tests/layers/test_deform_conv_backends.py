@@ -18,7 +18,6 @@ from fapn_zoo.layers import deform_conv
 from fapn_zoo.layers.deform_conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
 
 pytestmark = pytest.mark.unit
-pytest.importorskip("numba")
 
 
 @pytest.fixture(autouse=True)
