@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub.server import COMMIT, Hub
+from hub.server import Hub
 
 import fapn_zoo
 from fapn_zoo import _load
@@ -29,9 +29,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub(folder):
-    server = Hub(folder)
-    yield server
-    server.close()
+    with Hub() as server:
+        server.add("me/streets", folder, tags=("v2",))
+        yield server
 
 
 def download(hub: Hub, cache: Path, name: str = "me/streets", more: str = "", **environment: str):
@@ -46,14 +46,14 @@ def download(hub: Hub, cache: Path, name: str = "me/streets", more: str = "", **
 
 
 def test_a_repository_becomes_a_model_bit_for_bit(hub, folder, tmp_path):
-    for name in ("me/streets", "me/streets@v2", f"me/streets@{COMMIT}"):
+    commit = hub.repositories["me/streets"].branches["main"]
+    for name in ("me/streets", "me/streets@v2", f"me/streets@{commit}"):
         path = Path(download(hub, tmp_path, name))
-        assert path.name == COMMIT
+        assert path.name == commit
     state = fapn_zoo.create_model(f"local-dir:{path}", pretrained=True).state_dict()
     expected = _load.read_tensors(folder / "model.safetensors")
     assert state.keys() == expected.keys() and all(torch.equal(state[k], v) for k, v in expected.items())
-    fetched = [r for r in hub.requests if r.startswith("GET") and r.endswith("model.safetensors")]
-    assert len(fetched) == 1  # the second and third name came from the cache
+    assert hub.count("^GET .*model.safetensors") == 1  # the second and third name came from the cache
 
 
 def test_the_description_alone(hub, tmp_path):
