@@ -24,3 +24,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` for UTF-8 text."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """Where what was fetched is kept: ``cache_dir``, ``FAPN_ZOO_CACHE``, or fapn_zoo in the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    if chosen := os.environ.get("FAPN_ZOO_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fapn_zoo"
