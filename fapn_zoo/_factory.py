@@ -7,6 +7,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,24 @@ def create_model(
     """
     if pretrained and pretrained_backbone:
         raise ValueError("pretrained=True brings backbone weights already; choose it or pretrained_backbone=True")
-    spec, folder = _resolve(name, pretrained, cache_dir)
+    spec, folder, in_cache = _resolve(name, pretrained, cache_dir)
     wanted = _override(spec, backbone, neck, num_classes, in_chans, data, kwargs)
-    model = build(wanted, pretrained_backbone=pretrained_backbone)
-    if pretrained:
-        saved = _load.read_spec(folder)
-        model.load_report = _load.load_weights(model, folder, saved=saved)
+    saved = _load.read_spec(folder) if pretrained else None
+    # Where every tensor comes from the file, nothing is initialised first.
+    whole = saved is not None and (saved.num_classes, saved.in_chans) == (wanted.num_classes, wanted.in_chans)
+    model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole)
+    if saved is not None:
+        model.load_report = _load.load_weights(model, folder, saved=saved, share=in_cache)
     if checkpoint_path is not None:
         model.load_report = _load.load_weights(model, checkpoint_path)
     return model
 
 
-def build(spec: ModelSpec, *, pretrained_backbone: bool = False) -> SegmentationModel:
-    """The modules of a complete description, with fresh weights. Raises ValueError where it is not complete."""
+def build(spec: ModelSpec, *, pretrained_backbone: bool = False, empty: bool = False) -> SegmentationModel:
+    """The modules of a complete description, with fresh weights; or with none yet, for `_load.assign_tensors`.
+
+    Raises ValueError where the description is not complete.
+    """
     if spec.backbone is None:
         raise ValueError(f"{spec.name!r} is an architecture: pass backbone= (a short name or any timm pyramid)")
     if spec.num_classes is None:
@@ -90,33 +96,41 @@ def build(spec: ModelSpec, *, pretrained_backbone: bool = False) -> Segmentation
     neck_class, head_class = _part(neck_class), _part(HEADS[spec.head])
     args = _split_args(spec, neck_class, head_class)
 
-    backbone = Backbone(spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, **args["backbone"])
-    neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
-    neck = neck_class(backbone.out_channels, num_outputs=head_class.pyramid_levels, **neck_args)
-    head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
-    return SegmentationModel(backbone, neck, head, spec)
+    with _load.WithoutInit() if empty else nullcontext():
+        backbone = Backbone(spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, **args["backbone"])
+        neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
+        neck = neck_class(backbone.out_channels, num_outputs=head_class.pyramid_levels, **neck_args)
+        head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
+        return SegmentationModel(backbone, neck, head, spec)
 
 
-def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None]:
-    """The description, and the weights folder where the name or ``pretrained`` leads to one."""
+def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:
+    """The description; the weights folder, where the name or ``pretrained`` leads to one; whether that is in a cache.
+
+    Nobody writes to files in a cache, so that weights may stay in them.
+    """
     scheme, colon, rest = name.partition(":")
     if colon and scheme == "local-dir":
-        return _load.read_spec(Path(rest)), Path(rest)
+        return _load.read_spec(Path(rest)), Path(rest), False
     if colon and scheme == "hf-hub":
         folder = _hub.download(rest, cache_dir=cache_dir, weights=pretrained)
-        return _load.read_spec(folder), folder
+        return _load.read_spec(folder), folder, True
     if colon or "/" in name or "\\" in name:
         raise ValueError(f"{name!r} is no model name; folders are given as 'local-dir:PATH', Hub repositories as "
                          "'hf-hub:OWNER/NAME' or 'hf-hub:OWNER/NAME@REVISION'")
     spec, tag = get_spec(name)
     spec = dataclasses.replace(spec, data=_with_labels(spec))
     if not pretrained:
-        return spec, None
+        return spec, None, False
     weights = get_weights(spec, tag)
     if weights.source == "embedded":
-        return spec, Path(__file__).parent / "weights" / weights.location
+        return spec, Path(__file__).parent / "weights" / weights.location, False
+    if weights.source == "official":
+        from fapn_zoo import _official
+
+        return spec, _official.fetch(spec, weights, cache_dir), True
     repository = f"{weights.location}@{weights.revision}" if weights.revision else weights.location
-    return spec, _hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256)
+    return spec, _hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256), True
 
 
 def _with_labels(spec: ModelSpec) -> DataSpec:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fapn_zoo._card import render_card
+from fapn_zoo._probe import probe
 from fapn_zoo._spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -76,15 +78,16 @@ def read_spec(folder: str | Path) -> ModelSpec:
 
 
 def load_weights(
-    model: SegmentationModel, source: str | Path, *, saved: ModelSpec | None = None
+    model: SegmentationModel, source: str | Path, *, saved: ModelSpec | None = None, share: bool = False
 ) -> LoadReport:
-    """Copies tensors into a model.
+    """Reads weights into a model.
 
     Args:
         model: any dtype, any device.
         source: a safetensors file or a weights folder.
         saved: the description that the tensors were saved with. Where its ``num_classes`` or ``in_chans`` differ from
             the model's, the classifier stays random and the first convolution is adapted; without it all must fit.
+        share: leave the weights in the mapped file, see `assign_tensors`; for files that nobody writes to.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not safetensors, or tensors missing, unexpected or of another
@@ -101,13 +104,56 @@ def load_weights(
             tensors.pop(key, None)
     if saved is not None and saved.in_chans != model.spec.in_chans:
         adapted = _adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
-    _check(tensors, state, set(fresh), path)
-    with torch.no_grad():
-        for key, value in tensors.items():
-            state[key].copy_(value)
+    assign_tensors(model, tensors, path, fresh=fresh, share=share)
     report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
     logger.log(logging.WARNING if adapted or fresh else logging.INFO, "%s: %s", path, report)
     return report
+
+
+class WithoutInit(TorchFunctionMode):
+    """Modules made in this context keep their parameters unwritten, for weights that replace every one of them.
+
+    Operations in place on parameters are left out. Buffers get their values, since those that are not stored with the
+    weights must have them. As modes are per thread, models made meanwhile in other threads are whole.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
+            target = args[0] if args else kwargs.get("tensor")  # torch.nn.init hands its tensor on by name
+            if isinstance(target, nn.Parameter):
+                return target
+        return function(*args, **(kwargs or {}))
+
+
+def assign_tensors(
+    model: SegmentationModel, tensors: Mapping[str, Tensor], origin: str | Path, *, fresh: Sequence[str] = (),
+    share: bool = False,
+) -> None:
+    """Gives a model the values of tensors, all or none.
+
+    Args:
+        model: any dtype, any device; it may have been made in `WithoutInit`.
+        tensors: one for every name of the model's state dict, of any floating-point dtype.
+        origin: the file that an error names.
+        fresh: names that keep the values they have.
+        share: use the tensors themselves where their dtype is the model's, instead of copies. Those of `read_tensors`
+            then live in the mapped file until something writes to them: nothing is read before it is needed, and
+            processes share it; but the file must not be overwritten in place, and the last bits of results may differ
+            from those of a copy, whose memory is aligned otherwise.
+
+    Raises:
+        ValueError: tensors missing, unexpected or of another shape, naming up to five.
+    """
+    state = model.state_dict()
+    _check(tensors, state, set(fresh), Path(origin))
+    if share:
+        fitting = {key: value.to(state[key].dtype) for key, value in tensors.items()}
+        model.load_state_dict(fitting, strict=not fresh, assign=True)
+        return
+    with torch.no_grad():
+        for key, value in tensors.items():
+            state[key].copy_(value)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -133,6 +179,8 @@ def save_model(
 ) -> Path:
     """Writes a weights folder; every file appears whole or not at all, the description last.
 
+    The description holds a few outputs of the model (`fapn_zoo._probe`), for whoever reads the folder later.
+
     Args:
         folder: made where it does not exist; files of the three names are replaced.
         dtype: floating-point tensors are stored in it; None keeps theirs.
@@ -147,7 +195,7 @@ def save_model(
     config = {
         "format": FORMAT, "library": "fapn-zoo", "model": model.spec.to_config(), "license": license,
         "metrics": dict(metrics or {}), "source": source, "training": dict(training or {}),
-        "versions": _versions(),
+        "versions": _versions(), "probe": _probe_of(model, dtype),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
@@ -160,6 +208,14 @@ def save_model(
         for name in (WEIGHTS, CARD, CONFIG):
             os.replace(partial / name, folder / name)
     return folder
+
+
+def _probe_of(model: SegmentationModel, dtype: torch.dtype | None) -> dict[str, Any]:
+    try:
+        return probe(model, dtype)
+    except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
+        logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
+        return {}
 
 
 def _versions() -> dict[str, str]:

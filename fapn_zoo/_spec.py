@@ -6,6 +6,7 @@ Nothing here imports torch, so that names can be listed without it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,13 +71,15 @@ class WeightsSpec:
     """One set of weights: where it comes from and what may be done with it.
 
     Attributes:
-        source: ``"embedded"`` (a folder inside the package) or ``"hub"`` (a Hugging Face repository).
-        location: the folder's name below ``fapn_zoo/weights``, or ``owner/name``.
+        source: ``"embedded"`` (a folder inside the package), ``"hub"`` (a Hugging Face repository) or ``"official"``
+            (a checkpoint of the authors' release, converted on the user's machine).
+        location: the folder's name below ``fapn_zoo/weights``; ``owner/name``; or an https URL or ``gdrive:FILE_ID``.
         revision: commit or tag of the Hub repository.
         sha256: of ``model.safetensors``, in hex; checked after a download.
-        license: SPDX id or short terms of the weights (which may be stricter than the code's licence).
+        license: SPDX id of the weights (which may be stricter than the code's), or ``"none-stated"``.
         metrics: reported values by name, in percent.
         note: where the values come from.
+        page: the web page of the release, with its terms.
     """
 
     source: str
@@ -86,6 +89,13 @@ class WeightsSpec:
     license: str = "unknown"
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    page: str = ""
+
+    @property
+    def md5_prefix(self) -> str | None:
+        """The hex digits that detectron2's releases put into a file name: the beginning of the file's md5."""
+        match = re.search(r"_([0-9a-f]{6,32})\.(?:pkl|pth)$", self.location)
+        return match[1] if match else None
 
 
 @dataclass(frozen=True)

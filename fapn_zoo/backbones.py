@@ -22,13 +22,15 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.layers.swin_official import SWIN_OPTIONS, swin_blocks, use_official_order
-from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 
 STRIDES = (4, 8, 16, 32)
 _SWIN_EPS = 1e-5
 # sizes that tell apart networks that round up, round down or refuse, and the paddings that can help the latter two
 _PROBE_SIZES = ((33, 38), (97, 131), (62, 64))
 _DIVISORS = (1, 4, 32, 64)
+# arguments that change neither levels nor sizes
+_HARMLESS_OPTIONS = {"in_chans", "drop_rate", "drop_path_rate"}
 # how timm families are told to take sizes other than the one they were trained at
 _ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 
@@ -68,6 +70,8 @@ class Backbone(nn.Module):
         grad_checkpointing: see :meth:`set_grad_checkpointing`.
         stride_in_1x1: put the stride of a bottleneck on its first 1x1 convolution, where the original Caffe ResNets and
             detectron2's R-CNN weights have it, instead of on the 3x3. ResNets with bottlenecks only.
+        multi_grid: dilations of the 3x3 convolutions of the last stage's blocks, such as DeepLab's ``(1, 2, 4)``; sizes
+            of the maps do not change. ResNets with bottlenecks only.
         timm_kwargs: further arguments of the timm model, such as ``drop_path_rate``.
 
     Attributes:
@@ -97,6 +101,7 @@ class Backbone(nn.Module):
         frozen_stages: int = 0,
         grad_checkpointing: bool = False,
         stride_in_1x1: bool = False,
+        multi_grid: Sequence[int] | None = None,
         **timm_kwargs: Any,
     ):
         super().__init__()
@@ -116,6 +121,8 @@ class Backbone(nn.Module):
                 self.add_module(f"norm{level}", nn.LayerNorm(channels, eps=_SWIN_EPS))
         if stride_in_1x1:
             _move_stride_to_1x1(self.body, name)
+        if multi_grid:
+            _dilate_last_stage(self.body, multi_grid, name)
         if norm == "frozen_bn":
             self.body = _with_frozen_batch_norm(self.body, name)
         if frozen_stages:
@@ -251,6 +258,11 @@ def _plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, t
     reserved = {"features_only", "out_indices"} & set(options)
     if reserved:
         raise ValueError(f"{', '.join(sorted(reserved))}: a Backbone chooses these itself")
+    architecture = name.partition(".")[0]
+    if architecture in REHEARSED and options.keys() <= _HARMLESS_OPTIONS:
+        levels, divisor = REHEARSED[architecture]
+        extra = dict(SWIN_OPTIONS) if architecture.startswith("swin") else {}
+        return {**options, **extra, "out_indices": levels}, divisor, None
     items = tuple(sorted(options.items()))
     try:
         hash(items)
@@ -355,6 +367,20 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
         raise ValueError(f"stride_in_1x1 needs a ResNet with bottleneck blocks such as resnet50, not {name!r}")
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _dilate_last_stage(body: nn.Module, dilations: Sequence[int], name: str) -> None:
+    """Give each bottleneck of a ResNet's last stage a dilation of its own; weights fit either way.
+
+    Raises:
+        ValueError: the last stage is not made of as many bottlenecks.
+    """
+    blocks = [block for block in getattr(body, "layer4", ()) if isinstance(block, Bottleneck)]
+    if len(blocks) != len(dilations):
+        raise ValueError(f"multi_grid={tuple(dilations)} needs a ResNet with {len(dilations)} bottleneck blocks in its "
+                         f"last stage, and {name!r} has {len(blocks)}")
+    for block, dilation in zip(blocks, dilations, strict=True):
+        block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 
 
 def _with_frozen_batch_norm(body: nn.Module, name: str) -> nn.Module:

@@ -13,9 +13,9 @@ from parity.official_names import RESNET, SWIN, rename
 from parity.rule import Golden
 from torch import Tensor, nn
 
-from fapn_zoo.backbones import Backbone, timm_name
+from fapn_zoo.backbones import Backbone, _plan, _rehearse, timm_name
 from fapn_zoo.layers.swin_official import OfficialSwinBlock
-from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 
 THIN_SWIN = {"name": "swin_t", "depths": (2, 2, 2, 2), "embed_dim": 32, "num_heads": (1, 2, 4, 8)}
 # (name, channels, size divisor): one small member of each family
@@ -399,3 +399,41 @@ def test_official_swin_large():
     assert sum(p.numel() for p in backbone.parameters()) == official_parameters(golden) == 195_201_204
     load_official(backbone, golden, SWIN, "backbone.")
     check_levels(golden, backbone, "backbone.")
+
+
+@pytest.mark.parametrize("architecture", REHEARSED)
+def test_the_table_says_what_a_rehearsal_finds(architecture):
+    options = {"in_chans": 3}
+    extra, divisor, only = _rehearse(architecture, tuple(options.items()))
+    assert _plan(architecture, options) == (options | dict(extra), divisor, only)
+
+
+def test_multi_grid_dilates_the_last_stage_alone():
+    """The last block's convolution is compared with nine shifted 1x1 convolutions."""
+    torch.manual_seed(0)
+    plain, dilated = Backbone("resnet50"), Backbone("resnet50", multi_grid=(1, 2, 4))
+    dilated.load_state_dict(plain.state_dict())
+    assert [b.conv2.dilation for b in dilated.body.layer4] == [(1, 1), (2, 2), (4, 4)]
+    x = torch.randn(1, 3, 97, 131)
+    with torch.no_grad():
+        for backbone in (plain, dilated):  # timm starts the last norm of a block at zero, which would hide it
+            for block in backbone.body.layer4:
+                block.bn3.weight.fill_(1)
+        *fine, coarse = plain.eval()(x)
+        *same, other = dilated.eval()(x)
+        block = dilated.body.layer4[2].conv2
+        y = torch.randn(1, 512, 9, 9)
+        taps = sum(
+            torch.einsum("oi,nihw->nohw", block.weight[:, :, i, j], torch.nn.functional.pad(y, (4,) * 4)
+                         [..., 4 * i : 4 * i + 9, 4 * j : 4 * j + 9])
+            for i in range(3) for j in range(3)
+        )
+        assert torch.allclose(block(y), taps, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(fine, same, strict=True))
+    assert coarse.shape == other.shape and (coarse - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name, grid", [("resnet18", (1, 2)), ("resnet50", (1, 2)), ("swin_t", (1, 2))])
+def test_multi_grid_needs_as_many_bottlenecks(name, grid):
+    with pytest.raises(ValueError, match=f"multi_grid={re.escape(str(grid))} needs a ResNet with 2 bottleneck"):
+        Backbone(name, multi_grid=grid)

@@ -1,4 +1,4 @@
-"""MaskFormer's head (Cheng et al., NeurIPS 2021): a transformer decoder that predicts a set of masks.
+"""MaskFormer's heads (Cheng et al., NeurIPS 2021): a transformer decoder whose queries become masks.
 
 What it computes is described in FACTS section 2. N images, Q queries, C channels, K classes.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.heads._outputs import MaskFormerOutput
+from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.layers.conv import ConvNormAct
 from fapn_zoo.layers.position import sine_position
 
@@ -83,15 +83,15 @@ class MLP(nn.Sequential):
         super().__init__(*modules, nn.Linear(channels, out))
 
 
-class MaskFormerHead(nn.Module):
-    """Class and mask per query; masks are dot products of a query's embedding with the mask features.
+class QueryMaskHead(nn.Module):
+    """What both heads below share: learned queries whose embeddings, times the mask features, are masks.
 
     Args:
         in_channels: channels of the neck's outputs.
         feature_channels: channels of the coarsest backbone map, which the decoder reads.
-        num_classes: K, without "no object".
+        num_queries: Q.
         mask_channels: channels of mask features and mask embeddings.
-        channels, num_queries, layers, heads, feedforward, dropout: of the decoder, see `QueryDecoder`.
+        channels, layers, heads, feedforward, dropout: of the decoder, see `QueryDecoder`.
 
     Attributes:
         deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
@@ -100,12 +100,10 @@ class MaskFormerHead(nn.Module):
     stride = 4
     pyramid_levels = 1  # only the finest neck output is read
     default_dialect = "maskformer"
-    classifier = ("class_embed",)
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
-        channels: int = 256, num_queries: int = 100, layers: int = 6, heads: int = 8, feedforward: int = 2048,
-        dropout: float = 0.1,
+        self, in_channels: int, feature_channels: int, num_queries: int, *, mask_channels: int, channels: int,
+        layers: int, heads: int, feedforward: int, dropout: float,
     ):
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
@@ -113,18 +111,69 @@ class MaskFormerHead(nn.Module):
             feature_channels, channels=channels, num_queries=num_queries, layers=layers, heads=heads,
             feedforward=feedforward, dropout=dropout,
         )
-        self.class_embed = nn.Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels, mask_channels, 3)
         self.deep_supervision: bool | None = None
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> MaskFormerOutput:
-        """Uses ``pyramid[0]`` (N, C, h, w) for masks and ``features[-1]``, the raw backbone map, for queries."""
+    def queries_and_masks(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Queries (N, Q, C) and masks (N, Q, h, w) of every decoder layer asked for, the last layer last.
+
+        Masks are read from ``pyramid[0]`` (N, in_channels, h, w), queries from ``features[-1]``, the raw backbone map.
+        """
         mask_features = self.mask_features(pyramid[0])
         states = self.decoder(features[-1])
         deep = self.training if self.deep_supervision is None else self.deep_supervision
-        predictions = [self._predict(state, mask_features) for state in (states if deep else states[-1:])]
-        return MaskFormerOutput(*predictions[-1], aux=tuple(predictions[:-1]))
+        return [
+            (state, torch.einsum("nqc,nchw->nqhw", self.mask_embed(state), mask_features))
+            for state in (states if deep else states[-1:])
+        ]
 
-    def _predict(self, state: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
-        masks = torch.einsum("nqc,nchw->nqhw", self.mask_embed(state), mask_features)
-        return self.class_embed(state), masks
+
+class MaskFormerHead(QueryMaskHead):
+    """Class and mask per query.
+
+    Args:
+        in_channels, feature_channels, mask_channels and those of the decoder: see `QueryMaskHead`.
+        num_classes: K, without "no object".
+        num_queries: Q.
+    """
+
+    classifier = ("class_embed",)
+
+    def __init__(
+        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
+        channels: int = 256, num_queries: int = 100, layers: int = 6, heads: int = 8, feedforward: int = 2048,
+        dropout: float = 0.1,
+    ):
+        super().__init__(
+            in_channels, feature_channels, num_queries, mask_channels=mask_channels, channels=channels, layers=layers,
+            heads=heads, feedforward=feedforward, dropout=dropout,
+        )
+        self.class_embed = nn.Linear(channels, num_classes + 1)
+
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> MaskFormerOutput:
+        """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
+        layers = [(self.class_embed(state), masks) for state, masks in self.queries_and_masks(pyramid, features)]
+        return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]))
+
+
+class PerPixelPlusHead(QueryMaskHead):
+    """MaskFormer's baseline "PerPixelBaseline+": one query per class, whose mask is the map of that class's logits.
+
+    Trained with cross-entropy over pixels on every decoder layer (FACTS section 2). Arguments as `MaskFormerHead`.
+    """
+
+    classifier = ("decoder.query_embed",)
+
+    def __init__(
+        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
+        channels: int = 256, layers: int = 6, heads: int = 8, feedforward: int = 2048, dropout: float = 0.1,
+    ):
+        super().__init__(
+            in_channels, feature_channels, num_classes, mask_channels=mask_channels, channels=channels, layers=layers,
+            heads=heads, feedforward=feedforward, dropout=dropout,
+        )
+
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:
+        """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""
+        *aux, logits = (masks for _, masks in self.queries_and_masks(pyramid, features))
+        return SemanticOutput(logits, tuple(aux))

@@ -30,3 +30,18 @@ BACKBONES: dict[str, str] = {
     "convnextv2_b": "convnextv2_base.fcmae_ft_in22k_in1k",
     "convnextv2_l": "convnextv2_large.fcmae_ft_in22k_in1k",
 }
+
+# What rehearsing a timm architecture on the meta device finds (`fapn_zoo.backbones`): the levels at strides 4 to 32,
+# and the divisor that images are padded to. Swins and deep ResNets take up to a second to rehearse, in every process;
+# a test compares the table with the rehearsal. What is not listed is rehearsed.
+REHEARSED: dict[str, tuple[tuple[int, ...], int]] = {
+    "resnet18": ((1, 2, 3, 4), 1),
+    "resnet34": ((1, 2, 3, 4), 1),
+    "resnet50": ((1, 2, 3, 4), 1),
+    "resnet101": ((1, 2, 3, 4), 1),
+    "resnet101s": ((1, 2, 3, 4), 1),
+    "swin_tiny_patch4_window7_224": ((0, 1, 2, 3), 4),
+    "swin_small_patch4_window7_224": ((0, 1, 2, 3), 4),
+    "swin_base_patch4_window12_384": ((0, 1, 2, 3), 4),
+    "swin_large_patch4_window12_384": ((0, 1, 2, 3), 4),
+}

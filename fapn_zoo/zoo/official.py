@@ -1,39 +1,112 @@
-"""Models of the MaskFormer and FaPN papers on ADE20K and COCO-Stuff-10K, with the settings of the official configs.
+"""Models of the MaskFormer and FaPN papers, with the settings of the official configs and their released checkpoints.
 
-ResNets have frozen batch norms in all of them (FACTS section 1). The per-pixel baseline pads only for Swin, because a
-bare ResNet declares no size divisibility (FACTS section 2, padding quirk).
+ResNets have frozen batch norms in all of them (FACTS section 1). The per-pixel baselines do not pad, because a bare
+ResNet declares no size divisibility (FACTS section 2, padding quirk). ``resnet101s`` is the papers' R101c: DeepLab's
+deep stem, and dilations 1, 2, 4 in the last stage.
 """
 
 from __future__ import annotations
 
-from fapn_zoo._spec import DataSpec, ModelSpec
+from fapn_zoo._spec import DataSpec, ModelSpec, WeightsSpec
 
-# backbone -> (constructor arguments, short and long side at test time on ADE20K)
-ADE20K_BACKBONES = {
-    "resnet50": ({"backbone_norm": "frozen_bn"}, 512, 2048),
-    "resnet101": ({"backbone_norm": "frozen_bn"}, 512, 2048),
-    "swin_t": ({}, 512, 2048),
-    "swin_s": ({}, 512, 2048),
-    "swin_b": ({}, 640, 2560),
-    "swin_l": ({}, 640, 2560),
+# label set -> (classes, short and long side at test time, split that scores are reported on)
+DATASETS = {
+    "ade20k": (150, 512, 2048, "ADE20K val"),
+    "cocostuff10k": (171, 640, 2560, "COCO-Stuff-10K test"),
+    "ade20k_full": (847, 512, 2048, "ADE20K-Full val"),
+    "cityscapes": (19, 1024, 2048, "Cityscapes val"),
+    "mapillary_vistas": (65, 2048, 2048, "Mapillary Vistas val"),
+}
+# Swin-B and Swin-L see larger images on ADE20K.
+TEST_SIZES = {("swin_b", "ade20k"): (640, 2560), ("swin_l", "ade20k"): (640, 2560)}
+# multi_grid is the official config's RES5_MULTI_GRID, which only the deep-stem ResNet reads.
+BACKBONE_ARGS = {
+    "resnet50": {"backbone_norm": "frozen_bn"},
+    "resnet101": {"backbone_norm": "frozen_bn"},
+    "resnet101s": {"backbone_norm": "frozen_bn", "backbone_multi_grid": (1, 2, 4)},
 }
 
-MODELS = [
-    ModelSpec(
-        name=f"{head}_{neck}_{backbone}_ade20k", head=head, neck=neck, backbone=backbone, num_classes=150, args=args,
-        label_set="ade20k",
-        data=DataSpec(
-            test_size=short, test_max_size=long,
-            size_divisor=1 if head == "perpixel" and backbone.startswith("resnet") else 32,
-        ),
-    )
+MASKFORMER_FILES = "https://dl.fbaipublicfiles.com/maskformer/semantic-{folder}/{run}/model_final_{md5}.pkl"
+MASKFORMER_PAGE = "https://github.com/facebookresearch/MaskFormer/blob/main/MODEL_ZOO.md"
+FAPN_PAGE = "https://github.com/ShihuaHuang95/FaPN-full"
+
+# head, backbone, label set, file below MASKFORMER_FILES, reported mIoU at one scale and (where given) at several
+MASKFORMER_RELEASE = [
+    ("perpixel", "resnet50", "ade20k", "ade20k/per_pixel_baseline_R50_bs16_160k/1043f3", 39.2, 40.9),
+    ("perpixel_plus", "resnet50", "ade20k", "ade20k/per_pixel_baseline_plus_R50_bs16_160k/833630", 41.9, 42.9),
+    ("maskformer", "resnet50", "ade20k", "ade20k/maskformer_R50_bs16_160k/d8dbeb", 44.5, 46.7),
+    ("maskformer", "resnet101", "ade20k", "ade20k/maskformer_R101_bs16_160k/1aeb94", 45.5, 47.2),
+    ("maskformer", "resnet101s", "ade20k", "ade20k/maskformer_R101c_bs16_160k/b432ea", 46.0, 48.1),
+    ("maskformer", "swin_t", "ade20k", "ade20k/maskformer_swin_tiny_bs16_160k/8657a5", 46.7, 48.8),
+    ("maskformer", "swin_s", "ade20k", "ade20k/maskformer_swin_small_bs16_160k/528157", 49.8, 51.0),
+    ("maskformer", "swin_b", "ade20k", "ade20k/maskformer_swin_base_IN21k_384_bs16_160k_res640/45388b", 52.7, 53.9),
+    ("maskformer", "swin_l", "ade20k", "ade20k/maskformer_swin_large_IN21k_384_bs16_160k_res640/aefa3b", 54.1, 55.6),
+    ("perpixel", "resnet50", "cocostuff10k", "coco-stuff-10k/per_pixel_baseline_R50_bs32_60k/275ab0", 32.4, 34.4),
+    ("perpixel_plus", "resnet50", "cocostuff10k", "coco-stuff-10k/per_pixel_baseline_plus_R50_bs32_60k/1fa920",
+     34.2, 35.8),
+    ("maskformer", "resnet50", "cocostuff10k", "coco-stuff-10k/maskformer_R50_bs32_60k/cb03eb", 37.1, 38.9),
+    ("maskformer", "resnet101", "cocostuff10k", "coco-stuff-10k/maskformer_R101_bs32_60k/eb19bb", 38.1, 39.8),
+    ("maskformer", "resnet101s", "cocostuff10k", "coco-stuff-10k/maskformer_R101c_bs32_60k/bffd25", 38.0, 39.3),
+    ("perpixel", "resnet50", "ade20k_full", "ade20k-full/per_pixel_baseline_R50_bs16_200k/9f66a9", 12.4, None),
+    ("perpixel_plus", "resnet50", "ade20k_full", "ade20k-full/per_pixel_baseline_plus_R50_bs16_200k/4d31f2",
+     13.9, None),
+    ("maskformer", "resnet50", "ade20k_full", "ade20k-full/maskformer_R50_bs16_200k/f4e3f6", 16.0, None),
+    ("maskformer", "resnet101", "ade20k_full", "ade20k-full/maskformer_R101_bs16_200k/88df33", 16.8, None),
+    ("maskformer", "resnet101s", "ade20k_full", "ade20k-full/maskformer_R101c_bs16_200k/75d34e", 17.4, None),
+    ("maskformer", "resnet101", "cityscapes", "cityscapes/maskformer_R101_bs16_90k/38c00c", 78.5, 80.3),
+    ("maskformer", "resnet101s", "cityscapes", "cityscapes/maskformer_R101c_bs16_90k/4f8ff9", 79.7, 81.4),
+    ("maskformer", "resnet50", "mapillary_vistas", "mapillary-vistas/maskformer_R50_bs16_300k/f3fc73", 53.1, 55.4),
+]
+# head, backbone, label set, Google Drive id, reported mIoU at one scale and at several
+FAPN_RELEASE = [
+    ("maskformer", "swin_l", "ade20k", "1MGE6INbMhzXW6f9_eFejJtqlYEKYxTQM", 55.2, 56.7),
+    ("maskformer", "resnet101", "cocostuff10k", "1UvK8XOwqfIrGVQGdT84bkehU72cHSeXO", 39.6, 40.6),
+]
+# Structures of the papers that nobody has released weights for: they make every head, neck and backbone comparable.
+WITHOUT_WEIGHTS = [
+    (head, neck, backbone, "ade20k")
     for head in ("maskformer", "perpixel")
     for neck in ("fapn", "fpn")
-    for backbone, (args, short, long) in ADE20K_BACKBONES.items()
-] + [
-    ModelSpec(
-        name="maskformer_fapn_resnet101_cocostuff10k", head="maskformer", neck="fapn", backbone="resnet101",
-        num_classes=171, args={"backbone_norm": "frozen_bn"}, label_set="cocostuff10k",
-        data=DataSpec(test_size=640, test_max_size=2560, size_divisor=32),
-    ),
+    for backbone in ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
 ]
+
+
+def _metrics(labels: str, single: float, several: float | None) -> dict[str, float]:
+    split = DATASETS[labels][3]
+    several = {} if several is None else {f"{split} mIoU multi-scale": several}
+    return {f"{split} mIoU": single} | several
+
+
+def _released() -> dict[tuple[str, str, str, str], WeightsSpec]:
+    """(head, neck, backbone, label set) -> the official weights."""
+    table = {}
+    for head, backbone, labels, file, single, several in MASKFORMER_RELEASE:
+        folder, run, md5 = file.split("/")
+        table[head, "fpn", backbone, labels] = WeightsSpec(
+            source="official", location=MASKFORMER_FILES.format(folder=folder, run=run, md5=md5),
+            license="cc-by-nc-4.0", metrics=_metrics(labels, single, several), page=MASKFORMER_PAGE,
+            note="reported by the authors of MaskFormer",
+        )
+    for head, backbone, labels, drive_id, single, several in FAPN_RELEASE:
+        table[head, "fapn", backbone, labels] = WeightsSpec(
+            source="official", location=f"gdrive:{drive_id}", license="none-stated",
+            metrics=_metrics(labels, single, several), page=FAPN_PAGE,
+            note="reported by the authors of FaPN; their repository states no licence",
+        )
+    return table
+
+
+def _model(head: str, neck: str, backbone: str, labels: str, weights: WeightsSpec | None) -> ModelSpec:
+    classes, short, long, _ = DATASETS[labels]
+    short, long = TEST_SIZES.get((backbone, labels), (short, long))
+    bare = head.startswith("perpixel") and backbone.startswith("resnet")
+    return ModelSpec(
+        name=f"{head}_{neck}_{backbone}_{labels}", head=head, neck=neck, backbone=backbone, num_classes=classes,
+        args=BACKBONE_ARGS.get(backbone, {}), label_set=labels,
+        data=DataSpec(test_size=short, test_max_size=long, size_divisor=1 if bare else 32),
+        weights={} if weights is None else {"paper": weights},
+    )
+
+
+_WEIGHTS = _released()
+MODELS = [_model(*key, _WEIGHTS.get(key)) for key in dict.fromkeys([*_WEIGHTS, *WITHOUT_WEIGHTS])]

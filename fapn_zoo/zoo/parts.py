@@ -4,6 +4,7 @@ from __future__ import annotations
 
 HEADS: dict[str, str] = {
     "perpixel": "fapn_zoo.heads:PerPixelHead",
+    "perpixel_plus": "fapn_zoo.heads:PerPixelPlusHead",
     "semantic_fpn": "fapn_zoo.heads:SemanticFPNHead",
     "maskformer": "fapn_zoo.heads:MaskFormerHead",
 }

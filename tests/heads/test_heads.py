@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fapn_zoo.heads import MaskFormerHead, PerPixelHead, SemanticFPNHead
+from fapn_zoo.heads import MaskFormerHead, PerPixelHead, PerPixelPlusHead, SemanticFPNHead
 from fapn_zoo.layers.position import sine_position
 
 pytestmark = pytest.mark.unit
@@ -66,6 +66,19 @@ def test_per_pixel_head_with_and_without_mask_features():
     plain = PerPixelHead(8, 12, 3, mask_channels=0)
     assert sum(p.numel() for p in plain.parameters()) == 8 * 3 + 3
     assert torch.equal(plain(pyramid, features).logits, plain.predictor(pyramid[0]))
+
+
+def test_per_pixel_plus_is_maskformer_with_a_query_per_class():
+    """The same transformer with the same weights makes the same masks; its loss sees every decoder layer."""
+    pyramid, features = maps()
+    options = {"mask_channels": 8, "channels": 16, "layers": 3, "feedforward": 16}
+    plus = PerPixelPlusHead(8, 12, 5, **options).eval()
+    masked = MaskFormerHead(8, 12, 2, num_queries=5, **options).eval()
+    left_out = masked.load_state_dict(plus.state_dict(), strict=False).missing_keys
+    assert left_out == ["class_embed.weight", "class_embed.bias"]
+    assert torch.equal(plus(pyramid, features).logits, masked(pyramid, features).mask_logits)
+    assert plus(pyramid, features).aux == ()
+    assert [a.shape for a in plus.train()(pyramid, features).aux] == [(2, 5, 16, 24)] * 2
 
 
 def test_semantic_fpn_head_sums_levels_at_odd_sizes():
