@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from fapn_zoo._card_facts import METRICS
 from fapn_zoo._files import write_text
 from fapn_zoo.evaluate import check_classes, evaluate, on_cpu
 from fapn_zoo.train._process import Interrupted, ahead, on_main, stop_signals
@@ -219,7 +220,8 @@ class Run:
         """The settings as they travel with the weights: without folders of this machine and what changes no weight."""
         told = {k: v for k, v in self.settings.to_dict().items() if k not in FREE_ON_RESUME and v is not None}
         told.pop("checkpoint_path", None)
-        return told | {"model": self.plain.spec.name, "data": self.dataset.name}
+        started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
+        return told | {"model": started_from, "data": self.dataset.name}
 
     def finish(self) -> Path:
         """Evaluates, and writes OUT/model and OUT/eval.json."""
@@ -228,7 +230,10 @@ class Run:
         folder = self.out / "model"
         report = self.evaluate(final=True)
         if self.main:
-            metrics = {n: round(100 * report[n], 2) for n in SCORES if report[n] is not None} if report else {}
+            metrics = {
+                f"{report['data']} {report['split']} {METRICS[n][0]}": round(100 * report[n], 2)
+                for n in SCORES if report[n] is not None
+            } if report else {}
             with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
                 save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:
