@@ -92,6 +92,12 @@ class WeightsSpec:
     page: str = ""
 
     @property
+    def origin(self) -> str:
+        """Where the weights come from and on what terms, in a few words."""
+        where = {"embedded": "embedded", "hub": f"hub {self.location}", "official": "official release"}[self.source]
+        return f"{where} ({self.license})"
+
+    @property
     def md5_prefix(self) -> str | None:
         """The hex digits that detectron2's releases put into a file name: the beginning of the file's md5."""
         match = re.search(r"_([0-9a-f]{6,32})\.(?:pkl|pth)$", self.location)

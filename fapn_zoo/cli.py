@@ -110,7 +110,7 @@ def _list(args: argparse.Namespace) -> None:
     width = max(map(len, names))
     for name in names:
         spec = get_spec(name)[0]
-        sources = ", ".join(f"{weights.source} ({weights.license})" for weights in spec.weights.values())
+        sources = ", ".join(weights.origin for weights in spec.weights.values())
         kind = "architecture" if spec.backbone is None else spec.task
         print(f"{name:<{width}}  {kind:<12}  {sources or 'no weights'}")
 

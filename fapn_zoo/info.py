@@ -43,7 +43,8 @@ def describe_model(name: str) -> str:
     facts["test size"] = f"{spec.data.test_size or 'native'}, long side at most {spec.data.test_max_size or 'any'}"
     for tag, weights in spec.weights.items():
         metrics = ", ".join(f"{key} {value:.2f}" for key, value in weights.metrics.items())
-        facts[f"weights .{tag}"] = "; ".join(filter(None, [weights.source, weights.license, metrics, weights.note]))
+        told = [weights.origin, metrics, weights.note, weights.page]
+        facts[f"weights .{tag}"] = "; ".join(filter(None, told))
     if not spec.weights:
         facts["weights"] = "none released yet"
     return "\n".join(f"{key:<16} {value}" for key, value in facts.items())
