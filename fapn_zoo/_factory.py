@@ -119,7 +119,7 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
         raise ValueError(f"{name!r} is no model name; folders are given as 'local-dir:PATH', Hub repositories as "
                          "'hf-hub:OWNER/NAME' or 'hf-hub:OWNER/NAME@REVISION'")
     spec, tag = get_spec(name)
-    spec = dataclasses.replace(spec, data=_with_labels(spec))
+    spec = dataclasses.replace(spec, data=with_labels(spec))
     if not pretrained:
         return spec, None, False
     weights = get_weights(spec, tag)
@@ -133,7 +133,8 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
     return spec, _hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256), True
 
 
-def _with_labels(spec: ModelSpec) -> DataSpec:
+def with_labels(spec: ModelSpec) -> DataSpec:
+    """The model's preprocessing, with names and colours from its label set where it has none of its own."""
     if spec.label_set is None or spec.data.labels:
         return spec.data
     table = label_set(spec.label_set)
