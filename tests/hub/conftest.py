@@ -1,32 +1,60 @@
-"""What the tests of downloads and uploads share: a table of faults and outcomes at the end of the run."""
+"""The hosts of the official releases on loopback, and two small models that they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import numpy as np
 import pytest
+from hub.release_server import ReleaseServer
+from PIL import Image
 
-FAULT = "hub fault"
+from fapn_zoo import _registry
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """Name -> (model, released file, official tensors); registered until the module's tests are done."""
+    from hub.official_toys import register_toys
+
+    before = dict(_registry._registered)
+    yield register_toys()
+    _registry._registered.clear()
+    _registry._registered.update(before)
+
+
+@pytest.fixture(scope="module")
+def release_hosts(toys, tmp_path_factory):
+    from hub.official_toys import DRIVE, DRIVE_ID, HTTPS
+
+    with ReleaseServer(tmp_path_factory.mktemp("authority")) as server:
+        server.files[toys[HTTPS][0].weights["paper"].location] = toys[HTTPS][1]
+        server.drive[DRIVE_ID] = toys[DRIVE][1]
+        yield server
 
 
 @pytest.fixture
-def outcome(request) -> Callable[[str, str], None]:
-    """``outcome(fault, what came of it)`` adds a row to the table, once the test has passed."""
-    def add(fault: str, text: str) -> None:
-        # properties of a report reach the process that prints, whichever process ran the test
-        request.node.user_properties.append((FAULT, (fault, text)))
+def releases(release_hosts, monkeypatch, tmp_path):
+    """The hosts without faults; this process and its children find them, an empty cache, and a short patience."""
+    from fapn_zoo import _official
 
-    return add
+    release_hosts.reset()
+    for name, value in (release_hosts.environment | {"FAPN_ZOO_CACHE": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(_official, "PAUSE", 0.01)
+    monkeypatch.setattr(_official, "TIMEOUT", (5, 1))
+    return release_hosts
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    rows = [
-        row for report in terminalreporter.stats.get("passed", []) for name, row in report.user_properties
-        if name == FAULT and report.when == "call"
-    ]
-    if not rows:
-        return
-    width = max(len(fault) for fault, _ in rows)
-    terminalreporter.section("faults and outcomes")
-    for fault, text in rows:
-        terminalreporter.write_line(f"{fault:{width}}  {text}")
+@pytest.fixture
+def row(record_property):
+    """``row(fault, outcome)``: a row of the table at the end of the run."""
+    def row(fault: str, outcome: str) -> None:
+        record_property("row of official releases: faults and outcomes", {"fault": fault, "outcome": outcome})
+
+    return row
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+    return path
