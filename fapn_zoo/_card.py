@@ -58,7 +58,7 @@ def render_card(
         example: URL of an example image, whose overlay lies beside the card as overlay.png.
         pointer: the card of an official model that comes without its weights.
     """
-    official = _official(config)
+    official = official_release(config)
     scores = collect_scores(config, rows, reported=official is not None)
     metadata = _metadata(config, scores, official, example)
     model = config["model"]
@@ -132,14 +132,15 @@ def check_card(text: str) -> None:
         raise ValueError("the card lacks its title or the lines that load the model")
 
 
-def _official(config: Mapping[str, Any]) -> WeightsSpec | None:
+def official_release(config: Mapping[str, Any]) -> WeightsSpec | None:
     """The registered release that the weights come from, where the configuration's source names it."""
     source = str(config.get("source") or "")
-    known = _registered(config["model"]["name"]).values() if source else ()
+    known = registered(config["model"]["name"]).values() if source else ()
     return next((w for w in known if w.source == "official" and (w.location in source or w.page == source)), None)
 
 
-def _registered(name: str) -> Mapping[str, WeightsSpec]:
+def registered(name: str) -> Mapping[str, WeightsSpec]:
+    """The weights of a name, none where it is no name of the zoo."""
     try:
         return get_spec(name)[0].weights
     except ValueError:
@@ -176,7 +177,7 @@ def _base_model(config: Mapping[str, Any], official: WeightsSpec | None) -> str 
         start = str(training.get("model") or config["model"]["name"])
         if start.startswith("hf-hub:"):
             return start.removeprefix("hf-hub:").partition("@")[0]
-        return next((w.location for w in _registered(start).values() if w.source == "hub"), None)
+        return next((w.location for w in registered(start).values() if w.source == "hub"), None)
     if training.get("pretrained_backbone"):
         return _timm_repository(backbone)
     return _timm_repository(backbone) if official and backbone in OFFICIAL_STARTS else None

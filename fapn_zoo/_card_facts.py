@@ -99,13 +99,22 @@ def collect_scores(
     return scores
 
 
+def has_license(text: str) -> bool:
+    """Whether the text states terms at all."""
+    return _license_name(text) not in NO_LICENSE
+
+
 def license_metadata(text: str, link: str = "") -> dict[str, str]:
     """The Hub's licence fields. ``text`` is an id of the Hub, or terms of another name with their URL (or ``link``)."""
     url = re.search(r"https?://\S+", text)
-    name = re.sub(r"[^a-z0-9.+]+", "-", (text.replace(url[0], "") if url else text).lower()).strip("-")
+    name = _license_name(text)
     if name in HUB_LICENSES:
         return {"license": name}
     link = url[0] if url else link
     if name in NO_LICENSE and not link:
         return {"license": "unknown"}
     return {"license": "other", "license_name": name or "other"} | ({"license_link": link} if link else {})
+
+
+def _license_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9.+]+", "-", re.sub(r"https?://\S+", "", text).lower()).strip("-")

@@ -79,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--limit", type=int, help="only the first so many images")
     verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+
+    verb = _verb(verbs, "push", _push, "check a weights folder and upload it to the Hugging Face Hub")
+    verb.add_argument("folder", type=Path, help="what training wrote, OUT/model")
+    verb.add_argument("repository", help="owner/name; made where it is not there")
+    verb.add_argument("--license", help="apache-2.0 or another id, or 'name https://...'; default: as config.json has it")
+    verb.add_argument("--example", help="a photo; it and its overlay are shown on the model's page")
+    verb.add_argument("--branch", help="instead of main; made where it is not there")
+    verb.add_argument("--private", action="store_true", help="a new repository is for its owner only")
+    verb.add_argument("--message", help="of the commit")
+    verb.add_argument("--dry-run", action="store_true", help="check, print what would go up and the card; no network")
     return parser
 
 
@@ -160,6 +170,16 @@ def _eval(args: argparse.Namespace) -> None:
     )
     print(render(report))
     write_report(report, json=args.json, csv=args.csv)
+
+
+def _push(args: argparse.Namespace) -> None:
+    from fapn_zoo.push import push
+
+    done = push(
+        args.folder, args.repository, private=args.private, revision=args.branch, license=args.license,
+        example=args.example, message=args.message, dry_run=args.dry_run,
+    )
+    print(done)
 
 
 def _model(name: str, device: str | None):
