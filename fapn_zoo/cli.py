@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "numba", "timm"):
+    for noisy in ("httpx", "httpx2", "numba", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return args.run(args) or 0

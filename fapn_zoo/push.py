@@ -142,27 +142,24 @@ def upload(package: Package, *, private: bool = False, message: str | None = Non
     operations = [CommitOperationAdd(name, content) for name, content in package.files.items()]
     title = message or f"{package.model}, by fapn-zoo {__version__}"
 
-    def send() -> tuple[str, str | None]:
-        # None leaves it to the owner's own settings; an existing repository stays as it is.
-        api.create_repo(repo_id, private=True if private else None, exist_ok=True)
-        if revision:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(repo_id, operations, commit_message=title, revision=revision)
-        found = api.get_paths_info(repo_id, [WEIGHTS], revision=commit.oid)
-        return commit.commit_url, found[0].lfs.sha256 if found and found[0].lfs else None
-
-    url, digest = _patiently(send, repo_id)
+    # None leaves it to the owner's own settings; an existing repository stays as it is.
+    _ask(lambda: api.create_repo(repo_id, private=True if private else None, exist_ok=True), repo_id)
+    if revision:
+        _ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
+    commit = _ask(lambda: api.create_commit(repo_id, operations, commit_message=title, revision=revision), repo_id)
+    found = _ask(lambda: api.get_paths_info(repo_id, [WEIGHTS], revision=commit.oid), repo_id)
+    digest = found[0].lfs.sha256 if found and found[0].lfs else None
     if digest != package.sha256:
         raise OSError(f"{repo_id} now holds {WEIGHTS} with sha256 {digest}, the folder's has {package.sha256}; "
                       "push again, nothing else writing to the folder or the repository")
-    return url
+    return commit.commit_url
 
 
-def _patiently(send: Callable[[], Any], repo_id: str) -> Any:
-    """Calls again where trouble may pass: what the Hub has already is not sent twice, and no commit is made twice."""
+def _ask(call: Callable[[], Any], repo_id: str) -> Any:
+    """Calls again where trouble may pass; what remains is raised as one line."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return send()
+            return call()
         except Exception as error:
             failure = _failure(error, repo_id)
             if failure is None:
@@ -193,13 +190,13 @@ def _failure(error: Exception, repo_id: str) -> OSError | None:
     if status in (409, 412):
         return OSError(f"{repo_id} was changed by someone else at the same time ({status}); push again")
     if status in PASSING_STATUS:
-        return ConnectionError(f"the Hub answers {status} ({said}); {repo_id} is as it was, push again later")
+        return ConnectionError(f"the Hub answers {status} ({said}); all or nothing of it is in {repo_id}, push again later")
     if status or isinstance(error, (HfHubHTTPError, ValueError)):  # ValueError: it does not like the card
         return OSError(f"the Hub refuses the upload to {repo_id} ({status or 'card'}: {said})")
     # hf_xet, which carries large files, says everything with RuntimeError.
     if packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError)):
-        return ConnectionError(f"no connection to {constants.ENDPOINT}, or it broke ({said}); {repo_id} is as it was, "
-                               "push again")
+        return ConnectionError(f"no connection to {constants.ENDPOINT}, or it broke ({said}); all or nothing of it is in "
+                               f"{repo_id}, push again")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -30,12 +31,13 @@ FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}
 
 # One process that pushes as often as it is asked to, because the client reads its environment when it is imported.
 CLIENT = """
-import contextlib, dataclasses, io, json, logging, os, sys
+import contextlib, dataclasses, io, json, logging, os, sys, time
 import fapn_zoo
 from fapn_zoo import push
 from fapn_zoo.cli import main
 from safetensors.torch import save_file
-push.FIRST_PAUSE = 0.02
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 50)  # the client waits for as long as half a minute
 for line in sys.stdin:
     words, token = json.loads(line)
     os.environ.pop("HF_TOKEN", None) if token is None else os.environ.update(HF_TOKEN=token)
@@ -181,46 +183,57 @@ def test_private_branch_and_example(hub, client, folder, tmp_path):
     assert client("load", "hf-hub:me/streets@v2", tmp_path / "back.safetensors")[0] == 0
 
 
-def test_what_may_go_wrong_on_the_way(hub, client, folder):
-    """Each fault passes by itself, or ends in one line and leaves the repository as it was; the next push works."""
+@pytest.mark.parametrize("repo_id, token, words", [
+    ("me/streets", None, "no Hub token; run `hf auth login` or set HF_TOKEN"),
+    ("me/streets", "hf_wrong", "does not accept the token (401); run `hf auth login`"),
+    ("you/streets", "hf_mine", "may not write to you/streets (403: "),
+    ("you/gated", "hf_mine", "may not write to you/gated (403: "),
+    ("you/new", "hf_mine", "may not write to you/new (403: "),
+])
+def test_without_the_right_to(hub, client, folder, record_property, repo_id, token, words):
     hub.add("you/streets", {"README.md": b"# yours\n"})
     hub.add("you/gated", {"README.md": b"# yours\n"}, gated=True)
-    mine = ("push", folder, "me/streets")
-    cases = [
-        ("no token", None, mine, None, "hf auth login"),
-        ("wrong token", None, mine, "hf_wrong", "does not accept the token (401)"),
-        ("another's repository", None, ("push", folder, "you/streets"), "hf_mine", "may not write to you/streets (403"),
-        ("another's gated repository", None, ("push", folder, "you/gated"), "hf_mine", "you/gated"),
-        ("another's new repository", None, ("push", folder, "you/new"), "hf_mine", "may not write to you/new (403"),
-        ("card refused", Fault("status", "^POST /api/validate-yaml", 1, 400, message="no good"), mine, "hf_mine",
-         "the Hub refuses the upload to me/streets (card: Invalid metadata in README.md"),
-        ("storage full", Fault("status", "^POST .*/batch", 1, 413, message="too large"), mine, "hf_mine", "(413"),
-        ("commit in between", Fault("status", "^POST .*/commit/", 1, 412), mine, "hf_mine", "(412); push again"),
-        ("500 for ever", Fault("status", "^POST .*/commit/", None, 500), mine, "hf_mine", "answers 500"),
-        ("500 on creation", Fault("status", "^POST /api/repos/create", None, 503), mine, "hf_mine", "answers 503"),
-        ("commit cut off", Fault("cut", "^POST .*/preupload/", None, fraction=0.0), mine, "hf_mine", "or it broke"),
-        ("500 twice, then fine", Fault("status", "^POST .*/commit/", 2, 500), mine, "hf_mine", None),
-        ("429 once, then fine", Fault("status", "^POST .*/preupload/", 1, 429), mine, "hf_mine", None),
-        ("storage stumbles", Fault("status", "^PUT /lfs/", 1, 500), mine, "hf_mine", None),
-    ]
-    table = [f"{'fault':<28} outcome"]
-    for name, fault, words, token, expected in cases:
-        hub.repositories.pop("me/streets", None)
-        hub.objects.clear()
-        hub.faults[:] = [fault] if fault else []
-        if expected is None:
-            code, out, err = client(*words, token=token)
-            assert code == 0 and set(held(hub)) == FILES, (name, code, err)
-            table.append(f"{name:<28} {out.strip()}")
-            continue
-        line = client.error(*words, token=token)
-        assert expected in line, (name, line)
-        assert set(held(hub)) <= {".gitattributes"} if "me/streets" in hub.repositories else True, name
-        assert set(held(hub, "you/streets")) == {"README.md"} and "you/new" not in hub.repositories
-        table.append(f"{name:<28} {line}")
-        hub.faults.clear()
-    print("\n".join(table))
-    assert client(*mine)[0] == 0 and set(held(hub)) == FILES
+    line = client.error("push", folder, repo_id, token=token)
+    assert words in line
+    assert set(hub.repositories) == {"you/streets", "you/gated"}
+    assert all(set(held(hub, name)) == {"README.md"} for name in hub.repositories)
+    fault = f"push to {repo_id} " + {None: "without a token", "hf_wrong": "with a wrong token"}.get(token, "of another")
+    record_property("row of Faults of an upload", {"fault": fault, "outcome": line})
+
+
+FAULTS = {
+    "card refused": (Fault("status", "^POST /api/validate-yaml", 1, 400),
+                     "the Hub refuses the upload to me/streets (card: Invalid metadata in README.md"),
+    "storage full": (Fault("status", "^POST .*/batch", 1, 413, message="too large"), "(413: too large)"),
+    "commit in between": (Fault("status", "^POST .*/commit/", 1, 412), "by someone else at the same time (412); push"),
+    "500 to the commit": (Fault("status", "^POST .*/commit/", None, 500), "answers 500 (500); all or nothing"),
+    "503 to the creation": (Fault("status", "^POST /api/repos/create", None, 503), "the Hub answers 503"),
+    "connection cut": (Fault("cut", "^POST .*/preupload/", None, fraction=0.0), "or it broke (peer closed connection"),
+    "500 twice to the creation": (Fault("status", "^POST /api/repos/create", 2, 500), None),
+    "500 twice to the commit": (Fault("status", "^POST .*/commit/", 2, 500), None),
+    "429 once": (Fault("status", "^POST .*/preupload/", 1, 429), None),
+    "500 twice from the storage": (Fault("status", "^PUT /lfs/", 2, 500), None),
+    "500 after the commit": (Fault("status", "^POST .*/paths-info/", 1, 500), None),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_it_passes_or_leaves_everything_as_it_was(hub, client, folder, record_property, name):
+    fault, words = FAULTS[name]
+    hub.faults.append(dataclasses.replace(fault))
+    if words is None:
+        code, out, err = client("push", folder, "me/streets")
+        assert code == 0, err
+        outcome = f"pushed: {out.strip().rpartition('/')[0]}/..."
+    else:
+        outcome = client.error("push", folder, "me/streets")
+        assert words in outcome
+        assert all(set(repository.resolve("main").files) == {".gitattributes"}  # made, but nothing in it
+                   for repository in hub.repositories.values())
+    record_property("row of Faults of an upload", {"fault": name, "outcome": outcome.replace(hub.url, "URL")})
+    hub.faults.clear()
+    assert client("push", folder, "me/streets")[0] == 0
+    assert set(held(hub)) == FILES and len(hub.objects) == 1
 
 
 def test_other_weights_on_the_hub_are_noticed(hub, client, folder):
