@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "push", _push, "check a weights folder and upload it to the Hugging Face Hub")
     verb.add_argument("folder", type=Path, help="what training wrote, OUT/model")
     verb.add_argument("repository", help="owner/name; made where it is not there")
-    verb.add_argument("--license", help="apache-2.0 or another id, or 'name https://...'; default: as config.json has it")
+    verb.add_argument("--license", help="an id such as apache-2.0, or 'name https://...'; default: config.json's")
     verb.add_argument("--example", help="a photo; it and its overlay are shown on the model's page")
     verb.add_argument("--branch", help="instead of main; made where it is not there")
     verb.add_argument("--private", action="store_true", help="a new repository is for its owner only")

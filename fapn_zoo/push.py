@@ -190,13 +190,13 @@ def _failure(error: Exception, repo_id: str) -> OSError | None:
     if status in (409, 412):
         return OSError(f"{repo_id} was changed by someone else at the same time ({status}); push again")
     if status in PASSING_STATUS:
-        return ConnectionError(f"the Hub answers {status} ({said}); all or nothing of it is in {repo_id}, push again later")
+        return ConnectionError(f"the Hub answers {status} ({said}); nothing is half there, push again later")
     if status or isinstance(error, (HfHubHTTPError, ValueError)):  # ValueError: it does not like the card
         return OSError(f"the Hub refuses the upload to {repo_id} ({status or 'card'}: {said})")
     # hf_xet, which carries large files, says everything with RuntimeError.
     if packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError)):
-        return ConnectionError(f"no connection to {constants.ENDPOINT}, or it broke ({said}); all or nothing of it is in "
-                               f"{repo_id}, push again")
+        return ConnectionError(f"no connection to {constants.ENDPOINT}, or it broke ({said}); nothing is half there, "
+                               "push again")
     return None
 
 
