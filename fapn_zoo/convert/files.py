@@ -1,0 +1,246 @@
+"""Official checkpoints on disk -> weights folders that are checked before they appear."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fapn_zoo import _probe
+from fapn_zoo._factory import build, create_model, with_labels
+from fapn_zoo._hub import file_sha256
+from fapn_zoo._load import CARD, CONFIG, WEIGHTS, assign_tensors, read_config, read_tensors, save_model
+from fapn_zoo._registry import get_spec, list_models
+from fapn_zoo._spec import ModelSpec, WeightsSpec
+from fapn_zoo.convert.names import model_shapes, rename, to_zoo
+from fapn_zoo.convert.reading import read_checkpoint
+from fapn_zoo.models import SegmentationModel
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
+
+
+class Conversion(NamedTuple):
+    """What became of one file: ``folder`` where it was converted (or ``kept``), else the ``error``."""
+
+    source: Path
+    model: str | None = None
+    folder: Path | None = None
+    kept: bool = False
+    error: str | None = None
+
+
+def convert(source: str | Path, out: str | Path, model: str | None = None) -> list[Conversion]:
+    """Converts a checkpoint to the weights folder ``out``, or a folder of many to ``out/<model>`` each.
+
+    Args:
+        source: a file, or a folder whose files of `SUFFIXES` are taken in the order of their names.
+        model: name of the model, with or without a tag; None finds it by the file's name, else by its tensors.
+
+    Returns:
+        One entry per file. In a folder, files that fail are reported in theirs, and the others go on.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to convert; or the one file cannot be converted (see `convert_file`).
+    """
+    source, out = Path(source), Path(out)
+    if not source.is_dir():
+        return [_convert_one(source, out, model)]
+    files = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if not files:
+        raise FileNotFoundError(f"no checkpoint in {source}: it has no file that ends in {', '.join(SUFFIXES)}")
+    if model is not None and len(files) > 1:
+        raise ValueError(f"{source} has {len(files)} checkpoints, which cannot all be {model!r}; name one file")
+    results: list[Conversion] = []
+    for path in files:
+        try:
+            results.append(_convert_one(path, out, model, results))
+        except (ValueError, OSError) as error:
+            results.append(Conversion(path, error=str(error)))
+    return results
+
+
+def convert_file(path: str | Path, spec: ModelSpec, out: str | Path, *, weights: WeightsSpec | None = None) -> Path:
+    """Writes the weights folder of an official checkpoint, once it has been read back and compared.
+
+    A folder that was made of the same file for the same model is kept. Memory holds two copies of the weights at most.
+
+    Args:
+        path: any container that `read_checkpoint` reads.
+        spec: the model. Its official weights give source, licence and reported metrics.
+        weights: replaces these, for a file that was checked already; otherwise the md5 in its name is.
+        out: the folder; its files of the three names are replaced together.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: an md5 that is not the one in the name, a file that is refused,
+            tensors that are not the model's, or that are not finite numbers.
+    """
+    return _write(Path(path), spec, Path(out), weights, checked=weights is not None).folder
+
+
+def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, WeightsSpec]:
+    """The one model with official weights that has the tensors of a checkpoint.
+
+    Raises:
+        ValueError: none has, or several have; the message lists what was tried.
+    """
+    fitting, tried = [], []
+    for spec, weights in _official_models():
+        if any(spec is other for other, _ in tried):
+            continue
+        tried.append((spec, weights))
+        try:
+            rename(state, spec, model_shapes(spec))
+        except ValueError:
+            continue
+        fitting.append((spec, weights))
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ValueError(f"{path} fits {', '.join(spec.name for spec, _ in fitting)}: name the model (--model)")
+    raise ValueError(f"{path} is no official model that is known by its file name, and its {len(state)} tensors are "
+                     f"those of none; tried: {', '.join(spec.name for spec, _ in tried)}; name the model (--model)")
+
+
+def _convert_one(path: Path, out: Path, model: str | None, before: list[Conversion] | None = None) -> Conversion:
+    """``before``: what was converted from the same folder; its models have folders of their own below ``out``."""
+    if model is not None:
+        spec, tag = get_spec(model)
+        weights = spec.weights[tag] if tag else None
+    else:
+        spec, weights = _by_name(path) or find_model(path, read_checkpoint(path))
+    if before is not None:
+        same = next((other.source for other in before if other.model == spec.name and other.folder), None)
+        if same is not None:
+            raise ValueError(f"{path} and {same} are both {spec.name}; convert them one by one")
+        out = out / spec.name
+    return _write(path, spec, out, weights)
+
+
+def _official_models() -> list[tuple[ModelSpec, WeightsSpec]]:
+    specs = (get_spec(name)[0] for name in list_models())
+    return [(spec, weights) for spec in specs for weights in spec.weights.values() if weights.source == "official"]
+
+
+def _by_name(path: Path) -> tuple[ModelSpec, WeightsSpec] | None:
+    """The official weights whose file is called so."""
+    return next((found for found in _official_models() if path.name == found[1].location.rpartition("/")[2]), None)
+
+
+def _check_md5(path: Path, weights: WeightsSpec | None) -> str:
+    """Compares a file with the md5 in its official name, and with that of the weights it is said to hold.
+
+    Returns:
+        A sentence for the card where it is not known to be the released file.
+
+    Raises:
+        ValueError: it has the name of a released file, but not its md5.
+    """
+    named = _by_name(path)
+    official = named[1] if named else weights
+    if official is None or official.md5_prefix is None:
+        return ""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if digest.startswith(official.md5_prefix):
+        return ""
+    if named:
+        raise ValueError(f"{path} has md5 {digest}, but its name promises {official.md5_prefix}...; fetch it again")
+    logger.warning("%s has md5 %s, the released file %s...: its scores may be others than the reported ones",
+                   path, digest, official.md5_prefix)
+    return (f"These weights were converted from a file with md5 {digest}, which is not the released one "
+            f"({official.md5_prefix}...): scores reported by the authors may not be theirs.")
+
+
+def _write(
+    path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, *, checked: bool = False
+) -> Conversion:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
+    if weights is None:
+        weights = next((w for w in spec.weights.values() if w.source == "official"), None)
+    note = "" if checked else _check_md5(path, weights)
+    spec = dataclasses.replace(spec, data=with_labels(spec))
+    digest = file_sha256(path)
+    if _is_made_of(out, digest, spec):
+        logger.info("%s: kept, it was made of this file (%s)", out, path)
+        return Conversion(path, spec.name, out, kept=True)
+    network = _network(path, spec)
+    words = [weights.note[:1].upper() + weights.note[1:] + "."] if weights and weights.note else []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        save_model(
+            network, partial, license=weights.license if weights else "unknown",
+            metrics=weights.metrics if weights else None, text=" ".join([*words, note]).strip(),
+            source=", ".join([*([weights.location] if weights else []), f"sha256 {digest}"]),
+        )
+        _compare(partial / WEIGHTS, network.state_dict())
+        del network  # before there is a second one
+        again = create_model(f"local-dir:{partial}", pretrained=True)
+        _compare(partial / WEIGHTS, again.state_dict())
+        _probe.check(again, read_config(partial)["probe"])
+        _move(partial, out)
+    except SafetensorError as error:  # how a full disk shows
+        raise OSError(f"cannot write {partial / WEIGHTS}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info("%s: %s from %s", out, spec.name, path)
+    return Conversion(path, spec.name, out)
+
+
+def _network(path: Path, spec: ModelSpec) -> SegmentationModel:
+    """A model with the tensors of a checkpoint."""
+    state = read_checkpoint(path)
+    try:
+        tensors, dropped = to_zoo(state, spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for reason, count in Counter(dropped.values()).items():
+        logger.info("%s: %d dropped, %s", path.name, count, reason)
+    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(f"{path} holds values that are no finite numbers, in {', '.join(bad[:5])}")
+    network = build(spec, empty=True)
+    assign_tensors(network, tensors, path, share=True)
+    return network
+
+
+def _is_made_of(folder: Path, digest: str, spec: ModelSpec) -> bool:
+    """Whether a folder holds whole weights that this file was converted to before."""
+    try:
+        config = read_config(folder)
+        names = read_tensors(folder / WEIGHTS).keys()  # maps the file, and compares its length with its header
+        same = ModelSpec.from_config(config["model"]) == dataclasses.replace(spec, weights={})
+        return same and f"sha256 {digest}" in config["source"] and names == model_shapes(spec).keys()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a safetensors file does not hold just these tensors."""
+    stored = read_tensors(file)
+    other = [key for key in stored.keys() | tensors.keys()
+             if key not in stored or key not in tensors or not torch.equal(stored[key], tensors[key])]
+    if other:
+        raise ValueError(f"{file} does not hold what was written or read, in {', '.join(sorted(other)[:5])}")
+
+
+def _move(partial: Path, out: Path) -> None:
+    """Puts a finished folder in place. An older one loses its description first, without which nobody loads it."""
+    out.mkdir(exist_ok=True)
+    (out / CONFIG).unlink(missing_ok=True)
+    for name in (WEIGHTS, CARD, CONFIG):
+        os.replace(partial / name, out / name)

@@ -1,0 +1,29 @@
+"""Detectron2's FPN and FAN necks and its semantic FPN head (FACTS section 3). Templates are whole names.
+
+Levels are called by the logarithm of their stride there (2 to 5) and counted from 0 here.
+"""
+
+from __future__ import annotations
+
+FPN = [
+    ("backbone.fpn_lateral{level:2..5}.{what:weight|bias}", "neck.lateral.{level-2}.conv.{what}"),
+    ("backbone.fpn_output{level:2..5}.{what:weight|bias}", "neck.output.{level-2}.conv.{what}"),
+]
+
+FAN = [
+    ("backbone.fan_align{level:2..4}.lateral_conv.conv_atten.weight", "neck.lateral.{level-2}.gate.conv.weight"),
+    ("backbone.fan_align{level:2..4}.lateral_conv.conv.weight", "neck.lateral.{level-2}.reduce.conv.weight"),
+    ("backbone.fan_align{level:2..4}.offset.weight", "neck.align.{level-2}.guide.conv.weight"),
+    ("backbone.fan_align{level:2..4}.dcpack_L2.{what:weight|bias}", "neck.align.{level-2}.dcn.{what}"),
+    ("backbone.fan_align{level:2..4}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
+     "neck.align.{level-2}.dcn.offset_mask.{what}"),
+    ("backbone.fan_align5.{what:weight|bias}", "neck.top.{what}"),
+    ("backbone.fpn_output{level:2..4}.{what:weight|bias}", "neck.output.{level-2}.conv.{what}"),
+]
+
+# convolutions take every other place there, with upsamplers between them
+SEMANTIC_FPN = [
+    ("sem_seg_head.p{level:2..5}.{2*step}.weight", "head.branches.{level-2}.{step}.conv.weight"),
+    ("sem_seg_head.p{level:2..5}.{2*step}.norm.{what:weight|bias}", "head.branches.{level-2}.{step}.norm.{what}"),
+    ("sem_seg_head.predictor.{what:weight|bias}", "head.predictor.{what}"),
+]

@@ -1,0 +1,145 @@
+"""State dicts: official names -> this package's, and back.
+
+Every official tensor is used once or dropped for a stated reason, and every tensor of the model must be there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from fapn_zoo._factory import build
+from fapn_zoo._spec import DataSpec, ModelSpec
+from fapn_zoo.convert.key_maps import DROPPED, official_names
+
+logger = logging.getLogger(__name__)
+
+HEAD, PREDICTOR, DECODER = "sem_seg_head.", "sem_seg_head.predictor", "sem_seg_head.pixel_decoder."
+NAMES_SHOWN = 5
+Shapes = Mapping[str, torch.Size]
+
+
+def to_zoo(state: Mapping[str, Tensor], spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of an official checkpoint under this package's names, none of them copied.
+
+    Args:
+        state: names of either version of MaskFormer's heads, or detectron2's.
+        spec: a complete model description.
+
+    Returns:
+        One tensor for every name of the model's state dict; and the official keys that were dropped, with reasons.
+
+    Raises:
+        ValueError: keys that are unknown or missing, or shapes that are not the model's, naming up to five of each;
+            second names of one tensor with other values; a model that no release has.
+    """
+    return rename(state, spec, model_shapes(spec))
+
+
+def to_official(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+    """The way back, with all that official files hold: second names (of the same tensor) and derived buffers.
+
+    Raises:
+        ValueError: as `to_zoo`.
+    """
+    names = official_names(spec)
+    renamed, unknown = names.keys.translate(state, back=True)
+    shapes = model_shapes(spec)
+    _report(spec, unknown, [key for key in shapes if key not in state], _other_shapes(state, shapes, lambda key: key))
+    official = {renamed[key]: tensor for key, tensor in state.items()}
+    second, _ = names.aliases.translate(official, back=True)
+    made = {
+        name: make(tensor) for rule, make in names.derived for key, tensor in official.items()
+        if (name := rule.translate(key)) is not None
+    }
+    return official | {alias: official[key] for key, alias in second.items()} | made
+
+
+def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
+    """Name -> shape of a model's state dict, without its memory."""
+    with torch.device("meta"):
+        return {key: tensor.shape for key, tensor in build(spec, empty=True).state_dict().items()}
+
+
+def rename(
+    state: Mapping[str, Tensor], spec: ModelSpec, shapes: Shapes
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`to_zoo` for a model whose shapes are known."""
+    maps = official_names(spec)
+    written = second_version(state)  # second version's name -> the name in the file
+    names, rest = maps.keys.translate(written)
+    aliases, rest = maps.aliases.translate(rest)
+    dropped = {}
+    for alias, key in aliases.items():
+        if key in written and not torch.equal(state[written[alias]], state[written[key]]):
+            raise ValueError(f"{written[alias]!r} and {written[key]!r} are one tensor in {spec.name!r}, "
+                             "but their values differ")
+        dropped[written[alias]] = "a second name of another tensor"
+    unknown = []
+    for key in rest:
+        reason = next((reason for pattern, reason in DROPPED.items() if fnmatchcase(key, pattern)), None)
+        if reason is None:
+            unknown.append(written[key])
+        else:
+            dropped[written[key]] = reason
+    # rules speak of every size of a family: this model may have fewer blocks, levels or layers
+    unknown += [written[key] for key, name in names.items() if name not in shapes]
+    tensors = {name: state[written[key]] for key, name in names.items() if name in shapes}
+    missing = [name for name in shapes if name not in tensors]
+    official, _ = maps.keys.translate(missing, back=True)
+    ours = {name: written[key] for key, name in names.items()}
+    _report(spec, unknown, [official.get(name, name) for name in missing], _other_shapes(tensors, shapes, ours.get))
+    _compare_preprocessing(state, spec.data)
+    return tensors, dropped
+
+
+def second_version(keys: Iterable[str]) -> dict[str, str]:
+    """Names of the second version of MaskFormer's heads -> the names given, which may be of the first.
+
+    The first version kept the pixel decoder directly in the head (FACTS section 1). The names tell which it is, since
+    metadata may be lost. Names of other models are their own.
+
+    Raises:
+        ValueError: names of both versions for one tensor.
+    """
+    keys = list(keys)
+    old = any(key.startswith(f"{HEAD}adapter_") or key.startswith(f"{HEAD}mask_features.") for key in keys)
+    names: dict[str, str] = {}
+    for key in keys:
+        moved = old and key.startswith(HEAD) and not key.startswith((PREDICTOR, DECODER))
+        name = DECODER + key.removeprefix(HEAD) if moved else key
+        if name in names:
+            raise ValueError(f"{names[name]!r} and {key!r} are names of one tensor in two versions of the release")
+        names[name] = key
+    return names
+
+
+def _other_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, called) -> list[str]:
+    return [
+        f"{called(key)} {tuple(tensor.shape)} instead of {tuple(shapes[key])}"
+        for key, tensor in tensors.items() if key in shapes and tensor.shape != shapes[key]
+    ]
+
+
+def _report(spec: ModelSpec, unknown: list[str], missing: list[str], other: list[str]) -> None:
+    """Raises ValueError where one of the lists is not empty."""
+    problems = [
+        f"{len(keys)} {what}: " + ", ".join(keys[:NAMES_SHOWN])
+        + (f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else "")
+        for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", other)) if keys
+    ]
+    if problems:
+        raise ValueError(f"the tensors are not those of {spec.name!r}: {'; '.join(problems)}")
+
+
+def _compare_preprocessing(state: Mapping[str, Tensor], data: DataSpec) -> None:
+    """Warns where a file's mean or deviation of pixels is not that of the model."""
+    for key, wanted in (("pixel_mean", data.mean), ("pixel_std", data.std)):
+        if key in state:
+            found = [round(value, 3) for value in state[key].flatten().tolist()]
+            if found != [round(value, 3) for value in wanted]:
+                logger.warning("%s of the checkpoint is %s, but the model is made for %s", key, found, list(wanted))

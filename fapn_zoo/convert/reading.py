@@ -1,0 +1,178 @@
+"""Files of weights of any container -> tensors by name; nothing in them is ever run.
+
+The container is recognised by content, not by name. Torch files go through `torch.load(weights_only=True)`; plain
+pickles of numpy arrays, detectron2's ``.pkl``, through a reader of their own (`_pickle_arrays`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from fapn_zoo._load import read_tensors
+from fapn_zoo.convert._pickle_arrays import ADMITTED, PickledArray, RefusedPickle, load_arrays
+
+# the number that torch.save began its files with before they were zip archives, as a pickle
+LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# where programs keep the weights of a checkpoint, beside the state of the training
+WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema_state_dict", "state_dict_ema")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, on the CPU.
+
+    Args:
+        path: safetensors; a torch file, zip or older; or a pickle of numpy arrays (protocol 2 to 5). Weights are all
+            there is in it, or stand under one of `WEIGHT_KEYS` beside the state of a training.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: no such container, a damaged one, one that asks for anything but
+            arrays, or one whose weights cannot be told; a line that names the file and says what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty; fetch it again")
+    if head.startswith(b"PK\x03\x04"):
+        content = _read_torch_zip(path)
+    elif head.startswith(LEGACY_TORCH):
+        content = _torch_load(path, mapped=False)
+    elif head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        content = _read_pickle(path)
+    elif 8 + int.from_bytes(head[:8], "little") <= size and head[8:9] == b"{":
+        content = read_tensors(path)
+    elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ValueError(f"{path} is a web page, not a checkpoint; Google Drive sends one instead of a file that too "
+                         "many people have fetched: try again later")
+    else:
+        raise ValueError(f"{path} is no checkpoint: neither safetensors, nor a torch file, nor a pickle of protocol 2 "
+                         f"to 5 (it begins with {head[:8]!r}); nothing was run")
+    return _weights(content, path)
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return load_arrays(file, path.stat().st_size)
+    except RefusedPickle as error:
+        raise ValueError(f"{path} is refused: {error}, which weights do not need; nothing was run") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is a damaged or cut-off pickle; fetch it again ({_line(error)})") from None
+
+
+def _read_torch_zip(path: Path) -> Any:
+    """Checks the archive before torch sees it: torch.save neither compresses nor lets files overlap."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path} is a damaged or cut-off torch file; fetch it again ({_line(error)})") from None
+    names = [member.filename.rpartition("/")[2] for member in members]
+    if "constants.pkl" in names:
+        raise ValueError(f"{path} is a TorchScript program, not a file of weights; nothing was run")
+    if names.count("data.pkl") != 1:
+        raise ValueError(f"{path} is a zip archive, but no torch file: it has no data.pkl; unpack it first")
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError(f"{path} is a packed zip archive, which torch.save does not write; nothing was unpacked")
+    return _torch_load(path, mapped=True)
+
+
+def _torch_load(path: Path, *, mapped: bool) -> Any:
+    """`torch.load` with weights only; once more with stand-ins for numpy's arrays where the training state has some."""
+    stand_ins = torch.serialization.safe_globals([(function, name) for name, function in ADMITTED.items()])
+    for extra in (contextlib.nullcontext(), stand_ins):
+        try:
+            with extra:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError... for the same mishap
+            asked = error.name if isinstance(error, RefusedPickle) else None
+            if match := re.search(r"GLOBAL (\S+)", str(error)):
+                asked = match[1]
+            if asked in ADMITTED and extra is not stand_ins:
+                continue
+            asked = asked or _first_foreign_global(path)
+            if asked:
+                raise ValueError(
+                    f"{path} is refused: it asks for {asked}, which weights do not need; nothing was run"
+                ) from None
+            raise ValueError(
+                f"{path} is damaged, cut off or holds more than weights; nothing was run ({_line(error)})"
+            ) from None
+
+
+def _first_foreign_global(path: Path) -> str | None:
+    """The first global of a torch file that is neither torch's nor an array's, for an error; None where there is none.
+
+    Names that were put together in a roundabout way are missed: this only explains what was refused already.
+    """
+    def scan(file: BinaryIO) -> str | None:
+        texts: list[str] = []
+        for operation, argument, _ in pickletools.genops(file):
+            if operation.name in ("GLOBAL", "INST"):
+                texts += argument.split(" ", 1)
+            elif operation.name != "STACK_GLOBAL":
+                texts += [argument] if isinstance(argument, str) else []
+                continue
+            name = ".".join(texts[-2:])
+            if name not in ADMITTED and not name.startswith("torch."):
+                return name
+        return None
+
+    with contextlib.suppress(ValueError, LookupError, OSError, zipfile.BadZipFile), open(path, "rb") as file:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inner = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+                return scan(archive.open(inner))
+        for _ in range(4):  # magic number, version, machine, content
+            if name := scan(file):
+                return name
+    return None
+
+
+def _weights(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict within a file's content."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not names with tensors")
+    if not content:
+        raise ValueError(f"{path} holds no tensors")
+    named = [key for key in WEIGHT_KEYS if isinstance(content.get(key), Mapping)]
+    if len(named) > 1:
+        raise ValueError(f"{path} holds several sets of weights ({', '.join(named)}); keep one of them in a file")
+    place = f" under {named[0]!r}" if named else ""
+    state = content[named[0]] if named else content
+    tensors = {}
+    for key, value in state.items():
+        try:
+            tensor = value.tensor() if isinstance(value, PickledArray) else value
+        except ValueError as error:
+            raise ValueError(f"{path} holds {error}{place}, as {key!r}; nothing was run") from None
+        if not isinstance(key, str) or not isinstance(tensor, Tensor) or not _is_plain(tensor):
+            raise ValueError(f"{path} holds a {type(value).__name__}{place}, as {key!r}; expected plain tensors")
+        tensors[key] = tensor.detach()
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors{place}")
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, short."""
+    found = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    text = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 200 else text[:200] + "..."
