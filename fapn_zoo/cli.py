@@ -80,6 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
 
+    _weights_verbs(verbs)
+    return parser
+
+
+def _weights_verbs(verbs) -> None:
+    verb = _verb(verbs, "convert", _convert, "official checkpoints to weights folders, compared after writing")
+    verb.add_argument("source", type=Path, metavar="SRC", help="a file, or a folder of many")
+    verb.add_argument("--model", help="name of the model; default: found by file name, else by the tensors")
+    verb.add_argument("--out", type=Path, required=True, help="the weights folder; of many, OUT/<name> each")
+
     verb = _verb(verbs, "push", _push, "check a weights folder and upload it to the Hugging Face Hub")
     verb.add_argument("folder", type=Path, help="what training wrote, OUT/model")
     verb.add_argument("repository", help="owner/name; made where it is not there")
@@ -89,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--private", action="store_true", help="a new repository is for its owner only")
     verb.add_argument("--message", help="of the commit")
     verb.add_argument("--dry-run", action="store_true", help="check, print what would go up and the card; no network")
-    return parser
 
 
 def _verb(verbs, name: str, run, text: str) -> argparse.ArgumentParser:
@@ -170,6 +179,22 @@ def _eval(args: argparse.Namespace) -> None:
     )
     print(render(report))
     write_report(report, json=args.json, csv=args.csv)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from fapn_zoo.convert import convert
+
+    results = convert(args.source, args.out, args.model)
+    for result in results:
+        if result.error is None:
+            how = "kept, it was made of" if result.kept else "from"
+            print(f"{result.folder}: {result.model} {how} {result.source}")
+        else:
+            print(f"error: {result.error}", file=sys.stderr)
+    failed = sum(result.error is not None for result in results)
+    if len(results) > 1:
+        print(f"{len(results) - failed} converted or kept, {failed} failed")
+    return 1 if failed else 0
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -175,7 +175,6 @@ def _write(
     spec = dataclasses.replace(spec, data=with_labels(spec))
     digest = file_sha256(path)
     if _is_made_of(out, digest, spec):
-        logger.info("%s: kept, it was made of this file (%s)", out, path)
         return Conversion(path, spec.name, out, kept=True)
     network = _network(path, spec)
     words = [weights.note[:1].upper() + weights.note[1:] + "."] if weights and weights.note else []
@@ -197,7 +196,6 @@ def _write(
         raise OSError(f"cannot write {partial / WEIGHTS}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info("%s: %s from %s", out, spec.name, path)
     return Conversion(path, spec.name, out)
 
 
