@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,8 @@ def _torch_load(path: Path, *, mapped: bool) -> Any:
     stand_ins = torch.serialization.safe_globals([(function, name) for name, function in ADMITTED.items()])
     for extra in (contextlib.nullcontext(), stand_ins):
         try:
-            with extra:
+            with extra, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other protocols, before they are refused
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError... for the same mishap
             asked = error.name if isinstance(error, RefusedPickle) else None
@@ -173,6 +175,6 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _line(error: BaseException) -> str:
     """The first line of an error, short."""
-    found = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     text = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:200] + "..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,17 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a state written by save_checkpoint, on the CPU; ValueError names a file that is damaged."""
+    """Reads a state written by save_checkpoint, on the CPU; ValueError names a file that is damaged or no such state.
+
+    Only tensors, numbers, strings and containers of them are read; nothing that a file asks for is run.
+    """
     file = path / "state.pt"
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError... for the same mishap
-        raise ValueError(f"{file} is not a readable checkpoint ({type(error).__name__}: {error})") from error
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {refused[1]}" if refused else (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{file} is not a readable checkpoint ({type(error).__name__}: {reason})") from error
 
 
 def starting_point(settings: Settings) -> Path | None:
