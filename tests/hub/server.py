@@ -13,9 +13,9 @@ on another port).
 Uploads (for owners with a token): whoami, create and delete repository, settings, branch, tag, validate-yaml,
 preupload, LFS batch with basic transfer and verify, commit.
 
-There is no Xet storage. A client with hf_xet installed does not ask whether there is any before it uploads large files,
-so set ``HF_HUB_DISABLE_XET=1`` for uploads; it then takes LFS. Downloads need no such setting, since the answers here
-never offer Xet.
+With ``hub.xet = True`` large files are offered from Xet storage too, and a client with hf_xet installed takes them from
+there. Nothing can be uploaded to it, and such a client does not ask before it tries: set ``HF_HUB_DISABLE_XET=1`` for
+uploads, so that it takes LFS.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from hub.faults import CHUNK, Fault
 from hub.repositories import Blob, Commit, Refused, Repository, read_folder
 from hub.uploads import UPLOADS
+from hub.xet import XET, xet_headers
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 JSON = {"Content-Type": "application/json"}
@@ -63,6 +64,7 @@ class Hub:
         self.tokens: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.xet = False
         self.lock = threading.Lock()
         self.closing = threading.Event()
         handler = type("Bound", (Handler,), {"hub": self})
@@ -123,6 +125,10 @@ class Handler(BaseHTTPRequestHandler):
             self.fault = next((f for f in self.hub.faults if f.strikes(str(self.request_log))), None)
         with contextlib.suppress(ConnectionError):
             try:
+                if self.fault is not None and self.fault.kind == "mute":
+                    self.close_connection = True
+                    self.hub.closing.wait(60)
+                    return
                 if self.fault is not None and self.fault.kind == "status":
                     raise Refused(self.fault.status, "", self.fault.message, **self.fault.headers)
                 self.route()
@@ -229,6 +235,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_range(blob.data, headers)
         headers |= {"X-Linked-ETag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data)),
                     "Location": f"{self.hub.cdn_url}/cdn/{repo}/{commit.id}/{path}"}
+        if self.hub.xet:
+            headers |= xet_headers(self, repo, commit.id, blob)
         self.send(b"Found", headers, 302)
 
     def cdn(self, repo: str, commit: str, path: str) -> None:
@@ -238,8 +246,8 @@ class Handler(BaseHTTPRequestHandler):
 
     # answers
 
-    def send_json(self, data: object, status: int = 200) -> None:
-        self.send(json.dumps(data).encode(), JSON, status)
+    def send_json(self, data: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send(json.dumps(data).encode(), JSON | (headers or {}), status)
 
     def send_range(self, data: bytes, headers: dict[str, str]) -> None:
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -293,4 +301,5 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable]] = [
     (READ, rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
     (READ, rf"/cdn/{REPO}/(?P<commit>[^/]+)/(?P<path>.+)", Handler.cdn),
     *UPLOADS,
+    *XET,
 ]
