@@ -209,7 +209,7 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
             ],
         }
         if official and official.page and here[0].reported:
-            result["source"] = {"url": official.page, "name": official.note or "the authors' release"}
+            result["source"] = {"url": official.page, "name": _reporters(official)}
         results.append(result)
     return results
 
@@ -232,12 +232,16 @@ def _usage(config: Mapping[str, Any], repository: str | None, pointer: WeightsSp
 def _scores_section(scores: Sequence[Score], official: WeightsSpec | None) -> list[str]:
     if not scores:
         return []
-    by = {True: official.note or "the release's authors" if official else "", False: "`fapn-zoo eval`"}
+    by = {True: _cell(_reporters(official)) if official else "", False: "`fapn-zoo eval`"}
     lines = ["## Scores", "", "| data | split | metric | % | from |", "|---|---|---|---|---|"]
     for score in scores:
         cells = [_cell(score.data), _cell(score.split), _cell(score.metric), f"{score.value:.2f}"]
-        lines.append(f"| {' | '.join(cells)} | {_cell(by[True]) if score.reported else by[False]} |")
+        lines.append(f"| {' | '.join(cells)} | {by[score.reported]} |")
     return [*lines, ""]
+
+
+def _reporters(official: WeightsSpec) -> str:
+    return official.note.partition(";")[0] or "reported by the authors"
 
 
 def _facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -253,7 +257,7 @@ def _facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict
     size = f"short side {data['test_size']}" if data.get("test_size") else "as they come"
     facts["image size"] = size + (f", long side at most {data['test_max_size']}" if data.get("test_max_size") else "")
     if config.get("source"):
-        facts["source"] = config["source"]
+        facts["source"] = re.sub(r"gdrive:([\w-]+)", r"https://drive.google.com/file/d/\1", str(config["source"]))
     others = {k: v for k, v in (config.get("metrics") or {}).items() if parse_metric(k, v) is None}
     facts |= {f"{k} (%)": f"{v:.2f}" if isinstance(v, float) else v for k, v in others.items()}
     if config.get("versions"):
