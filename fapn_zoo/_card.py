@@ -60,10 +60,11 @@ def render_card(
     """
     official = official_release(config)
     scores = collect_scores(config, rows, reported=official is not None)
-    metadata = _metadata(config, scores, official, example)
     model = config["model"]
+    title = repository.partition("@")[0].rpartition("/")[2] if repository else model["name"]
+    metadata = _metadata(config, title, scores, official, example)
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip()
-    lines = ["---", front, "---", "", f"# {_cell(model['name'])}", ""]
+    lines = ["---", front, "---", "", f"# {_cell(title)}", ""]
     if text.strip():
         lines += [BEGIN, text.strip(), END, ""]
     if example:
@@ -148,7 +149,7 @@ def registered(name: str) -> Mapping[str, WeightsSpec]:
 
 
 def _metadata(
-    config: Mapping[str, Any], scores: Sequence[Score], official: WeightsSpec | None, example: str | None
+    config: Mapping[str, Any], title: str, scores: Sequence[Score], official: WeightsSpec | None, example: str | None
 ) -> dict[str, Any]:
     model = config["model"]
     tags = ["image-segmentation", f"{model['task']}-segmentation", "fapn-zoo", model["head"], model["neck"]]
@@ -167,7 +168,7 @@ def _metadata(
     results = _results(scores, model["task"], official)
     if results:
         metadata["metrics"] = list(dict.fromkeys(m["type"] for result in results for m in result["metrics"]))
-        metadata["model-index"] = [{"name": one_line(model["name"]), "results": results}]
+        metadata["model-index"] = [{"name": one_line(title), "results": results}]
     return metadata
 
 
@@ -198,7 +199,7 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
     results = []
     for data, split in dict.fromkeys((score.data, score.split) for score in scores):
         here = [score for score in scores if (score.data, score.split) == (data, split)]
-        here = [score for score in here if not score.reported] or here
+        here = [score for score in here if score.origin != "release"] or here
         known = next((id for title, id in DATASETS.values() if title == data and id), None)
         result = {
             "task": {"type": "image-segmentation", "name": f"{one_line(task).capitalize()} segmentation"},
@@ -208,7 +209,7 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
                  "name": score.metric} for score in here
             ],
         }
-        if official and official.page and here[0].reported:
+        if official and official.page and here[0].origin == "release":
             result["source"] = {"url": official.page, "name": _reporters(official)}
         results.append(result)
     return results
@@ -232,11 +233,11 @@ def _usage(config: Mapping[str, Any], repository: str | None, pointer: WeightsSp
 def _scores_section(scores: Sequence[Score], official: WeightsSpec | None) -> list[str]:
     if not scores:
         return []
-    by = {True: _cell(_reporters(official)) if official else "", False: "`fapn-zoo eval`"}
+    by = {"row": "`fapn-zoo eval`", "config": "own evaluation", "release": _cell(_reporters(official)) if official else ""}
     lines = ["## Scores", "", "| data | split | metric | % | from |", "|---|---|---|---|---|"]
     for score in scores:
         cells = [_cell(score.data), _cell(score.split), _cell(score.metric), f"{score.value:.2f}"]
-        lines.append(f"| {' | '.join(cells)} | {by[score.reported]} |")
+        lines.append(f"| {' | '.join(cells)} | {by[score.origin]} |")
     return [*lines, ""]
 
 
@@ -246,7 +247,7 @@ def _reporters(official: WeightsSpec) -> str:
 
 def _facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     model, data = config["model"], config["model"]["data"]
-    facts = {"head, neck, backbone": f"{model['head']}, {model['neck']}, {model['backbone']}"}
+    facts = {"name": model["name"], "head, neck, backbone": f"{model['head']}, {model['neck']}, {model['backbone']}"}
     params = {row["params"] for row in rows if row.get("params")}
     if len(params) == 1:
         facts["parameters"] = f"{int(params.pop()):,}"

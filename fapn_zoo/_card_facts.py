@@ -40,13 +40,13 @@ _NAMED = re.compile(rf"(.+) (\S+) ((?:{'|'.join(re.escape(name) for name, _ in M
 
 
 class Score(NamedTuple):
-    """One value in percent. ``reported`` ones are those of a release's authors, the others this package measured."""
+    """One value in percent. ``origin``: "row" of a result table, "config" of the folder, or "release" (its authors')."""
 
     data: str
     split: str
     metric: str
     value: float
-    reported: bool = False
+    origin: str
 
 
 def one_line(value: Any) -> str:
@@ -60,12 +60,12 @@ def dataset_title(name: str) -> str:
     return DATASETS[name.lower()][0] if name.lower() in DATASETS else name
 
 
-def parse_metric(name: str, value: Any, reported: bool = False) -> Score | None:
+def parse_metric(name: str, value: Any, origin: str = "config") -> Score | None:
     """``"CamVid test mIoU"`` -> a score; None where the name has another form or the value is no finite number."""
     match = _NAMED.fullmatch(one_line(name))
     if match is None or isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
-    return Score(dataset_title(match[1]), match[2], match[3], float(value), reported)
+    return Score(dataset_title(match[1]), match[2], match[3], float(value), origin)
 
 
 def collect_scores(
@@ -74,7 +74,7 @@ def collect_scores(
     """The scores of result rows, then those that the configuration holds under names like ``"CamVid test mIoU"``.
 
     Args:
-        reported: the configuration's values are those of a release's authors, not this package's own.
+        reported: the configuration's values are those of a release's authors.
 
     Raises:
         ValueError: an own value of the configuration is not that of its row, rounded.
@@ -83,11 +83,11 @@ def collect_scores(
     for row in rows:
         for column, (metric, _) in METRICS.items():
             if row.get(column):
-                score = Score(dataset_title(row["data"]), row["split"], metric, float(row[column]))
+                score = Score(dataset_title(row["data"]), row["split"], metric, float(row[column]), "row")
                 measured[score[:3]] = score
     scores = list(measured.values())
     for name, value in (config.get("metrics") or {}).items():
-        score = parse_metric(name, value, reported)
+        score = parse_metric(name, value, "release" if reported else "config")
         if score is None:
             continue
         twin = measured.get(score[:3])

@@ -33,7 +33,8 @@ NASTY = [
 
 
 def config(**changes) -> dict:
-    spec = ModelSpec("streets", "perpixel", "fapn", "resnet50", num_classes=3, data=DataSpec(labels=("a", "b", "c")))
+    data = DataSpec(labels=("a", "b", "c"))
+    spec = ModelSpec("perpixel_fapn_resnet50", "perpixel", "fapn", "resnet50", num_classes=3, data=data)
     made = {
         "format": 1, "library": "fapn-zoo", "model": spec.to_config(), "license": "mit", "source": "", "training": {},
         "metrics": {"town val mIoU": 61.239, "town val pixel accuracy": 90.0}, "versions": {"torch": "2.15.0"},
@@ -70,7 +71,7 @@ def test_a_fine_tuned_model():
     assert (result.dataset_name, result.dataset_split) == ("town", "val")
     assert (result.metric_type, result.metric_name, result.metric_value) == ("mean_iou", "mIoU", 61.24)
     assert result.source_url is None
-    assert "| town | val | mIoU | 61.24 |" in card and "| steps | 10 |" in card and '"local-dir:' in card
+    assert "| town | val | mIoU | 61.24 | own evaluation |" in card and "| steps | 10 |" in card and '"local-dir:' in card
     assert own_words(card) == "Made in a hurry.\n\nWith love."
 
 
@@ -87,6 +88,8 @@ def test_repository_revision_and_example():
     card = render_card(config(), repository="me/streets@v2", example=url)
     check_card(card)
     assert 'create_model("hf-hub:me/streets@v2", pretrained=True)' in card and "local-dir" not in card
+    assert "\n# streets\n" in card and "| name | perpixel_fapn_resnet50 |" in card
+    assert metadata(card)["model-index"][0]["name"] == "streets"
     assert metadata(card)["widget"] == [{"src": url, "example_title": "Example"}] and "](overlay.png)" in card
 
 
@@ -190,7 +193,7 @@ def test_odd_names_stay_names():
         made["model"]["data"]["labels"] = [label, "b", "c"]
         made["model"]["name"] = made["model"]["label_set"] = label
         made["metrics"] = {f"{label} val mIoU": 50.0, label: 1.0}
-        card = render_card(made, repository="me/streets")
+        card = render_card(made)
         check_card(card)
         data = metadata(card)
         assert data["license"] == "mit" and set(data) <= {
