@@ -90,6 +90,21 @@ def _weights_verbs(verbs) -> None:
     verb.add_argument("--model", help="name of the model; default: found by file name, else by the tensors")
     verb.add_argument("--out", type=Path, required=True, help="the weights folder; of many, OUT/<name> each")
 
+    verb = _verb(verbs, "benchmark", _benchmark, "latency and its parts, memory and size of models, side by side")
+    verb.add_argument("models", nargs="*", metavar="MODEL", help="name, name with a backbone, or weights folder")
+    verb.add_argument("--size", action="append", help="of the image, 512 or 512x1024; may be repeated (512x1024)")
+    verb.add_argument("--realtime", action="store_true", help="instead of models: the real-time table of FaPN")
+    verb.add_argument("--batch", type=int, default=1, help="images per inference (1)")
+    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    verb.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16 (fp32)")
+    verb.add_argument("--compile", action="store_true", help="by torch.compile; takes minutes before the first result")
+    verb.add_argument("--channels-last", action="store_true")
+    verb.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch chooses")
+    verb.add_argument("--rounds", type=int, default=20, help="timed inferences of each (20)")
+    verb.add_argument("--num-classes", type=int, help="for architectures without a label set")
+    verb.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    verb.add_argument("--csv", type=Path, help="append a row per model and size here")
+
     verb = _verb(verbs, "push", _push, "check a weights folder and upload it to the Hugging Face Hub")
     verb.add_argument("folder", type=Path, help="what training wrote, OUT/model")
     verb.add_argument("repository", help="owner/name; made where it is not there")
@@ -195,6 +210,25 @@ def _convert(args: argparse.Namespace) -> int:
     if len(results) > 1:
         print(f"{len(results) - failed} converted or kept, {failed} failed")
     return 1 if failed else 0
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, csv_text, parse_size, render
+
+    if args.realtime == bool(args.models) or (args.realtime and args.size):
+        raise ValueError("name models (and sizes), or give --realtime, which has models and sizes of its own")
+    sizes = [parse_size(size) for size in args.size or ["512x1024"]]
+    if args.csv is not None:
+        csv_text(args.csv)  # a file that cannot take the rows is better known now
+    report = benchmark(
+        REALTIME if args.realtime else [(model, size) for size in sizes for model in args.models],
+        batch=args.batch, device=args.device, dtype=args.dtype, compile=args.compile,
+        channels_last=args.channels_last, threads=args.threads, rounds=args.rounds, num_classes=args.num_classes,
+        memory=not args.no_memory, progress=sys.stderr.isatty(),
+    )
+    print(render(report))
+    if args.csv is not None:
+        append_csv(report, args.csv)
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -1,0 +1,85 @@
+"""Peak memory of one inference on the CPU, measured in a process of its own, which nothing else has used memory in.
+
+    python -m fapn_zoo.benchmark.memory < JOB.json
+
+reads {"model": the description, "size", "batch", "dtype", "channels_last", "threads"} and prints the bytes as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SMALL = (64, 64)  # of the first run, in which libraries are loaded and kernels compiled
+
+
+def peak_memory(job: Mapping[str, Any]) -> int | None:
+    """Bytes that a forward pass and its post-processing need at most: the weights, and what is in use beside them.
+
+    None where the system does not tell (Windows) or the other process fails, which it says on stderr.
+    """
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        return None
+    command = [sys.executable, "-m", "fapn_zoo.benchmark.memory"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        print(f"peak memory could not be measured: {last}", file=sys.stderr)
+        return None
+
+
+def resident_peak() -> int:
+    """Bytes of this process that have been in memory at once, since `forget_peak` where the system allows that."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> None:
+    """Linux: lets the peak begin at what is in memory now. Elsewhere the small first run hardly raises it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _measure(job: Mapping[str, Any]) -> int:
+    import torch
+
+    from fapn_zoo._factory import build
+    from fapn_zoo._spec import ModelSpec
+    from fapn_zoo.benchmark.run import prepare
+
+    torch.set_num_threads(job["threads"])
+    with torch.no_grad():
+        model = build(ModelSpec.from_config(job["model"]))
+        options = {"batch": job["batch"], "dtype": job["dtype"], "channels_last": job["channels_last"]}
+        prepare(model, SMALL, **options)()
+        run = prepare(model, tuple(job["size"]), **options)
+        forget_peak()
+        before = resident_peak()
+        run()
+        growth = resident_peak() - before
+    return growth + weight_bytes(model)
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+
+
+if __name__ == "__main__":
+    print(_measure(json.load(sys.stdin)))
