@@ -104,6 +104,13 @@ def _encode(text: Any, encoding: Any = None) -> str:
     return text
 
 
+def _no_bytes(*arguments: Any) -> bytes:
+    """How Python 3 writes an empty string of bytes in protocol 2."""
+    if arguments:
+        raise RefusedPickle("bytes of something")
+    return b""
+
+
 def _ordered_dict(items: Any = ()) -> dict:
     return _as_dict([part for item in items for part in item])
 
@@ -126,6 +133,8 @@ ADMITTED: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": PickledArray,
     "numpy.dtype": PickledDtype,
     "_codecs.encode": _encode,
+    "builtins.bytes": _no_bytes,
+    "__builtin__.bytes": _no_bytes,
     "collections.OrderedDict": _ordered_dict,
 } | {
     f"numpy.{core}.{name}": function

@@ -102,7 +102,7 @@ def _torch_load(path: Path, *, mapped: bool) -> Any:
         except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError... for the same mishap
             asked = error.name if isinstance(error, RefusedPickle) else None
             if match := re.search(r"GLOBAL (\S+)", str(error)):
-                asked = match[1]
+                asked = match[1] if "." in match[1] else f"builtins.{match[1]}"  # torch leaves that out
             if asked in ADMITTED and extra is not stand_ins:
                 continue
             asked = asked or _first_foreign_global(path)

@@ -70,10 +70,14 @@ class Golden:
         self.meta = json.loads((self.folder / "meta.json").read_text())
 
     @cached_property
+    def keys(self) -> dict[str, dict]:
+        """Official key -> its "shape" and "dtype"."""
+        return json.loads((self.folder / "keys.json").read_text())
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Official key -> shape."""
-        keys = json.loads((self.folder / "keys.json").read_text())
-        return {key: tuple(entry["shape"]) for key, entry in keys.items()}
+        return {key: tuple(entry["shape"]) for key, entry in self.keys.items()}
 
     def state(self, prefix: str = "") -> dict[str, Tensor]:
         """Filled tensors of the official keys that begin with ``prefix``, names without it."""
