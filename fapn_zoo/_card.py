@@ -233,7 +233,8 @@ def _usage(config: Mapping[str, Any], repository: str | None, pointer: WeightsSp
 def _scores_section(scores: Sequence[Score], official: WeightsSpec | None) -> list[str]:
     if not scores:
         return []
-    by = {"row": "`fapn-zoo eval`", "config": "own evaluation", "release": _cell(_reporters(official)) if official else ""}
+    by = {"row": "`fapn-zoo eval`", "config": "own evaluation"}
+    by |= {"release": _cell(_reporters(official))} if official else {}
     lines = ["## Scores", "", "| data | split | metric | % | from |", "|---|---|---|---|---|"]
     for score in scores:
         cells = [_cell(score.data), _cell(score.split), _cell(score.metric), f"{score.value:.2f}"]

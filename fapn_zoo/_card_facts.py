@@ -40,7 +40,7 @@ _NAMED = re.compile(rf"(.+) (\S+) ((?:{'|'.join(re.escape(name) for name, _ in M
 
 
 class Score(NamedTuple):
-    """One value in percent. ``origin``: "row" of a result table, "config" of the folder, or "release" (its authors')."""
+    """One value in percent. ``origin`` is a "row" of a result table, the "config" of a folder, or a "release"."""
 
     data: str
     split: str

@@ -176,6 +176,8 @@ def _failure(error: Exception, repo_id: str) -> OSError | None:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what happened to one file
     said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", 0)

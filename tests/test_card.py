@@ -71,7 +71,8 @@ def test_a_fine_tuned_model():
     assert (result.dataset_name, result.dataset_split) == ("town", "val")
     assert (result.metric_type, result.metric_name, result.metric_value) == ("mean_iou", "mIoU", 61.24)
     assert result.source_url is None
-    assert "| town | val | mIoU | 61.24 | own evaluation |" in card and "| steps | 10 |" in card and '"local-dir:' in card
+    assert "| town | val | mIoU | 61.24 | own evaluation |" in card and "| steps | 10 |" in card
+    assert '"local-dir:' in card
     assert own_words(card) == "Made in a hurry.\n\nWith love."
 
 

@@ -206,6 +206,7 @@ FAULTS = {
                      "the Hub refuses the upload to me/streets (card: Invalid metadata in README.md"),
     "storage full": (Fault("status", "^POST .*/batch", 1, 413, message="too large"), "(413: too large)"),
     "commit in between": (Fault("status", "^POST .*/commit/", 1, 412), "by someone else at the same time (412); push"),
+    "500 from the storage": (Fault("status", "^PUT /lfs/", None, 500), "the Hub answers 500"),
     "500 to the commit": (Fault("status", "^POST .*/commit/", None, 500), "answers 500 (500); nothing is half there"),
     "503 to the creation": (Fault("status", "^POST /api/repos/create", None, 503), "the Hub answers 503"),
     "connection cut": (Fault("cut", "^POST .*/preupload/", None, fraction=0.0), "or it broke (peer closed connection"),
