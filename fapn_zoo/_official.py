@@ -119,15 +119,12 @@ def _alone(path: Path, name: str) -> Iterator[None]:
 def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> None:
     url = address(weights)
     work.mkdir(exist_ok=True)
-    # The same URL always goes on with the same file; that of another release is of no use any more.
-    file_name = weights.location.rpartition("/")[2].replace(":", "-")
-    source = work / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{file_name}"
-    for leftover in work.iterdir():
+    source = _source_file(work, weights)
+    for leftover in work.iterdir():  # of another release, or of a conversion that was killed
         if not leftover.name.startswith(source.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
-    logger.warning("%s: weights of the official release, %s, see %s", spec.name, terms, weights.page or url)
-
+    if not source.is_file():
+        _announce(url, spec.name, weights)
     _fetch_checked(url, source, spec, weights)
     converted = work / "converted"
     try:
@@ -139,6 +136,23 @@ def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> No
         shutil.rmtree(converted, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     logger.info("%s: converted and kept in %s", spec.name, folder)
+
+
+def _announce(url: str, name: str, weights: WeightsSpec) -> None:
+    """Shows the terms of a download that is about to begin. FileNotFoundError where the client is set offline."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it to download {url}, "
+                                f"or {_by_hand(name)}")
+    terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
+    logger.warning("%s: weights of the official release, %s, see %s", name, terms, weights.page or url)
+
+
+def _source_file(work: Path, weights: WeightsSpec) -> Path:
+    """Where the download goes: the same URL always continues the same file."""
+    digest = hashlib.sha256(address(weights).encode()).hexdigest()[:8]
+    return work / f"{digest}-{weights.location.rpartition('/')[2].replace(':', '-')}"
 
 
 def _fetch_checked(url: str, source: Path, spec: ModelSpec, weights: WeightsSpec) -> None:
@@ -201,22 +215,17 @@ def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpe
         (converted / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except ValueError as error:
         source.unlink()
-        raise ValueError(f"the file from {url} is refused and deleted: {error}") from error
+        words = str(error).replace(str(source), "the downloaded file")
+        raise ValueError(f"{url}: {words}; it was deleted") from error
     except (OSError, SafetensorError) as error:
-        # safetensors wraps the system's error; only its words tell the number
-        if getattr(error, "errno", None) not in NO_ROOM and not any(f"os error {n})" in str(error) for n in NO_ROOM):
+        if (full := _disk_full(error)) is None:
             raise
         need = f"the converted weights take up to {_readable(size)}"
-        raise _no_room(f"converting {source.name}", need, converted.parent, error) from error
+        raise _no_room(f"converting {source.name}", full, need, converted.parent) from error
 
 
 def _download(url: str, source: Path, name: str) -> None:
     """Repeats `_attempt` until the file is there, or until nothing new has come `TRIES` times in a row."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it to download {url}, "
-                                f"or {_by_hand(name)}")
     most, failures = _size_so_far(source), 0
     while (reason := _attempt(url, source, name)) is not None:
         size = _size_so_far(source)
@@ -266,11 +275,11 @@ def _attempt(url: str, source: Path, name: str) -> str | None:
     except requests.RequestException as error:
         return _cause(error)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if (full := _disk_full(error)) is None:
             raise
         left = "it" if progress.total is None else f"{_readable(progress.total - _size_so_far(source))} of it"
         need = f"{left} must still fit, and then the converted weights, up to as much as the whole"
-        raise _no_room(f"downloading {url}", need, source.parent, error) from error
+        raise _no_room(f"downloading {url}", full, need, source.parent) from error
     finally:
         progress.close()
 
@@ -312,8 +321,16 @@ def _size_so_far(source: Path) -> int:
     return sum(path.stat().st_size for path in _parts(source))
 
 
-def _no_room(doing: str, need: str, folder: Path, error: Exception) -> OSError:
-    why, free = getattr(error, "strerror", None) or error, _readable(shutil.disk_usage(folder).free)
+def _disk_full(error: Exception) -> str | None:
+    """The system's words where an error means that no more can be written; safetensors has them in its own."""
+    for number in NO_ROOM:
+        if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
+            return os.strerror(number)
+    return None
+
+
+def _no_room(doing: str, why: str, need: str, folder: Path) -> OSError:
+    free = _readable(shutil.disk_usage(folder).free)
     return OSError(f"no room for {doing} ({why}): {need}; {free} are free in {folder}; make room, or choose another "
                    "place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept")
 

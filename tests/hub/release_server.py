@@ -11,8 +11,9 @@ Programs take part unchanged: they open a tunnel to ``dl.fbaipublicfiles.com:443
 Every other host is refused, so a test that passes has talked to nobody else. Google Drive is played in the three steps
 of a large file: a redirect to its content host, a page that asks to confirm an unscanned download by a form, the file.
 
-Faults are those of `hub.faults`, matched against ``"GET host/path?query"``, and three more: ``page`` answers with a web
-page, ``ignore-range`` always sends the file from its start, ``quota`` is Google Drive's page for too many downloads.
+Faults are those of `hub.faults`, matched against ``"GET host/path?query"``, and four more: ``page`` answers with a web
+page, ``ignore-range`` always sends the file from its start, ``quota`` is Google Drive's page for too many downloads,
+``hold`` waits at ``fraction`` of the file until the test calls ``server.go.set()``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class ReleaseServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.lock = threading.Lock()
+        self.go = threading.Event()
         authority = trustme.CA()
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(FILES_HOST, DRIVE_HOST, CONTENT_HOST).configure_cert(self.tls)
@@ -93,8 +95,10 @@ class ReleaseServer:
         """Forgets requests and faults, and keeps the files."""
         self.faults.clear()
         self.requests.clear()
+        self.go.clear()
 
     def close(self) -> None:
+        self.go.set()
         self.http.shutdown()
         self.http.server_close()
 
@@ -186,6 +190,8 @@ class Handler(BaseHTTPRequestHandler):
         for at in range(start, stop, CHUNK):
             if kind == "slow":
                 time.sleep(fault.seconds)
+            if kind == "hold" and at >= fault.fraction * len(data):
+                self.server.releases.go.wait()
             block = data[at:min(at + CHUNK, stop)]
             self.wfile.write(block)
             self.request_log.sent += len(block)
