@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from fapn_zoo.metrics.boundary import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
+from fapn_zoo.metrics.panoptic import PanopticQuality, read_ids
 from fapn_zoo.metrics.semantic import ConfusionMatrix
 
-__all__ = ["ConfusionMatrix"]
+__all__ = [
+    "BoundaryBands",
+    "BoundaryFScore",
+    "BoundaryIoU",
+    "ConfusionMatrix",
+    "PanopticQuality",
+    "boundary_iou",
+    "boundary_region",
+    "read_ids",
+]

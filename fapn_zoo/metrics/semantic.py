@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from fapn_zoo.metrics._accumulator import Accumulator
 
-class ConfusionMatrix:
+
+class ConfusionMatrix(Accumulator):
     """Counts of (true class, predicted class) over all pixels seen so far.
 
     Counts are int64, so the order of images, the batch size and the number of processes change no digit of a score.
@@ -28,20 +30,14 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        super().__init__((num_classes, num_classes), num_classes=num_classes, ignore_index=ignore_index)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self._row_of_byte = self._byte_rows()
-
-    def _byte_rows(self) -> Tensor:
-        """For every uint8 truth value the start of its row; row K collects ignored pixels, row K + 1 bad ids."""
-        k = self.num_classes
-        rows = torch.full((256,), (k + 1) * k, dtype=torch.int64)
-        known = min(k, 256)
-        rows[:known] = torch.arange(known) * k
-        if 0 <= self.ignore_index < 256:
-            rows[self.ignore_index] = k * k
-        return rows
+        known = min(num_classes, 256)
+        self._row_of_byte = np.full(256, num_classes + 1, np.int64)  # where bad ids go
+        self._row_of_byte[:known] = np.arange(known)
+        if 0 <= ignore_index < 256:
+            self._row_of_byte[ignore_index] = num_classes
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
         """Adds the pixels of one or more class maps.
@@ -53,72 +49,39 @@ class ConfusionMatrix:
         Raises:
             ValueError: when shapes differ, a dtype is not integer, or an id is out of range (the ids are named).
         """
-        pred, target = _as_ids(pred, "pred"), _as_ids(target, "target")
-        if pred.shape != target.shape:
-            raise ValueError(f"pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal")
+        pred, target = as_ids(pred, "pred"), as_ids(target, "target")
+        check_shapes(pred, target)
         if pred.numel() == 0:
             return
         k = self.num_classes
-        low, high = (int(v) for v in pred.aminmax())
-        if low < 0 or high >= k:
-            raise ValueError(f"predicted class ids must lie in 0..{k - 1}, got {low}..{high}")
-        rows = self._rows(target.reshape(-1).to(pred.device))
-        counts = torch.bincount(rows.add_(pred.reshape(-1)), minlength=(k + 2) * k).reshape(k + 2, k).cpu()
+        here = pred.device.type == target.device.type == "cpu" and _kernels() is not None
+        counts, bad = self._count_here(pred, target) if here else self._count_there(pred, target)
+        if bad:
+            raise bad_prediction(pred, k)
         if counts[k + 1].any():
-            ids = sorted(set(target.unique().tolist()) - set(range(k)) - {self.ignore_index})
-            raise ValueError(f"truth ids must lie in 0..{k - 1} or be the ignore index {self.ignore_index}, got {ids}")
+            raise bad_truth(target, k, self.ignore_index)
         self.counts += counts[:k]
 
-    def _rows(self, target: Tensor) -> Tensor:
-        """Row offsets (int64, fresh memory) for a flat truth vector."""
+    def _count_here(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:
+        """Counts (K + 2, K) with rows for ignored and for bad truth, and whether a prediction is out of range."""
         k = self.num_classes
-        if target.dtype == torch.uint8:  # one table look-up replaces comparing, masking and checking
-            return self._row_of_byte.to(target.device).index_select(0, target.to(torch.int32))
-        ids = target.to(torch.int64)
+        cells = (k + 2) * k
+        tables, apart = tables_for(cells)
+        bad = _kernels().count_pairs(
+            flat(target), flat(pred), self._row_of_byte, self.ignore_index, k, tables, apart
+        )
+        return torch.from_numpy(tables.reshape(-1, k + 2, k).sum(0)), bad > 0
+
+    def _count_there(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:
+        """The same by PyTorch's operators, on the device of the predictions."""
+        k = self.num_classes
+        low, high = (int(v) for v in pred.aminmax())
+        if low < 0 or high >= k:
+            return torch.zeros(k + 2, k, dtype=torch.int64), True
+        ids = target.reshape(-1).to(pred.device, torch.int64)
         bad = ((ids < 0) | (ids >= k)).logical_and_(ids != self.ignore_index)
-        rows = torch.where(ids == self.ignore_index, k, ids)
-        return torch.where(bad, k + 1, rows).mul_(k)
-
-    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        """Adds the counts of another matrix of the same classes and ignore index; returns self.
-
-        Raises:
-            ValueError: when the two matrices do not count the same thing.
-        """
-        mine, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
-        if mine != theirs:
-            raise ValueError(f"cannot merge (num_classes, ignore_index) {theirs} into {mine}")
-        self.counts += other.counts
-        return self
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on counting elsewhere: plain numbers, ready for JSON."""
-        return {
-            "num_classes": self.num_classes,
-            "ignore_index": self.ignore_index,
-            "counts": self.counts.tolist(),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> ConfusionMatrix:
-        """Replaces the counts by those of `state()`; returns self. ValueError when the classes differ."""
-        mine, theirs = (self.num_classes, self.ignore_index), (state["num_classes"], state["ignore_index"])
-        if mine != theirs:
-            raise ValueError(f"cannot load (num_classes, ignore_index) {theirs} into {mine}")
-        self.counts = torch.tensor(state["counts"], dtype=torch.int64).reshape(self.num_classes, self.num_classes)
-        return self
-
-    def reduce(self, accelerator: Any = None) -> ConfusionMatrix:
-        """Sums the counts of all processes into each of them; returns self. No effect with one process.
-
-        Args:
-            accelerator: an `accelerate.Accelerator` or `PartialState` whose device carries the exchange (NCCL needs
-                CUDA memory); None = CPU.
-        """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            counts = self.counts.to(accelerator.device if accelerator is not None else "cpu")
-            dist.all_reduce(counts)  # not accelerate.reduce: int64 must stay int64
-            self.counts = counts.cpu()
-        return self
+        rows = torch.where(bad, k + 1, torch.where(ids == self.ignore_index, k, ids))
+        return torch.bincount(rows.mul_(k).add_(pred.reshape(-1)), minlength=(k + 2) * k).reshape(k + 2, k).cpu(), False
 
     def compute(self) -> dict[str, Any]:
         """The scores, as fractions 0..1.
@@ -132,27 +95,71 @@ class ConfusionMatrix:
             floats, NaN where undefined), truth and predicted (lists of K pixel counts). Scores of an empty matrix
             are NaN.
         """
-        hit = self.counts.diagonal().double()
-        truth = self.counts.sum(1).double()
-        predicted = self.counts.sum(0).double()
-        iou = hit / (truth + predicted - hit)  # 0 / 0 is NaN, just what an absent class should be
-        if 0 <= self.ignore_index < self.num_classes:
-            iou[self.ignore_index] = float("nan")
-        acc = hit / truth
-        return {
-            "miou": iou.nanmean().item(),
-            "pixel_acc": (hit.sum() / truth.sum()).item(),
-            "mean_acc": acc.nanmean().item(),
-            "fwiou": ((iou * truth).nansum() / truth.sum()).item(),
-            "iou": iou.tolist(),
-            "acc": acc.tolist(),
-            "truth": self.counts.sum(1).tolist(),
-            "predicted": self.counts.sum(0).tolist(),
-        }
+        return scores(self.counts, self.ignore_index)
 
 
-def _as_ids(ids: Tensor | np.ndarray, what: str) -> Tensor:
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """The loops that numba compiles, or None where numba cannot be imported."""
+    try:
+        from fapn_zoo.metrics import _kernels
+    except ImportError:
+        return None
+    return _kernels
+
+
+def scores(counts: Tensor, ignore_index: int) -> dict[str, Any]:
+    """What `ConfusionMatrix.compute` returns, for counts (K, K) of any origin."""
+    hit = counts.diagonal().double()
+    truth = counts.sum(1).double()
+    predicted = counts.sum(0).double()
+    iou = hit / (truth + predicted - hit)  # 0 / 0 is NaN, just what an absent class should be
+    if 0 <= ignore_index < len(counts):
+        iou[ignore_index] = float("nan")
+    acc = hit / truth
+    return {
+        "miou": iou.nanmean().item(),
+        "pixel_acc": (hit.sum() / truth.sum()).item(),
+        "mean_acc": acc.nanmean().item(),
+        "fwiou": ((iou * truth).nansum() / truth.sum()).item(),
+        "iou": iou.tolist(),
+        "acc": acc.tolist(),
+        "truth": counts.sum(1).tolist(),
+        "predicted": counts.sum(0).tolist(),
+    }
+
+
+def as_ids(ids: Tensor | np.ndarray, what: str) -> Tensor:
+    """The ids as a tensor; ValueError unless they are integers."""
     tensor = torch.as_tensor(ids)
     if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{what} must hold integer class ids, got dtype {tensor.dtype}")
     return tensor
+
+
+def check_shapes(pred: Tensor, target: Tensor) -> None:
+    """ValueError unless both have one shape."""
+    if pred.shape != target.shape:
+        raise ValueError(f"pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal")
+
+
+def bad_prediction(pred: Tensor, num_classes: int) -> ValueError:
+    """The error for class ids out of range."""
+    low, high = (int(v) for v in pred.aminmax())
+    return ValueError(f"predicted class ids must lie in 0..{num_classes - 1}, got {low}..{high}")
+
+
+def bad_truth(target: Tensor, num_classes: int, ignore_index: int) -> ValueError:
+    """The error for truth that is neither a class nor the ignore index; it names the ids."""
+    ids = sorted(set(target.unique().tolist()) - set(range(num_classes)) - {ignore_index})
+    return ValueError(f"truth ids must lie in 0..{num_classes - 1} or be the ignore index {ignore_index}, got {ids}")
+
+
+def flat(ids: Tensor) -> np.ndarray:
+    """A vector of uint8 or int64, so that every kernel is compiled for these two only."""
+    return (ids if ids.dtype == torch.uint8 else ids.to(torch.int64)).detach().reshape(-1).numpy()
+
+
+def tables_for(cells: int) -> tuple[np.ndarray, int]:
+    """Zeros for a counting kernel, int64 (n * cells,), and its `apart`; n is 1 where tables would not fit the cache."""
+    return (np.zeros(4 * cells, np.int64), cells) if cells < 1 << 16 else (np.zeros(cells, np.int64), 0)

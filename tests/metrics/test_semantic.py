@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from metric_references import confusion, scene_pair
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from fapn_zoo.metrics import semantic
 from fapn_zoo.metrics.semantic import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
@@ -138,3 +144,76 @@ def test_other_bad_input():
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         ConfusionMatrix(0)
     matrix.update(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64))  # an empty picture is no error
+
+
+def metric_cases():
+    """Predictions and truths (N, H, W) of ever other kinds: noise of many classes, absent ones, scenes."""
+    pairs = [scene_pair(seed) for seed in range(3)]
+    return {
+        "noise": (*case(np.uint8), 7),
+        "many classes": (*case(np.uint8, 150, absent=(3, 140), seed=4), 150),
+        "scenes": (np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs]), 19),
+    }
+
+
+@pytest.mark.parametrize("name", metric_cases())
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_equals_numpy_and_torchmetrics(name: str, dtype: type):
+    pred, target, classes = metric_cases()[name]
+    matrix = ConfusionMatrix(classes)
+    peers = [
+        cls(num_classes=classes, ignore_index=255)
+        for cls in (MulticlassConfusionMatrix, partial(MulticlassJaccardIndex, average="none"))
+    ]
+    for p, t in zip(pred, target, strict=True):
+        matrix.update(p.astype(dtype), t.astype(dtype))
+        for peer in peers:
+            peer.update(torch.from_numpy(p.astype(np.int64)), torch.from_numpy(t.astype(np.int64)))
+    np.testing.assert_array_equal(matrix.counts, confusion(pred, target, classes))
+    np.testing.assert_array_equal(matrix.counts, peers[0].compute())
+    scores = matrix.compute()
+    seen = ~np.isnan(scores["iou"])
+    # torchmetrics divides in single precision, hence from its matrix in double
+    counts = peers[0].confmat.double()
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    np.testing.assert_allclose(np.array(scores["iou"])[seen], (counts.diagonal() / union)[seen], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(np.nan_to_num(scores["iou"]), peers[1].compute(), rtol=0, atol=1e-6)
+
+
+def test_equals_cityscapesscripts():
+    """Stored numbers of cityscapesscripts 2.3.0: `evalPixelLevelSemanticLabeling.evaluateImgLists` on PNG files.
+
+    The files held `scene_pair(0)` to `scene_pair(2)` with the scenes' classes replaced by the label ids 23, 11, 17, 7,
+    8, 21, 20, 13, 26, 24, 25 of Cityscapes, and void by 0; "counts" are the rows and columns of these ids.
+    """
+    official = json.loads(Path(__file__).with_name("official.json").read_text())["cityscapesscripts"]
+    matrix = ConfusionMatrix(19)
+    for seed in range(3):
+        matrix.update(*scene_pair(seed))
+    np.testing.assert_array_equal(matrix.counts[:11, :11], official["counts"])
+    scores = matrix.compute()
+    np.testing.assert_allclose(scores["iou"][:11], official["iou"], rtol=0, atol=1e-9)
+    assert scores["miou"] == pytest.approx(official["average"], abs=1e-9)
+    assert all(math.isnan(iou) for iou in scores["iou"][11:])
+
+
+@pytest.mark.parametrize(("classes", "ignore"), [(7, 255), (7, 0), (300, 280), (7, -1)])
+def test_counts_the_same_without_numba(classes: int, ignore: int, monkeypatch: pytest.MonkeyPatch):
+    pred, target = case(np.int32, classes, ignore)
+    with_numba, without = ConfusionMatrix(classes, ignore), ConfusionMatrix(classes, ignore)
+    with_numba.update(pred, target)
+    monkeypatch.setattr(semantic, "_kernels", lambda: None)
+    without.update(pred, target)
+    assert torch.equal(with_numba.counts, without.counts)
+    with pytest.raises(ValueError, match="got -1.."):
+        without.update(np.array([-1]), np.array([0]))
+    with pytest.raises(ValueError, match=r"got \[999\]"):
+        without.update(np.array([0]), np.array([999]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8])
+def test_every_pixel_of_a_short_vector_counts(size: int):
+    matrix = ConfusionMatrix(9)
+    ids = np.arange(size)
+    matrix.update(ids, ids)
+    assert matrix.counts.diagonal().tolist() == [1] * size + [0] * (9 - size)

@@ -1,0 +1,256 @@
+"""Panoptic quality, counted as COCO's panopticapi counts it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import decode_png, read_file
+
+from fapn_zoo.metrics._accumulator import UNIT, Accumulator
+
+_TP, _FP, _FN, _IOU = range(4)
+
+
+class PanopticQuality(Accumulator):
+    """True positives, false positives, false negatives and the sum of IoU per category (Kirillov et al., CVPR 2019).
+
+    The rules are those of panopticapi's `pq_compute`, with its results:
+
+    - A predicted and a true segment of one category match when their IoU is over 0.5. The union does not contain
+      predicted pixels that are void (id 0) in the truth. At most one pair can match for each segment.
+    - Crowd segments match nothing and are not missed.
+    - A predicted segment without a match is no false positive when more than half of it lies on void and on the crowd
+      segment of its category; of several crowd segments of one category in an image, the last listed.
+
+    Areas are counted in the maps; an "area" in a segment's description is not read. Sums of IoU are kept in multiples
+    of 2**-40, so that merging is exact in any order.
+
+    Args:
+        categories: COCO's table, one {"id": ..., "isthing": 0 or 1, ...} for each category.
+
+    Raises:
+        ValueError: for an empty table, an id twice, or an entry without id or isthing.
+    """
+
+    def __init__(self, categories: Iterable[Mapping[str, Any]]) -> None:
+        table = [list(categories)] if isinstance(categories, Mapping) else list(categories)
+        broken = [c for c in table if not isinstance(c, Mapping) or "id" not in c or "isthing" not in c]
+        if broken:
+            raise ValueError(f"categories need an id and isthing, got {broken[0]}")
+        pairs = [[int(c["id"]), int(c["isthing"])] for c in table]
+        self._row = {category: row for row, (category, _) in enumerate(pairs)}
+        if len(self._row) != len(pairs) or not pairs:
+            twice = [i for i, n in Counter(i for i, _ in pairs).items() if n > 1]
+            raise ValueError(f"category ids are listed twice: {twice}" if twice else "categories must not be empty")
+        super().__init__((len(pairs), 4), categories=pairs)
+
+    def update(
+        self,
+        pred_map: Tensor | np.ndarray,
+        pred_segments: Sequence[Mapping[str, Any]],
+        gt_map: Tensor | np.ndarray,
+        gt_segments: Sequence[Mapping[str, Any]],
+        image: str = "",
+    ) -> None:
+        """Adds one image.
+
+        Args:
+            pred_map: (H, W) integer segment ids, 0 = void.
+            pred_segments: {"id": ..., "category_id": ...} of each predicted segment; other keys are not read.
+            gt_map: (H, W), the truth likewise.
+            gt_segments: the same of the true segments, with "iscrowd" (0 if missing).
+            image: name of the image, for errors.
+
+        Raises:
+            ValueError: maps of different size or not of integers; ids in a map that no segment has; segments without
+                pixels; an id listed twice or 0; a category that is not in the table. Nothing has been counted then.
+        """
+        self.counts += self._count(pred_map, pred_segments, gt_map, gt_segments, image)
+
+    def update_files(self, images: Iterable[Mapping[str, Any]], threads: int | None = None) -> None:
+        """Adds images from COCO panoptic PNG files, decoding and counting several at a time.
+
+        Args:
+            images: for each {"pred": file, "pred_segments": as in `update`, "gt": file, "gt_segments": ...}; a name
+                under "image" is used in errors, else the name of the prediction's file.
+            threads: how many; None = one for each CPU, at most 8.
+
+        Raises:
+            ValueError: as `update`, and for files that are not 8-bit RGB images.
+            FileNotFoundError: a file is missing.
+        """
+
+        def count(entry: Mapping[str, Any]) -> Tensor:
+            name = str(entry.get("image", entry["pred"]))
+            pred, gt = read_ids(entry["pred"]), read_ids(entry["gt"])
+            return self._count(pred, entry["pred_segments"], gt, entry["gt_segments"], name)
+
+        total = torch.zeros_like(self.counts)
+        with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
+            for counts in pool.map(count, images):
+                total += counts
+        self.counts += total
+
+    def _count(self, pred_map: Any, pred_segments: Any, gt_map: Any, gt_segments: Any, image: str) -> Tensor:
+        """The counts of one image, (categories, 4)."""
+        where = f"{image}: " if image else ""
+        pred_ids, gt_ids = _as_map(pred_map, f"{where}the prediction"), _as_map(gt_map, f"{where}the truth")
+        if pred_ids.shape != gt_ids.shape:
+            sizes = [f"{w}x{h}" for h, w in (pred_ids.shape, gt_ids.shape)]
+            raise ValueError(f"{where}the prediction is {sizes[0]} pixels, the truth {sizes[1]}")
+        overlaps = _overlaps(gt_ids.reshape(-1), pred_ids.reshape(-1), where)
+        gt_areas, pred_areas = Counter(), Counter()
+        for (gt, pred), pixels in overlaps.items():
+            gt_areas[gt] += pixels
+            pred_areas[pred] += pixels
+        self._check(pred_segments, pred_areas, f"{where}the prediction")
+        self._check(gt_segments, gt_areas, f"{where}the truth")
+        return torch.from_numpy(_match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas))
+
+    def _check(self, segments: Sequence[Mapping[str, Any]], areas: Mapping[int, int], what: str) -> None:
+        listed = Counter(s["id"] for s in segments)
+        twice = [i for i, n in listed.items() if n > 1]
+        if twice:
+            raise ValueError(f"{what} lists segment {_some(twice)} more than once")
+        if 0 in listed:
+            raise ValueError(f"{what} lists a segment of id 0, which is void")
+        unlisted = sorted(areas.keys() - listed.keys() - {0})
+        if unlisted:
+            raise ValueError(f"{what} has pixels of segment {_some(unlisted)}, which it does not list")
+        empty = sorted(listed.keys() - areas.keys())
+        if empty:
+            raise ValueError(f"{what} lists segment {_some(empty)}, of which it has no pixel")
+        for segment in segments:
+            if segment["category_id"] not in self._row:
+                raise ValueError(
+                    f"{what}: segment {segment['id']} is of category {segment['category_id']}, "
+                    f"which is none of the {len(self._row)} categories"
+                )
+
+    def compute(self) -> dict[str, Any]:
+        """The scores, as fractions 0..1.
+
+        Returns:
+            "all", "things" and "stuff", each {"pq", "sq", "rq", "n"}: means over the n categories that have a segment
+            in truth or prediction (NaN for n = 0); and "per_class", by category id, {"pq", "sq", "rq", "iou", "tp",
+            "fp", "fn"} with NaN for categories without segments (panopticapi writes 0) and an sq of 0 without matches.
+        """
+        per_class, groups = {}, {"all": [], "things": [], "stuff": []}
+        for (category, thing), (tp, fp, fn, iou) in zip(self.settings["categories"], self.counts.tolist(), strict=True):
+            weight, total = tp + fp / 2 + fn / 2, iou / UNIT
+            row = {"pq": float("nan"), "sq": float("nan"), "rq": float("nan")}
+            if weight:
+                row = {"pq": total / weight, "sq": total / tp if tp else 0.0, "rq": tp / weight}
+                for name in ("all", "things" if thing else "stuff"):
+                    groups[name].append(row)
+            per_class[category] = row | {"iou": total, "tp": tp, "fp": fp, "fn": fn}
+        means = {
+            name: {k: sum(r[k] for r in rows) / len(rows) if rows else float("nan") for k in ("pq", "sq", "rq")}
+            | {"n": len(rows)}
+            for name, rows in groups.items()
+        }
+        return means | {"per_class": per_class}
+
+
+def read_ids(path: str | os.PathLike) -> np.ndarray:
+    """The segment ids of a COCO panoptic PNG file, int32 (H, W): red + 256 green + 65536 blue.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or not one of 8-bit RGB (or RGBA, whose alpha is not read).
+    """
+    from fapn_zoo.metrics._kernels import ids_of_colours
+
+    path = os.fspath(path)
+    try:
+        pixels = decode_png(read_file(path)).permute(1, 2, 0).numpy()  # a fifth faster than Pillow
+    except RuntimeError:  # another format, a damaged file, or a torchvision without libpng: Pillow knows
+        try:
+            with Image.open(path) as image:
+                pixels = np.atleast_3d(np.asarray(image))
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} is not an image") from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {path}") from None
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.shape[2] < 3:
+        raise ValueError(f"{path} must be 8-bit RGB, got {pixels.shape[2]} channels of {pixels.dtype}")
+    return ids_of_colours(np.ascontiguousarray(pixels))
+
+
+def _as_map(ids: Tensor | np.ndarray, what: str) -> np.ndarray:
+    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be a map (H, W) of integer ids, got {array.dtype} {array.shape}")
+    if array.dtype not in (np.int32, np.int64):  # all that the kernel is compiled for
+        array = array.astype(np.int64)
+    return np.ascontiguousarray(array)
+
+
+def _overlaps(gt: np.ndarray, pred: np.ndarray, where: str) -> dict[tuple[int, int], int]:
+    """Pixels of every pair (true id, predicted id) that occurs."""
+    from fapn_zoo.metrics._kernels import count_overlaps
+
+    if gt.dtype != pred.dtype:
+        gt, pred = gt.astype(np.int64), pred.astype(np.int64)
+    space, pairs = 1024, -1
+    while pairs == -1:
+        keys, counts = np.zeros(space, np.uint64), np.zeros(space, np.int64)
+        pairs = count_overlaps(gt, pred, keys, counts) if gt.size else 0
+        space *= 8
+    if pairs < 0:
+        low, high = min(gt.min(), pred.min()), max(gt.max(), pred.max())
+        raise ValueError(f"{where}segment ids must lie in 0..{2**32 - 1}, got {low}..{high}")
+    used = np.flatnonzero(counts)
+    keys = keys[used]
+    firsts, seconds = (keys >> np.uint64(32)).tolist(), (keys & np.uint64(0xFFFFFFFF)).tolist()
+    return dict(zip(zip(firsts, seconds, strict=True), counts[used].tolist(), strict=True))
+
+
+def _match(
+    row: Mapping[int, int],
+    overlaps: Mapping[tuple[int, int], int],
+    pred_segments: Sequence[Mapping[str, Any]],
+    pred_areas: Mapping[int, int],
+    gt_segments: Sequence[Mapping[str, Any]],
+    gt_areas: Mapping[int, int],
+) -> np.ndarray:
+    """int64 (categories, 4) of one image."""
+    counts = np.zeros((len(row), 4), np.int64)
+    pred_category = {s["id"]: s["category_id"] for s in pred_segments}
+    gt_category = {s["id"]: s["category_id"] for s in gt_segments if not s.get("iscrowd", 0)}
+    crowds = {s["category_id"]: s["id"] for s in gt_segments if s.get("iscrowd", 0)}
+    matched = set()
+    for (gt, pred), pixels in overlaps.items():
+        category = gt_category.get(gt)
+        if category is None or pred_category.get(pred) != category:
+            continue
+        union = pred_areas[pred] + gt_areas[gt] - pixels - overlaps.get((0, pred), 0)
+        if 2 * pixels > union:
+            counts[row[category], _TP] += 1
+            counts[row[category], _IOU] += (2 * UNIT * pixels + union) // (2 * union)  # rounded to the nearest
+            matched.add(pred)
+            del gt_category[gt]
+    for category in gt_category.values():
+        counts[row[category], _FN] += 1
+    for pred, category in pred_category.items():
+        if pred not in matched:
+            excused = overlaps.get((0, pred), 0)
+            if category in crowds:
+                excused += overlaps.get((crowds[category], pred), 0)
+            if 2 * excused <= pred_areas[pred]:
+                counts[row[category], _FP] += 1
+    return counts
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

@@ -1,0 +1,273 @@
+"""Boundary metrics against their definitions applied class by class, and against stored numbers of official code."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from metric_references import band, confusion, f_scores, region, region_counts, scene_pair
+
+from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
+from fapn_zoo.metrics.boundary import boundary_width
+from fapn_zoo.metrics.semantic import scores
+
+pytestmark = pytest.mark.unit
+
+OFFICIAL = json.loads(Path(__file__).with_name("official.json").read_text())
+METRICS = [BoundaryBands, BoundaryIoU, BoundaryFScore]
+
+
+def noise(seed: int, shape: tuple[int, int], classes: int, void: float = 0.1, blocks: int = 3):
+    """Random blocks of classes with void among them, and a prediction that is half right."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, classes, tuple(n // blocks + 1 for n in shape))
+    truth = np.repeat(np.repeat(coarse, blocks, 0), blocks, 1)[: shape[0], : shape[1]]
+    pred = np.where(rng.random(shape) < 0.7, truth, rng.integers(0, classes, shape))
+    truth[rng.random(shape) < void] = 65535
+    return pred, truth
+
+
+def cases():
+    ids = [f"noise {i}" for i in range(6)]
+    shapes = [(31, 47), (1, 40), (40, 1), (1, 1), (64, 64), (5, 200)]
+    found = {n: (*noise(i, s, 5), 5, 65535) for i, (n, s) in enumerate(zip(ids, shapes, strict=True))}
+    found["mostly void"] = (*noise(7, (40, 50), 4, 0.9), 4, 65535)
+    found["no void"] = (*noise(8, (40, 50), 4, 0, 12), 4, 65535)
+    found["300 classes"] = (*noise(9, (40, 50), 300), 300, 65535)
+    found["255 classes"] = (*noise(9, (40, 50), 255), 255, 65535)
+    found["one class"] = (np.zeros((20, 30), int), np.zeros((20, 30), int), 1, 65535)
+    for seed in range(2):
+        found[f"scene {seed}"] = (*scene_pair(seed), 11, 255)
+    return found
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("void_borders", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_bands_equal_a_dilation_for_each_class(name: str, void_borders: bool):
+    pred, truth, classes, ignore = CASES[name]
+    for widths in ((3, 5, 8, 12), (1,), (2, 3, 60)):
+        metric = BoundaryBands(classes, widths, ignore, void_borders)
+        metric.update(pred, truth)
+        for width in widths:
+            inside = np.where(band(truth, classes, width, ignore, void_borders), truth, ignore)
+            np.testing.assert_array_equal(metric.confusion(width), confusion(pred, inside, classes, ignore))
+        np.testing.assert_array_equal(metric.counts.sum(0), confusion(pred, truth, classes, ignore))
+
+
+def test_bands_of_a_straight_edge():
+    truth = np.zeros((10, 20), np.uint8)
+    truth[:, 12:] = 1
+    pred = np.zeros_like(truth)
+    metric = BoundaryBands(2, (1, 3, 30))
+    metric.update(pred, truth)
+    assert [metric.confusion(w)[:, 0].tolist() for w in (1, 3, 30)] == [[10, 10], [30, 30], [120, 80]]
+    assert repr(metric.compute()[3]) == repr(scores(torch.tensor([[30, 0], [30, 0]]), 255))
+    assert metric.compute()[1]["miou"] == 0.25
+
+
+def test_classes_meet_across_a_strip_of_void():
+    truth = np.array([[0, 0, 0, 255, 255, 1, 1, 1]])
+    bands, with_void = BoundaryBands(2, (1, 2, 3)), BoundaryBands(2, (1, 2, 3), void_borders=True)
+    for metric in (bands, with_void):
+        metric.update(np.zeros((1, 8), np.uint8), truth)
+    assert [int(bands.confusion(w).sum()) for w in (1, 2, 3)] == [0, 0, 2]
+    assert [int(with_void.confusion(w).sum()) for w in (1, 2, 3)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_boundary_iou_equals_the_definition(name: str):
+    pred, truth, classes, ignore = CASES[name]
+    metric = BoundaryIoU(classes, ignore)
+    metric.update(pred, truth)
+    expected = region_counts(pred, truth, classes, ignore)
+    np.testing.assert_array_equal(metric.counts, expected)
+    hit, true, found = expected.astype(float)
+    with np.errstate(invalid="ignore"):
+        iou = hit / (true + found - hit)
+    result = metric.compute()
+    np.testing.assert_allclose(result["iou"], iou, rtol=0, atol=1e-9)
+    assert result["boundary_iou"] == pytest.approx(np.nanmean(iou), abs=1e-9)
+    assert (result["truth"], result["predicted"]) == (true.tolist(), found.tolist())
+
+
+@pytest.mark.parametrize("key", OFFICIAL["boundary-iou-api"])
+def test_boundary_iou_equals_the_authors_code(key: str):
+    """Stored pixels of `mask_to_boundary` of boundary-iou-api (commit 37d25586, opencv 5.0.0) for each class.
+
+    The key is seed and size of `scene_pair`; the rows are the pixels in both regions, in the truth's and in the
+    prediction's, pixels with void truth left out.
+    """
+    seed, size = key.split()
+    pred, truth = scene_pair(int(seed), tuple(map(int, size.split("x"))))
+    metric = BoundaryIoU(11)
+    metric.update(pred, truth)
+    assert metric.counts.tolist() == OFFICIAL["boundary-iou-api"][key]
+    masks = truth[None] == np.arange(11)[:, None, None]
+    assert boundary_region(masks).sum((1, 2)).tolist() == metric.counts[1].tolist()
+
+
+def test_regions_of_masks():
+    rng = np.random.default_rng(0)
+    blobs = np.stack([np.kron(rng.random((8, 10)) < p, np.ones((11, 9))) > 0 for p in (0.1, 0.5, 0.9, 0, 1)])
+    for ratio in (0.02, 0.1, 1e-6):
+        regions = boundary_region(blobs, ratio)
+        for mask, found in zip(blobs, regions, strict=True):
+            np.testing.assert_array_equal(found, region(mask, ratio))
+        np.testing.assert_array_equal(boundary_region(torch.from_numpy(blobs[1].astype(np.uint8)), ratio), regions[1])
+    sizes = [regions.sum() for regions in boundary_region(blobs, 1e-6)]
+    assert sizes[3] == 0 and sizes[4] == 2 * (88 + 90) - 4  # one pixel along the border of the image
+
+
+def test_boundary_iou_of_instances():
+    masks = np.stack([CASES["scene 0"][1] == k for k in range(6)])
+    shifted = np.roll(masks, 2, 2)
+    table = boundary_iou(masks, torch.from_numpy(shifted[:4]))
+    assert table.shape == (6, 4)
+    for i, j in np.ndindex(6, 4):
+        a, b = region(masks[i]), region(shifted[j])
+        assert table[i, j] == pytest.approx((a & b).sum() / (a | b).sum(), abs=1e-12)
+    assert boundary_iou(np.zeros((1, 5, 5), bool), np.zeros((2, 5, 5), bool)).tolist() == [[0, 0]]
+    assert boundary_iou(np.zeros((0, 5, 5), bool), np.zeros((2, 5, 5), bool)).shape == (0, 2)
+
+
+def test_width_of_the_region_is_the_published_share_of_the_diagonal():
+    assert [boundary_width(*size) for size in ((512, 1024), (480, 640), (1024, 2048), (10, 10))] == [23, 16, 46, 1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_f_score_equals_the_definition(name: str):
+    pred, truth, classes, ignore = CASES[name]
+    tolerances = (0.01, 0.06, 1, 3, 9.5)
+    metric = BoundaryFScore(classes, tolerances, ignore)
+    metric.update(pred, truth)
+    result = metric.compute()
+    for tolerance in tolerances:
+        expected = f_scores(pred, truth, classes, tolerance, ignore)
+        np.testing.assert_allclose(result["classes"][tolerance], expected, rtol=0, atol=1e-9)
+        mean = np.nanmean(expected) if not np.isnan(expected).all() else math.nan
+        assert result["f"][tolerance] == pytest.approx(mean, abs=1e-9, nan_ok=True)
+        assert result["f_all"][tolerance] == pytest.approx(np.nan_to_num(expected, nan=1).mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("key", OFFICIAL["GSCNN"])
+def test_f_score_equals_gated_scnn(key: str):
+    """Stored results of `db_eval_boundary` of nv-tlabs/GSCNN (commit edd16c5d, scikit-image 0.26) on scenes 0 to 2.
+
+    They are averaged as its `evaluate` does: per class over the images, then over the classes.
+    """
+    metric = BoundaryFScore(11, [float(key)])
+    for seed in range(3):
+        metric.update(*scene_pair(seed))
+    found, official = metric.compute(), OFFICIAL["GSCNN"][key]
+    assert found["f_all"][float(key)] == pytest.approx(official["mean"], abs=1e-9)
+    means = [
+        (f * n if n else 0) / 3 + (3 - n) / 3
+        for f, n in zip(found["classes"][float(key)], found["images"], strict=True)
+    ]
+    np.testing.assert_allclose(means, official["per_class"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_parts_add_up_to_the_whole_in_any_order(metric: type):
+    pairs = [scene_pair(seed, (60 + seed, 80)) for seed in range(5)]
+    whole, shuffled, batched = metric(11), metric(11), metric(11)
+    parts = [metric(11) for _ in pairs]
+    for (pred, truth), part in zip(pairs, parts, strict=True):
+        whole.update(pred, truth)
+        part.update(torch.from_numpy(pred.astype(np.int64)), truth.astype(np.int32))
+    for part in parts[::-1]:
+        shuffled.merge(metric(11).load(json.loads(json.dumps(part.state()))))
+    assert torch.equal(whole.counts, shuffled.counts) and whole.counts.dtype == torch.int64
+    assert repr(whole.compute()) == repr(shuffled.reduce().compute())
+    batched.update(np.stack([pairs[0][0]] * 2), np.stack([pairs[0][1]] * 2))
+    assert torch.equal(batched.counts, parts[0].merge(parts[0]).counts)
+    with pytest.raises(ValueError, match="cannot merge {'num_classes': 12} into {'num_classes': 11}"):
+        whole.merge(metric(12))
+    with pytest.raises(ValueError, match="cannot load {'ignore_index': 0} into {'ignore_index': 255}"):
+        whole.load(metric(11, ignore_index=0).state())
+    with pytest.raises(ValueError, match="cannot merge"):
+        whole.merge(next(other for other in METRICS if other is not metric)(11))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_update_leaves_its_arguments_alone(metric: type):
+    pred, truth = (a.copy() for a in scene_pair(0))
+    before = pred.copy(), truth.copy()
+    metric(11).update(pred, truth)
+    np.testing.assert_array_equal((pred, truth), before)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_ignored_class_is_not_scored(metric: type):
+    pred, truth = scene_pair(0)
+    ignoring = metric(11, ignore_index=3)
+    ignoring.update(pred, np.where(truth == 255, 3, truth))
+    result = ignoring.compute()
+    rows = {
+        BoundaryBands: lambda: [row["iou"] for row in result.values()],
+        BoundaryIoU: lambda: [result["iou"]],
+        BoundaryFScore: lambda: result["classes"].values(),
+    }[metric]()
+    assert all(math.isnan(row[3]) and not math.isnan(row[0]) for row in rows)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_counted_is_nan(metric: type):
+    empty = metric(3)
+    empty.update(np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8))
+    empty.update(np.zeros((4, 5), np.uint8), np.full((4, 5), 255))
+    result = empty.compute()
+    means = {
+        BoundaryBands: lambda: [row["miou"] for row in result.values()],
+        BoundaryIoU: lambda: [result["boundary_iou"]],
+        BoundaryFScore: lambda: result["f"].values(),
+    }[metric]()
+    assert all(math.isnan(mean) for mean in means)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_bad_maps_are_named_and_not_counted(metric: type):
+    one = metric(3)
+    zeros = np.zeros((4, 5), np.uint8)
+    with pytest.raises(ValueError, match=r"\(4, 5\), target \(5, 4\)"):
+        one.update(zeros, zeros.T)
+    with pytest.raises(ValueError, match=r"0\.\.2, got 0\.\.3"):
+        one.update(np.array([[0, 3]]), np.array([[0, 0]]))
+    with pytest.raises(ValueError, match=r"0\.\.2, got -1\.\.0"):
+        one.update(np.array([[0, -1]]), np.array([[0, 0]]))
+    with pytest.raises(ValueError, match=r"be the ignore index 255, got \[-5, 77\]"):
+        one.update(np.zeros((1, 3), np.uint8), np.array([[77, 0, -5]]))
+    with pytest.raises(ValueError, match="float32"):
+        one.update(zeros.astype(np.float32), zeros)
+    with pytest.raises(ValueError, match=r"\(H, W\) or \(N, H, W\), got \(20,\)"):
+        one.update(zeros.ravel(), zeros.ravel())
+    assert not one.counts.any()
+    with pytest.raises(ValueError, match=r"num_classes must lie in 1\.\.65535, got 0"):
+        metric(0)
+
+
+@pytest.mark.parametrize("widths", [(), (0, 1), (3, 3), (5, 3), (1.5,)])
+def test_bad_widths(widths: tuple):
+    with pytest.raises(ValueError, match="widths must be ascending integers"):
+        BoundaryBands(3, widths)
+
+
+def test_other_bad_arguments():
+    with pytest.raises(ValueError, match="width must be one of 3, 5, 8, 12, got 4"):
+        BoundaryBands(3).confusion(4)
+    for tolerances in ((), (0, 1), (3, 2)):
+        with pytest.raises(ValueError, match="tolerances must be ascending"):
+            BoundaryFScore(3, tolerances)
+    with pytest.raises(ValueError, match="dilation_ratio must be positive, got 0"):
+        BoundaryIoU(3, dilation_ratio=0)
+    with pytest.raises(ValueError, match=r"\(1, 4, 5\) and \(1, 5, 4\)"):
+        boundary_iou(np.zeros((1, 4, 5), bool), np.zeros((1, 5, 4), bool))
+    with pytest.raises(ValueError, match="float64"):
+        boundary_region(np.zeros((4, 5)))
