@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Arguments of the parts that the factory itself decides.
 RESERVED = {
-    "backbone": {"self", "name", "pretrained", "in_chans"},
+    "backbone": {"self", "name", "pretrained", "in_chans", "cache_dir"},
     "neck": {"self", "in_channels", "num_outputs", "extra_blocks"},
     "head": {"self", "in_channels", "feature_channels", "num_classes"},
 }
@@ -75,7 +75,7 @@ def create_model(
     saved = _load.read_spec(folder) if pretrained else None
     # Where every tensor comes from the file, nothing is initialised first.
     whole = saved is not None and (saved.num_classes, saved.in_chans) == (wanted.num_classes, wanted.in_chans)
-    model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole)
+    model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole, cache_dir=cache_dir)
     if saved is not None:
         model.load_report = _load.load_weights(model, folder, saved=saved, share=in_cache)
     if checkpoint_path is not None:
@@ -83,7 +83,9 @@ def create_model(
     return model
 
 
-def build(spec: ModelSpec, *, pretrained_backbone: bool = False, empty: bool = False) -> SegmentationModel:
+def build(
+    spec: ModelSpec, *, pretrained_backbone: bool = False, empty: bool = False, cache_dir: str | Path | None = None
+) -> SegmentationModel:
     """The modules of a complete description, with fresh weights; or with none yet, for `_load.assign_tensors`.
 
     Raises ValueError where the description is not complete.
@@ -97,7 +99,10 @@ def build(spec: ModelSpec, *, pretrained_backbone: bool = False, empty: bool = F
     args = _split_args(spec, neck_class, head_class)
 
     with _load.WithoutInit() if empty else nullcontext():
-        backbone = Backbone(spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, **args["backbone"])
+        backbone = Backbone(
+            spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, cache_dir=cache_dir,
+            **args["backbone"],
+        )
         neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
         neck = neck_class(backbone.out_channels, num_outputs=head_class.pyramid_levels, **neck_args)
         head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])

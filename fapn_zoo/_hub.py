@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fapn_zoo._files import write_text
-from fapn_zoo._hub_errors import PASSING_STATUS, Absent, Failure, Local, Offline, explained
+from fapn_zoo._hub_errors import PASSING_STATUS, Absent, Failure, Local, Missing, Offline, explained
 from fapn_zoo._verified import digests, has_digest
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ ATTEMPTS = 3
 FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 LONGEST_PAUSE = 60.0  # seconds; where the Hub asks for more, the user is told instead
 STALE = 3600.0  # seconds without a write after which the partial file of a killed download is removed
+REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path in the cache
 # What huggingface_hub's transfer has tried again several times before it lets us know.
 TRIED_BY_CLIENT = ("ConnectError", "TimeoutException", "RemoteProtocolError")
 
@@ -92,11 +93,7 @@ def download(
         ValueError: a malformed name, or a repository, revision or file that cannot be had, in one line that says why
             and what to do. What is whole stays in the cache, what is damaged does not.
     """
-    repo_id, at, revision = repository.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or (at and not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", revision)):
-        raise ValueError(f"Hub repository {repository!r}; expected 'owner/name' or 'owner/name@revision'")
-    cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
-    source = _Source(repository, repo_id, revision or "main", cache, token)
+    source = _source(repository, cache_dir, token)
     try:
         commit = _commit(source, [CONFIG, WEIGHTS][:1 + weights])
         folder = _file(source, commit, CONFIG).parent
@@ -110,24 +107,50 @@ def download(
     return folder
 
 
+def download_file(
+    repository: str, filename: str, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> Path | None:
+    """One file of any repository, in the same way as `download`; None where the repository holds no such file."""
+    source = _source(repository, cache_dir, token)
+    try:
+        commit = _commit(source, [filename])
+        path = _file(source, commit, filename)
+        _point(source, path.parent)
+    except Missing:
+        return None
+    except Failure as failure:
+        raise ValueError(f"cannot fetch {filename} of {repository!r} from the Hub: {failure}") from failure
+    return path
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _source(repository: str, cache_dir: str | Path | None, token: str | None) -> _Source:
+    repo_id, at, revision = repository.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or (at and not REVISION.fullmatch(revision)):
+        raise ValueError(f"Hub repository {repository!r}; expected 'owner/name' or 'owner/name@revision'")
+    cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
+    return _Source(repository, repo_id, revision or "main", cache, token)
+
+
 def _commit(source: _Source, wanted: list[str]) -> str:
     """The commit that the revision points to: at the Hub, or in the cache where that cannot be reached."""
     if source.pinned:
         return source.revision
-    known = source.cached(CONFIG)
+    known = source.cached(wanted[0])
     commit = known.parent.name if known else None
-    whole = commit is not None and all(source.cached(filename, commit) for filename in wanted)
+    missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
     try:
-        found = _patiently(lambda _: _metadata(source, source.revision, CONFIG), 1 if whole else ATTEMPTS)
+        found = _patiently(
+            lambda _: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1,
+        )
         return found.commit_hash
     except Failure as failure:
-        if not whole or isinstance(failure, Absent):
+        if missing or isinstance(failure, Absent):
             raise
         if isinstance(failure, Offline):
             logger.info("%s: HF_HUB_OFFLINE is set; taking commit %s from the cache", source.name, commit[:12])

@@ -37,6 +37,10 @@ class Absent(Failure):
     """The Hub says that there is no such revision or file, so an older state in the cache is no answer."""
 
 
+class Missing(Absent):
+    """The repository and the revision are there, the file is not."""
+
+
 class Local(Failure):
     """Something on this side is wrong, which no other way to the Hub can help."""
 
@@ -117,7 +121,7 @@ def _refusal(error: Any, wish: _Wish) -> Failure:
     if isinstance(error, errors.RevisionNotFoundError):
         return Absent(f"{repo_id} has no revision {wish.revision!r}", f"{page} lists its branches and tags")
     if isinstance(error, errors.EntryNotFoundError):
-        return Absent(f"{repo_id} holds no {wish.filename}", f"{page} lists its files")
+        return Missing(f"{repo_id} holds no {wish.filename}", f"{page} lists its files")
     if status == 401 and "Invalid credentials" in str(error):
         return Failure("the token is not valid", f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens, or "
                        "unset it for a public repository")

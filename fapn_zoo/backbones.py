@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fapn_zoo._timm_weights import build_features
 from fapn_zoo.layers.swin_official import SWIN_OPTIONS, swin_blocks, use_official_order
 from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 
@@ -72,6 +74,7 @@ class Backbone(nn.Module):
             detectron2's R-CNN weights have it, instead of on the 3x3. ResNets with bottlenecks only.
         multi_grid: dilations of the 3x3 convolutions of the last stage's blocks, such as DeepLab's ``(1, 2, 4)``; sizes
             of the maps do not change. ResNets with bottlenecks only.
+        cache_dir: where the ImageNet weights are kept; None is the Hub client's own place.
         timm_kwargs: further arguments of the timm model, such as ``drop_path_rate``.
 
     Attributes:
@@ -102,6 +105,7 @@ class Backbone(nn.Module):
         grad_checkpointing: bool = False,
         stride_in_1x1: bool = False,
         multi_grid: Sequence[int] | None = None,
+        cache_dir: str | Path | None = None,
         **timm_kwargs: Any,
     ):
         super().__init__()
@@ -111,7 +115,7 @@ class Backbone(nn.Module):
             raise ValueError(f"in_chans must be at least 1, got {in_chans}")
         self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
         options, self.size_divisor, self.fixed_size = _plan(self.timm_name, {**timm_kwargs, "in_chans": in_chans})
-        self.body = _build(self.timm_name, options, pretrained=pretrained)
+        self.body = build_features(self.timm_name, options, pretrained=pretrained, cache_dir=cache_dir)
         self.out_channels = tuple(self.body.feature_info.channels())
         self._frozen: frozenset[str] = frozenset()
         self.is_swin = bool(swin_blocks(self.body))
@@ -217,24 +221,6 @@ def _ceil(side: int, stride: int) -> int:
     return (side + stride - 1) // stride
 
 
-def _build(name: str, options: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
-    """Let timm build the feature network; what goes wrong is raised in terms of the user's arguments."""
-    try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except TypeError as error:
-        raise ValueError(f"backbone {name!r} does not take one of the arguments {sorted(options)}: {error}") from error
-    except OSError as error:
-        if not pretrained:
-            raise
-        raise ConnectionError(
-            f"the ImageNet weights of backbone {name!r} are not in the cache and the Hub could not be reached; go on "
-            "without them (pretrained_backbone=False), or set HF_HUB_OFFLINE=1 and HF_HOME to a cache that has them"
-        ) from error
-    except Exception as error:
-        what = "with its ImageNet weights" if pretrained else "as a feature network"
-        raise ValueError(f"timm cannot build backbone {name!r} {what}: {error}") from error
-
-
 def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
     """Indices of the deepest levels with strides 4, 8, 16 and 32.
 
@@ -284,19 +270,19 @@ def _rehearse(name: str, items: tuple) -> tuple[tuple, int, tuple[int, int] | No
     """
     options = dict(items)
     with torch.device("meta"):
-        network = _build(name, options)
+        network = build_features(name, options)
         added: dict[str, Any] = dict(SWIN_OPTIONS) if swin_blocks(network) else {}
         added["out_indices"] = _levels(name, [int(level["reduction"]) for level in network.feature_info.info])
         for extra in _ANY_SIZE_OPTIONS:
             try:
-                network = _build(name, {**options, **added, **extra})
+                network = build_features(name, {**options, **added, **extra})
             except ValueError:
                 continue  # the family does not know this option
             for divisor in _DIVISORS:
                 sizes = [tuple(_ceil(side, divisor) * divisor for side in size) for size in _PROBE_SIZES]
                 if all(_rounds_up(network, options["in_chans"], size) for size in sizes):
                     return (*added.items(), *extra.items()), divisor, None
-        network = _build(name, {**options, **added})
+        network = build_features(name, {**options, **added})
         only = options.get("img_size") or network.pretrained_cfg["input_size"][-2:]
         only = (only, only) if isinstance(only, int) else tuple(only)
         if _rounds_up(network, options["in_chans"], only):

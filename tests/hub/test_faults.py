@@ -6,11 +6,10 @@ fault then succeeds without fetching again what had arrived whole. The table of 
 
 from __future__ import annotations
 
-import json
 import os
-import random
+import shutil
+import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,30 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub.client import FILES, LARGE, MB, SMALL, WEIGHTS, finish, is_right, look, serve, start
 from hub.faults import Fault
 from hub.repositories import Repository
-from hub.server import Hub
 from hub.xet import packed
 
 pytestmark = pytest.mark.hub
 
-MB = 10**6
-WEIGHTS = "model.safetensors"
-FILES = {"config.json": b'{"format": 1}', "README.md": b"---\nlicense: mit\n---\nStreets.\n"}
-# The client writes in pieces of 10 MiB, so only a part larger than that is there to go on from.
-SMALL, LARGE = (random.Random(0).randbytes(size) for size in (3 * MB, 30 * MB))
-
-CHILD = """
-import json, sys
-from fapn_zoo import _hub
-name, arguments, setup = json.loads(sys.argv[1])
-_hub.FIRST_PAUSE, _hub.LONGEST_PAUSE = 0.05, 5.0
-exec(setup)
-try:
-    print(json.dumps({"folder": str(_hub.download(name, **arguments))}))
-except ValueError as error:
-    print(json.dumps({"error": str(error)}))
-"""
 # Files of this process cannot grow beyond a megabyte, as on a disk that is full or a quota that is used up.
 NO_ROOM = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))"
 
@@ -171,49 +153,6 @@ class Outcome:
     second_sent: int
 
 
-def start(name: str, hub: Hub, root: Path, arguments: dict[str, Any] | None = None, setup: str = "", **more: str):
-    """A process that downloads; one of its own, because the client reads its environment when it is imported."""
-    arguments = {"cache_dir": str(root / "cache")} | (arguments or {})
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment = inherited | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "FAPN_ZOO_CACHE": str(root / "own"), "NO_PROXY": "*",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-        "HF_HUB_ETAG_TIMEOUT": "2", "HF_XET_CLIENT_RETRY_BASE_DELAY": "50ms", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
-        "HF_XET_CLIENT_READ_TIMEOUT": "2s",
-    } | more  # no telemetry, since it is a request of its own
-    return subprocess.Popen([sys.executable, "-c", CHILD, json.dumps([name, arguments, setup])], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> tuple[dict[str, str], str]:
-    try:
-        out, log = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
-    return json.loads(out), log
-
-
-def serve(data: bytes = SMALL, xet: bool = False) -> Hub:
-    hub = Hub()
-    hub.xet = xet
-    hub.tokens |= {"hf_reader": "reader", "hf_stranger": "stranger"}
-    hub.add("me/streets", FILES | {WEIGHTS: data})
-    hub.repositories["me/streets"].granted.add("reader")
-    return hub
-
-
-def look(root: Path, data: bytes = SMALL) -> tuple[set[str], list[str], list[str]]:
-    """Names of whole and of damaged files in the cache's snapshots, and of partial files anywhere."""
-    truth, whole, damaged = FILES | {WEIGHTS: data}, set(), []
-    for path in root.glob("cache/models--*/snapshots/*/*"):
-        if path.exists() and path.read_bytes() == truth[path.name]:
-            whole.add(path.name)
-        else:
-            damaged.append(path.name)
-    return whole, damaged, [path.name for path in root.rglob("*.incomplete")]
-
-
 def play(case: Case, root: Path) -> Outcome:
     hub = serve(case.data, case.xet)
     try:
@@ -254,12 +193,6 @@ def played(tmp_path_factory, request):
         yield {case.title: pool.submit(play, case, tmp_path_factory.mktemp("fault")) for case in cases}
 
 
-def folder_is_right(answer: dict[str, str], data: bytes = SMALL) -> bool:
-    return "folder" in answer and all(
-        Path(answer["folder"], name).read_bytes() == content for name, content in (FILES | {WEIGHTS: data}).items()
-    )
-
-
 def row(title: str, first: dict[str, str], seconds: float, requests: int, again: str) -> dict[str, str]:
     outcome = first.get("error", "right weights").partition(" from the Hub: ")
     outcome = outcome[2] or outcome[0]
@@ -273,7 +206,7 @@ def test_a_fault(case, played, record_property):
     again = f"{seen.second_requests} requests, {seen.second_sent / MB:.1f} MB"
     record_property("row of Hub faults", row(case.title, seen.first, seen.seconds, seen.requests, again))
     if case.words is None:
-        assert folder_is_right(seen.first, case.data) or seen.first.get("folder") and seen.second == seen.first
+        assert is_right(seen.first, case.data) or seen.first.get("folder") and seen.second == seen.first
     else:
         error = seen.first["error"]
         assert error.startswith(f"cannot fetch {case.name!r} from the Hub: ") and case.words in error
@@ -281,8 +214,79 @@ def test_a_fault(case, played, record_property):
     assert "Traceback" not in seen.log
     assert not case.says or (case.says in seen.log and seen.log.strip().count("\n") == 0)
     assert not seen.damaged and not seen.partial and not seen.again
-    assert folder_is_right(seen.second, case.data)
+    assert is_right(seen.second, case.data)
     expected = case.again if case.again is not None else 0 if case.words is None else len(case.data)
     assert seen.second_sent == expected
     assert seen.seconds < case.at_most
     assert case.most is None or seen.sent <= case.most
+
+
+def test_two_processes_at_once_fetch_once(tmp_path, record_property):
+    with serve() as hub:
+        hub.faults = [Fault("slow", seconds=0.01)]
+        begin = time.monotonic()
+        processes = [start("me/streets", hub, tmp_path) for _ in range(2)]
+        answers = [finish(process)[0] for process in processes]
+        seconds, requests = time.monotonic() - begin, len(hub.requests)
+        assert all(map(is_right, answers)) and look(tmp_path) == ({*FILES, WEIGHTS}, [], [])
+        assert hub.count(BODY) == 1
+        hub.requests.clear()
+        assert is_right(finish(start("me/streets", hub, tmp_path))[0])
+        again = f"{len(hub.requests)} requests, {hub.sent(BODY) / MB:.1f} MB"
+        assert hub.sent(BODY) == 0
+    record_property("row of Hub faults", row("two processes at once", answers[0], seconds, requests, again))
+
+
+def test_killed_on_the_way(tmp_path, record_property):
+    """What was whole stays; the part that was on its way is not taken for the file, and not kept for ever."""
+    with serve() as hub:
+        hub.faults = [Fault("slow", seconds=0.05)]
+        begin = time.monotonic()
+        process = start("me/streets", hub, tmp_path)
+        while hub.sent(BODY) < MB:
+            assert process.poll() is None and time.monotonic() < begin + 60
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        seconds, requests = time.monotonic() - begin, len(hub.requests)
+        whole, damaged, partial = look(tmp_path)
+        assert whole == {"config.json"} and not damaged and len(partial) == 1
+        old = time.time() - 2 * 3600
+        for path in tmp_path.rglob("*.incomplete"):
+            os.utime(path, (old, old))
+        hub.faults, before = [], len(hub.requests)
+        hub.requests.clear()
+        answer = finish(start("me/streets", hub, tmp_path))[0]
+        assert is_right(answer) and look(tmp_path) == ({*FILES, WEIGHTS}, [], [])
+        assert hub.count("^GET .*config.json") == 0 and hub.sent(BODY) == len(SMALL) and before == requests
+        again = f"{len(hub.requests)} requests, {hub.sent(BODY) / MB:.1f} MB"
+    record_property("row of Hub faults", row("killed on the way", {"error": "killed"}, seconds, requests, again))
+
+
+# A disk of two megabytes, and then of sixteen, in a namespace of its own that is gone with the process.
+SMALL_DISK = """
+import os, subprocess
+os.makedirs(arguments["cache_dir"])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", arguments["cache_dir"]], check=True)
+full = attempt()
+subprocess.run(["mount", "-o", "remount,size=16m", arguments["cache_dir"]], check=True)
+left = [name for _, _, names in os.walk(arguments["cache_dir"]) for name in names if name.endswith(".incomplete")]
+answer = attempt()
+print(json.dumps({"full": full, "left": left, "bytes": os.path.getsize(answer["folder"] + "/model.safetensors")}))
+sys.exit()
+"""
+may_mount = shutil.which("unshare") and subprocess.run(
+    ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount, reason="this user may not mount a small disk; 'disk full' above plays it by a limit")
+def test_a_small_disk(tmp_path, record_property):
+    with serve() as hub:
+        begin = time.monotonic()
+        seen = finish(start("me/streets", hub, tmp_path, setup=SMALL_DISK, before=("unshare", "-Urm")))[0]
+        row_of_it = row("disk full (tmpfs of 2 MB)", seen["full"], time.monotonic() - begin, len(hub.requests), "-")
+        assert hub.count("^GET .*config.json") == 1
+    assert "no room for model.safetensors of 3.0 MB in" in seen["full"]["error"]
+    assert "(2.1 MB free); make room, or name another place" in seen["full"]["error"]
+    assert seen["left"] == [] and seen["bytes"] == len(SMALL)
+    record_property("row of Hub faults", row_of_it)
