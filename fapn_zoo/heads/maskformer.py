@@ -90,6 +90,7 @@ class QueryMaskHead(nn.Module):
         in_channels: channels of the neck's outputs.
         feature_channels: channels of the coarsest backbone map, which the decoder reads.
         num_queries: Q.
+        class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
         mask_channels: channels of mask features and mask embeddings.
         channels, layers, heads, feedforward, dropout: of the decoder, see `QueryDecoder`.
 
@@ -102,8 +103,8 @@ class QueryMaskHead(nn.Module):
     default_dialect = "maskformer"
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_queries: int, *, mask_channels: int, channels: int,
-        layers: int, heads: int, feedforward: int, dropout: float,
+        self, in_channels: int, feature_channels: int, num_queries: int, class_scores: int, *, mask_channels: int,
+        channels: int, layers: int, heads: int, feedforward: int, dropout: float,
     ):
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
@@ -111,6 +112,8 @@ class QueryMaskHead(nn.Module):
             feature_channels, channels=channels, num_queries=num_queries, layers=layers, heads=heads,
             feedforward=feedforward, dropout=dropout,
         )
+        if class_scores:
+            self.class_embed = nn.Linear(channels, class_scores)
         self.mask_embed = MLP(channels, mask_channels, 3)
         self.deep_supervision: bool | None = None
 
@@ -145,10 +148,9 @@ class MaskFormerHead(QueryMaskHead):
         dropout: float = 0.1,
     ):
         super().__init__(
-            in_channels, feature_channels, num_queries, mask_channels=mask_channels, channels=channels, layers=layers,
-            heads=heads, feedforward=feedforward, dropout=dropout,
+            in_channels, feature_channels, num_queries, num_classes + 1, mask_channels=mask_channels,
+            channels=channels, layers=layers, heads=heads, feedforward=feedforward, dropout=dropout,
         )
-        self.class_embed = nn.Linear(channels, num_classes + 1)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
@@ -169,8 +171,8 @@ class PerPixelPlusHead(QueryMaskHead):
         channels: int = 256, layers: int = 6, heads: int = 8, feedforward: int = 2048, dropout: float = 0.1,
     ):
         super().__init__(
-            in_channels, feature_channels, num_classes, mask_channels=mask_channels, channels=channels, layers=layers,
-            heads=heads, feedforward=feedforward, dropout=dropout,
+            in_channels, feature_channels, num_classes, 0, mask_channels=mask_channels, channels=channels,
+            layers=layers, heads=heads, feedforward=feedforward, dropout=dropout,
         )
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:
