@@ -124,7 +124,9 @@ def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> No
         if not leftover.name.startswith(source.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if not source.is_file():
-        _announce(url, spec.name, weights)
+        _refuse_offline(url, spec.name)
+        terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
+        logger.warning("%s: weights of the official release, %s, see %s", spec.name, terms, weights.page or url)
     _fetch_checked(url, source, spec, weights)
     converted = work / "converted"
     try:
@@ -138,15 +140,12 @@ def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> No
     logger.info("%s: converted and kept in %s", spec.name, folder)
 
 
-def _announce(url: str, name: str, weights: WeightsSpec) -> None:
-    """Shows the terms of a download that is about to begin. FileNotFoundError where the client is set offline."""
+def _refuse_offline(url: str, name: str) -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it to download {url}, "
                                 f"or {_by_hand(name)}")
-    terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
-    logger.warning("%s: weights of the official release, %s, see %s", name, terms, weights.page or url)
 
 
 def _source_file(work: Path, weights: WeightsSpec) -> Path:
@@ -226,6 +225,7 @@ def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpe
 
 def _download(url: str, source: Path, name: str) -> None:
     """Repeats `_attempt` until the file is there, or until nothing new has come `TRIES` times in a row."""
+    _refuse_offline(url, name)
     most, failures = _size_so_far(source), 0
     while (reason := _attempt(url, source, name)) is not None:
         size = _size_so_far(source)
@@ -288,20 +288,20 @@ class _Progress:
     """Called by gdown after each block: draws a bar on a terminal, gives up at once where the rest cannot fit."""
 
     def __init__(self, source: Path):
-        self.source, self.total, self.bar = source, None, None
+        self.source, self.total, self.bar, self.begun = source, None, None, False
 
     def __call__(self, done: int, total: int | None) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.total = total
+        if not self.begun:
+            self.begun, self.total = True, total
             if total is not None and total - done > shutil.disk_usage(self.source.parent).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.bar = tqdm(
-                desc=self.source.name.partition("-")[2], total=total, initial=done, unit="B", unit_scale=True,
-                disable=not sys.stderr.isatty(),
-            )
-        self.bar.update(done - self.bar.n)
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                title = self.source.name.partition("-")[2]
+                self.bar = tqdm(desc=title, total=total, initial=done, unit="B", unit_scale=True)
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -343,7 +343,7 @@ def _cause(error: Exception) -> str:
 
 
 def _by_hand(name: str) -> str:
-    return (f"download it in a browser, run `fapn-zoo convert FILE --model {name} --out DIR` and load 'local-dir:DIR'")
+    return f"download it in a browser, run `fapn-zoo convert FILE --model {name} --out DIR` and load 'local-dir:DIR'"
 
 
 def _readable(size: int) -> str:

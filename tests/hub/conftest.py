@@ -33,14 +33,13 @@ def release_hosts(toys, tmp_path_factory):
 
 @pytest.fixture
 def releases(release_hosts, monkeypatch, tmp_path):
-    """The hosts without faults; this process and its children find them, an empty cache, and a short patience."""
+    """The hosts without faults; this process and its children find them and an empty cache, and wait little between tries."""
     from fapn_zoo import _official
 
     release_hosts.reset()
     for name, value in (release_hosts.environment | {"FAPN_ZOO_CACHE": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(_official, "PAUSE", 0.01)
-    monkeypatch.setattr(_official, "TIMEOUT", (5, 1))
     return release_hosts
 
 

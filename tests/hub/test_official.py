@@ -110,7 +110,9 @@ SURVIVED = [
 
 
 @pytest.mark.parametrize("title, name, faults", SURVIVED, ids=[row[0] for row in SURVIVED])
-def test_faults_that_end_in_the_right_weights(title, name, faults, toys, releases, tmp_path, row):
+def test_faults_that_end_in_the_right_weights(title, name, faults, toys, releases, tmp_path, monkeypatch, row):
+    if faults[0].kind == "stall":
+        monkeypatch.setattr(_official, "TIMEOUT", (15, 1))
     releases.faults += faults
     spec = toys[name][0]
     folder = _official.fetch(spec, spec.weights["paper"])
