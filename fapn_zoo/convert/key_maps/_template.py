@@ -52,12 +52,13 @@ class _Side:
             pattern += re.escape(template[end : match.start()]) + r"(\w+?)"
             end = match.end()
         self.parts.append(template[end:])
+        self.start = template.partition("{")[0]  # most keys differ there, and comparing it is fast
         self.fields = [part for part in self.parts if isinstance(part, _Field)]
         self.pattern = re.compile(pattern + re.escape(template[end:]))
 
     def read(self, key: str, values: Mapping[str, _Values]) -> dict[str, Value] | None:
         """The fields of a key that this template writes, else None."""
-        match = self.pattern.fullmatch(key)
+        match = self.pattern.fullmatch(key) if key.startswith(self.start) else None
         found: dict[str, Value] = {}
         for field, text in zip(self.fields, match.groups() if match else (), strict=match is not None):
             value = values[field.name].parse(text, field)

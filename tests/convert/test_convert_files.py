@@ -1,0 +1,367 @@
+"""Checkpoints on disk -> weights folders: which model it is, what is written, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from convert.tiny import BY_NAME, first_version, official_state, write
+from safetensors.torch import load_file, save_file
+
+import fapn_zoo
+from fapn_zoo import _registry, cli
+from fapn_zoo._spec import ModelSpec, WeightsSpec
+from fapn_zoo.convert import convert, convert_file, files, to_official, to_zoo
+from fapn_zoo.convert.names import model_shapes
+from fapn_zoo.convert.reading import read_checkpoint
+
+pytestmark = pytest.mark.unit
+METRICS = {"Toys val mIoU": 44.5, "Toys val mIoU multi-scale": 46.7}
+
+
+@pytest.fixture(autouse=True)
+def only_these(monkeypatch, request):
+    """The converter finds the models that a test registers, and no others, which take time to compare."""
+    monkeypatch.setattr(_registry, "_registered", {})
+    if "official" not in request.node.name:
+        monkeypatch.setattr(files, "list_models", lambda: list(_registry._registered))
+
+
+def register(spec: ModelSpec, location: str = "", **kwargs) -> ModelSpec:
+    weights = WeightsSpec(
+        source="official", location=location or f"https://example.org/{spec.name}.pkl", license="cc-by-nc-4.0",
+        metrics=METRICS, page="https://example.org/zoo", note="reported by their authors",
+    )
+    return fapn_zoo.register_model(dataclasses.replace(spec, weights={"paper": weights}, **kwargs))
+
+
+def with_md5(path: Path) -> Path:
+    """The file under a release's name, with the beginning of its md5."""
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    return path.rename(path.with_name(f"model_final_{digest[:6]}{path.suffix}"))
+
+
+def assert_folder(folder: Path, spec: ModelSpec, state: dict[str, torch.Tensor]) -> dict:
+    expected, _ = to_zoo(state, spec)
+    stored = load_file(folder / "model.safetensors")
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[key], expected[key]) for key in expected)
+    loaded = fapn_zoo.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_a_file(tmp_path, suffix, version):
+    spec = register(BY_NAME["maskformer_fapn"])
+    state = official_state(spec)
+    named = first_version(state) if version == 1 else state
+    path = write(tmp_path / f"x{suffix}", named)
+    folder = convert_file(path, spec, tmp_path / "deep" / "out", weights=spec.weights["paper"])
+    assert folder == tmp_path / "deep" / "out"
+    config = assert_folder(folder, spec, state)
+    assert config["license"] == "cc-by-nc-4.0" and config["metrics"] == METRICS
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert config["source"] == f"https://example.org/tiny_maskformer_fapn.pkl, sha256 {sha256}"
+    assert config["probe"]["outputs"]
+    assert "Reported by their authors." in (folder / "README.md").read_text()
+    assert [p.name for p in folder.parent.iterdir()] == ["out"], "nothing else is left"
+
+
+def test_labels_travel(tmp_path):
+    spec = register(BY_NAME["perpixel"], label_set="camvid", num_classes=11)
+    convert_file(write(tmp_path / "x.pkl", official_state(spec)), spec, tmp_path / "out")
+    data = fapn_zoo.create_model(f"local-dir:{tmp_path / 'out'}").data
+    assert len(data.labels) == len(data.palette) == 11 and data.labels == fapn_zoo.create_model(spec.name).data.labels
+
+
+def test_the_same_file_is_kept(tmp_path, monkeypatch):
+    spec = register(BY_NAME["perpixel"])
+    path, out = write(tmp_path / "x.pkl", official_state(spec)), tmp_path / "out"
+    assert not convert(path, out, spec.name)[0].kept
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    again = convert(path, out, spec.name)
+    assert again == [(path, spec.name, out, True, None)]
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut weights", "no weights", "no config", "other config", "other model", "other file"]
+)
+def test_what_is_not_of_the_same_file_is_written_again(tmp_path, damage):
+    spec = register(BY_NAME["perpixel"])
+    state = official_state(spec)
+    path, out = write(tmp_path / "x.pkl", state), tmp_path / "out"
+    convert(path, out, spec.name)
+    (out / "notes.txt").write_text("mine")
+    weights, config = out / "model.safetensors", out / "config.json"
+    if damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no config":
+        config.unlink()
+    elif damage == "other config":
+        config.write_text(config.read_text().replace('"neck_out_channels": 32', '"neck_out_channels": 64'))
+    elif damage == "other model":
+        other = register(dataclasses.replace(spec, name="tiny_other"))
+        convert(write(tmp_path / "y.pkl", official_state(other)), out, other.name)
+    else:
+        state["sem_seg_head.predictor.bias"] = state["sem_seg_head.predictor.bias"] + 1
+        write(path, state)
+    assert not convert(path, out, spec.name)[0].kept
+    assert (out / "notes.txt").read_text() == "mine", "only files of the three names are replaced"
+    (out / "notes.txt").unlink()
+    assert_folder(out, spec, state)
+
+
+def test_a_failure_leaves_the_older_folder(tmp_path, monkeypatch):
+    spec = register(BY_NAME["perpixel"])
+    state = official_state(spec)
+    path, out = write(tmp_path / "x.pkl", state), tmp_path / "out"
+    convert(path, out, spec.name)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    other = write(tmp_path / "y.pkl", {key: value * 0.99 for key, value in state.items()})
+    for name, error in (("_compare", ValueError("differs")), ("_move", OSError("disk full")),
+                        ("save_model", files.SafetensorError("Error while serializing: I/O error (os error 28)"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, name, lambda *a, error=error, **k: (_ for _ in ()).throw(error))
+            with pytest.raises((ValueError, OSError), match="^differs$|^disk full$|^cannot write .*os error 28"):
+                convert(other, out, spec.name)
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "x.pkl", "y.pkl"]
+
+
+def test_what_was_written_is_compared(tmp_path, monkeypatch):
+    """A writer that changes one value, and one whose network computes something else, are found out."""
+    spec = register(BY_NAME["perpixel"])
+    path, real = write(tmp_path / "x.pkl", official_state(spec)), files.save_model
+
+    def wrong_value(network, folder, **kwargs):
+        real(network, folder, **kwargs)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["head.predictor.bias"] = tensors["head.predictor.bias"] + 1e-6
+        save_file(tensors, folder / "model.safetensors")
+
+    def wrong_probe(network, folder, **kwargs):
+        real(network, folder, **kwargs)
+        config = json.loads((folder / "config.json").read_text())
+        config["probe"]["outputs"][0]["values"][3] += 1
+        (folder / "config.json").write_text(json.dumps(config))
+
+    for writer, words in ((wrong_value, r"does not hold what was written or read, in head\.predictor\.bias"),
+                          (wrong_probe, "no longer computes its stored outputs")):
+        monkeypatch.setattr(files, "save_model", writer)
+        with pytest.raises(ValueError, match=words):
+            convert(path, tmp_path / "out", spec.name)
+        assert not (tmp_path / "out").exists()
+
+
+def test_values_that_are_not_finite(tmp_path):
+    spec = register(BY_NAME["perpixel"])
+    state = official_state(spec)
+    state["sem_seg_head.predictor.bias"][2] = torch.nan
+    path = write(tmp_path / "x.pkl", state)
+    with pytest.raises(ValueError, match=r"x\.pkl holds values that are no finite numbers, in head\.predictor\.bias$"):
+        convert(path, tmp_path / "out", spec.name)
+
+
+# which model
+
+
+def test_found_by_the_name_of_the_file(tmp_path):
+    """Two models with tensors alike: only the name of the file tells which it is."""
+    state = official_state(BY_NAME["perpixel"])
+    path = with_md5(write(tmp_path / "x.pkl", state))
+    register(BY_NAME["perpixel"])
+    spec = register(dataclasses.replace(BY_NAME["perpixel"], name="tiny_named"), f"https://example.org/a/{path.name}")
+    assert convert(path, tmp_path / "out") == [(path, "tiny_named", tmp_path / "out", False, None)]
+    assert_folder(tmp_path / "out", spec, state)
+
+
+def test_a_name_that_promises_another_md5(tmp_path):
+    path = write(tmp_path / "model_final_0123ab.pkl", official_state(BY_NAME["perpixel"]))
+    spec = register(BY_NAME["perpixel"], f"https://example.org/{path.name}")
+    for model in (None, spec.name, f"{spec.name}.paper"):
+        with pytest.raises(ValueError, match=r"ab\.pkl has md5 [0-9a-f]{32}, but its name promises 0123ab"):
+            convert(path, tmp_path / "out", model)
+    with pytest.raises(ValueError, match="promises 0123ab"):
+        convert_file(path, spec, tmp_path / "out")
+    assert convert_file(path, spec, tmp_path / "out", weights=spec.weights["paper"]), "checked by who passes weights"
+
+
+def test_a_file_that_is_not_the_released_one_says_so(tmp_path, caplog):
+    """The reported scores are those of the release; whoever reads the card of another file must know."""
+    path = write(tmp_path / "mine.pkl", official_state(BY_NAME["perpixel"]))
+    spec = register(BY_NAME["perpixel"], "https://example.org/model_final_0123ab.pkl")
+    convert(path, tmp_path / "out", spec.name)
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    assert f"has md5 {digest}, the released file 0123ab...: its scores may be others" in caplog.text
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"converted from a file with md5 {digest}, which is not the released one (0123ab...)" in card
+
+
+@pytest.mark.parametrize("name", ["maskformer_fapn", "maskformer_fpn", "maskformer_deep_stem", "perpixel"])
+def test_found_by_the_tensors(tmp_path, name):
+    for spec in BY_NAME.values():
+        register(spec)
+    state = first_version(official_state(BY_NAME[name])) | {"pixel_mean": torch.zeros(3, 1, 1)}
+    path = write(tmp_path / "checkpoint.pth", state)
+    assert convert(path, tmp_path / "out")[0].model == f"tiny_{name}"
+
+
+def test_no_model_and_several_models(tmp_path):
+    state = official_state(BY_NAME["perpixel"])
+    path = write(tmp_path / "x.pkl", state)
+    register(BY_NAME["perpixel_plus"])
+    register(BY_NAME["maskformer_fpn"])
+    with pytest.raises(ValueError) as error:
+        convert(path, tmp_path / "out")
+    assert str(error.value) == (
+        f"{path} is no official model that is known by its file name, and its {len(state)} tensors are those of none; "
+        "tried: tiny_perpixel_plus, tiny_maskformer_fpn; name the model (--model)"
+    )
+    register(BY_NAME["perpixel"])
+    register(dataclasses.replace(BY_NAME["perpixel"], name="tiny_twin"))
+    with pytest.raises(ValueError, match=r"x\.pkl fits tiny_perpixel, tiny_twin: name the model \(--model\)$"):
+        convert(path, tmp_path / "out")
+
+
+def test_the_official_models_are_told_apart_by_their_tensors():
+    states = {}
+    for spec, weights in files._official_models():
+        with torch.device("meta"):
+            state = to_official({key: torch.empty(shape) for key, shape in model_shapes(spec).items()}, spec)
+        # without second names, whose values there are none of to compare
+        states[spec.name] = spec, weights, {key: value for key, value in state.items() if ".offset.norm." not in key}
+    assert len(states) == 24
+    assert len({frozenset((k, v.shape) for k, v in state.items()) for _, _, state in states.values()}) == 24
+    for name in ("maskformer_fpn_resnet101s_ade20k_full", "maskformer_fapn_swin_l_ade20k"):
+        spec, weights, state = states[name]
+        assert files.find_model(Path("x"), state) == (spec, weights)
+
+
+def test_models_that_cannot_be(tmp_path):
+    path = write(tmp_path / "x.pkl", official_state(BY_NAME["perpixel"]))
+    for name, words in (
+        ("perpixel_fapn_resnet5O", "unknown model 'perpixel_fapn_resnet5O'; nearest: "),
+        ("perpixel_fapn", "'perpixel_fapn' is an architecture: pass backbone="),
+        ("perpixel_fapn_resnet18", "has no label set: pass num_classes="),
+        ("perpixel_fapn_resnet50_ade20k", "the tensors are not those of 'perpixel_fapn_resnet50_ade20k': "),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            convert(path, tmp_path / "out", name)
+    assert not (tmp_path / "out").exists()
+
+
+# folders of many, and the command line
+
+
+def test_a_folder_of_many(tmp_path, capsys):
+    names = ["maskformer_fapn", "perpixel", "perpixel_plus"]
+    for name in names:
+        register(BY_NAME[name])
+        write(tmp_path / "in" / f"{name}{'.pth' if name == 'perpixel' else '.pkl'}", official_state(BY_NAME[name]))
+    (tmp_path / "in" / "cut.pkl").write_bytes((tmp_path / "in" / "perpixel_plus.pkl").read_bytes()[:5000])
+    (tmp_path / "in" / "log.txt").write_text("not a checkpoint")
+    (tmp_path / "in" / "inner.pkl").mkdir()
+    write(tmp_path / "in" / "z_again.pkl", official_state(BY_NAME["perpixel"]))
+    arguments = ["convert", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == "3 converted or kept, 2 failed"
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "cut.pkl is a damaged or cut-off pickle" in errors[0]
+    assert "z_again.pkl and" in errors[1] and "are both tiny_perpixel; convert them one by one" in errors[1]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"tiny_{name}" for name in names)
+    for name in names:
+        assert_folder(tmp_path / "out" / f"tiny_{name}", BY_NAME[name], official_state(BY_NAME[name]))
+    (tmp_path / "in" / "cut.pkl").unlink()
+    (tmp_path / "in" / "z_again.pkl").unlink()
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("kept, it was made of") == 3 and out.splitlines()[-1] == "3 converted or kept, 0 failed"
+
+
+def test_folders_that_hold_nothing_to_convert(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*in: it has no file that ends in \.pkl, \.pth"):
+        convert(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no checkpoint file"):
+        convert(tmp_path / "none", tmp_path / "out", "perpixel_fapn")
+    for name in ("a.pkl", "b.pkl"):
+        write(tmp_path / "in" / name, official_state(BY_NAME["perpixel"]))
+    with pytest.raises(ValueError, match=r"in has 2 checkpoints, which cannot all be 'x'; name one file"):
+        convert(tmp_path / "in", tmp_path / "out", "x")
+
+
+def test_command_line(tmp_path, capsys, caplog):
+    spec = register(BY_NAME["maskformer_fapn"])
+    path = write(tmp_path / "model.pth", official_state(spec))
+    arguments = ["convert", str(path), "--model", f"{spec.name}.paper", "--out", str(tmp_path / "out")]
+    with caplog.at_level(logging.INFO):
+        assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: {spec.name} from {path}\n"
+    assert "model.pth: 6 dropped, a second name of another tensor" in caplog.text
+    assert "model.pth: 1 dropped, a constant of the training loss" in caplog.text
+    assert_folder(tmp_path / "out", spec, official_state(spec))
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: {spec.name} kept, it was made of {path}\n"
+    path.write_bytes(b"<html>quota</html>")
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path} is a web page, not a checkpoint")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["convert", str(path)])
+    assert stop.value.code == 2
+
+
+def test_the_output_cannot_be_a_file(tmp_path, capsys):
+    spec = register(BY_NAME["perpixel"])
+    path = write(tmp_path / "x.pkl", official_state(spec))
+    (tmp_path / "out").write_text("mine")
+    assert cli.main(["convert", str(path), "--model", spec.name, "--out", str(tmp_path / "out")]) == 1
+    assert (tmp_path / "out").read_text() == "mine"
+    assert len(capsys.readouterr().err.strip().splitlines()[-1:]) == 1
+
+
+def test_safetensors_of_official_names(tmp_path):
+    spec = register(BY_NAME["perpixel"])
+    state = official_state(spec)
+    save_file({key: value.clone() for key, value in state.items()}, tmp_path / "x.safetensors")
+    convert(tmp_path / "x.safetensors", tmp_path / "out")
+    assert_folder(tmp_path / "out", spec, state)
+
+
+def test_nothing_is_imported_unasked():
+    """`convert` reads pickles: it is loaded by those who ask for it only."""
+    code = ("import sys, fapn_zoo\nfrom fapn_zoo import _factory, cli, models, predict\n"
+            "assert not any(name.startswith('fapn_zoo.convert') for name in sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fapn_zoo.__file__).parents[1], env=os.environ)
+
+
+def test_memory(tmp_path):
+    """Reading a pickle holds each array once: what the reader keeps of the file goes as tensors are made."""
+    arrays = {f"w{i}": np.full((1000, 500), i, np.float32) for i in range(20)}
+    size = sum(array.nbytes for array in arrays.values())
+    for protocol in (2, 4):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol))
+        tracemalloc.start()
+        found = read_checkpoint(tmp_path / "x.pkl")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sum(value.nbytes for value in found.values()) == size
+        assert peak < 1.3 * size
