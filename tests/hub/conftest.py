@@ -33,7 +33,7 @@ def release_hosts(toys, tmp_path_factory):
 
 @pytest.fixture
 def releases(release_hosts, monkeypatch, tmp_path):
-    """The hosts without faults; this process and its children find them and an empty cache, and wait little between tries."""
+    """The hosts without faults; this process and its children find them and an empty cache, and hardly pause."""
     from fapn_zoo import _official
 
     release_hosts.reset()
