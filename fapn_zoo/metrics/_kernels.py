@@ -330,10 +330,17 @@ def _slot(keys, counts, key):
 
 
 @_jit
-def count_overlaps(first, second, keys, counts):
-    """Sums the areas of all pairs of ids of two flat vectors in a hash table.
+def _changes(first, before_first, second, before_second, out):
+    for i in range(first.size):
+        out[i] = (first[i] != before_first[i]) | (second[i] != before_second[i])
 
-    Maps of segments are runs of equal pixels, so one look into the table serves a whole run.
+
+@_jit
+def count_overlaps(first, second, keys, counts):
+    """Sums the areas of all pairs of ids of two flat vectors, not empty, in a hash table.
+
+    Maps of segments are runs of equal pixels. The ends of runs are found for 1024 pixels at a time, without branches
+    that depend on where they are; then each run is one addition.
 
     Args:
         keys: uint64 (n,), n a power of two; becomes first id * 2**32 + second id.
@@ -342,20 +349,38 @@ def count_overlaps(first, second, keys, counts):
     Returns:
         The number of pairs, -1 where they would fill more than half the table, -2 for ids outside 0..2**32 - 1.
     """
+    flags = np.zeros(1024, np.uint8)
+    eights, ends = flags.view(np.uint64), np.empty(1024 + 8, np.int64)
     used, start, size = 0, 0, first.size
-    for i in range(1, size + 1):
-        if i < size and first[i] == first[start] and second[i] == second[start]:
-            continue
-        a, b = np.uint64(first[start]), np.uint64(second[start])
-        if (a | b) >> np.uint64(32):
-            return -2
-        key = a << np.uint64(32) | b
-        at = _slot(keys, counts, key)
-        if counts[at] == 0:
-            used += 1
-            keys[at] = key
-            if 2 * used > keys.size:
-                return -1
-        counts[at] += i - start
-        start = i
+    for base in range(1, size + 1, 1024):
+        known = min(1024, size - base)
+        if known < 1024:
+            flags[:] = 0
+            flags[known] = 1  # the last run ends with the vector
+        _changes(
+            first[base : base + known],
+            first[base - 1 : base - 1 + known],
+            second[base : base + known],
+            second[base - 1 : base - 1 + known],
+            flags,
+        )
+        runs = 0
+        for at in range(128):
+            if eights[at] != 0:
+                for i in range(8 * at, 8 * at + 8):
+                    ends[np.uint64(runs)] = base + i
+                    runs += flags[i]
+        for run in range(runs):
+            a, b = np.uint64(first[start]), np.uint64(second[start])
+            if (a | b) >> np.uint64(32):
+                return -2
+            key = a << np.uint64(32) | b
+            at = _slot(keys, counts, key)
+            if counts[at] == 0:
+                used += 1
+                keys[at] = key
+                if 2 * used > keys.size:
+                    return -1
+            counts[at] += ends[run] - start
+            start = ends[run]
     return used

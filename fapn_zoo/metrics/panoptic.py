@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_png, read_file
 
 from fapn_zoo.metrics._accumulator import UNIT, Accumulator
 
@@ -107,25 +106,25 @@ class PanopticQuality(Accumulator):
             sizes = [f"{w}x{h}" for h, w in (pred_ids.shape, gt_ids.shape)]
             raise ValueError(f"{where}the prediction is {sizes[0]} pixels, the truth {sizes[1]}")
         overlaps = _overlaps(gt_ids.reshape(-1), pred_ids.reshape(-1), where)
-        gt_areas, pred_areas = Counter(), Counter()
+        gt_areas, pred_areas = {}, {}
         for (gt, pred), pixels in overlaps.items():
-            gt_areas[gt] += pixels
-            pred_areas[pred] += pixels
+            gt_areas[gt] = gt_areas.get(gt, 0) + pixels
+            pred_areas[pred] = pred_areas.get(pred, 0) + pixels
         self._check(pred_segments, pred_areas, f"{where}the prediction")
         self._check(gt_segments, gt_areas, f"{where}the truth")
         return torch.from_numpy(_match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas))
 
     def _check(self, segments: Sequence[Mapping[str, Any]], areas: Mapping[int, int], what: str) -> None:
-        listed = Counter(s["id"] for s in segments)
-        twice = [i for i, n in listed.items() if n > 1]
-        if twice:
+        listed = {s["id"] for s in segments}
+        if len(listed) < len(segments):
+            twice = [i for i, n in Counter(s["id"] for s in segments).items() if n > 1]
             raise ValueError(f"{what} lists segment {_some(twice)} more than once")
         if 0 in listed:
             raise ValueError(f"{what} lists a segment of id 0, which is void")
-        unlisted = sorted(areas.keys() - listed.keys() - {0})
+        unlisted = sorted(areas.keys() - listed - {0})
         if unlisted:
             raise ValueError(f"{what} has pixels of segment {_some(unlisted)}, which it does not list")
-        empty = sorted(listed.keys() - areas.keys())
+        empty = sorted(listed - areas.keys())
         if empty:
             raise ValueError(f"{what} lists segment {_some(empty)}, of which it has no pixel")
         for segment in segments:
@@ -167,6 +166,8 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, or not one of 8-bit RGB (or RGBA, whose alpha is not read).
     """
+    from torchvision.io import decode_png, read_file
+
     from fapn_zoo.metrics._kernels import ids_of_colours
 
     path = os.fspath(path)
@@ -212,7 +213,7 @@ def _overlaps(gt: np.ndarray, pred: np.ndarray, where: str) -> dict[tuple[int, i
         raise ValueError(f"{where}segment ids must lie in 0..{2**32 - 1}, got {low}..{high}")
     used = np.flatnonzero(counts)
     keys = keys[used]
-    firsts, seconds = (keys >> np.uint64(32)).tolist(), (keys & np.uint64(0xFFFFFFFF)).tolist()
+    firsts, seconds = (keys >> np.uint64(32)).tolist(), (keys & np.uint64(2**32 - 1)).tolist()
     return dict(zip(zip(firsts, seconds, strict=True), counts[used].tolist(), strict=True))
 
 
@@ -232,14 +233,13 @@ def _match(
     matched = set()
     for (gt, pred), pixels in overlaps.items():
         category = gt_category.get(gt)
-        if category is None or pred_category.get(pred) != category:
-            continue
-        union = pred_areas[pred] + gt_areas[gt] - pixels - overlaps.get((0, pred), 0)
-        if 2 * pixels > union:
-            counts[row[category], _TP] += 1
-            counts[row[category], _IOU] += (2 * UNIT * pixels + union) // (2 * union)  # rounded to the nearest
-            matched.add(pred)
-            del gt_category[gt]
+        if category is not None and pred_category.get(pred) == category:
+            union = pred_areas[pred] + gt_areas[gt] - pixels - overlaps.get((0, pred), 0)
+            if 2 * pixels > union:
+                counts[row[category], _TP] += 1
+                counts[row[category], _IOU] += (2 * UNIT * pixels + union) // (2 * union)  # rounded to the nearest
+                matched.add(pred)
+                del gt_category[gt]
     for category in gt_category.values():
         counts[row[category], _FN] += 1
     for pred, category in pred_category.items():
