@@ -9,11 +9,11 @@ import re
 import pytest
 import timm
 import torch
-from parity.official_names import RESNET, SWIN, rename
 from parity.rule import Golden
 from torch import Tensor, nn
 
 from fapn_zoo.backbones import Backbone, _plan, _rehearse, timm_name
+from fapn_zoo.convert.key_maps import KeyMap, backbone_pairs
 from fapn_zoo.layers.swin_official import OfficialSwinBlock
 from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 
@@ -354,11 +354,11 @@ def test_swin_exports_with_free_multiples_of_32():
 # ---- the official numbers
 
 
-def load_official(backbone: Backbone, golden: Golden, names: list, prefix: str) -> None:
-    """Load the golden weights; ``prefix`` is that of the official backbone's keys, ``names`` the map to timm's."""
-    state = {prefix + key: value for key, value in golden.state(prefix).items()}
-    ours = rename(state, [], names, prefix)
-    backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in ours.items()})
+def load_official(backbone: Backbone, golden: Golden, prefix: str) -> None:
+    """Load the golden weights; ``prefix`` is that of the official backbone's keys."""
+    state = golden.state()
+    names, _ = KeyMap(backbone_pairs(backbone.name, prefix)).translate(state)
+    backbone.load_state_dict({name.removeprefix("backbone."): state[key] for key, name in names.items()})
 
 
 def official_parameters(golden: Golden) -> int:
@@ -388,7 +388,7 @@ def test_official_resnets(model, keys, outputs, kwargs):
     golden = Golden(model)
     backbone = Backbone(**kwargs, norm="frozen_bn")
     assert sum(p.numel() for p in backbone.parameters()) == official_parameters(golden)
-    load_official(backbone, golden, RESNET, keys)
+    load_official(backbone, golden, keys)
     check_levels(golden, backbone, outputs)
 
 
@@ -397,7 +397,7 @@ def test_official_swin_large():
     golden = Golden("maskformer_fapn_swinl_ade20k")
     backbone = Backbone("swin_l")
     assert sum(p.numel() for p in backbone.parameters()) == official_parameters(golden) == 195_201_204
-    load_official(backbone, golden, SWIN, "backbone.")
+    load_official(backbone, golden, "backbone.")
     check_levels(golden, backbone, "backbone.")
 
 

@@ -27,7 +27,7 @@ _NOT_FILLED = ("relative_position_index", "num_batches_tracked", "pixel_mean", "
 _SHARED_NORM = re.compile(r"align_(\d)\.offset\.norm\.")
 # the R-CNN family does not divide its images by a deviation, so its stem is scaled down instead
 _UNSCALED_STEM = "backbone.bottom_up.stem.conv1.weight"
-_NOISE_FACTOR = 20
+NOISE_FACTOR = 20
 
 
 def fill_one(key: str, shape: tuple[int, ...]) -> Tensor:
@@ -84,26 +84,30 @@ class Golden:
         chosen = {key: shape for key, shape in self.shapes.items() if key.startswith(prefix)}
         return {key.removeprefix(prefix): value for key, value in fill(chosen).items()}
 
-    def network_input(self, file: str = "outputs.npz") -> Tensor:
-        """The normalised and padded batch ``(1, 3, H, W)`` that gave the outputs of ``file``."""
+    def network_input(self, size: tuple[int, int] | None = None) -> Tensor:
+        """The normalised and padded batch ``(1, 3, H, W)`` of an image of ``size``; None: that of the stored outputs."""
         spec = self.meta["input"]
-        pixels = image(*spec["H_W"][file])
+        pixels = image(*(size or spec["H_W"]["outputs.npz"]))
         mean, std = (torch.tensor(spec[key]).view(3, 1, 1) for key in ("mean", "std"))
         divisor = spec["size_divisibility"] or 1
         padding = (0, -pixels.shape[2] % divisor, 0, -pixels.shape[1] % divisor)
         return torch.nn.functional.pad((pixels - mean) / std, padding)[None]
 
-    def check(self, name: str, value: Tensor, file: str = "outputs.npz", factor: float = _NOISE_FACTOR) -> float:
-        """Assert that ``value`` is the stored output ``name`` within ``factor`` times its rounding noise.
+    def noise(self, name: str) -> float:
+        """The rounding noise of a stored output: how far the official model is from itself in double precision."""
+        return self.meta["outputs"]["outputs.npz"][name]["fp32_vs_fp64_max_abs_diff"]
+
+    def check(self, name: str, value: Tensor) -> float:
+        """Asserts that ``value`` is the stored output within `NOISE_FACTOR` times its noise.
 
         Returns:
-            The largest difference as a multiple of that noise.
+            The largest difference.
         """
-        entry = self.meta["outputs"][file][name]
+        entry = self.meta["outputs"]["outputs.npz"][name]
         assert list(value.shape) == entry["full_shape"], f"{name}: {tuple(value.shape)}, official {entry['full_shape']}"
-        with np.load(self.folder / file) as stored:
+        with np.load(self.folder / "outputs.npz") as stored:
             expected = torch.from_numpy(stored[name])
         sampled = value.detach()[tuple(slice(None, None, step) for step in entry["strides"])]
-        ratio = ((sampled - expected).abs().max() / entry["fp32_vs_fp64_max_abs_diff"]).item()
-        assert ratio <= factor, f"{name}: differs by {ratio:.3g} times the rounding noise of the official model"
-        return ratio
+        difference, noise = (sampled - expected).abs().max().item(), self.noise(name)
+        assert difference <= NOISE_FACTOR * noise, f"{name}: differs by {difference:.3g}, the noise is {noise:.3g}"
+        return difference
