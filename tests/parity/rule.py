@@ -85,7 +85,7 @@ class Golden:
         return {key.removeprefix(prefix): value for key, value in fill(chosen).items()}
 
     def network_input(self, size: tuple[int, int] | None = None) -> Tensor:
-        """The normalised and padded batch ``(1, 3, H, W)`` of an image of ``size``; None: that of the stored outputs."""
+        """The normalised and padded batch ``(1, 3, H, W)`` of an image of ``size``; None: the stored one."""
         spec = self.meta["input"]
         pixels = image(*(size or spec["H_W"]["outputs.npz"]))
         mean, std = (torch.tensor(spec[key]).view(3, 1, 1) for key in ("mean", "std"))
