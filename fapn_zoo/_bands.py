@@ -7,25 +7,49 @@ a consumer that reduces (argmax, count) can do with a band. All resizes are bili
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BAND_FLOATS = 16 * 2**20  # 64 MiB: about what one band may take
+BAND_FLOATS = 2**20  # 4 MiB: about what one band may take on a CPU, so that it is in the cache when it is reduced
+ACCELERATOR_BANDS = 16  # times as much elsewhere, where starting an operation costs more than memory does
 
 Rows = Callable[[int, int], Tensor]  # (first, last) -> (C, last - first, width)
 
 
+class Source(NamedTuple):
+    """A map of ``size`` (H, W) whose rows are computed when they are asked for, from the top to the bottom.
+
+    Attributes:
+        rows: computes some of them.
+        channels: how many that takes, for the budget.
+        device: where.
+    """
+
+    rows: Rows
+    channels: int
+    size: tuple[int, int]
+    device: torch.device
+
+
+def band_height(source: Source, out_size: tuple[int, int]) -> int:
+    """How many output rows at a time fit the budget."""
+    height, width = source.size
+    per_row = source.channels * (width * max(height / out_size[0], 1.0) + out_size[1])
+    budget = BAND_FLOATS * (1 if source.device.type == "cpu" else ACCELERATOR_BANDS)
+    return max(int(budget / max(per_row, 1)), 1)
+
+
 def bands(
-    rows: Rows, channels: int, image_size: tuple[int, int], out_size: tuple[int, int]
+    source: Source, out_size: tuple[int, int], step: int | None = None
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Runs ``rows`` (at image_size) through the resize to out_size, as many output rows at a time as fit the budget."""
-    per_row = channels * (image_size[1] * max(image_size[0] / out_size[0], 1.0) + out_size[1])
-    step = max(int(BAND_FLOATS / max(per_row, 1)), 1)
+    """Yields (first, last, band) of the source resized to out_size, ``step`` rows at a time or what fits the budget."""
+    step = step or band_height(source, out_size)
     for first in range(0, out_size[0], step):
         last = min(first + step, out_size[0])
-        yield first, last, _resized_rows(rows, image_size, out_size, first, last)
+        yield first, last, _resized_rows(source.rows, source.size, out_size, first, last)
 
 
 def _resized_rows(

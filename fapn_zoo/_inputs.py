@@ -12,18 +12,33 @@ from torch import Tensor
 from fapn_zoo._spec import DataSpec
 
 
+def fitted_size(size: tuple[int, int], short: float, longest: float | None) -> tuple[int, int]:
+    """(H, W) with a short side of ``short`` pixels, or less where the long one would exceed ``longest``; halves up."""
+    scale = short / min(size)
+    if longest is not None:
+        scale = min(scale, longest / max(size))
+    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+
+
+def input_size(data: DataSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) that `resize_for` brings an image of this size to."""
+    return fitted_size(size, data.test_size or min(size), data.test_max_size)
+
+
 def resize_for(data: DataSpec, pixels: Tensor) -> Tensor:
     """Resizes (C, H, W) pixels of 0..255 to the model's test size, keeping the type.
 
     The short side becomes ``test_size`` unless the long one would exceed ``test_max_size``; sides round half up.
+    """
+    return resized(pixels, input_size(data, tuple(pixels.shape[1:])))
+
+
+def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes (C, H, W) pixels of 0..255 to (H, W), keeping the type.
+
     Bilinear with antialiasing by Pillow, for 8 bits to 8 bits: the resize the official models were scored with.
     """
-    height, width = pixels.shape[1:]
-    scale = 1.0 if data.test_size is None else data.test_size / min(height, width)
-    if data.test_max_size is not None:
-        scale = min(scale, data.test_max_size / max(height, width))
-    size = (max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1))
-    if size == (height, width):
+    if size == tuple(pixels.shape[1:]):
         return pixels
     # Pillow resizes bands independently; "F" is its float mode.
     bands = [
@@ -33,21 +48,22 @@ def resize_for(data: DataSpec, pixels: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(bands))
 
 
-def padded_size(data: DataSpec, pixels: Tensor) -> tuple[int, int]:
-    """(H, W) of an image (C, H, W) once padded to a multiple of the model's ``size_divisor``."""
+def padded_size(data: DataSpec, size: Sequence[int]) -> tuple[int, int]:
+    """(H, W) once padded to a multiple of the model's ``size_divisor``."""
     step = data.size_divisor
-    return -(-pixels.shape[1] // step) * step, -(-pixels.shape[2] // step) * step
+    return -(-size[0] // step) * step, -(-size[1] // step) * step
 
 
 def network_input(data: DataSpec, pixels: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Images (C, H, W) of equal padded size -> normalised batch (N, C, H', W'), zero-padded at the bottom and right."""
     mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
     std = torch.tensor(data.std, device=device).view(-1, 1, 1)
-    height, width = padded_size(data, pixels[0])
-    batch = torch.zeros(len(pixels), len(mean), height, width, device=device)
+    height, width = padded_size(data, pixels[0].shape[1:])
+    full = all(tuple(image.shape[1:]) == (height, width) for image in pixels)
+    batch = (torch.empty if full else torch.zeros)(len(pixels), len(mean), height, width, device=device)
     for row, image in zip(batch, pixels, strict=True):
-        image = image.to(device).float()
+        image = image.to(device)
         if data.channel_order == "bgr" and len(image) == 3:
             image = image.flip(0)
-        row[:, : image.shape[1], : image.shape[2]] = (image - mean) / std
-    return batch.to(dtype)
+        torch.sub(image, mean, out=row[:, : image.shape[1], : image.shape[2]])
+    return batch.div_(std).to(dtype)

@@ -1,4 +1,9 @@
-"""Semantic prediction on large images in overlapping windows, holding the scores of one row of windows at a time."""
+"""Class scores of large images in overlapping windows, holding the scores of one row of windows at a time.
+
+Two layouts of windows: that of `predict` (``tile=``) lies on the grid of the coarsest features and cuts off the margins
+where a window saw its own padding; that of `evaluate` (``window=``) is the field's: fixed steps, the last window moved
+back to end with the image, and the plain mean of all windows over a pixel.
+"""
 
 from __future__ import annotations
 
@@ -46,22 +51,42 @@ def predict_tiles(
     The scores of all windows over a pixel are averaged. A quarter of the overlap is cut off every side of a window
     that is not a side of the image: there the network saw its own padding instead of the picture.
     """
-    height, width = pixels.shape[1:]
     step = math.lcm(_PHASE, size_divisor)
-    rows = _spans(height, window[0], overlap, step)
-    columns = _spans(width, window[1], overlap, step)
-    sums = _RowSums(width)
+    rows, columns = (_spans(n, side, overlap, step) for n, side in zip(pixels.shape[1:], window, strict=True))
     labels, shares = [], []
+    for scores, are_logits in _averages(run, pixels, rows, columns, batch_size):
+        best, share = choose(scores, are_logits)
+        labels.append(best.cpu())
+        shares.append(share.cpu())
+    return torch.cat(labels), torch.cat(shares)
+
+
+def window_scores(
+    run: RunScores, pixels: Tensor, window: tuple[int, int], stride: tuple[int, int], batch_size: int
+) -> Iterator[Tensor]:
+    """Yields the mean scores (K, h, W) of all windows over a pixel of an image (C, H, W), a few rows at a time.
+
+    Windows of ``window`` pixels (or the image's, where that is smaller) start every ``stride`` pixels; the last one
+    ends with the image.
+    """
+    axes = zip(pixels.shape[1:], window, stride, strict=True)
+    rows, columns = (_plain_spans(n, side, step) for n, side, step in axes)
+    return (scores for scores, _ in _averages(run, pixels, rows, columns, batch_size))
+
+
+def _averages(
+    run: RunScores, pixels: Tensor, rows: list[_Span], columns: list[_Span], batch_size: int
+) -> Iterator[tuple[Tensor, bool]]:
+    """Yields (averages (K, h, W), are logits?) from the top to the bottom."""
+    height, width = pixels.shape[1:]
+    sums = _RowSums(width)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         for column, scores, logits in _run_row(run, pixels[:, row.start : row.end], columns, batch_size):
             used = scores[:, row.first - row.start : row.last - row.start]
             used = used[:, :, column.first - column.start : column.last - column.start]
             sums.add(used, row.first, column.first)
             are_logits = logits
-        best, share = choose(sums.take_until(following.first if following else height), are_logits)
-        labels.append(best.cpu())
-        shares.append(share.cpu())
-    return torch.cat(labels), torch.cat(shares)
+        yield sums.take_until(following.first if following else height), are_logits
 
 
 class _RowSums:
@@ -110,6 +135,13 @@ def _spans(length: int, size: int, overlap: float, step: int) -> list[_Span]:
         )
         for start in starts
     ]
+
+
+def _plain_spans(length: int, size: int, stride: int) -> list[_Span]:
+    """The windows along one axis, all of one size unless the image is smaller, used whole."""
+    size = min(size, length)
+    starts = [*range(0, length - size, stride), length - size]
+    return [_Span(start, start + size, start, start + size) for start in starts]
 
 
 def _run_row(

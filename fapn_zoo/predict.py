@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo import postprocess
-from fapn_zoo._inputs import network_input, padded_size, resize_for
+from fapn_zoo._inputs import network_input
 from fapn_zoo._tiles import predict_tiles, tile_size
+from fapn_zoo._views import Views, head_stride, merged_bands, score_sources, views_for
 from fapn_zoo.data.labels import default_palette
 from fapn_zoo.images import ImageError, LoadedImage, list_images, load_image
 from fapn_zoo.result import Result, describe_regions, full_names, label_dtype
@@ -33,6 +34,8 @@ def predict(
     *,
     overlap: float = 0.25,
     batch_size: int = 1,
+    scales: str | Sequence[float] | None = None,
+    flip: bool = False,
 ) -> Result | list[Result]:
     """Predicts on one image or many.
 
@@ -48,6 +51,8 @@ def predict(
         overlap: share of a window that its neighbour covers again, 0..0.75.
         batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
             resizing and padding) share a batch, so this never changes a result.
+        scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: ``"official"``,
+            factors of the test size, or short sides in pixels; see `fapn_zoo._views`.
 
     Returns:
         A `Result` for one image; a list, in order, for a folder, list or batch. Every `Result` holds its image: for
@@ -63,8 +68,10 @@ def predict(
     elif _is_batch(x):
         items = _expand(x)
     else:
-        return next(predict_each(model, [x], task, tile, overlap=overlap, batch_size=batch_size))[1]
-    return [result for _, result in predict_each(model, items, task, tile, overlap=overlap, batch_size=batch_size)]
+        items = [x]
+    options = {"overlap": overlap, "batch_size": batch_size, "scales": scales, "flip": flip}
+    results = [result for _, result in predict_each(model, items, task, tile, **options)]
+    return results if isinstance(x, (list, tuple)) or _is_batch(x) else results[0]
 
 
 def predict_each(
@@ -75,6 +82,8 @@ def predict_each(
     *,
     overlap: float = 0.25,
     batch_size: int = 1,
+    scales: str | Sequence[float] | None = None,
+    flip: bool = False,
     on_error: Callable[[int, Exception], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """`predict` as a stream that holds at most one batch: yields (index, `Result`) in order.
@@ -89,12 +98,16 @@ def predict_each(
     window = tile_size(tile, overlap, model.data.size_divisor)
     if window and task != "semantic":
         raise ValueError(f"tile works for task 'semantic' only, not {task!r}: objects are not joined across windows")
+    views = views_for(model, scales, flip)
+    if not views.single and (window or task != "semantic"):
+        what = "without tile" if window else f"for task 'semantic' only, not {task!r}"
+        raise ValueError(f"scales and flip work {what}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")
     images = _load_each(items, len(model.data.mean), on_error)
     if window:
         return ((index, _predict_tiled(model, image, window, overlap, batch_size)) for index, image in images)
-    return _predict_batched(model, images, task, batch_size)
+    return _predict_batched(model, images, views, task, batch_size)
 
 
 def _load_each(
@@ -112,21 +125,24 @@ def _load_each(
 
 
 def _predict_batched(
-    model: nn.Module, images: Iterable[tuple[int, LoadedImage]], task: str, batch_size: int
+    model: nn.Module, images: Iterable[tuple[int, LoadedImage]], views: Views, task: str, batch_size: int
 ) -> Iterator[tuple[int, Result]]:
-    """Runs images of equal padded size together, at most ``batch_size`` of them."""
-    waiting: list[tuple[int, LoadedImage, Tensor]] = []
+    """Runs images of equal padded sizes together, at most ``batch_size`` of them."""
+    run_batch = _run_batch if views.single else _run_views
+    waiting: list[tuple[int, LoadedImage, list[Tensor]]] = []
+    size_of_batch = None
     for index, image in images:
-        entry = (index, image, resize_for(model.data, image.pixels))
-        if waiting and padded_size(model.data, waiting[0][2]) != padded_size(model.data, entry[2]):
-            yield from _run_batch(model, waiting, task)
+        size = views.padded(model.data, tuple(image.pixels.shape[1:]))
+        if waiting and size != size_of_batch:
+            yield from run_batch(model, waiting, views, task)
             waiting = []
-        waiting.append(entry)
+        waiting.append((index, image, views.prepare(model.data, image.pixels)))
+        size_of_batch = size
         if len(waiting) == batch_size:
-            yield from _run_batch(model, waiting, task)
+            yield from run_batch(model, waiting, views, task)
             waiting = []
     if waiting:
-        yield from _run_batch(model, waiting, task)
+        yield from run_batch(model, waiting, views, task)
 
 
 def check_task(model: nn.Module, task: str | None) -> str:
@@ -169,19 +185,37 @@ def _expand(x: Any) -> list[Any]:
     return list(x) if isinstance(x, Tensor) else list(list_images(x))
 
 
-def _stride(model: nn.Module) -> int:
-    return getattr(getattr(model, "head", None), "stride", 4)
-
-
 def _run_batch(
-    model: nn.Module, entries: list[tuple[int, LoadedImage, Tensor]], task: str
+    model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str
 ) -> Iterator[tuple[int, Result]]:
+    shown = [parts[0] for _, _, parts in entries]
     with inference(model) as (device, dtype):
-        output = model(network_input(model.data, [pixels for _, _, pixels in entries], device, dtype))
+        output = model(network_input(model.data, shown, device, dtype))
         results = [
-            (index, _to_result(model, image, _one(output, n), tuple(pixels.shape[1:]), task))
-            for n, (index, image, pixels) in enumerate(entries)
+            (index, _to_result(model, image, _one(output, n), tuple(shown[n].shape[1:]), task))
+            for n, (index, image, _) in enumerate(entries)
         ]
+    yield from results
+
+
+def _run_views(
+    model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str
+) -> Iterator[tuple[int, Result]]:
+    results, are_logits = [], False
+    with inference(model) as (device, dtype):
+
+        def run(pixels: Sequence[Tensor]) -> Any:
+            nonlocal are_logits
+            output = model(network_input(model.data, pixels, device, dtype))
+            are_logits = isinstance(output, postprocess.SemanticOutput)
+            return output
+
+        merged = score_sources(model, run, views, [parts for _, _, parts in entries])
+        for (index, image, _), sources in zip(entries, merged, strict=True):
+            bands = merged_bands(sources, tuple(image.pixels.shape[1:]))
+            chosen = [postprocess.choose(scores, are_logits) for _, _, scores in bands]
+            labels, shares = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+            results.append((index, _semantic_result(model, image, labels, shares)))
     yield from results
 
 
@@ -192,7 +226,7 @@ def _one(output: Any, n: int) -> Any:
 
 def _to_result(model: nn.Module, image: LoadedImage, output: Any, image_size: tuple[int, int], task: str) -> Result:
     sizes = (image_size, tuple(image.pixels.shape[1:]))
-    stride, things = _stride(model), model.data.things
+    stride, things = head_stride(model), model.data.things
     if task == "panoptic":
         return _panoptic_result(model, image, postprocess.panoptic(output, *sizes, things=things, stride=stride)[0])
     if task == "instance":
@@ -209,7 +243,7 @@ def _predict_tiled(
         def run(parts: list[Tensor]) -> tuple[Tensor, bool]:
             output = model(network_input(model.data, parts, device, dtype))
             size = tuple(parts[0].shape[1:])
-            scores = postprocess.semantic_scores(output, size, size, stride=_stride(model))
+            scores = postprocess.semantic_scores(output, size, size, stride=head_stride(model))
             return scores, isinstance(output, postprocess.SemanticOutput)
 
         labels, scores = predict_tiles(run, image.pixels, window, overlap, batch_size, model.data.size_divisor)
