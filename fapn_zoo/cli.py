@@ -90,6 +90,26 @@ def _weights_verbs(verbs) -> None:
     verb.add_argument("--model", help="name of the model; default: found by file name, else by the tensors")
     verb.add_argument("--out", type=Path, required=True, help="the weights folder; of many, OUT/<name> each")
 
+    verb = _verb(verbs, "visualize", _visualize, "pictures of what a neck does: features before and after alignment")
+    verb.add_argument("what", choices=("alignment",))
+    verb.add_argument("model", help="name, hf-hub:..., or weights folder, with a fapn neck")
+    verb.add_argument("image", help="file or URL")
+    verb.add_argument("--out", type=Path, default=Path("alignment"), help="output folder (alignment)")
+    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+
+    verb = _verb(verbs, "compare", _compare, "predictions of two models side by side, their errors and differences")
+    verb.add_argument("a", metavar="A", help="name, hf-hub:..., or weights folder")
+    verb.add_argument("b", metavar="B", help="another one with the same classes")
+    verb.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, URLs")
+    verb.add_argument("--also", action="append", default=[], metavar="MODEL", help="a further model; may be repeated")
+    verb.add_argument("--labels", nargs="+", default=[], metavar="PNG", help="of the images, or one folder of them")
+    verb.add_argument("--data", help="instead of images: folder, scenes:N, or several joined with ','")
+    verb.add_argument("--split", default="test")
+    verb.add_argument("--limit", type=int, help="only the first so many images of --data")
+    verb.add_argument("--band", type=int, default=3, help="pixels around true boundaries that count as near (3)")
+    verb.add_argument("--out", type=Path, default=Path("comparison"), help="output folder (comparison)")
+    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+
     verb = _verb(verbs, "benchmark", _benchmark, "latency and its parts, memory and size of models, side by side")
     verb.add_argument("models", nargs="*", metavar="MODEL", help="name, name with a backbone, or weights folder")
     verb.add_argument("--size", action="append", help="of the image, 512 or 512x1024; may be repeated (512x1024)")
@@ -210,6 +230,32 @@ def _convert(args: argparse.Namespace) -> int:
     if len(results) > 1:
         print(f"{len(results) - failed} converted or kept, {failed} failed")
     return 1 if failed else 0
+
+
+def _visualize(args: argparse.Namespace) -> None:
+    from fapn_zoo.visualize import visualize_alignment
+
+    numbers = visualize_alignment(_model(args.model, args.device), args.image, args.out)
+    for name in numbers["files"]:
+        print(args.out / name)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from fapn_zoo.visualize import compare, data_items, image_items, render
+
+    if bool(args.images) == bool(args.data) or (args.data and args.labels):
+        raise ValueError("name images (with --labels or without), or give --data")
+    names = [args.a, args.b, *args.also]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a model is named twice: {', '.join(names)}")
+    models = {name: _model(name, args.device) for name in names}
+    first = models[args.a]
+    if args.data:
+        items = data_items(first, args.data, args.split, args.limit)
+    else:
+        items = image_items(first, args.images, args.labels)
+    print(render(compare(models, items, args.out, band=args.band, progress=sys.stderr.isatty())))
+    print(f"pictures: {args.out}")
 
 
 def _benchmark(args: argparse.Namespace) -> None:

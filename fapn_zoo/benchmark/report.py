@@ -50,7 +50,7 @@ def render(report: Mapping[str, Any]) -> str:
                   for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     ]
-    note = "Milliseconds, medians; ratio: latency against the first model of that size; FPS fwd: without post-processing."
+    note = "Milliseconds, medians; ratio: latency to that of the first model of this size; FPS fwd: forward pass only."
     return "\n".join([", ".join(manner), "", *table, "", note])
 
 

@@ -1,0 +1,235 @@
+"""What a feature-aligned pyramid does to one image: read by hooks while the model predicts, and as numbers.
+
+A level joins a fine map with the coarse one below it. Kept of every level: the upsampled coarse map before and after
+alignment, the offsets and masks of the deformable convolution between them, and the gate of the feature selection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fapn_zoo._files import write_text, write_whole
+from fapn_zoo._inputs import network_input, resize_for
+from fapn_zoo.images import load_image
+from fapn_zoo.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
+from fapn_zoo.predict import inference
+
+TAPS = 9  # of the deformable convolution
+
+
+@dataclass(eq=False)
+class Level:
+    """One level of a neck, without the padding of the input; (h, w) is its size, C its channels.
+
+    Attributes:
+        index: 0 is the finest.
+        stride: pixels of the network's input per pixel of this level.
+        before, after: (C, h, w) float32, the upsampled coarse map, and the rectified result of its alignment.
+        offsets: (G, 9, 2, h, w) float32, how far (down, right) every tap of every group samples from its grid point,
+            in pixels of this level; None where alignment is a deconvolution.
+        masks: (G, 9, h, w) float32 in 0..1, the weight of every sample; None likewise.
+        gate: (C',) float32 in 0..1, selection weight of every channel of the backbone's map; None without selection.
+    """
+
+    index: int
+    stride: int
+    before: np.ndarray
+    after: np.ndarray
+    offsets: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    gate: np.ndarray | None = None
+
+    @property
+    def displacement(self) -> np.ndarray | None:
+        """(2, h, w): the mean offset (down, right) over groups and taps."""
+        return None if self.offsets is None else self.offsets.mean((0, 1))
+
+    @property
+    def distance(self) -> np.ndarray | None:
+        """(h, w): the mean length of the offsets over groups and taps, which opposite ones do not cancel."""
+        return None if self.offsets is None else np.hypot(self.offsets[:, :, 0], self.offsets[:, :, 1]).mean((0, 1))
+
+    @property
+    def modulation(self) -> np.ndarray | None:
+        """(h, w): the mean mask over groups and taps."""
+        return None if self.masks is None else self.masks.mean((0, 1))
+
+    @property
+    def absent(self) -> list[str]:
+        """What this neck does not have, in words."""
+        missing = [] if self.offsets is not None else ["no offsets, no masks: a transposed convolution"]
+        return missing + ([] if self.gate is not None else ["no selection: a plain lateral convolution"])
+
+
+@dataclass(eq=False)
+class Alignment:
+    """``levels`` fine to coarse; ``image`` (H, W, 3) uint8 as it was given; ``input_size`` (H, W) after resizing."""
+
+    model: str
+    name: str
+    image: np.ndarray
+    input_size: tuple[int, int]
+    levels: list[Level]
+
+
+def read_alignment(model: nn.Module, image: Any) -> Alignment:
+    """Runs a model on one image and keeps what its neck does. The model is left as it was.
+
+    Args:
+        model: a `SegmentationModel` on any device, with a `FaPN` of any kind.
+        image: anything `load_image` takes.
+
+    Raises:
+        ValueError: the model aligns nothing. ImageError, FileNotFoundError: as `load_image`.
+    """
+    neck = find_neck(model)
+    loaded = load_image(image, len(model.data.mean))
+    pixels = resize_for(model.data, loaded.pixels)
+    found: list[dict[str, Tensor]] = [{} for _ in neck.align]
+    with inference(model) as (device, dtype), _listening(neck, found):
+        x = network_input(model.data, [pixels], device, dtype)
+        model(x)
+    size, padded = tuple(pixels.shape[1:]), tuple(x.shape[2:])
+    levels = [_level(index, values, size, padded, neck) for index, values in enumerate(found)]
+    shown = loaded.pixels[:3] if len(loaded.pixels) >= 3 else loaded.pixels[:1].expand(3, -1, -1)
+    picture = shown.float().round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Alignment(model.spec.name, loaded.name, picture, size, levels)
+
+
+def find_neck(model: nn.Module) -> FaPN:
+    """The aligning neck inside a model; ValueError where there is none."""
+    for module in model.modules():
+        if isinstance(module, FaPN):
+            return module
+    neck, name = getattr(model, "neck", None), getattr(getattr(model, "spec", None), "name", type(model).__name__)
+    kind = f"its neck is {type(neck).__name__}" if neck is not None else "it has no neck"
+    raise ValueError(f"{name} aligns no features ({kind}); choose a model whose neck is fapn, fam, fam_se, "
+                     "fam_noref_fsm or deconv_fsm")
+
+
+@contextmanager
+def _listening(neck: FaPN, found: list[dict[str, Tensor]]) -> Iterator[None]:
+    """Hooks on the parts of every level while the block runs; ``found[level]`` gets their tensors by name."""
+    handles = []
+    try:
+        for values, align, lateral in zip(found, neck.align, neck.lateral, strict=True):
+            handles.append(align.register_forward_hook(partial(_keep_upsampled, values)))
+            if isinstance(align, DeconvAlignment):
+                handles.append(align.deconv.register_forward_hook(partial(_keep_output, values, "aligned")))
+            else:
+                handles.append(align.dcn.register_forward_hook(partial(_keep_output, values, "aligned")))
+                handles.append(align.dcn.offset_mask.register_forward_hook(partial(_keep_output, values, "guides")))
+            if isinstance(lateral, FeatureSelection):
+                handles.append(lateral.gate.register_forward_hook(partial(_keep_output, values, "gate")))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep_output(values: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    values[name] = output.detach()
+
+
+def _keep_upsampled(values: dict[str, Tensor], module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    fine, coarse = inputs[:2]
+    values["upsampled"] = F.interpolate(coarse.detach(), size=fine.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _level(
+    index: int, values: dict[str, Tensor], input_size: tuple[int, int], padded: tuple[int, int], neck: FaPN
+) -> Level:
+    longer = int(padded[1] > padded[0])  # its ratio is the less blurred by rounding
+    stride = round(padded[longer] / values["upsampled"].shape[2 + longer])
+    height, width = (-(-side // stride) for side in input_size)
+
+    def plain(tensor: Tensor) -> np.ndarray:
+        return tensor[0, :, :height, :width].float().cpu().numpy()
+
+    level = Level(index, stride, plain(values["upsampled"]), plain(values["aligned"].relu()))
+    if "guides" in values:
+        groups = neck.align[index].dcn.groups
+        guides = values["guides"].float()
+        offsets, masks = plain(guides[:, : 2 * TAPS * groups]), plain(guides[:, 2 * TAPS * groups :].sigmoid())
+        level.offsets = offsets.reshape(groups, TAPS, 2, *offsets.shape[1:])
+        level.masks = masks.reshape(groups, TAPS, *masks.shape[1:])
+    if "gate" in values:
+        level.gate = values["gate"][0, :, 0, 0].float().sigmoid().cpu().numpy()
+    return level
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+
+def summary(found: Alignment) -> dict[str, Any]:
+    """What the arrays say in a few numbers, as plain JSON types; lengths are in pixels of the network's input."""
+    rows = []
+    for level in found.levels:
+        channels, height, width = level.before.shape
+        row: dict[str, Any] = {"level": level.index, "stride": level.stride, "size": [height, width],
+                               "channels": channels, "absent": level.absent}
+        if level.offsets is not None:
+            shift = np.hypot(*level.displacement) * level.stride
+            row["displacement_px"] = _spread(shift)
+            row["offset_length_px"] = _spread(level.distance * level.stride)
+            row["modulation"] = _spread(level.masks)
+        if level.gate is not None:
+            row["selection"] = _spread(level.gate)
+            row["selection"]["strongest_channels"] = np.argsort(-level.gate, kind="stable")[:8].tolist()
+        rows.append(row)
+    return {"model": found.model, "image": found.name, "image_size": list(found.image.shape[:2]),
+            "input_size": list(found.input_size), "levels": rows}
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    shares = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
+    found = {name: float(np.percentile(values, share)) for name, share in shares.items()}
+    return {"mean": float(values.mean()), **found}
+
+
+def arrays(found: Alignment) -> dict[str, np.ndarray]:
+    """What the pictures show, by name: ``level0_displacement`` (2, h, w) and so on, float32, in pixels of the level."""
+    table = {}
+    for level in found.levels:
+        for name in ("displacement", "distance", "modulation", "gate"):
+            value = getattr(level, name)
+            if value is not None:
+                table[f"level{level.index}_{name}"] = np.asarray(value, np.float32)
+    return table
+
+
+def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[str, Any]:
+    """Writes what a model's neck does to an image: a PNG per level, ``alignment.png`` with all of them, and numbers.
+
+    Args:
+        model, image: see `read_alignment`. out: a folder, made if missing.
+
+    Returns:
+        What ``alignment.json`` holds: see `summary`, and "files", the names of all files. ``alignment.npz`` has the
+        arrays behind the pictures, see `arrays`. Every file appears whole or not at all.
+    """
+    from fapn_zoo.result import save_image
+    from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
+
+    found = read_alignment(model, image)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
+    pictures["alignment.png"] = contact_sheet(found)
+    for name, picture in pictures.items():
+        save_image(picture, out / name)
+    write_whole(out / "alignment.npz", lambda file: np.savez_compressed(file, **arrays(found)))
+    numbers = summary(found) | {"files": [*pictures, "alignment.npz", "alignment.json"]}
+    write_text(out / "alignment.json", json.dumps(numbers, indent=1) + "\n")
+    return numbers
