@@ -29,10 +29,9 @@ CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
 ATTEMPTS = 3
 FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 LONGEST_PAUSE = 60.0  # seconds; where the Hub asks for more, the user is told instead
+PATIENCE = 60.0  # seconds after which no further attempt is begun; the client makes some of its own, too
 STALE = 3600.0  # seconds without a write after which the partial file of a killed download is removed
 REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path in the cache
-# What huggingface_hub's transfer has tried again several times before it lets us know.
-TRIED_BY_CLIENT = ("ConnectError", "TimeoutException", "RemoteProtocolError")
 
 T = TypeVar("T")
 
@@ -57,10 +56,8 @@ class _Source:
 
         return Path(self.cache_dir or constants.HF_HUB_CACHE)
 
-    def explained(
-        self, filename: str, size: int | None = None, tried: tuple[str, ...] = ()
-    ) -> contextlib.AbstractContextManager[None]:
-        return explained(self.repo_id, self.revision, filename, cache=self.cache, size=size, tried=tried)
+    def explained(self, filename: str, size: int | None = None) -> contextlib.AbstractContextManager[None]:
+        return explained(self.repo_id, self.revision, filename, cache=self.cache, size=size)
 
     def cached(self, filename: str, commit: str | None = None) -> Path | None:
         """The file in the cache, whatever the Hub says."""
@@ -146,7 +143,7 @@ def _commit(source: _Source, wanted: list[str]) -> str:
     missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
     try:
         found = _patiently(
-            lambda _: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1,
+            lambda: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1,
         )
         return found.commit_hash
     except Failure as failure:
@@ -163,18 +160,29 @@ def _file(
     source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = ATTEMPTS
 ) -> Path:
     """One whole file of a commit, from the cache or the Hub."""
-    def attempt(number: int) -> Path:
-        path, etag = source.cached(filename, commit), None
-        if path is None:
-            found = _metadata(source, commit, filename)
-            etag = found.etag
-            if sha256 is not None and len(etag) == 64 and etag != sha256:
-                raise _other_digest(source, filename, etag, sha256)
-            path = _transfer(source, commit, filename, found, plain=number > 1)
-        _check_content(path, filename, etag)
-        return path
+    def attempt() -> Path:
+        path = source.cached(filename, commit)
+        if path is not None:
+            _check_content(path, None)
+            return path
+        found = _metadata(source, commit, filename)
+        if sha256 is not None and len(found.etag) == 64 and found.etag != sha256:
+            raise _other_digest(source, filename, found.etag, sha256)
+        return _fetch(source, commit, filename, found)
 
     return _patiently(attempt, attempts)
+
+
+def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
+    """A file that is not in the cache, from Xet storage where it lies there, and over HTTP where that fails."""
+    try:
+        return _transfer(source, commit, filename, found)
+    except Failure as failure:
+        if getattr(found, "xet_file_data", None) is None or isinstance(failure, Local):
+            raise
+        logger.warning("%s; trying without Xet storage", failure.reason)
+    with _without_xet():
+        return _transfer(source, commit, filename, found)
 
 
 def _metadata(source: _Source, revision: str, filename: str) -> Any:
@@ -190,24 +198,15 @@ def _metadata(source: _Source, revision: str, filename: str) -> Any:
     return found
 
 
-def _transfer(source: _Source, commit: str, filename: str, found: Any, *, plain: bool) -> Path:
-    """Lets the client fetch a file into its cache, which it does whole or not at all; ``plain`` without Xet storage."""
-    from huggingface_hub import constants, hf_hub_download
+def _transfer(source: _Source, commit: str, filename: str, found: Any) -> Path:
+    """Lets the client fetch a file into its cache, which it does whole or not at all, and verifies it."""
+    from huggingface_hub import hf_hub_download
 
-    xet = getattr(found, "xet_file_data", None) is not None and not plain
-    before = getattr(constants, "HF_HUB_DISABLE_XET", False)
-    try:
-        # Where Xet storage fails, the same file can be had by HTTP, and only this setting makes the client do so.
-        constants.HF_HUB_DISABLE_XET = before or plain
-        with source.explained(filename, found.size, () if xet else TRIED_BY_CLIENT), _without_clients_pauses():
-            path = Path(hf_hub_download(
-                source.repo_id, filename, revision=commit, cache_dir=source.cache_dir, token=source.token, **_library(),
-            ))
-    except Failure as failure:
-        failure.passing |= xet and not isinstance(failure, Local)
-        raise
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
+    with source.explained(filename, found.size), _without_clients_pauses():
+        path = Path(hf_hub_download(
+            source.repo_id, filename, revision=commit, cache_dir=source.cache_dir, token=source.token, **_library(),
+        ))
+    _check_content(path, found.etag)
     blob = _blob(path)
     for part in blob.parent.glob(f"{blob.name}.*.incomplete"):
         with contextlib.suppress(OSError):
@@ -223,14 +222,16 @@ def _library() -> dict[str, str]:
     return {"library_name": "fapn-zoo", "library_version": __version__}
 
 
-def _patiently(call: Callable[[int], T], attempts: int) -> T:
-    """Calls with 1, 2 ... up to ``attempts`` for as long as the failure may pass."""
+def _patiently(call: Callable[[], T], attempts: int) -> T:
+    """Calls up to so many times for as long as the failure may pass."""
+    begin = time.monotonic()
     for attempt in range(1, attempts + 1):
         try:
-            return call(attempt)
+            return call()
         except Failure as failure:
             pause = max(FIRST_PAUSE * 2 ** (attempt - 1), failure.pause or 0)
-            if not failure.passing or attempt == attempts or pause > LONGEST_PAUSE:
+            last = attempt == attempts or pause > LONGEST_PAUSE or time.monotonic() - begin > PATIENCE
+            if last or not failure.passing:
                 raise
             logger.warning("%s; trying again in %.0f s (%d of %d)", failure.reason, pause, attempt, attempts - 1)
             time.sleep(pause)
@@ -260,27 +261,46 @@ def _without_clients_pauses() -> Iterator[None]:
         hooks.remove(refuse)
 
 
+@contextlib.contextmanager
+def _without_xet() -> Iterator[None]:
+    """Makes the client fetch over HTTP, for which it has no other means than this setting."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
 def _blob(path: Path) -> Path:
     """What a file of a snapshot links to, whose name is the Hub's digest; itself in a cache without links."""
     return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
-def _check_content(path: Path, filename: str, etag: str | None) -> None:
-    """Throws a file that is not what the Hub announced out of the cache, and raises."""
+def _check_content(path: Path, etag: str | None) -> None:
+    """Throws a file that is not what the Hub announced out of the cache, and raises.
+
+    ``etag`` is what the Hub says now; a cache with links has it in the name of the linked file.
+    """
     blob = _blob(path)
     digest = blob.name if path.is_symlink() else etag
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest or ""):
         return  # a mirror with etags of its own
-    seen = path.stat()
-    if has_digest(path, digest):
-        return
-    found = digests(path, len(digest))[0]
-    real = path.resolve()
-    # Not where another process has replaced it in the meantime.
-    if (real.stat().st_size, real.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
-        for place in (real, blob, path):
-            place.unlink(missing_ok=True)
-    raise Failure(f"{filename} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away",
+    try:
+        seen = path.stat()
+        if has_digest(path, digest):
+            return
+        found = digests(path, len(digest))[0]
+        real = path.resolve()
+        # Not where another process has replaced it in the meantime.
+        if (real.stat().st_size, real.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
+            for place in (real, blob, path):
+                place.unlink(missing_ok=True)
+    except FileNotFoundError as error:  # another process that found the same
+        raise Failure(f"{path.name} has vanished from the cache", "try again", passing=True) from error
+    raise Failure(f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away",
                   "try again later or over another connection", passing=True)
 
 

@@ -62,7 +62,7 @@ class _Wish:
 
 @contextlib.contextmanager
 def explained(
-    repo_id: str, revision: str, filename: str, *, cache: Path, size: int | None = None, tried: tuple[str, ...] = ()
+    repo_id: str, revision: str, filename: str, *, cache: Path, size: int | None = None
 ) -> Iterator[None]:
     """Turns what huggingface_hub raises into a `Failure`; what is no trouble of Hub, network or disk stays itself.
 
@@ -70,18 +70,17 @@ def explained(
         repo_id, revision, filename: what is asked for.
         cache: where it would lie.
         size: of the file in bytes, where known.
-        tried: names of exceptions of the transport that were tried again already, so that it is not worth another go.
     """
     try:
         yield
     except Exception as error:
-        failure = _failure(error, _Wish(repo_id, revision, filename, cache, size), set(tried))
+        failure = _failure(error, _Wish(repo_id, revision, filename, cache, size))
         if failure is None:
             raise
         raise failure from error
 
 
-def _failure(error: BaseException, wish: _Wish, tried: set[str]) -> Failure | None:
+def _failure(error: BaseException, wish: _Wish) -> Failure | None:
     from huggingface_hub import constants, errors
 
     elsewhere = "name another place with cache_dir= or HF_HOME"
@@ -92,7 +91,6 @@ def _failure(error: BaseException, wish: _Wish, tried: set[str]) -> Failure | No
                        "unset it, or name a cache that has the file with cache_dir= or HF_HOME")
     if getattr(error, "response", None) is not None:
         return _refusal(error, wish)
-    names = {cls.__name__ for cls in type(error).__mro__}
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     cause = " ".join(str(error).split()) or type(error).__name__
     # hf_xet gives the system's number in its text only.
@@ -100,8 +98,9 @@ def _failure(error: BaseException, wish: _Wish, tried: set[str]) -> Failure | No
     if number in NO_ROOM:
         return Local(_no_room(wish), f"make room, or {elsewhere}")
     if packages & TRANSPORTS or isinstance(error, (ConnectionError, RuntimeError)):  # hf_xet raises RuntimeError, too
-        return Failure(f"no answer from {constants.ENDPOINT} for {wish.filename} ({cause})", "check connection, proxy "
-                       "and HF_ENDPOINT and try again: what arrived whole is kept", passing=not names & tried)
+        return Failure(f"no answer from {constants.ENDPOINT} for {wish.filename} ({cause[:150]})",
+                       "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept",
+                       passing=True)
     if number in NOT_WRITABLE:
         return Local(f"the cache {str(wish.cache)!r} cannot be written ({cause})", elsewhere)
     if isinstance(error, OSError) and "Consistency check failed" in cause:

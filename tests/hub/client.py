@@ -22,7 +22,7 @@ CHILD = """
 import json, sys
 from fapn_zoo import _hub
 name, arguments, setup = json.loads(sys.argv[1])
-_hub.FIRST_PAUSE, _hub.LONGEST_PAUSE = 0.05, 5.0
+_hub.FIRST_PAUSE, _hub.LONGEST_PAUSE, _hub.PATIENCE = 0.05, 5.0, 5.0
 def attempt():
     try:
         return {"folder": str(_hub.download(name, **arguments))}

@@ -111,6 +111,8 @@ CASES = [
     Case("wrong bytes once", None, (Fault("wrong", times=1),)),
     Case("wrong bytes for ever", "was damaged", (Fault("wrong"),)),
     Case("wrong bytes in a small file", "config.json was damaged", (Fault("wrong", "^GET .*config.json"),)),
+    Case("wrong bytes once, cache without links", None, (Fault("wrong", times=1),),
+         environment={"HF_HUB_DISABLE_SYMLINKS": "1"}),
     Case("truncated once", None, (Fault("short", times=1),)),
     Case("truncated for ever", "arrived with a wrong length", (Fault("short"),)),
     Case("truncated small file, lengths agree", "config.json was damaged", (Fault("short", "config.json"),)),
