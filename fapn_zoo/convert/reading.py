@@ -21,8 +21,8 @@ from torch import Tensor
 from fapn_zoo._load import read_tensors
 from fapn_zoo.convert._pickle_arrays import ADMITTED, PickledArray, RefusedPickle, load_arrays
 
-# the number that torch.save began its files with before they were zip archives, as a pickle
-LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# the number that torch.save began its files with before they were zip archives, as a pickle of any protocol
+LEGACY_TORCH = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 # where programs keep the weights of a checkpoint, beside the state of the training
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema_state_dict", "state_dict_ema")
 
@@ -48,7 +48,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is empty; fetch it again")
     if head.startswith(b"PK\x03\x04"):
         content = _read_torch_zip(path)
-    elif head.startswith(LEGACY_TORCH):
+    elif LEGACY_TORCH.match(head):
         content = _torch_load(path, mapped=False)
     elif head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         content = _read_pickle(path)
