@@ -98,10 +98,10 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     pixels = resize_for(model.data, loaded.pixels)
     found: list[dict[str, Tensor]] = [{} for _ in neck.align]
     with inference(model) as (device, dtype), _listening(neck, found):
-        x = network_input(model.data, [pixels], device, dtype)
-        model(x)
-    size, padded = tuple(pixels.shape[1:]), tuple(x.shape[2:])
-    levels = [_level(index, values, size, padded, neck) for index, values in enumerate(found)]
+        model(network_input(model.data, [pixels], device, dtype))
+    size = tuple(pixels.shape[1:])
+    strides = getattr(getattr(model, "backbone", None), "strides", [4 * 2**index for index in range(len(found))])
+    levels = [_level(index, strides[index], values, size, neck) for index, values in enumerate(found)]
     shown = loaded.pixels[:3] if len(loaded.pixels) >= 3 else loaded.pixels[:1].expand(3, -1, -1)
     picture = shown.float().round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return Alignment(model.spec.name, loaded.name, picture, size, levels)
@@ -147,11 +147,7 @@ def _keep_upsampled(values: dict[str, Tensor], module: nn.Module, inputs: tuple,
     values["upsampled"] = F.interpolate(coarse.detach(), size=fine.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _level(
-    index: int, values: dict[str, Tensor], input_size: tuple[int, int], padded: tuple[int, int], neck: FaPN
-) -> Level:
-    longer = int(padded[1] > padded[0])  # its ratio is the less blurred by rounding
-    stride = round(padded[longer] / values["upsampled"].shape[2 + longer])
+def _level(index: int, stride: int, values: dict[str, Tensor], input_size: tuple[int, int], neck: FaPN) -> Level:
     height, width = (-(-side // stride) for side in input_size)
 
     def plain(tensor: Tensor) -> np.ndarray:
