@@ -208,9 +208,9 @@ def _network(path: Path, spec: ModelSpec) -> SegmentationModel:
         raise ValueError(f"{path}: {error}") from error
     for reason, count in Counter(dropped.values()).items():
         logger.info("%s: %d dropped, %s", path.name, count, reason)
-    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    bad = [key for key, value in tensors.items() if not (value.is_floating_point() and value.isfinite().all())]
     if bad:
-        raise ValueError(f"{path} holds values that are no finite numbers, in {', '.join(bad[:5])}")
+        raise ValueError(f"{path} holds values that are no finite floating-point numbers, in {', '.join(bad[:5])}")
     network = build(spec, empty=True)
     assign_tensors(network, tensors, path, share=True)
     return network

@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content = _read_pickle(path)
     elif 8 + int.from_bytes(head[:8], "little") <= size and head[8:9] == b"{":
         content = read_tensors(path)
-    elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    elif head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise ValueError(f"{path} is a web page, not a checkpoint; Google Drive sends one instead of a file that too "
                          "many people have fetched: try again later")
     else:
@@ -74,21 +74,28 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_torch_zip(path: Path) -> Any:
-    """Checks the archive before torch sees it: torch.save neither compresses nor lets files overlap."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            problem = _problem(archive, path.stat().st_size)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is a damaged or cut-off torch file; fetch it again ({_line(error)})") from None
+    if problem is not None:
+        raise ValueError(f"{path} is {problem}")
+    return _torch_load(path, mapped=True)
+
+
+def _problem(archive: zipfile.ZipFile, size: int) -> str | None:
+    """What keeps an archive of ``size`` bytes from torch, which would map it without a look at its checksums."""
+    members = archive.infolist()
     names = [member.filename.rpartition("/")[2] for member in members]
     if "constants.pkl" in names:
-        raise ValueError(f"{path} is a TorchScript program, not a file of weights; nothing was run")
+        return "a TorchScript program, not a file of weights; nothing was run"
     if names.count("data.pkl") != 1:
-        raise ValueError(f"{path} is a zip archive, but no torch file: it has no data.pkl; unpack it first")
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError(f"{path} is a packed zip archive, which torch.save does not write; nothing was unpacked")
-    return _torch_load(path, mapped=True)
+        return "a zip archive, but no torch file: it has not one data.pkl; unpack it first"
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+        return "a packed zip archive, which torch.save does not write; nothing was unpacked"
+    damaged = archive.testzip()
+    return None if damaged is None else f"a damaged torch file; fetch it again (checksum of {damaged})"
 
 
 def _torch_load(path: Path, *, mapped: bool) -> Any:

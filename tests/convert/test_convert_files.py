@@ -174,10 +174,11 @@ def test_what_was_written_is_compared(tmp_path, monkeypatch):
 def test_values_that_are_not_finite(tmp_path):
     spec = register(BY_NAME["perpixel"])
     state = official_state(spec)
-    state["sem_seg_head.predictor.bias"][2] = torch.nan
-    path = write(tmp_path / "x.pkl", state)
-    with pytest.raises(ValueError, match=r"x\.pkl holds values that are no finite numbers, in head\.predictor\.bias$"):
-        convert(path, tmp_path / "out", spec.name)
+    for value in (torch.tensor([0.0, 1, torch.nan, 3, 4]), torch.arange(5)):
+        path = write(tmp_path / "x.pkl", state | {"sem_seg_head.predictor.bias": value})
+        with pytest.raises(ValueError, match=r"x\.pkl holds values that are no finite floating-point numbers, in head\."
+                                             r"predictor\.bias$"):
+            convert(path, tmp_path / "out", spec.name)
 
 
 # which model

@@ -251,7 +251,7 @@ def test_missing_files(tmp_path):
 
 def test_archives_of_another_kind(tmp_path):
     path = tmp_path / "m.pth"
-    assert "no torch file: it has no data.pkl" in refusal(zip_of(path, {"model_final.pkl": b"x"}))
+    assert "no torch file: it has not one data.pkl" in refusal(zip_of(path, {"model_final.pkl": b"x"}))
     assert "a TorchScript program" in refusal(zip_of(path, {"m/data.pkl": b"x", "m/constants.pkl": b"x"}))
     bomb = zip_of(path, {"m/data.pkl": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 100_000
@@ -273,6 +273,16 @@ def test_members_that_share_their_bytes(tmp_path):
 
 
 # damage
+
+
+def test_one_bit_of_a_torch_file(tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save({"w": torch.zeros(1000)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(4000)) + 2000] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path)["w"].any(), "torch itself does not see it"
+    assert "is a damaged torch file; fetch it again (checksum of m/data/0)" in refusal(path)
 
 
 def small_files(folder: Path) -> dict[str, bytes]:
