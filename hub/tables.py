@@ -1,40 +1,132 @@
-"""Writes the table of measured scores into README.md from hub/results/semantic.csv; a test keeps the two in step.
+"""Writes the tables of README.md from the registry and from hub/results; a test keeps them in step.
 
-    python hub/tables.py
+    python hub/tables.py            README from the files
+    python hub/tables.py --count    hub/results/models.csv first: parameters and multiply-adds of every named model
+
+Measured scores are those of hub/results/semantic.csv, reported ones those of the registry.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 from pathlib import Path
+
+from fapn_zoo._files import write_text
+from fapn_zoo._registry import get_spec, list_models
+from fapn_zoo._spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "hub" / "results" / "semantic.csv"
-BEGIN, END = "<!-- results: written by hub/tables.py -->\n", "<!-- end of results -->"
-COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "miou": "mIoU",
-           "pixel_acc": "pixel acc", "params": "parameters", "seed": "seed"}
+SCORES = ROOT / "hub" / "results" / "semantic.csv"
+COUNTS = ROOT / "hub" / "results" / "models.csv"
+SCORE_COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "miou": "mIoU",
+                 "pixel_acc": "pixel acc", "params": "parameters", "seed": "seed"}
+MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported mIoU", "measured mIoU", "weights")
+COUNT_COLUMNS = ("model", "size", "params", "macs", "macs_backbone", "macs_neck", "macs_head")
+# Height and width of the images of a label set; those of the others vary, and count as squares of the test size.
+IMAGE_SIZES = {"cityscapes": (1024, 2048), "camvid": (360, 480)}
 
 
-def table() -> str:
-    """The rows of the CSV file as Markdown."""
-    with open(RESULTS, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        row["params"] = f"{int(row['params']) / 1e6:.2f} M"
-        lines.append("| " + " | ".join(row[name] for name in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+def score_table() -> str:
+    """The rows of the scores as Markdown."""
+    rows = [[row[name] if name != "params" else f"{int(row['params']) / 1e6:.2f} M" for name in SCORE_COLUMNS]
+            for row in _read(SCORES)]
+    return _markdown(tuple(SCORE_COLUMNS.values()), rows)
+
+
+def model_table() -> str:
+    """Every named model that has weights or scores as Markdown, in natural order."""
+    counts = {row["model"]: row for row in _read(COUNTS)}
+    measured = measured_scores()
+    rows = []
+    for name in list_models():
+        spec = get_spec(name)[0]
+        if spec.backbone is None or not (spec.weights or name in measured):
+            continue
+        row = counts[name]
+        weights = [f"{w.source}, {w.license}".replace("none-stated", "no licence stated") for w in spec.weights.values()]
+        rows.append([
+            f"`{name}`", f"{int(row['params']) / 1e6:.1f} M", f"{int(row['macs']) / 1e9:.1f} G", row["size"],
+            _reported(spec), measured.get(name, ""), "; ".join(weights) or "none released",
+        ])
+    return _markdown(MODEL_COLUMNS, rows)
+
+
+def measured_scores() -> dict[str, str]:
+    """Model -> mIoU in percent: the newest row of its released weights, or else the newest of a training run."""
+    found: dict[str, tuple[bool, str]] = {}
+    for row in _read(SCORES):
+        released = "/" not in row["weights"]
+        if released or not found.get(row["model"], (False, ""))[0]:
+            found[row["model"]] = (released, row["miou"])
+    return {model: score for model, (_, score) in found.items()}
+
+
+def _reported(spec: ModelSpec) -> str:
+    """The reported mIoU at one scale, and that at several in brackets."""
+    metrics = next(iter(spec.weights.values())).metrics if spec.weights else {}
+    single = [f"{value:.1f}" for name, value in metrics.items() if name.endswith("mIoU")]
+    several = [f"({value:.1f})" for name, value in metrics.items() if name.endswith("mIoU multi-scale")]
+    return " ".join(single + several)
+
+
+def network_size(spec: ModelSpec) -> tuple[int, int]:
+    """(H, W) of the network's input at the model's test size, without padding."""
+    from fapn_zoo._inputs import input_size
+
+    square = spec.data.test_size or 512
+    return input_size(spec.data, IMAGE_SIZES.get(spec.label_set, (square, square)))
+
+
+def count_model(name: str) -> dict[str, int | str]:
+    """One row of the counts."""
+    from fapn_zoo._flops import count
+    from fapn_zoo._inputs import padded_size
+
+    spec = get_spec(name)[0]
+    size = network_size(spec)
+    return {"model": name, "size": "x".join(map(str, size)), **count(spec, padded_size(spec.data, size))}
+
+
+def count_models() -> None:
+    """Counts every named model and writes the file."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COUNT_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(count_model(name) for name in list_models() if get_spec(name)[0].backbone is not None)
+    write_text(COUNTS, buffer.getvalue())
+
+
+TABLES = {"results": score_table, "models": model_table}
 
 
 def updated(text: str) -> str:
-    """README text with a fresh table. Raises ValueError where the markers are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{README} lacks the line {BEGIN.strip()!r} or {END!r}")
-    return before + begin + table() + end + after
+    """README text with fresh tables. Raises ValueError where markers are missing."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: written by hub/tables.py -->\n", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{README} lacks the line {begin.strip()!r} or {end!r}")
+        text = before + begin + table() + end + after
+    return text
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", action="store_true", help="count parameters and multiply-adds again first")
+    if parser.parse_args().count:
+        count_models()
+    write_text(README, updated(README.read_text(encoding="utf-8")))

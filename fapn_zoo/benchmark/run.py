@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from fapn_zoo import postprocess
 from fapn_zoo._flops import PARTS, count
+from fapn_zoo._inputs import padded_size
 from fapn_zoo.benchmark.memory import peak_memory, weight_bytes
 from fapn_zoo.evaluate import git_commit, versions
 from fapn_zoo.necks.fapn import ModulatedDeformConv
@@ -117,7 +118,8 @@ def prepare(
     """
     form = torch.channels_last if channels_last else torch.contiguous_format
     model.eval().to(dtype=DTYPES[dtype], memory_format=form)
-    x = torch.randn(batch, model.spec.in_chans, *padded_size(model, size), generator=torch.Generator().manual_seed(0))
+    shape = batch, model.spec.in_chans, *padded_size(model.data, size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = x.to(next(model.parameters()).device, DTYPES[dtype]).contiguous(memory_format=form)
 
     def run() -> Tensor:
@@ -126,12 +128,6 @@ def prepare(
         return postprocess.semantic(output, size, size, stride=model.head.stride)
 
     return run
-
-
-def padded_size(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of an image -> that of the network's input."""
-    step = model.data.size_divisor
-    return -(-size[0] // step) * step, -(-size[1] // step) * step
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
@@ -330,7 +326,7 @@ def _row(run: _Run, peak: int | None, batch: int, firsts: dict[tuple[int, int], 
     forwards = [total - after for total, after in zip(totals, stages["postprocess"], strict=True)]
     p10, median, p90 = (float(value) for value in np.percentile(totals, (10, 50, 90)))
     return {
-        "model": run.name, "size": list(run.size), **count(run.model.spec, padded_size(run.model, run.size)),
+        "model": run.name, "size": list(run.size), **count(run.model.spec, padded_size(run.model.data, run.size)),
         "latency_ms": {"median": median, "p10": p10, "p90": p90},
         "stages_ms": {stage: float(np.median(times)) for stage, times in stages.items()},
         "fps": 1e3 * batch / median, "fps_forward": 1e3 * batch / float(np.median(forwards)),
