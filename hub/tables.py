@@ -46,10 +46,10 @@ def model_table() -> str:
         if spec.backbone is None or not (spec.weights or name in measured):
             continue
         row = counts[name]
-        weights = [f"{w.source}, {w.license}".replace("none-stated", "no licence stated") for w in spec.weights.values()]
+        weights = [f"{w.source}, {w.license}" for w in spec.weights.values()]
         rows.append([
             f"`{name}`", f"{int(row['params']) / 1e6:.1f} M", f"{int(row['macs']) / 1e9:.1f} G", row["size"],
-            _reported(spec), measured.get(name, ""), "; ".join(weights) or "none released",
+            _reported(spec), measured.get(name, ""), ("; ".join(weights) or "none released").replace("none-stated", "no licence stated"),
         ])
     return _markdown(MODEL_COLUMNS, rows)
 
