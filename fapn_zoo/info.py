@@ -7,21 +7,34 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fapn_zoo._registry import get_spec
 
-PACKAGES = ("fapn-zoo", "torch", "torchvision", "timm", "safetensors", "huggingface-hub", "accelerate", "numba")
+PACKAGES = (
+    "fapn-zoo", "torch", "torchvision", "timm", "safetensors", "huggingface-hub", "accelerate", "numba", "triton"
+)  # fmt: skip
 
 
 def describe_installation() -> str:
     """Versions, devices, and the backend of deformable convolution."""
     import torch
 
-    from fapn_zoo.layers.deform_conv import active_backend, available_backends
+    from fapn_zoo.layers.deform_conv import available_backends
 
     lines = [f"{'python':<16} {platform.python_version()}"]
     lines += [f"{name:<16} {_version(name)}" for name in PACKAGES]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines += [f"{'devices':<16} {', '.join(['cpu', *gpus])}"]
-    lines += [f"{'deform conv':<16} {active_backend('cpu')} on cpu (available: {', '.join(available_backends())})"]
+    devices = ["cpu", "cuda"] if gpus else ["cpu"]
+    used = ", ".join(f"{_deform_conv(device)} on {device}" for device in devices)
+    lines += [f"{'deform conv':<16} {used} (available: {', '.join(available_backends())})"]
     return "\n".join(lines)
+
+
+def _deform_conv(device: str) -> str:
+    from fapn_zoo.layers.deform_conv import active_backend
+
+    try:
+        return active_backend(device)
+    except ValueError:
+        return "none"  # the backend chosen by FAPN_ZOO_DEFORM_CONV is for other devices
 
 
 def describe_model(name: str) -> str:

@@ -1,7 +1,6 @@
 """Deformable convolution on the CPU: numba samples, oneDNN multiplies, both on small tiles that stay in cache.
 
-The two operators `fapn_zoo::deform_conv2d` and `fapn_zoo::deform_conv2d_backward` are ordinary PyTorch custom
-operators: they compile, export and differentiate. numba is imported when one first runs, not before.
+The kernels of `_deform_ops` for the CPU. numba is imported when one first runs, not before.
 
 Each thread takes tiles of output pixels: it samples a tile of columns (pixels x taps*channels), then multiplies it with
 the weight. No column matrix of the whole image ever exists.
@@ -9,41 +8,21 @@ the weight. No column matrix of the whole image ever exists.
 
 import itertools
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ._deform_geometry import Geometry
 from ._deform_threads import WORKERS
 
 # A column tile is as wide as the matrix product needs to be fast, unless that takes more than 1.5 MiB of float32.
 _TILE_PIXELS, _TILE_FLOATS = 512, 3 << 17
 
 
-class Geometry(NamedTuple):
-    """Sizes of one call: `groups` are the weight's, `offset_groups` the offset's."""
+class TiledGeometry(Geometry):
+    """The sizes of one call and how the kernels cut it up."""
 
-    batch: int
-    channels: int
-    height: int
-    width: int
-    out_channels: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    offset_groups: int
-
-    @property
-    def taps(self):
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def pixels(self):
-        return self.out_height * self.out_width
+    __slots__ = ()
 
     @property
     def tile(self):
@@ -88,25 +67,6 @@ class Geometry(NamedTuple):
         rows = self.channels // self.vec // self.groups
         group = np.arange(self.groups, dtype=np.int64)[:, None] * (count * self.taps * rows)
         return (group + np.arange(rows, dtype=np.int64)).reshape(-1)
-
-
-def output_size(size, kernel, stride, padding, dilation):
-    """Output size along one axis, as for a plain convolution."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _output_sizes(input, weight, stride, padding, dilation):
-    axes = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return [output_size(*axis) for axis in axes]
-
-
-def _geometry(input, offset, weight, stride, padding, dilation):
-    batch, channels, height, width = input.shape
-    out_channels, group_channels, *kernel = weight.shape
-    out_height, out_width = _output_sizes(input, weight, stride, padding, dilation)
-    groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
-    pairs = (tuple(pair) for pair in (kernel, stride, padding, dilation))
-    return Geometry(batch, channels, height, width, out_channels, out_height, out_width, *pairs, groups, offset_groups)
 
 
 def _has_onednn():
@@ -162,10 +122,11 @@ class _Sampler:
         return memory[: geo.groups * count * length].view(geo.groups, count, length)
 
 
-def _forward(input, offset, weight, bias, mask, stride, padding, dilation):
+def forward(input, offset, weight, bias, mask, stride, padding, dilation):
+    """Deformable convolution of checked float32 or float64 tensors of one dtype, all pairs given; output is NCHW."""
     from . import _deform_kernels
 
-    geo = _geometry(input, offset, weight, stride, padding, dilation)
+    geo = TiledGeometry.of(input, offset, weight, stride, padding, dilation)
     output = input.new_empty(geo.batch, geo.out_channels, geo.out_height, geo.out_width)
     if output.numel() == 0:
         return output
@@ -304,8 +265,9 @@ class _Backward:
             target[first : first + part.groups, :, block % self.split] += total
 
 
-def _backward(grad, input, offset, weight, mask, stride, padding, dilation, needs):
-    geo = _geometry(input, offset, weight, stride, padding, dilation)
+def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs):
+    """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
+    geo = TiledGeometry.of(input, offset, weight, stride, padding, dilation)
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     wanted = {"input": (input, need_input), "offset": (offset, need_offset)}
     wanted |= {"mask": (mask, need_mask), "weight": (weight, need_weight)}
@@ -316,55 +278,3 @@ def _backward(grad, input, offset, weight, mask, stride, padding, dilation, need
         mask = None if mask is None else mask.detach().contiguous()
         _Backward(geo, grad, input.detach(), offset, weight.detach(), mask, grads).run()
     return [grads[name] for name in ("input", "offset", "weight", "bias", "mask")]
-
-
-@torch.library.custom_op(
-    "fapn_zoo::deform_conv2d",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
-    "int[] stride, int[] padding, int[] dilation) -> Tensor",
-)
-def deform_conv2d_op(input, offset, weight, bias, mask, stride, padding, dilation):
-    """Deformable convolution of checked float32 or float64 tensors of one dtype, all pairs given; output is NCHW."""
-    return _forward(input, offset, weight, bias, mask, stride, padding, dilation)
-
-
-@deform_conv2d_op.register_fake
-def _(input, offset, weight, bias, mask, stride, padding, dilation):
-    return input.new_empty(input.shape[0], weight.shape[0], *_output_sizes(input, weight, stride, padding, dilation))
-
-
-@torch.library.custom_op(
-    "fapn_zoo::deform_conv2d_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
-    "int[] stride, int[] padding, int[] dilation, bool[] needs) -> Tensor[]",
-)
-def deform_conv2d_backward_op(grad, input, offset, weight, mask, stride, padding, dilation, needs):
-    """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
-    return _backward(grad, input, offset, weight, mask, stride, padding, dilation, needs)
-
-
-@deform_conv2d_backward_op.register_fake
-def _(grad, input, offset, weight, mask, stride, padding, dilation, needs):
-    shapes = [input.shape, offset.shape, weight.shape, weight.shape[:1], None if mask is None else mask.shape]
-    return [input.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
-
-
-def _setup_context(ctx, inputs, output):
-    input, offset, weight, _, mask, ctx.stride, ctx.padding, ctx.dilation = inputs
-    ctx.save_for_backward(input, offset, weight, *([] if mask is None else [mask]))
-
-
-def _autograd_backward(ctx, grad):
-    input, offset, weight, *mask = ctx.saved_tensors
-    needs = [bool(need) for need in ctx.needs_input_grad[:5]]
-    grads = torch.ops.fapn_zoo.deform_conv2d_backward(
-        grad, input, offset, weight, mask[0] if mask else None, ctx.stride, ctx.padding, ctx.dilation, needs
-    )
-    return *(value if need else None for value, need in zip(grads, needs, strict=True)), None, None, None
-
-
-deform_conv2d_op.register_autograd(_autograd_backward, setup_context=_setup_context)

@@ -1,86 +1,22 @@
 """The one door to deformable convolution (DCN v1 and v2); backends stand behind it.
 
-The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference or numba) chooses at import, `deform_conv_backend` for a
-while. `auto` takes the fastest that works: numba on the CPU where it is installed, else torchvision's operator.
+The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, numba or triton) chooses at import,
+`deform_conv_backend` for a while. `auto` takes the fastest that works: numba on the CPU where it is installed, Triton
+on CUDA for shapes that fill its blocks, else torchvision's operator.
 """
-
-import contextlib
-import os
-import warnings
 
 import torch
 from torch import Tensor
 
-from . import _deform_reference
+from . import _deform_backends, _deform_reference
+from . import _deform_ops as _deform_ops  # registers the operators
+from ._deform_backends import active_backend, available_backends, deform_conv_backend
+from ._deform_geometry import useful_share
 
-_NAMES = ("auto", "reference", "numba")
-_selected = os.environ.get("FAPN_ZOO_DEFORM_CONV", "auto")
-_numba_works = None
+__all__ = ["active_backend", "available_backends", "deform_conv2d", "deform_conv_backend"]
 
-
-def _check_name(name):
-    if name not in _NAMES:
-        raise ValueError(f"unknown deformable convolution backend {name!r}; choose one of {', '.join(_NAMES)}")
-    return name
-
-
-def _numba_imports():
-    """Whether numba can be used; tried once, since a broken installation shows only when it is imported."""
-    global _numba_works
-    if _numba_works is None:
-        try:
-            import numba
-
-            # Switched off (NUMBA_DISABLE_JIT), it would interpret the kernels.
-            _numba_works = not numba.config.DISABLE_JIT
-        except ModuleNotFoundError:
-            _numba_works = False
-        except Exception as error:
-            warnings.warn(f"numba cannot be imported, so deformable convolution will be slow: {error}", stacklevel=2)
-            _numba_works = False
-    return _numba_works
-
-
-def available_backends() -> list[str]:
-    """Names that `deform_conv_backend` accepts and that can run here, 'auto' first."""
-    return [name for name in _NAMES if name != "numba" or _numba_imports()]
-
-
-@torch.compiler.assume_constant_result
-def _resolve(name, device_type):
-    _check_name(name)
-    if name == "auto":
-        # A Triton backend for CUDA belongs here.
-        return "numba" if device_type == "cpu" and _numba_imports() else "reference"
-    if name == "numba" and not _numba_imports():
-        raise ValueError(
-            "deformable convolution backend 'numba' was asked for, but numba is missing, broken or switched off"
-        )
-    if name == "numba" and device_type not in ("cpu", "meta"):
-        raise ValueError(f"deformable convolution backend 'numba' runs on cpu, not on {device_type}")
-    return name
-
-
-def active_backend(device: str | torch.device = "cpu") -> str:
-    """Name of the backend that a call on `device` takes now: 'reference' or 'numba'."""
-    return _resolve(_selected, torch.device(device).type)
-
-
-@contextlib.contextmanager
-def deform_conv_backend(name: str):
-    """Use the backend `name` inside the block; 'reference' puts torchvision's operator in exports.
-
-    The choice holds for the whole process, so that threads of data or gradients follow it.
-
-    Raises:
-        ValueError: `name` is none of auto, reference, numba.
-    """
-    global _selected
-    before, _selected = _selected, _check_name(name)
-    try:
-        yield
-    finally:
-        _selected = before
+# With more padding than this, torchvision's operator is as good.
+_LEAST_USEFUL_SHARE = 0.25
 
 
 def _pair(value, name, least):
@@ -130,6 +66,13 @@ def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
             raise ValueError(f"{name} is {got}, but the output is {size[0]}x{size[1]}")
 
 
+def _fills_blocks(input, offset, weight):
+    """Whether Triton's blocks of channels would hold more than padding."""
+    channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
+    offset_groups = offset.shape[1] // (2 * kernel[0] * kernel[1])
+    return useful_share(channels, channels // group_channels, offset_groups, out_channels) >= _LEAST_USEFUL_SHARE
+
+
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -152,8 +95,8 @@ def deform_conv2d(
         mask: (B, G * kh * kw, Ho, Wo), a factor for each sample.
 
     Returns:
-        (B, O, Ho, Wo). Half precision is computed in float32 and returned in the dtype of `input`; under autocast
-        the result has autocast's dtype.
+        (B, O, Ho, Wo) in the dtype of `input`, under autocast in autocast's. Half precision is computed in float32,
+        but for Triton, which multiplies it as it is and adds up in float32.
 
     Raises:
         ValueError: shapes do not fit, or the chosen backend cannot run.
@@ -161,22 +104,30 @@ def deform_conv2d(
     stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     dilation = _pair(dilation, "dilation", 1)
     _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
-    device_type = input.device.type
-    backend = _resolve(_selected, device_type)
-    compute = input.dtype
+    device = input.device
+    dtype = input.dtype
     for tensor in (offset, weight, bias, mask):
         if tensor is not None:
-            compute = torch.promote_types(compute, tensor.dtype)
-    if compute in (torch.float16, torch.bfloat16):
-        compute = torch.float32
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
+    backend = _deform_backends.resolve(_deform_backends.selected(), device.type, device.index, dtype, well_filled)
     result = input.dtype
-    if compute != torch.float64 and _deform_reference.autocast_enabled(device_type):
-        result = torch.get_autocast_dtype(device_type)
-    tensors = [None if t is None else t.to(compute) for t in (input, offset, weight, bias, mask)]
-    if backend == "numba":
-        from . import _deform_numba  # noqa: F401  (registers the operator)
-
-        output = torch.ops.fapn_zoo.deform_conv2d(*tensors, stride, padding, dilation)
+    autocast = dtype != torch.float64 and _deform_reference.autocast_enabled(device.type)
+    if autocast:
+        result = torch.get_autocast_dtype(device.type)
+    if backend == "triton":
+        # Offsets and masks go in as they are: the kernels compute with them in float32.
+        compute = result if autocast else torch.promote_types(input.dtype, weight.dtype)
+        input, weight = input.to(compute), weight.to(compute)
+        bias = None if bias is None else bias.to(compute)
     else:
-        output = _deform_reference.deform_conv2d(*tensors, stride, padding, dilation)
+        compute = result if autocast else dtype
+        if compute not in _deform_backends.NATIVE_DTYPES[backend]:
+            compute = torch.promote_types(dtype, torch.float32)
+        tensors = [None if t is None else t.to(compute) for t in (input, offset, weight, bias, mask)]
+        input, offset, weight, bias, mask = tensors
+    if backend == "reference":
+        output = _deform_reference.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+    else:
+        output = torch.ops.fapn_zoo.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
     return output.to(result)

@@ -13,8 +13,9 @@ import pytest
 import torch
 import torchvision
 from deform_conv_cases import SHAPES, Shape, make_tensors, run, threads
+from torch.utils.flop_counter import FlopCounterMode
 
-from fapn_zoo.layers import deform_conv
+from fapn_zoo.layers import _deform_backends, deform_conv
 from fapn_zoo.layers.deform_conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
 
 pytestmark = pytest.mark.unit
@@ -144,7 +145,7 @@ def test_exports_with_dynamic_sizes(backend, operator):
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_opcheck(mask):
-    from fapn_zoo.layers._deform_numba import deform_conv2d_backward_op, deform_conv2d_op
+    from fapn_zoo.layers._deform_ops import deform_conv2d_backward_op, deform_conv2d_op
 
     shape = SHAPES["groups"]
     input, offset, weight, bias, mask = make_tensors(shape, torch.float32, mask=mask, bias=mask)
@@ -163,6 +164,7 @@ def test_meta_device():
     assert output.device.type == "meta" and output.shape == (2, 8, 9, 11)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
 def test_backend_selection():
     assert available_backends() == ["auto", "reference", "numba"]
     assert active_backend() == "numba"
@@ -172,16 +174,75 @@ def test_backend_selection():
         with deform_conv_backend("reference"):
             assert active_backend() == "reference"
         assert active_backend() == "numba"
-    with pytest.raises(ValueError, match=r"'triton'.*auto, reference, numba"), deform_conv_backend("triton"):
+    with pytest.raises(ValueError, match=r"'fast'.*auto, reference, numba, triton"), deform_conv_backend("fast"):
         pass
     assert active_backend() == "numba"
     with pytest.raises(ValueError, match="cpu, not on cuda"):
         active_backend("cuda")
 
 
+@pytest.fixture
+def _gpu(monkeypatch):
+    """What the choice sees on a machine with a Hopper GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_triton_on_a_gpu(monkeypatch):
+    pytest.importorskip("triton", reason="needs triton")
+    assert available_backends() == ["auto", "reference", "numba", "triton"]
+    with deform_conv_backend("auto"):
+        assert active_backend("cuda:0") == "triton" and active_backend("cpu") == "numba"
+        assert _deform_backends.resolve("auto", "cuda", 0, torch.float64) == "reference"
+        assert _deform_backends.resolve("auto", "cuda", 0, torch.bfloat16, well_filled=False) == "reference"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
+        assert active_backend("cuda") == "reference"
+    with deform_conv_backend("triton"):
+        assert _deform_backends.resolve("triton", "cuda", 0, torch.bfloat16, well_filled=False) == "triton"
+        with pytest.raises(ValueError, match="'triton' runs on cuda, not on cpu"):
+            active_backend("cpu")
+        with pytest.raises(ValueError, match="float16, not float64"):
+            _deform_backends.resolve("triton", "cuda", 0, torch.float64)
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(_deform_backends, "_triton_works", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert available_backends() == ["auto", "reference", "numba"]
+    with deform_conv_backend("auto"):
+        assert active_backend("cuda") == "reference"
+    with deform_conv_backend("triton"), pytest.raises(ValueError, match="triton is missing"):
+        active_backend("cuda")
+
+
+@pytest.mark.parametrize("group_channels, out_channels, filled", [(256, 256, True), (16, 8, True), (1, 8, False)])
+def test_thin_groups_are_not_for_triton(group_channels, out_channels, filled):
+    groups = 256 // group_channels
+    input, offset = torch.empty(1, 256, 4, 4, device="meta"), torch.empty(1, 8 * 18, 4, 4, device="meta")
+    weight = torch.empty(groups * out_channels, group_channels, 3, 3, device="meta")
+    assert deform_conv._fills_blocks(input, offset, weight) == filled
+
+
+@pytest.mark.parametrize("needs, products", [((), 1), (("input",), 2), (("weight",), 2), (("offset", "weight"), 3)])
+def test_products_are_counted_like_a_convolution(needs, products):
+    shape = SHAPES["groups"]
+    tensors = dict(zip(("input", "offset", "weight", "bias", "mask"), make_tensors(shape, torch.float32), strict=True))
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name in needs)
+    with FlopCounterMode(display=False) as counter:
+        output = deform_conv2d(**tensors, **shape.arguments)
+        if needs:
+            output.sum().backward()
+    with FlopCounterMode(display=False) as plain:
+        torch.conv2d(tensors["input"].detach(), tensors["weight"].detach(), padding=1, groups=2)
+    assert counter.get_total_flops() == products * plain.get_total_flops() > 0
+
+
 @pytest.mark.parametrize("missing", [True, False])
 def test_without_numba(monkeypatch, missing):
-    monkeypatch.setattr(deform_conv, "_numba_works", None)
+    monkeypatch.setattr(_deform_backends, "_numba_works", None)
     if missing:
         monkeypatch.setitem(sys.modules, "numba", None)
     else:
@@ -196,7 +257,7 @@ def test_without_numba(monkeypatch, missing):
 @pytest.mark.parametrize("choice", ["reference", "fast"])
 def test_environment_variable(monkeypatch, choice):
     monkeypatch.setenv("FAPN_ZOO_DEFORM_CONV", choice)
-    spec = importlib.util.spec_from_file_location("fapn_zoo.layers.another_deform_conv", deform_conv.__file__)
+    spec = importlib.util.spec_from_file_location("fapn_zoo.layers.another", _deform_backends.__file__)
     another = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(another)
     if choice == "reference":
@@ -206,7 +267,8 @@ def test_environment_variable(monkeypatch, choice):
             another.active_backend()
 
 
-def test_numba_is_imported_at_first_use():
-    code = "import fapn_zoo.layers.deform_conv, sys; assert 'numba' not in sys.modules"
+def test_kernels_are_imported_at_first_use():
+    kernels = {"numba", "fapn_zoo.layers._deform_kernels", "fapn_zoo.layers._deform_triton_kernels"}
+    code = f"import fapn_zoo.layers.deform_conv, sys; assert not {kernels} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -1,0 +1,115 @@
+"""Sizes of a deformable convolution, shared by its backends; plain numbers, no kernels."""
+
+from typing import NamedTuple
+
+
+class Geometry(NamedTuple):
+    """Sizes of one call: `groups` are the weight's, `offset_groups` the offset's."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    offset_groups: int
+
+    @classmethod
+    def of(cls, input, offset, weight, stride, padding, dilation):
+        """The geometry of a call whose shapes have been checked."""
+        batch, channels, height, width = input.shape
+        out_channels, group_channels, *kernel = weight.shape
+        out_height, out_width = output_sizes(input, weight, stride, padding, dilation)
+        groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
+        pairs = (tuple(pair) for pair in (kernel, stride, padding, dilation))
+        sizes = (batch, channels, height, width, out_channels, out_height, out_width)
+        return cls(*sizes, *pairs, groups, offset_groups)
+
+    @property
+    def taps(self):
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def pixels(self):
+        return self.out_height * self.out_width
+
+
+def output_size(size, kernel, stride, padding, dilation):
+    """Output size along one axis, as for a plain convolution."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def output_sizes(input, weight, stride, padding, dilation):
+    """Output height and width."""
+    axes = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    return [output_size(*axis) for axis in axes]
+
+
+# The next two also work on the symbolic sizes of a graph that torch.compile makes for any size.
+
+
+def power_of_two(number):
+    """The least power of two that is not smaller than `number`."""
+    power = 1
+    while power < number:
+        power *= 2
+    return power
+
+
+def _common_divisor(a, b):
+    while b:
+        a, b = b, a % b
+    return a
+
+
+class ChannelBlocks(NamedTuple):
+    """How channels are cut into blocks of `samples` * `width` that a matrix product takes at once.
+
+    A block lies in one weight group. It is `samples` offset groups of `width` channels each or, with one sample,
+    a piece of a run: `run` channels that share weight group and offset group. The last piece of a run may be padded.
+    """
+
+    run: int
+    samples: int
+    width: int
+
+    @property
+    def size(self):
+        return self.samples * self.width
+
+    @property
+    def pieces(self):
+        """Blocks per run."""
+        return -(-self.run // self.size)
+
+
+def channel_blocks(channels, groups, offset_groups, wanted, least=16):
+    """Cut `channels` into blocks of at most `wanted` and at least `least` channels, both powers of two."""
+    per_group, per_offset = channels // groups, channels // offset_groups
+    samples = wanted // per_offset
+    if power_of_two(per_offset) == per_offset:
+        # Neighbouring offset groups together fill a block where one alone is too narrow.
+        while samples > 1 and (offset_groups % samples or per_group % (samples * per_offset)):
+            samples //= 2
+        if samples > 1 and samples * per_offset >= least:
+            return ChannelBlocks(samples * per_offset, samples, per_offset)
+    run = _common_divisor(per_group, per_offset)
+    width = wanted
+    while width > least and run % width:
+        width //= 2
+    if run % width:
+        width = min(wanted, max(least, power_of_two(run)))
+    return ChannelBlocks(run, 1, width)
+
+
+def useful_share(channels, groups, offset_groups, out_channels):
+    """Which part of the products of 16x16 blocks is not with padding: from near 0 to 1."""
+    blocks = channel_blocks(channels, groups, offset_groups, 32)
+    out = out_channels // groups
+    return blocks.run / (blocks.pieces * blocks.size) * out / (-(-out // 16) * 16)

@@ -1,0 +1,105 @@
+"""Deformable convolution in Triton: interpreted on the CPU, compiled for a GPU that is not there, and on a real GPU."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+
+import deform_triton_checks as checks
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs triton")
+
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.unit),
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """A process whose Triton interprets: that is settled when Triton is first imported."""
+    context = multiprocessing.get_context("spawn")
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        assert pool.submit(checks.start).result() == "triton"
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+        yield pool
+
+
+@pytest.fixture(params=DEVICES)
+def perform(request):
+    """Runs a check on the device: on the CPU in the interpreter's process."""
+    device = request.param
+    if device == "cuda":
+        return lambda function, *args, **kwargs: function(device, *args, **kwargs)
+    pool = request.getfixturevalue("interpreter")
+    return lambda function, *args, **kwargs: pool.submit(function, device, *args, **kwargs).result()
+
+
+@pytest.mark.parametrize("name", checks.TRITON_SHAPES)
+def test_equals_float64(perform, name):
+    perform(checks.check, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["plain", "pieces", "join", "stride_dilation"])
+def test_half_precision(perform, name, dtype):
+    perform(checks.check, name, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offsets", ["zero", "whole", "far"])
+def test_offsets(perform, offsets, dtype):
+    perform(checks.check, "no_padding", dtype, offsets)
+
+
+def test_tiny_offsets(perform):
+    perform(checks.check_tiny_offsets)
+
+
+@pytest.mark.parametrize("position", [-1.5, -1.0, -0.5, 0.0, 4.0, 4.5, 5.0, 6.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_borders(perform, axis, position):
+    perform(checks.check_border, axis, position)
+
+
+@pytest.mark.parametrize("mask, bias", [(False, True), (True, False), (False, False)])
+def test_without_mask_or_bias(perform, mask, bias):
+    perform(checks.check, "long_kernel", mask=mask, bias=bias)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name, changes", [("tiles", {}), ("tiles", {"prefetch": True}), ("pieces", {"programs": 99})])
+def test_small_blocks(interpreter, name, changes):
+    interpreter.submit(checks.check_small_blocks, "cpu", name, **changes).result()
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded", "cut_out"])
+def test_memory_layouts(perform, layout):
+    perform(checks.check_layout, layout)
+
+
+@pytest.mark.parametrize("wanted", range(5))
+def test_only_the_wanted_gradient_is_computed(perform, wanted):
+    perform(checks.check_only, wanted)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_opcheck(perform, layout):
+    perform(checks.check_opcheck, layout)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["check_other_dtypes_of_offsets", "check_autocast", "check_nan_and_infinity", "check_empty_batch",
+     "check_compiles_as_one_graph"],
+)
+def test_behaviour(perform, name):
+    perform(getattr(checks, name))
