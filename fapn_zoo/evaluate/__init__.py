@@ -1,0 +1,31 @@
+"""Scores of a model on a data set: the way of `predict` over every image, exact counts, one report.
+
+harness.py and compare.py are the two doors; measure.py is the loop behind both. tasks.py knows what is scored,
+classes.py whether model and data mean the same, loading.py what is run together, state.py how a run goes on,
+processes.py how several share the work; report.py, folder.py and plots.py write it down.
+"""
+
+from __future__ import annotations
+
+from fapn_zoo.evaluate.classes import check_classes, match_classes
+from fapn_zoo.evaluate.compare import compare, render_comparison
+from fapn_zoo.evaluate.harness import evaluate
+from fapn_zoo.evaluate.network import class_maps
+from fapn_zoo.evaluate.processes import on_cpu
+from fapn_zoo.evaluate.provenance import git_commit, versions
+from fapn_zoo.evaluate.report import CSV_COLUMNS, render, write_report
+
+__all__ = [
+    "CSV_COLUMNS",
+    "check_classes",
+    "class_maps",
+    "compare",
+    "evaluate",
+    "git_commit",
+    "match_classes",
+    "on_cpu",
+    "render",
+    "render_comparison",
+    "versions",
+    "write_report",
+]

@@ -1,0 +1,177 @@
+"""Models side by side on the same images, with an interval for every difference."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fapn_zoo.evaluate.folder import check_folder, write_folder
+from fapn_zoo.evaluate.harness import make_report
+from fapn_zoo.evaluate.measure import ImageScore, Measured, Options, measure
+from fapn_zoo.evaluate.report import MEANS, NEAR_BOUNDARIES, manner, percent, to_json, write
+from fapn_zoo.evaluate.tasks import Measure, plain
+
+CONFIDENCE = 0.95
+
+
+def compare(
+    models: Sequence[nn.Module],
+    data: Any,
+    names: Sequence[str] | None = None,
+    *,
+    resamples: int = 1000,
+    bootstrap_seed: int = 0,
+    seed: int | None = None,
+    resume: str | os.PathLike | None = None,
+    out: str | os.PathLike | None = None,
+    worst: int = 8,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluates several models on the same images and compares each with the first.
+
+    The interval of a difference is a paired bootstrap over images: in every resample the same images, drawn with
+    replacement, count for both models, and the interval holds the middle 95 % of the differences. It says how much
+    of a difference hangs on which images are in the data set, nothing of how much a second training would change.
+
+    Args:
+        models: at least two; all are scored against the data's classes.
+        data: a source for `open_dataset` or an opened data set.
+        names: where the weights of each came from; noted in the reports.
+        resamples, bootstrap_seed: number of resamples, and the seed of the draws.
+        seed, resume, out, worst: as in `evaluate`; every model has its own folder (1_NAME, 2_NAME, ...) in ``resume``
+            and ``out``. ``out`` also gets comparison.json and comparison.txt.
+        **options: the other arguments of `evaluate`, for all models alike.
+
+    Returns:
+        Plain JSON types: "reports" (of `evaluate`, in the order of the models), "resamples", "bootstrap_seed",
+        "confidence" and "differences": for each model but the first a dict of "model" (its place, from 0) and
+        "measures": name -> {"first", "value", "difference", "low", "high", "classes"}, where "classes" has the same
+        for every class. Undefined values are None.
+
+    Raises:
+        ValueError: fewer than two models, or as `evaluate`.
+    """
+    if len(models) < 2:
+        raise ValueError(f"a comparison needs at least two models, got {len(models)}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    chosen = Options(**options)
+    if out is not None:
+        check_folder(worst)
+    names = list(names or [""] * len(models))
+    reports, images = [], []
+    for place, (model, name) in enumerate(zip(models, names, strict=True), 1):
+        own = f"{place}_{re.sub(r'[^A-Za-z0-9.-]+', '_', model.spec.name)}"
+        started = time.perf_counter()
+        measured = measure(model, data, chosen, None if resume is None else Path(resume) / own, compact=True)
+        reports.append(make_report(model, measured, chosen, time.perf_counter() - started, seed, name))
+        images.append(measured.images)
+        if out is not None and measured.group.main:
+            write_folder(Path(out) / own, model, measured, chosen, reports[-1], worst)
+    comparison = {"reports": reports, "resamples": resamples, "bootstrap_seed": bootstrap_seed}
+    comparison |= {"confidence": CONFIDENCE}
+    comparison["differences"] = _differences(measured, images, resamples, bootstrap_seed)
+    if out is not None and measured.group.main:
+        write(Path(out) / "comparison.json", to_json(comparison))
+        write(Path(out) / "comparison.txt", render_comparison(comparison) + "\n")
+    measured.group.wait()
+    return comparison
+
+
+def _differences(
+    measured: Measured, images: Sequence[list[ImageScore]], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    tables = [np.stack([image.compact for image in one]) for one in images]  # (N, R, K)
+    draws = resample(len(tables[0]), resamples, seed)
+    sums = [bootstrap_sums(table, draws) for table in tables]
+    whole = [table.sum(0) for table in tables]
+    found = []
+    for place in range(1, len(tables)):
+        pair, drawn = (whole[0], whole[place]), (sums[0], sums[place])
+        measures = {m.name: difference(m, pair, drawn, measured.task.names) for m in measured.task.measures}
+        found.append({"model": place, "measures": measures})
+    return found
+
+
+def resample(images: int, resamples: int, seed: int) -> np.ndarray:
+    """How often every image is drawn in every resample: (resamples, images) float64 whose rows sum to ``images``."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+
+
+def bootstrap_sums(table: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Counts per image (N, R, K) -> their sums in every resample (B, R, K) float64, by one matrix product."""
+    return (draws @ table.reshape(len(table), -1).astype(np.float64)).reshape(len(draws), *table.shape[1:])
+
+
+def difference(
+    measure: Measure, whole: tuple[np.ndarray, np.ndarray], resampled: tuple[np.ndarray, np.ndarray],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """One measure of two models: values, difference and interval, of the mean over classes and of every class.
+
+    Args:
+        whole: sums (R, K) over all images, of the first and of the other model.
+        resampled: sums (B, R, K) of the resamples.
+    """
+    values = [measure.of(sums) for sums in whole]
+    draws = [measure.of(sums) for sums in resampled]
+    mean = _interval(*(_mean(v) for v in values), _mean(draws[1]) - _mean(draws[0]))
+    apart = draws[1] - draws[0]
+    classes = [
+        {"id": i, "name": name} | _interval(values[0][i], values[1][i], apart[:, i]) for i, name in enumerate(names)
+    ]
+    return mean | {"classes": classes}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis without NaN; NaN where there is nothing."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    return np.divide(np.where(known, values, 0).sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def _interval(first: float, value: float, differences: np.ndarray) -> dict[str, float | None]:
+    known = differences[~np.isnan(differences)]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(known, [tail, 100 - tail]) if known.size else (np.nan, np.nan)
+    found = {"first": first, "value": value, "difference": value - first, "low": low, "high": high}
+    return {name: plain(float(number)) for name, number in found.items()}
+
+
+def render_comparison(comparison: dict[str, Any]) -> str:
+    """The comparison as text tables, in percent; a star marks intervals without zero."""
+    reports = comparison["reports"]
+    first = reports[0]
+    lines = [
+        f"{first['data']} {first['split']}: {first['images']} images; {comparison['resamples']} resamples, "
+        f"{comparison['confidence']:.0%} intervals, * where zero lies outside",
+        *filter(None, [manner(first)]),
+    ]
+    labels = [f"{'ABCDEFGHIJ'[i] if i < 10 else i}" for i in range(len(reports))]
+    lines += [f"{label}  {r['model']}  {r['weights']}".rstrip() for label, r in zip(labels, reports, strict=True)]
+    names = MEANS | NEAR_BOUNDARIES
+    for entry in comparison["differences"]:
+        other = labels[entry["model"]]
+        measures = entry["measures"]
+        width = max(len(row["name"]) for row in measures["miou"]["classes"])
+        width = max(width, *(len(names[name]) for name in measures))
+        lines += ["", f"{'IoU':<{width}}  {'A':>6}  {other:>6}  {other + ' - A':>7}  interval"]
+        lines += [_row(row["name"], row, width) for row in measures["miou"]["classes"]]
+        lines += [""] + [_row(names[name], row, width) for name, row in measures.items()]
+    return "\n".join(lines)
+
+
+def _row(name: str, row: dict[str, Any], width: int) -> str:
+    text = f"{name:<{width}}  {percent(row['first'])}  {percent(row['value'])}"
+    if row["difference"] is None or row["low"] is None:
+        return f"{text}  {'-':>7}"
+    star = " *" if row["low"] > 0 or row["high"] < 0 else ""
+    return f"{text}  {100 * row['difference']:+7.2f}  {100 * row['low']:+.2f} .. {100 * row['high']:+.2f}{star}"

@@ -1,0 +1,127 @@
+"""Everything about one evaluation in a folder.
+
+    report.json, report.txt    the report
+    images.csv                 the score of every image
+    confusion.csv              pixel counts of (true, predicted) class
+    confusion.png, classes.png plots of both
+    worst/01_NAME.png ...      prediction, truth and errors of the images with the lowest mean IoU, worst first
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.evaluate.loading import load_batch
+from fapn_zoo.evaluate.measure import ImageScore, Measured, Options
+from fapn_zoo.evaluate.plots import plot_classes, plot_confusion, require_matplotlib
+from fapn_zoo.evaluate.report import render, to_json, write
+from fapn_zoo.images import load_image
+from fapn_zoo.predict import inference
+from fapn_zoo.result import Result, save_image
+
+PANEL = 1024  # longest side of a picture's panels, in pixels
+GAP = 6
+
+
+def check_folder(worst: int) -> None:
+    """What can be known to go wrong before hours of evaluation: ValueError."""
+    if worst < 0:
+        raise ValueError(f"worst={worst}; expected 0 or more images")
+    require_matplotlib()
+
+
+def write_folder(
+    out: str | os.PathLike, model: nn.Module, measured: Measured, options: Options, report: dict[str, Any], worst: int
+) -> None:
+    """Writes the files named above to ``out``; those of an earlier evaluation there are replaced."""
+    out, names = Path(out), measured.task.names
+    write(out / "report.json", to_json(report))
+    write(out / "report.txt", render(report) + "\n")
+    rows = [[i.index, i.name, "" if i.score is None else f"{i.score:.6f}"] for i in measured.images]
+    write(out / "images.csv", _csv([["index", "image", "miou"], *rows]))
+    counts = measured.task.confusion(measured.counts)
+    columns = [*names, "other"][: counts.shape[1]]
+    lines = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    write(out / "confusion.csv", _csv([["true / predicted", *columns], *lines]))
+    plot_confusion(counts, names, out / "confusion.png")
+    plot_classes(report, out / "classes.png")
+    for old in (out / "worst").glob("[0-9]*_*.png"):
+        old.unlink()
+    for place, image in enumerate(worst_images(measured.images, worst), 1):
+        (out / "worst").mkdir(exist_ok=True)
+        plain_name = re.sub(r"[^\w.-]+", "_", image.name)
+        save_image(_picture(model, measured, options, image), out / "worst" / f"{place:02d}_{plain_name}.png")
+
+
+def worst_images(images: Sequence[ImageScore], count: int) -> list[ImageScore]:
+    """The images of lowest score, worst first, the earlier one where two are equal."""
+    scored = [image for image in images if image.score is not None]
+    return sorted(scored, key=lambda image: (image.score, image.index))[:count]
+
+
+def _picture(model: nn.Module, measured: Measured, options: Options, image: ImageScore) -> Image.Image:
+    """The image is run once more, so that no prediction had to be kept."""
+    classes, labels = measured.classes, measured.dataset.labels
+    loaded = load_batch(measured.dataset, (image.index,), model.data, measured.views)
+    sample = loaded.samples[0]
+    size = sample.image.shape[:2]
+    with inference(model):
+        answer = measured.task.answer(model, loaded.images, [size], measured.views, options.amp, options.batch_size)[0]
+    found = classes.of_answer(answer).cpu().numpy()
+    truth = classes.of_truth(sample.labels, labels)
+    photo = load_image(sample.image).pixels.permute(1, 2, 0).numpy().round().astype(np.uint8)
+    return side_by_side(photo, found, truth, labels, classes.ignore_index, f"{image.name}: mean IoU {image.score:.1%}")
+
+
+def side_by_side(
+    photo: np.ndarray, found: np.ndarray, truth: np.ndarray, labels: LabelMap, ignore_index: int, title: str
+) -> Image.Image:
+    """Prediction, truth, and where they differ, one beside the other.
+
+    Args:
+        photo: (H, W, 3) uint8.
+        found, truth: (H, W) ids; without colour where they are no class of ``labels``.
+        ignore_index: truth that is not scored, and never an error.
+    """
+    panels = [_overlay(photo, ids, labels, ignore_index) for ids in (found, truth)]
+    grey = np.repeat(photo.mean(2, keepdims=True) * 0.6 + 60, 3, axis=2)
+    ignored = truth == ignore_index
+    grey[ignored] *= 0.35
+    grey[(found != truth) & ~ignored] = (230, 30, 30)
+    panels.append(Image.fromarray(grey.astype(np.uint8)))
+    for panel in panels:
+        panel.thumbnail((PANEL, PANEL))
+    width, height = panels[0].size
+    font = ImageFont.load_default(14)
+    sheet = Image.new("RGB", (3 * width + 2 * GAP, height + 44), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((4, 2), title, fill="black", font=font)
+    for n, (panel, name) in enumerate(zip(panels, ("prediction", "truth", "errors"), strict=True)):
+        draw.text((n * (width + GAP) + 4, 22), name, fill="black", font=font)
+        sheet.paste(panel, (n * (width + GAP), 44))
+    return sheet
+
+
+def _overlay(photo: np.ndarray, ids: np.ndarray, labels: LabelMap, ignore_index: int) -> Image.Image:
+    result = Result(
+        image=photo, labels=ids, scores=np.zeros(ids.shape, np.float32), segments=[], names=labels.names,
+        palette=labels.palette, ignore_index=ignore_index,
+    )  # fmt: skip
+    return result.overlay(alpha=0.6)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""From prepared images to class maps: what `predict` answers, without its scores and segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fapn_zoo._inputs import network_input
+from fapn_zoo._views import Views, merged_bands, score_sources
+from fapn_zoo.images import load_image
+from fapn_zoo.postprocess import best_class
+from fapn_zoo.predict import inference
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None, None: None}
+
+
+def label_maps(
+    model: nn.Module,
+    images: Sequence[list[Tensor]],
+    sizes: Sequence[tuple[int, int]],
+    views: Views,
+    amp: str | None = None,
+    batch_size: int = 1,
+) -> list[Tensor]:
+    """The best class per pixel, for each image at its size.
+
+    Args:
+        images: what `Views.prepare` made of each; of equal padded sizes.
+        sizes: (H, W) of each answer.
+        amp: see `check_amp`.
+        batch_size: windows that are run together.
+
+    Returns:
+        (H, W) each, on the model's device: uint8 for up to 256 classes, else int64.
+    """
+    dtype = torch.uint8 if model.num_classes <= 256 else torch.int64
+    with inference(model) as (device, precision):
+
+        def run(pixels: Sequence[Tensor]) -> Any:
+            with torch.autocast(device.type, AMP[amp], enabled=AMP[amp] is not None):
+                return model(network_input(model.data, pixels, device, precision))
+
+        found = []
+        for sources, size in zip(score_sources(model, run, views, images, batch_size), sizes, strict=True):
+            bands = merged_bands(sources, size)
+            found.append(torch.cat([best_class(scores).to(dtype) for _, _, scores in bands]))
+    return found
+
+
+def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None = None) -> Tensor:
+    """What `predict` answers for images of equal size, without its scores and segments.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        amp: as in `evaluate`.
+
+    Returns:
+        Class ids (N, H, W) int64 on the model's device.
+    """
+    check_amp(amp)
+    views = Views()
+    pixels = [load_image(image, len(model.data.mean)).pixels for image in images]
+    prepared = [views.prepare(model.data, one) for one in pixels]
+    return torch.stack(label_maps(model, prepared, [tuple(one.shape[1:]) for one in pixels], views, amp)).long()
+
+
+def check_amp(amp: str | None) -> None:
+    """ValueError unless "bf16", "fp16", "no" or None."""
+    if amp not in AMP:
+        raise ValueError(f"amp must be bf16, fp16 or no, got {amp!r}")

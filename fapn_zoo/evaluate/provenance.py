@@ -1,0 +1,92 @@
+"""Where a number comes from: versions, revision, device, command."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What every report says of a model, of this installation and of this run."""
+    return {
+        "model": model.spec.name,
+        "params": sum(p.numel() for p in model.parameters()),
+        "device": device_name(model),
+        "versions": versions(),
+        "commit": git_commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a number; absent packages are left out."""
+    from fapn_zoo import __version__
+
+    found = {"python": platform.python_version(), "fapn-zoo": __version__}
+    for package in ("torch", "torchvision", "timm", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_commit() -> str:
+    """Revision of the checkout this package runs from, with "+" when tracked files were changed; "" without one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not some repository around site-packages
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def device_name(model: nn.Module) -> str:
+    """The GPU's name, or "cpu (2 threads)"."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hex digits that change with any name, type, shape or value of the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def data_fingerprint(dataset: Any) -> str:
+    """16 hex digits that change with the names and sizes of a folder's files; without files, with the length only."""
+    digest = hashlib.sha256()
+    _add_files(dataset, digest)
+    return digest.hexdigest()[:16]
+
+
+def _add_files(dataset: Any, digest: Any) -> None:
+    digest.update(f"{dataset.name} {len(dataset)}\n".encode())
+    for part in getattr(dataset, "parts", ()):
+        _add_files(part, digest)
+    if hasattr(dataset, "files"):
+        for index in range(len(dataset)):
+            for file in dataset.files(index):
+                digest.update(f"{file.name} {file.stat().st_size}\n".encode())

@@ -1,0 +1,127 @@
+"""A report as a text table, a JSON file and a row of a CSV table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fapn_zoo._files import write_text
+
+FIRST_COLUMNS = (
+    "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
+    "torch fapn_zoo commit seed date command"
+).split()
+CSV_COLUMNS = FIRST_COLUMNS + (
+    "scales flip window class_map band_3 band_5 band_8 band_12 boundary_iou "
+    "boundary_f_3 boundary_f_5 boundary_f_9 boundary_f_12"
+).split()
+MEANS = {"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"}
+NEAR_BOUNDARIES = {
+    "band_3": "mIoU, 3 px band", "band_5": "mIoU, 5 px band", "band_8": "mIoU, 8 px band",
+    "band_12": "mIoU, 12 px band", "boundary_iou": "Boundary IoU", "boundary_f_3": "boundary F, 3 px",
+    "boundary_f_5": "boundary F, 5 px", "boundary_f_9": "boundary F, 9 px", "boundary_f_12": "boundary F, 12 px",
+}  # fmt: skip
+
+
+def manner(report: dict[str, Any]) -> str:
+    """How the images were shown and scored, where it was not one whole image at one size; else nothing."""
+    words = []
+    if report["scales"]:
+        words.append("scales " + ", ".join(f"{scale:g}" for scale in report["scales"]))
+    if report["flip"]:
+        words.append("mirrored")
+    if report["window"]:
+        words.append("windows {} x {} every {} x {}".format(*report["window"], *report["stride"]))
+    if report["amp"] != "no":
+        words.append(report["amp"])
+    if report["class_map"]:
+        words.append("classes mapped")
+    if report["unscored"]:
+        words.append(f"not scored: {', '.join(report['unscored'])}")
+    return "; ".join(words)
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as a text table, in percent."""
+    near = report.get("boundary", {})
+    width = max([len(row["name"]) for row in report["classes"]] + [len(NEAR_BOUNDARIES[n]) for n in near] + [10])
+    lines = [
+        f"{report['model']}  {report['weights']}".rstrip(),
+        f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
+        *filter(None, [manner(report)]),
+        "",
+        f"{'class':<{width}}  {'IoU':>6}  {'acc':>6}" + ("  5 px band  b. IoU" if near else ""),
+    ]
+    for row in report["classes"]:
+        line = f"{row['name']:<{width}}  {percent(row['iou'])}  {percent(row['acc'])}"
+        lines.append(line + (f"  {percent(row['band_5']):>9}  {percent(row['boundary_iou'])}" if near else ""))
+    lines.append("")
+    lines += [f"{label:<{width}}  {percent(report[name])}" for name, label in MEANS.items()]
+    lines += [f"{NEAR_BOUNDARIES[name]:<{width}}  {percent(value)}" for name, value in near.items()]
+    return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    """Six characters: percent with two decimals, or a dash."""
+    return f"{'-':>6}" if value is None else f"{100 * value:6.2f}"
+
+
+def write_report(
+    report: dict[str, Any], json: str | os.PathLike | None = None, csv: str | os.PathLike | None = None
+) -> None:
+    """Writes the report as a JSON file and/or appends it as one row to a CSV table.
+
+    Both are written beside their place and renamed. The CSV has the columns of `CSV_COLUMNS`, scores in percent with
+    two decimals; a missing file is made with its header, and a file with the first of these columns only, of an older
+    version, gets the others, empty in its rows.
+
+    Raises:
+        ValueError: the CSV file has another header.
+    """
+    if json is not None:
+        write(Path(json), to_json(report))
+    if csv is not None:
+        write(Path(csv), _with_row(Path(csv), report))
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """Text of a JSON file."""
+    return json.dumps(report, indent=1) + "\n"
+
+
+def _with_row(path: Path, report: dict[str, Any]) -> str:
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    header = rows[0] if rows else CSV_COLUMNS
+    if header != CSV_COLUMNS[: len(header)] or len(header) < len(FIRST_COLUMNS):
+        raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(CSV_COLUMNS)}")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for old in [CSV_COLUMNS, *filter(None, rows[1:])]:
+        writer.writerow([*old, *[""] * (len(CSV_COLUMNS) - len(old))])
+    writer.writerow(csv_row(report).values())
+    return buffer.getvalue()
+
+
+def csv_row(report: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a report's row, by column."""
+    row: dict[str, Any] = {name: report.get(name, "") for name in CSV_COLUMNS}
+    scores = {name: report[name] for name in MEANS} | report.get("boundary", {})
+    for name, value in scores.items():
+        row[name] = "" if value is None else f"{100 * value:.2f}"
+    row["torch"], row["fapn_zoo"] = report["versions"].get("torch", ""), report["versions"].get("fapn-zoo", "")
+    row["seed"] = "" if report["seed"] is None else report["seed"]
+    row["scales"] = " ".join(f"{scale:g}" for scale in report["scales"])
+    row["flip"] = "yes" if report["flip"] else ""
+    row["window"] = "{}x{}/{}x{}".format(*report["window"], *report["stride"]) if report["window"] else ""
+    row["class_map"] = "yes" if report["class_map"] else ""
+    return row
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file whole, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
