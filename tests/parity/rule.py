@@ -1,9 +1,9 @@
 """Parameters, inputs and stored outputs of the golden models: the official code's numbers for weights made by a rule.
 
 No official weights are needed: each tensor is random numbers seeded by its official name, so any implementation can
-make the same network and must give the stored outputs. The environment variable FAPN_ZOO_GOLDENS names the folder;
-without it, ``../shared/goldens`` beside the repository is tried; without that, tests that ask for a :class:`Golden` are
-skipped.
+make the same network and must give the stored outputs. The small ones lie in ``tests/goldens``; the others in the folder
+that FAPN_ZOO_GOLDENS names, or in ``../shared/goldens`` beside the repository. Tests that ask for a :class:`Golden` which
+is in neither are skipped.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ class Golden:
     """One golden model: ``meta.json``, ``keys.json`` and the stored outputs."""
 
     def __init__(self, name: str):
-        beside = Path(__file__).resolve().parents[2].parent / "shared" / "goldens"
-        self.folder = Path(os.environ.get("FAPN_ZOO_GOLDENS", beside)) / name
-        if not self.folder.is_dir():
-            pytest.skip(f"golden outputs not found at {self.folder.parent}: set FAPN_ZOO_GOLDENS to their folder")
+        root = Path(__file__).resolve().parents[2]
+        elsewhere = Path(os.environ.get("FAPN_ZOO_GOLDENS", root.parent / "shared" / "goldens"))
+        found = [folder / name for folder in (root / "tests" / "goldens", elsewhere) if (folder / name).is_dir()]
+        if not found:
+            pytest.skip(f"golden outputs of {name} not found in {elsewhere}: set FAPN_ZOO_GOLDENS to their folder")
+        self.folder = found[0]
         self.meta = json.loads((self.folder / "meta.json").read_text())
 
     @cached_property
