@@ -69,7 +69,8 @@ def _copy(source, target):
     steps = {f"{name}_{axis}": value for name, tensor in (("source", source), ("target", target))
              for axis, value in zip("bcp", (tensor.stride(0), tensor.stride(1), tensor.stride(3)), strict=True)}
     grid = (triton.cdiv(pixels, 64), triton.cdiv(channels, 64), batch)
-    kernels.copy_kernel[grid](source, target, channels=channels, pixels=pixels, **steps, INDEX=index, P=64, C=64, **_OPTIONS)
+    sizes = {"channels": channels, "pixels": pixels, "INDEX": index, "P": 64, "C": 64}
+    kernels.copy_kernel[grid](source, target, **steps, **sizes, **_OPTIONS)
 
 
 def _nhwc(tensor, dense=False):

@@ -1,0 +1,371 @@
+"""Deformable convolution on a GPU, in one command: checks, then times beside torchvision, a convolution and floors.
+
+    PYTHONPATH=. python tests/benchmarks/gpu.py --out hub/results
+
+Needs torch, torchvision, Triton and a CUDA device; pytest for the checks. It
+
+1. compiles all candidates of the kernels in parallel processes (Triton keeps them on disk),
+2. runs the tests marked `gpu`,
+3. times ours (NCHW and channels-last), torchvision's operator and a convolution of the same size: with CUDA events, the
+   L2 cache cleared and the launches queued behind a sleeping GPU so that Python's time does not count; contenders take
+   turns and medians count. `wall_ms` is what a loop of calls takes, Python included,
+4. compares outputs and gradients with torchvision's in float64 on the same sizes,
+5. writes deform_conv_gpu.csv and deform_conv_gpu_tuning.csv.
+
+The two floors: every tensor read or written once at the copy bandwidth measured first; and the multiply-adds of the
+products (one forward, two more backward) at the rate of a large matrix product of the same dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import functools
+import importlib.util
+import itertools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+
+from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
+
+ROOT = Path(__file__).resolve().parents[2]
+# batch, channels in and out, height, width, offset groups; all 3x3 with a mask
+SHAPES = [
+    (1, 128, 64, 128, 8),
+    (1, 256, 64, 64, 8),
+    (1, 256, 128, 128, 8),
+    (1, 128, 128, 256, 8),
+    (4, 256, 128, 256, 8),
+]
+DRY_SHAPES = [(1, 16, 4, 5, 2)]
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NAMES = ("output", "input", "offset", "weight", "bias", "mask")
+CONTENDERS = ("ours", "ours_nhwc", "torchvision", "conv")
+
+
+@contextlib.contextmanager
+def precision(dtype):
+    """float32 products as themselves, or rounded to TF32 (the convolution's too)."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class Timer:
+    """Times calls on a device; the CPU is there to try this script without a GPU."""
+
+    def __init__(self, device):
+        self.device, self.cuda = device, device == "cuda"
+        # Larger than the L2 cache of any GPU so far.
+        self.flush = torch.empty(256 << 20, dtype=torch.int8, device=device) if self.cuda else None
+
+    def synchronize(self):
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def once(self, call):
+        """Milliseconds of one call on the device; read after `synchronize`."""
+        if not self.cuda:
+            start = time.perf_counter()
+            call()
+            stop = time.perf_counter()
+            return lambda: (stop - start) * 1e3
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush.zero_()
+        # About two milliseconds: time enough for Python to queue all kernels of a call.
+        torch.cuda._sleep(4_000_000)
+        start.record()
+        call()
+        stop.record()
+        return lambda: start.elapsed_time(stop)
+
+    def interleaved(self, calls, rounds):
+        """Median milliseconds by name; the calls take turns."""
+        times = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(self.once(call))
+            self.synchronize()
+        return {name: statistics.median(read() for read in values) for name, values in times.items()}
+
+    def wall(self, call, repeats=10):
+        """Milliseconds per call of a loop, launches included."""
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        self.synchronize()
+        return (time.perf_counter() - start) * 1e3 / repeats
+
+    def peak_mib(self, call):
+        """By how much a call raises the peak of allocated memory."""
+        if not self.cuda:
+            return 0.0
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+@functools.cache
+def ceilings(device, dtype, size=8192):
+    """Bytes per second of a large copy and operations per second of a large product, measured."""
+    timer = Timer(device)
+    if device == "cpu":
+        size = 64
+    with precision(dtype):
+        source = torch.empty(size * size * 32, dtype=torch.int8, device=device)
+        target = torch.empty_like(source)
+        a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+        calls = {"copy": lambda: target.copy_(source), "product": lambda: a @ b}
+        for call in calls.values():
+            call()
+        ms = timer.interleaved(calls, 5)
+    return 2 * source.numel() / ms["copy"] * 1e3, 2 * size**3 / ms["product"] * 1e3
+
+
+def make_tensors(shape, dtype, device, seed=0):
+    """input, offset, weight, bias, mask and the output's gradient; offsets are drawn from N(0, 2)."""
+    batch, channels, height, width, groups = shape
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator, device=device)
+
+    tensors = {
+        "input": draw(batch, channels, height, width),
+        "offset": 2 * draw(batch, 18 * groups, height, width),
+        "weight": draw(channels, channels, 3, 3) / (9 * channels) ** 0.5,
+        "bias": draw(channels),
+        "mask": draw(batch, 9 * groups, height, width).sigmoid(),
+    }
+    grad = draw(batch, channels, height, width)
+    return {name: value.to(dtype) for name, value in tensors.items()}, grad.to(dtype)
+
+
+def make_call(contender, direction, tensors, grad):
+    """A function that runs `contender` once and returns the output and, for `both`, all gradients."""
+    if contender == "ours_nhwc":
+        tensors = {name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+                   for name, value in tensors.items()}
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    if contender == "conv":
+        tensors = {name: tensors[name].contiguous(memory_format=torch.channels_last) if name != "bias" else
+                   tensors[name] for name in ("input", "weight", "bias")}
+    function = {"conv": torch.conv2d, "torchvision": torchvision.ops.deform_conv2d}.get(contender, deform_conv2d)
+    leaves = {name: value.detach().requires_grad_(direction == "both") for name, value in tensors.items()}
+
+    def call():
+        output = function(**leaves, padding=1)
+        if direction == "forward":
+            return [output]
+        return [output.detach(), *torch.autograd.grad(output, list(leaves.values()), grad)]
+
+    return call
+
+
+def floors(shape, direction, dtype, device):
+    """Milliseconds that the bytes and that the multiply-adds need at least."""
+    tensors, grad = make_tensors((1, shape[1], 1, 1, shape[4]), DTYPES[dtype], "cpu")
+    batch, channels, height, width, _ = shape
+    pixels = batch * height * width
+    sizes = {name: value.nbytes * (1 if name in ("weight", "bias") else pixels) for name, value in tensors.items()}
+    forward = sum(sizes.values()) + grad.nbytes * pixels
+    # Backward reads all tensors and the output's gradient, and writes a gradient of each.
+    total = forward if direction == "forward" else forward + 2 * sum(sizes.values()) + grad.nbytes * pixels
+    operations = 2 * pixels * 9 * channels * channels * (1 if direction == "forward" else 3)
+    bandwidth, rate = ceilings(device, dtype)
+    return total / bandwidth * 1e3, operations / rate * 1e3
+
+
+def errors(values, exact):
+    """Norm of the error over the norm of the value, for the output and each gradient."""
+    pairs = zip(NAMES, values, exact, strict=False)
+    return {name: float((value.double() - wanted).norm() / wanted.norm()) for name, value, wanted in pairs}
+
+
+def exact_result(shape, dtype, device):
+    """torchvision in float64 on the values that `dtype` rounds to."""
+    tensors, grad = make_tensors(shape, DTYPES[dtype], device)
+    tensors = {name: value.double() for name, value in tensors.items()}
+    return make_call("torchvision", "both", tensors, grad.double())()
+
+
+def measure(shape, direction, dtype, timer, rounds):
+    """One shape, pass and dtype: the contenders' times, peaks and errors."""
+    tensors, grad = make_tensors(shape, DTYPES[dtype], timer.device)
+    row, calls = {}, {}
+    exact = exact_result(shape, dtype, timer.device) if direction == "both" else None
+    for contender in CONTENDERS:
+        call = make_call(contender, direction, tensors, grad)
+        try:
+            values = call()
+        except RuntimeError as error:
+            print(f"  {contender} cannot run {dtype}: {str(error).splitlines()[0]}", flush=True)
+            continue
+        calls[contender] = call
+        if exact is not None and contender != "conv":
+            found = errors(values, exact)
+            row[f"{contender}_error"] = f"{found['output']:.1e}"
+            row[f"{contender}_worst_gradient"] = max((f"{v:.1e} {k}" for k, v in found.items() if k != "output"),
+                                                     key=lambda text: float(text.split()[0]))
+        del values
+    del exact
+    for call in calls.values():
+        call()
+    ms = timer.interleaved(calls, rounds)
+    row |= {f"{name}_ms": round(value, 4) for name, value in ms.items()}
+    row |= {f"{name}_wall_ms": round(timer.wall(calls[name]), 4) for name in calls if name != "conv"}
+    row |= {f"{name}_peak_mib": round(timer.peak_mib(calls[name]), 1) for name in calls}
+    return row
+
+
+def measure_all(options, timer):
+    """All rows; ratios to torchvision are to its own time in that dtype and to its best time in any."""
+    rows = []
+    for shape in options.shapes:
+        for direction in ("forward", "both"):
+            block = []
+            for dtype in options.dtypes:
+                label = "forward" if direction == "forward" else "forward+backward"
+                with precision(dtype):
+                    row = {"shape": "x".join(map(str, shape)), "pass": label, "dtype": dtype}
+                    row |= measure(shape, direction, dtype, timer, options.rounds)
+                block.append(row)
+            best = min((row for row in block if "torchvision_ms" in row), key=lambda row: row["torchvision_ms"])
+            for row in block:
+                ours = min(row["ours_ms"], row["ours_nhwc_ms"])
+                bytes_ms, flops_ms = floors(shape, direction, row["dtype"], timer.device)
+                row["bytes_floor_ms"], row["flops_floor_ms"] = round(bytes_ms, 4), round(flops_ms, 4)
+                row["over_floor"] = round(ours / max(bytes_ms, flops_ms), 2)
+                row["ratio_to_torchvision"] = round(row["torchvision_ms"] / ours, 2) if "torchvision_ms" in row else ""
+                row["torchvision_best"] = f"{best['dtype']} {best['torchvision_ms']}"
+                row["ratio_to_torchvision_best"] = round(best["torchvision_ms"] / ours, 2)
+                row["ratio_to_conv"] = round(ours / row["conv_ms"], 2)
+                print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            rows += block
+    return rows
+
+
+def tuning_rows():
+    """What the tuner measured in this process."""
+    from fapn_zoo.layers import _deform_tuning
+
+    rows = []
+    for (kernel, *key), (best, times) in _deform_tuning.chosen().items():
+        for config, ms in sorted(times.items(), key=lambda item: item[1]):
+            rows.append({"kernel": kernel, "ms": round(ms, 4), "chosen": config == best, **config._asdict(),
+                         "call": " ".join(map(str, key))})
+    return rows
+
+
+def write(path, rows, facts):
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*columns, *facts], restval="")
+        writer.writeheader()
+        writer.writerows({**row, **facts} for row in rows)
+    print(f"wrote {path}")
+
+
+def facts_of(device, commit):
+    """Commit, device and versions."""
+    if not commit:
+        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        commit = git.stdout.strip() or "unknown"
+    triton = importlib.import_module("triton").__version__
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
+    return {"device": name, "versions": f"{versions}, python {platform.python_version()}", "commit": commit}
+
+
+def prepare(options):
+    """Compile every candidate in a process per channels, dtype and contender; the timings they make are thrown away."""
+    largest = {}
+    for shape in options.shapes:
+        key = (shape[1], shape[4])
+        largest[key] = max(largest.get(key, shape), shape, key=lambda shape: shape[0] * shape[2] * shape[3])
+    tasks = list(itertools.product(largest.values(), options.dtypes, ("ours", "ours_nhwc")))
+    start, running, failed = time.perf_counter(), [], 0
+    for shape, dtype, contender in tasks:
+        command = [sys.executable, __file__, "--prepare", ",".join(map(str, shape)), dtype, contender]
+        running.append(subprocess.Popen(command))
+        if len(running) >= options.jobs:
+            failed += running.pop(0).wait() != 0
+    failed += sum(process.wait() != 0 for process in running)
+    seconds = time.perf_counter() - start
+    print(f"compiled for {len(tasks)} kinds of call in {seconds:.0f} s, {failed} failed", flush=True)
+
+
+def prepare_one(shape, dtype, contender):
+    tensors, grad = make_tensors(tuple(map(int, shape.split(","))), DTYPES[dtype], "cuda")
+    with precision(dtype):
+        make_call(contender, "both", tensors, grad)()
+
+
+def run_checks(options):
+    """The tests marked `gpu`, in parallel processes; returns whether they passed."""
+    if importlib.util.find_spec("pytest") is None:
+        print("checks: pytest is missing")
+        return False
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts="]
+    command += [str(ROOT / "tests" / "layers" / "test_deform_triton.py")]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(options.jobs), "--dist", "load"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "hub" / "results", help="folder for the CSV files")
+    parser.add_argument("--shapes", type=int, nargs="+", default=range(len(SHAPES)), help="rows of SHAPES, from 0")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=max(1, min(16, os.cpu_count() or 1)), help="processes that compile")
+    parser.add_argument("--skip", nargs="+", default=[], choices=["prepare", "checks", "times"])
+    parser.add_argument("--commit", help="what to write as the commit where there is no git folder")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU: set TRITON_INTERPRET=1")
+    parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.shapes = DRY_SHAPES if options.dry_run else [SHAPES[index] for index in options.shapes]
+    device = "cpu" if options.dry_run else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: no CUDA device; --dry-run tries the script without one")
+    with deform_conv_backend("triton"):
+        if options.prepare:
+            prepare_one(*options.prepare)
+            return
+        facts = facts_of(device, options.commit)
+        print("  ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+        if "prepare" not in options.skip and device == "cuda":
+            prepare(options)
+        good = "checks" in options.skip or device == "cpu" or run_checks(options)
+        if "times" not in options.skip:
+            for dtype in options.dtypes:
+                bandwidth, rate = ceilings(device, dtype)
+                print(f"ceilings {dtype}: copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s")
+            rows = measure_all(options, Timer(device))
+            options.out.mkdir(parents=True, exist_ok=True)
+            write(options.out / "deform_conv_gpu.csv", rows, facts)
+            write(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
+    if not good:
+        raise SystemExit("error: the checks failed; see above")
+
+
+if __name__ == "__main__":
+    main()
