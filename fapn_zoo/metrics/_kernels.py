@@ -238,7 +238,8 @@ def contours(labels, pad, classes):
     """Pixels whose right, lower or lower right neighbour has another label; such a pixel is on the contour of each.
 
     Returns:
-        uint8 (H + 2 * pad, W + 2 * pad), 1 on contours, and int64 (classes,), how many contour pixels each class has.
+        uint8 (H + 2 * pad, W + 2 * pad), 1 on contours; the same size, at (y, x) whether any contour is at most `pad`
+        rows and columns from that pixel; and int64 (classes,), how many contour pixels each class has.
     """
     height, width = labels.shape
     flags = np.zeros((height + 2 * pad, width + 2 * pad), np.uint8)
@@ -258,7 +259,9 @@ def contours(labels, pad, classes):
                     sizes[c] += 1
                 if d != a and d != b and d != c and d < classes:
                     sizes[d] += 1
-    return flags, sizes
+    near = flags.copy()
+    _widen(near, pad, True, np.empty((2, width + 2 * pad), np.uint8))
+    return flags, near, sizes
 
 
 @_jit
@@ -280,7 +283,7 @@ def _nearest(label, y, x, labels, flags, pad, offsets):
 
 
 @_jit
-def match_contours(labels, flags, other, other_flags, other_sizes, pad, offsets, levels, hits):
+def match_contours(labels, flags, other, other_flags, other_near, other_sizes, pad, offsets, levels, hits):
     """Adds to `hits` (classes, n) at what level each contour pixel of `labels` meets its class's contour in `other`.
 
     Args:
@@ -303,7 +306,7 @@ def match_contours(labels, flags, other, other_flags, other_sizes, pad, offsets,
                     fresh = fresh and found[j] != label
                 if fresh:
                     nearest = offsets.shape[0]
-                    if other_sizes[label]:
+                    if other_near[y, x] and other_sizes[label]:
                         nearest = _nearest(label, y, x, other, other_flags, pad, offsets)
                     hits[label, levels[nearest]] += 1
 

@@ -220,9 +220,9 @@ class BoundaryFScore(Accumulator):
         for mine, other in (sides, sides[::-1]):
             hits = np.zeros((self.num_classes, len(radii) + 1), np.int64)
             _kernels.match_contours(*mine[:2], *other, pad, offsets, levels, hits)
-            matched, size = hits.cumsum(1).T[level], mine[2]
+            matched, size = hits.cumsum(1).T[level], mine[-1]
             shares.append(np.divide(matched, size, out=np.zeros(matched.shape), where=size > 0))
-        return *shares, (sides[0][2] + sides[1][2]) > 0
+        return *shares, (sides[0][-1] + sides[1][-1]) > 0
 
     def compute(self) -> dict[str, Any]:
         """The scores, as fractions 0..1.
