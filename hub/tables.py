@@ -46,10 +46,10 @@ def model_table() -> str:
         if spec.backbone is None or not (spec.weights or name in measured):
             continue
         row = counts[name]
-        weights = [f"{w.source}, {w.license}" for w in spec.weights.values()]
+        weights = "; ".join(f"{w.source}, {w.license}" for w in spec.weights.values()) or "none released"
         rows.append([
             f"`{name}`", f"{int(row['params']) / 1e6:.1f} M", f"{int(row['macs']) / 1e9:.1f} G", row["size"],
-            _reported(spec), measured.get(name, ""), ("; ".join(weights) or "none released").replace("none-stated", "no licence stated"),
+            _reported(spec), measured.get(name, ""), weights.replace("none-stated", "no licence stated"),
         ])
     return _markdown(MODEL_COLUMNS, rows)
 
