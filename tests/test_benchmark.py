@@ -181,6 +181,19 @@ def test_peak_memory_of_a_model(capfd):
     assert "peak memory could not be measured: ValueError" in capfd.readouterr().err
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu(folders):
+    jobs = [(folders["fapn"], (512, 512)), (folders["fpn"], (512, 512))]
+    report = benchmark(jobs, rounds=5, device="cuda", dtype="fp16")
+    assert report["device"] == torch.cuda.get_device_name()
+    for row, neck in zip(report["rows"], ("fapn", "fpn"), strict=True):
+        half = memory.weight_bytes(tiny(neck)) / 2
+        assert half + 256 * 128 * 128 * 2 < row["peak_bytes"] < half + 100 * 256 * 128 * 128
+        assert min(row["stages_ms"].values()) > 0
+        assert sum(row["stages_ms"].values()) < 1.5 * row["latency_ms"]["p90"]
+
+
 # Mistakes -----------------------------------------------------------------------------------------------------------
 
 
