@@ -61,8 +61,8 @@ def benchmark(
 ) -> dict[str, Any]:
     """Times models in turn, so that whatever else the machine does meets all of them alike.
 
-    One inference is the forward pass on a batch that is on the device already and `postprocess.semantic` at the size
-    of the image. Images are padded as `predict` pads them.
+    One inference is the forward pass on a batch that is on the device already, padded as `predict` pads it, and
+    `postprocess.semantic` at the size of the image.
 
     Args:
         jobs: (model, (H, W)) pairs. A model is a name with a backbone, "local-dir:PATH", a weights folder, or
@@ -103,9 +103,13 @@ def benchmark(
         peaks = [_peak(run, settings) if memory else None for run in runs]
     firsts: dict[tuple[int, int], float] = {}
     report["rows"] = [_row(run, peak, batch, firsts) for run, peak in zip(runs, peaks, strict=True)]
-    report |= {"versions": versions(), "commit": git_commit()}
-    report["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return report | {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    return report | _circumstances()
+
+
+def _circumstances() -> dict[str, Any]:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": versions(), "commit": git_commit(), "command": command, "date": date}
 
 
 def prepare(

@@ -59,7 +59,7 @@ def compare(
     """
     from fapn_zoo.visualize.compare_pictures import comparison
 
-    names = check_models(models)
+    num_classes = len(check_models(models))
     if band < 1:
         raise ValueError(f"band={band}; expected 1 pixel or more")
     out = Path(out)
@@ -71,7 +71,7 @@ def compare(
         file = _free_name(item.name, {row["file"] for row in rows})
         row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}
         if item.labels is not None:
-            counts = found.count(len(names))
+            counts = found.count(num_classes)
             row["scores"] = {name: _scores(*pair) for name, pair in zip(models, counts, strict=True)}
             totals = counts if totals is None else [_merged(a, b) for a, b in zip(totals, counts, strict=True)]
         out.mkdir(parents=True, exist_ok=True)
@@ -79,8 +79,7 @@ def compare(
         rows.append(row)
     if not rows:
         raise ValueError("no image to compare on")
-    pixels = [math.prod(row["size"]) for row in rows]
-    total: dict[str, Any] = {"agree": sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True)) / sum(pixels)}
+    total: dict[str, Any] = {"agree": _agreement(rows)}
     if totals is not None:
         total["scores"] = {name: _scores(*pair) for name, pair in zip(models, totals, strict=True)}
     report = {"models": list(models), "band": band, "images": rows, "total": total}
@@ -222,6 +221,11 @@ def _scores(whole: ConfusionMatrix, band: ConfusionMatrix) -> dict[str, float | 
     everywhere, near = whole.compute(), band.compute()
     values = (everywhere["miou"], everywhere["pixel_acc"], near["miou"], near["pixel_acc"])
     return {name: None if math.isnan(value) else value for name, value in zip(SCORES, values, strict=True)}
+
+
+def _agreement(rows: list[dict[str, Any]]) -> float:
+    pixels = [math.prod(row["size"]) for row in rows]
+    return sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True)) / sum(pixels)
 
 
 def _merged(one: tuple[ConfusionMatrix, ...], other: tuple[ConfusionMatrix, ...]) -> tuple[ConfusionMatrix, ...]:
