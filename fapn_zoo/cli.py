@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from fapn_zoo import __version__
+from fapn_zoo._cli_eval import add_arguments as add_eval_arguments
+from fapn_zoo._cli_eval import run as run_eval
 from fapn_zoo._registry import get_spec, list_models
 
 EMBEDDED = "perpixel_fapn_resnet18_slim_camvid"
@@ -68,17 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("recipe", help="a .py file or the name of one in recipes/")
     verb.add_argument("settings", nargs="*", metavar="key=value")
 
-    verb = _verb(verbs, "eval", _eval, "mean IoU, per-class IoU and pixel accuracy on a data set")
-    verb.add_argument("model", help="name, hf-hub:..., or weights folder")
-    verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
-    verb.add_argument("--split", default="test")
-    verb.add_argument("--json", type=Path, help="write the report here")
-    verb.add_argument("--csv", type=Path, help="append a row here")
-    verb.add_argument("--batch-size", type=int, default=1)
-    verb.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no")
-    verb.add_argument("--limit", type=int, help="only the first so many images")
-    verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
-    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    text = "mean IoU, per-class IoU and pixel accuracy on a data set; several models side by side"
+    add_eval_arguments(_verb(verbs, "eval", _eval, text), _size)
 
     _weights_verbs(verbs)
     return parser
@@ -205,15 +198,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from fapn_zoo.evaluate import evaluate, render, write_report
-
-    model = _model(args.model, args.device)
-    report = evaluate(
-        model, args.data, split=args.split, batch_size=args.batch_size, amp=args.amp, limit=args.limit,
-        seed=args.seed, weights=args.model, progress=sys.stderr.isatty(),
-    )
-    print(render(report))
-    write_report(report, json=args.json, csv=args.csv)
+    run_eval(args, _model)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -295,7 +280,7 @@ def _model(name: str, device: str | None):
 
     if Path(name).is_dir():
         name = f"local-dir:{name}"
-    default = "cuda" if torch.cuda.is_available() else "cpu"
+    default = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device or default)
         return create_model(name, pretrained=True).to(device)

@@ -61,8 +61,8 @@ def plot_classes(report: dict[str, Any], path: Path) -> None:
     axes.barh(places, [100 * row["iou"] for row in rows], color="tab:blue", label="IoU")
     near = [row.get("band_5") for row in rows]
     if any(value is not None for value in near):
-        shown = [(place, 100 * value) for place, value in zip(places, near, strict=True) if value is not None]
-        axes.scatter(*zip(*shown, strict=True)[::-1], color="black", s=14, zorder=3, label="IoU, 5 px band")
+        shown = [(100 * value, place) for place, value in zip(places, near, strict=True) if value is not None]
+        axes.scatter(*zip(*shown, strict=True), color="black", s=14, zorder=3, label="IoU, 5 px band")
     if report["miou"] is not None:
         mean = 100 * report["miou"]
         axes.axvline(mean, color="tab:orange", label=f"mean {mean:.2f}")

@@ -93,15 +93,21 @@ def to_json(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=1) + "\n"
 
 
-def _with_row(path: Path, report: dict[str, Any]) -> str:
+def check_csv(path: str | os.PathLike) -> list[list[str]]:
+    """The lines of a CSV table, none where there is no file; ValueError for other columns than `write_report` has."""
+    path = Path(path)
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
     header = rows[0] if rows else CSV_COLUMNS
     if header != CSV_COLUMNS[: len(header)] or len(header) < len(FIRST_COLUMNS):
         raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(CSV_COLUMNS)}")
+    return [row for row in rows[1:] if row]
+
+
+def _with_row(path: Path, report: dict[str, Any]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    for old in [CSV_COLUMNS, *filter(None, rows[1:])]:
-        writer.writerow([*old, *[""] * (len(CSV_COLUMNS) - len(old))])
+    for row in [CSV_COLUMNS, *check_csv(path)]:
+        writer.writerow([*row, *[""] * (len(CSV_COLUMNS) - len(row))])
     writer.writerow(csv_row(report).values())
     return buffer.getvalue()
 

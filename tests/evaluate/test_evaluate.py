@@ -15,49 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluate_toys import NAMES, Noise
 from PIL import Image
 
 import fapn_zoo
 from fapn_zoo import create_model
-from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sources import Sample, open_dataset
 from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, git_commit, render, write_report
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
-
-NAMES = ("ground", "tree", "sign")
-
-
-class Noise:
-    """Random pictures of several sizes with random labels, some of them unlabelled."""
-
-    name = "noise"
-
-    def __init__(self, count: int = 5, names: tuple[str, ...] = NAMES):
-        self.labels = LabelMap(names)
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def sample(self, i: int) -> Sample:
-        rng = np.random.default_rng(i)
-        size = [(40, 56), (40, 56), (33, 47)][i % 3]
-        labels = rng.choice([0, 1, 2, 255], size).astype(np.uint8)
-        return Sample(rng.integers(0, 256, (*size, 3), dtype=np.uint8), labels, f"noise_{i}")
-
-
-@pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    net = create_model(
-        "perpixel_fpn", backbone="test_efficientnet", num_classes=3, neck_out_channels=16, head_mask_channels=16
-    )
-    with torch.no_grad():
-        net.head.predictor.weight.mul_(30)  # make the untrained net choose several classes
-    return with_data(net, labels=NAMES)
-
 
 def with_data(net: torch.nn.Module, **changes) -> torch.nn.Module:
     net.spec = dataclasses.replace(net.spec, data=dataclasses.replace(net.spec.data, **changes))

@@ -1,0 +1,55 @@
+"""Small models and data sets for the tests of evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from fapn_zoo import create_model
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sources import Sample
+
+NAMES = ("ground", "tree", "sign")
+SIZES = ((40, 56), (33, 47), (40, 56), (56, 40))
+
+
+class Noise:
+    """Random pictures of several sizes with random labels, some of them unlabelled. Remembers what was asked for."""
+
+    name = "noise"
+
+    def __init__(self, count: int = 5, names: tuple[str, ...] = NAMES, **labels):
+        self.labels = LabelMap(names, **labels)
+        self.count = count
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def size(self, index: int) -> tuple[int, int]:
+        return SIZES[index % len(SIZES)]
+
+    def sample(self, index: int) -> Sample:
+        self.asked.append(index)
+        rng = np.random.default_rng(index)
+        size = self.size(index)
+        coarse = rng.choice(len(self.labels.names) + 1, (8, 8))
+        labels = np.array([*range(len(self.labels.names)), self.labels.ignore_index])[coarse].astype(np.uint8)
+        labels = labels[np.arange(size[0]) * 8 // size[0]][:, np.arange(size[1]) * 8 // size[1]]
+        noise = rng.integers(0, 100, (*size, 3), dtype=np.uint8)
+        image = noise + (labels[..., None] * np.uint8([50, 20, 40]) % 150).astype(np.uint8)
+        return Sample(image, labels, f"noise_{index}")
+
+
+def small_model(seed: int = 0, names: tuple[str, ...] = NAMES) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    net = create_model(
+        "perpixel_fpn", backbone="test_efficientnet", num_classes=len(names), neck_out_channels=16,
+        head_mask_channels=16,
+    )
+    with torch.no_grad():
+        net.head.predictor.weight.mul_(30)  # make the untrained net choose several classes
+    net.spec = dataclasses.replace(net.spec, data=dataclasses.replace(net.spec.data, labels=names))
+    return net
