@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 
 from . import _deform_triton_kernels as kernels
-from ._deform_geometry import Geometry, channel_blocks
+from ._deform_geometry import Geometry, channel_blocks, output_sizes
 from ._deform_ops import memory_format
 from ._deform_tuning import choose
 
@@ -88,39 +88,65 @@ def _packed(weight):
 
 
 class _Call:
-    """What all kernels of one call share: geometry, arguments, and the key under which choices are remembered."""
+    """What follows from sizes, strides and dtypes alone: geometry, arguments, and the key that choices go by."""
 
-    def __init__(self, input, offset, weight, mask, stride, padding, dilation, others):
-        self.geometry = geo = Geometry.of(input, offset, weight, stride, padding, dilation)
-        self.dtype, self.device = input.dtype, input.device
-        wide = any(_extent(tensor) >= 2**31 for tensor in (input, offset, mask, *others) if tensor is not None)
+    def __init__(self, named, weight, stride, padding, dilation):
+        image, offset, mask = named["image"], named["offset"], named["mask"]
+        self.geometry = geo = Geometry.of(image, offset, weight, stride, padding, dilation)
+        self.dtype, self.device = image.dtype, image.device
+        tensors = [tensor for tensor in named.values() if tensor is not None]
+        wide = any(_extent(tensor) >= 2**31 for tensor in tensors)
         # The interpreter multiplies the bits of bfloat16, not the numbers.
-        operand = tl.float32 if INTERPRETED else _DTYPES[input.dtype]
-        tf32 = input.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        operand = tl.float32 if INTERPRETED else _DTYPES[image.dtype]
         self.sizes = {"height": geo.height, "width": geo.width, "out_height": geo.out_height,
                       "out_width": geo.out_width}
+        for name, tensor in named.items():
+            self.sizes |= _strides(name, tensor)
+        del self.sizes["image_c"]
         self.constants = {
             "HAS_MASK": mask is not None, "INDEX": tl.int64 if wide else tl.int32, "OPERAND": operand,
-            "PRECISION": "tf32" if tf32 else "ieee", "KERNEL_X": geo.kernel[1], "TAPS": geo.taps,
+            "PRECISION": "tf32" if _tf32(image) else "ieee", "KERNEL_X": geo.kernel[1], "TAPS": geo.taps,
             "STRIDE_Y": geo.stride[0], "STRIDE_X": geo.stride[1], "PAD_Y": geo.padding[0], "PAD_X": geo.padding[1],
             "DILATION_Y": geo.dilation[0], "DILATION_X": geo.dilation[1], "GROUPS": geo.groups,
             "GROUP_IN": geo.channels // geo.groups, "GROUP_OUT": geo.out_channels // geo.groups,
             "OFFSET_IN": geo.channels // geo.offset_groups,
         }  # fmt: skip
-        layouts = tuple(None if t is None else (t.dtype, t.stride(1) == 1) for t in (input, offset, mask, *others))
+        layouts = tuple((name, None if t is None else (t.dtype, t.stride(1) == 1)) for name, t in named.items())
         size = (geo.batch * geo.pixels).bit_length()
         self.key = (self.device, size, layouts, *self.constants.values())
+        self._blocks = {}
 
     def blocks(self, config):
-        """The constants and sizes that follow from a configuration."""
-        geo = self.geometry
-        run, samples, width = channel_blocks(geo.channels, geo.groups, geo.offset_groups, config.channels)
-        tiles_x = triton.cdiv(geo.out_width, config.tile[1])
-        sizes = {"tiles_x": tiles_x, "tiles": tiles_x * triton.cdiv(geo.out_height, config.tile[0])}
-        constants = {"RUN": run, "S": samples, "R": width, "TILE_Y": config.tile[0], "TILE_X": config.tile[1],
-                     "BLOCK_N": config.block_n, "num_warps": config.warps, "num_stages": config.stages,
-                     **_OPTIONS}
-        return {**self.sizes, **sizes, **self.constants, **constants}
+        """All arguments but tensors and flags, for a configuration."""
+        if config not in self._blocks:
+            geo = self.geometry
+            run, samples, width = channel_blocks(geo.channels, geo.groups, geo.offset_groups, config.channels)
+            tiles_x = triton.cdiv(geo.out_width, config.tile[1])
+            sizes = {"tiles_x": tiles_x, "tiles": tiles_x * triton.cdiv(geo.out_height, config.tile[0])}
+            constants = {"RUN": run, "S": samples, "R": width, "TILE_Y": config.tile[0], "TILE_X": config.tile[1],
+                         "BLOCK_N": config.block_n, "CACHE": config.cache, "num_warps": config.warps,
+                         "num_stages": config.stages, "maxnreg": config.registers}
+            self._blocks[config] = {**self.sizes, **sizes, **self.constants, **constants, **_OPTIONS}
+        return self._blocks[config]
+
+
+_calls = {}
+
+
+def _call(named, weight, stride, padding, dilation):
+    """The `_Call` of these tensors, remembered: building it takes Python longer than a small launch."""
+    facts = tuple((name, t is not None and (t.shape, t.stride(), t.dtype)) for name, t in named.items())
+    image = named["image"]
+    key = (image.device, _tf32(image), weight.shape, *stride, *padding, *dilation, facts)
+    if key not in _calls:
+        if len(_calls) >= 1024:
+            _calls.clear()
+        _calls[key] = _Call(named, weight, stride, padding, dilation)
+    return _calls[key]
+
+
+def _tf32(image):
+    return image.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
 
 
 def _on(device):
@@ -133,25 +159,22 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
 
     input and weight of one dtype, float32, bfloat16 or float16; the others of any of these.
     """
-    geo = Geometry.of(input, offset, weight, stride, padding, dilation)
-    size = (geo.batch, geo.out_channels, geo.out_height, geo.out_width)
+    size = (input.shape[0], weight.shape[0], *output_sizes(input, weight, stride, padding, dilation))
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
     if output.numel() == 0:
         return output
     with _on(input.device):
-        image = _nhwc(input)
-        call = _Call(image, offset, weight, mask, stride, padding, dilation, (output,))
-        tensors = {"image": image, "offset": offset, "mask": offset if mask is None else mask,
-                   "weight": _packed(weight), "bias": weight if bias is None else bias.contiguous(), "output": output}
-        steps = _strides("image", image) | _strides("offset", offset) | _strides("mask", mask)
-        steps = steps | _strides("output", output)
-        del steps["image_c"]
+        named = {"image": _nhwc(input), "offset": offset, "mask": mask, "output": output}
+        call = _call(named, weight, stride, padding, dilation)
+        geo = call.geometry
+        tensors = {**named, "mask": offset if mask is None else mask, "weight": _packed(weight)}
+        tensors["bias"] = weight if bias is None else bias.contiguous()
 
         def launch(config):
             blocks = call.blocks(config)
             programs = blocks["tiles"] * geo.batch * geo.groups * triton.cdiv(blocks["GROUP_OUT"], config.block_n)
             kernels.forward_kernel[(programs,)](
-                **tensors, **steps, **blocks, HAS_BIAS=bias is not None, PREFETCH=config.prefetch, CACHE=config.cache
+                **tensors, **blocks, HAS_BIAS=bias is not None, PREFETCH=config.prefetch
             )
 
         launch(choose("forward", call, launch))
@@ -171,37 +194,33 @@ def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs
     if grad.numel() == 0:
         return [value.zero_() for value in grads]
     with _on(input.device):
-        image = _nhwc(input, dense=True)
-        call = _Call(image, offset, weight, mask, stride, padding, dilation, (grad,))
+        named = {"grad": grad, "image": _nhwc(input, dense=True), "offset": offset, "mask": mask}
         if need_input or need_offset or need_mask:
-            _data_gradients(call, grad, image, offset, weight, mask, grads, needs)
+            _data_gradients(named, weight, stride, padding, dilation, grads, needs)
         if need_weight:
-            _weight_gradient(call, grad, image, offset, mask, grads[2])
+            _weight_gradient(named, weight, stride, padding, dilation, grads[2])
     return grads
 
 
-def _data_gradients(call, grad, image, offset, weight, mask, grads, needs):
-    geo = call.geometry
-    grad_input, grad_offset, _, _, grad_mask = grads
+def _data_gradients(named, weight, stride, padding, dilation, grads, needs):
     need_input, need_offset, _, _, need_mask = needs
-    total = image
+    grad_input, grad_offset, _, _, grad_mask = grads
+    image, offset, mask = named["image"], named["offset"], named["mask"]
+    named = {**named, "grad_offset": grad_offset if need_offset else None,
+             "grad_mask": grad_mask if need_mask else None}
+    call = _call(named, weight, stride, padding, dilation)
+    geo, total = call.geometry, image
     if need_input:
         _alert_not_deterministic(image.device)
         total = torch.zeros_like(image, dtype=torch.float32)
-    tensors = {"grad": grad, "image": image, "offset": offset, "mask": offset if mask is None else mask,
-               "weight": _packed(weight), "grad_image": total, "grad_offset": grad_offset, "grad_mask": grad_mask}
-    steps = _strides("grad", grad) | _strides("image", image) | _strides("offset", offset) | _strides("mask", mask)
-    steps |= _strides("grad_offset", grad_offset if need_offset else None)
-    steps |= _strides("grad_mask", grad_mask if need_mask else None)
-    del steps["image_c"]
+    tensors = {**named, "mask": offset if mask is None else mask, "weight": _packed(weight), "grad_image": total,
+               "grad_offset": grad_offset, "grad_mask": grad_mask}
     wanted = {"NEED_IMAGE": need_input, "NEED_OFFSET": need_offset, "NEED_MASK": need_mask}
 
     def launch(config):
         blocks = call.blocks(config)
         owners = geo.offset_groups // blocks["S"]
-        kernels.backward_data_kernel[(blocks["tiles"] * geo.batch * owners,)](
-            **tensors, **steps, **blocks, **wanted, CACHE=config.cache
-        )
+        kernels.backward_data_kernel[(blocks["tiles"] * geo.batch * owners,)](**tensors, **blocks, **wanted)
 
     # Timing adds to the sum, so it starts anew afterwards.
     launch(choose("backward_data", call, launch, total.zero_ if need_input else None, tuple(wanted.values())))
@@ -209,11 +228,10 @@ def _data_gradients(call, grad, image, offset, weight, mask, grads, needs):
         _copy(total, grad_input)
 
 
-def _weight_gradient(call, grad, image, offset, mask, grad_weight):
-    geo = call.geometry
-    tensors = {"grad": grad, "image": image, "offset": offset, "mask": offset if mask is None else mask}
-    steps = _strides("grad", grad) | _strides("image", image) | _strides("offset", offset) | _strides("mask", mask)
-    del steps["image_c"]
+def _weight_gradient(named, weight, stride, padding, dilation, grad_weight):
+    call = _call(named, weight, stride, padding, dilation)
+    geo, mask = call.geometry, named["mask"]
+    tensors = {**named, "mask": named["offset"] if mask is None else mask}
 
     def launch(config):
         blocks = call.blocks(config)
@@ -223,16 +241,16 @@ def _weight_gradient(call, grad, image, offset, mask, grad_weight):
         all_tiles = geo.batch * blocks["tiles"]
         share = triton.cdiv(all_tiles, min(all_tiles, triton.cdiv(config.programs, programs)))
         parts = triton.cdiv(all_tiles, share)
-        total = grad.new_empty(parts, geo.out_channels, geo.taps, blocks["GROUP_IN"], dtype=torch.float32)
+        size = (parts, geo.out_channels, geo.taps, blocks["GROUP_IN"])
+        total = torch.empty(size, dtype=torch.float32, device=weight.device)
         kernels.backward_weight_kernel[(programs * parts,)](
-            **tensors, **steps, **blocks, grad_weight=total, all_tiles=all_tiles, share=share, CACHE=config.cache
+            **tensors, **blocks, grad_weight=total, all_tiles=all_tiles, share=share
         )
         return total
 
     total = launch(choose("backward_weight", call, launch))
     # (parts, O, taps, C / groups) -> (O, C / groups, kh, kw)
-    total = total.sum(0).unflatten(1, geo.kernel).permute(0, 3, 1, 2)
-    grad_weight.copy_(total)
+    grad_weight.copy_(total.sum(0).unflatten(1, geo.kernel).permute(0, 3, 1, 2))
 
 
 def _alert_not_deterministic(device):

@@ -34,29 +34,37 @@ def _axis(position, exists, size):
 
 
 @triton.jit
+def _moves(
+    offset_at, mask_at, offset_c, mask_c, sample, tap, exists,
+    HAS_MASK: tl.constexpr, INDEX: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """Vertical and horizontal offset and factor of the offset groups `sample` (S,) at one tap: three times (M, S)."""
+    channel = (sample * TAPS + tap).to(INDEX)[None, :]
+    move_y = tl.load(offset_at + 2 * channel * offset_c, mask=exists, other=0.0)
+    move_x = tl.load(offset_at + (2 * channel + 1) * offset_c, mask=exists, other=0.0)
+    if HAS_MASK:
+        factor = tl.load(mask_at + channel * mask_c, mask=exists, other=0.0)
+    else:
+        factor = tl.full(move_y.shape, 1.0, tl.float32)
+    return move_y, move_x, factor
+
+
+@triton.jit
 def _locate(
-    offset_at, mask_at, offset_c, mask_c, sample, y, x, tap, exists, height, width,
-    HAS_MASK: tl.constexpr, INDEX: tl.constexpr, KERNEL_X: tl.constexpr, TAPS: tl.constexpr,
-    STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr, PAD_X: tl.constexpr,
+    move_y, move_x, factor, y, x, tap, exists, height, width,
+    KERNEL_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr, PAD_X: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
 ):  # fmt: skip
-    """Where `tap` samples for the output pixels `y`, `x` (M,) and the offset groups `sample` (S,).
+    """Where `tap` samples for the output pixels `y`, `x` (M,).
 
     Returns, all (M, S): the factor, the top row, the left column, the shares of the bottom row and the right column,
     and whether top, bottom, left and right exist.
     """
-    channel = (sample * TAPS + tap).to(INDEX)[None, :]
-    move_y = tl.load(offset_at + 2 * channel * offset_c, mask=exists, other=0.0).to(tl.float32)
-    move_x = tl.load(offset_at + (2 * channel + 1) * offset_c, mask=exists, other=0.0).to(tl.float32)
     # A whole number plus the offset, rounded once: exactly where the definition puts the sample.
-    at_y = (y * STRIDE_Y - PAD_Y + tap // KERNEL_X * DILATION_Y).to(tl.float32)[:, None] + move_y
-    at_x = (x * STRIDE_X - PAD_X + tap % KERNEL_X * DILATION_X).to(tl.float32)[:, None] + move_x
-    if HAS_MASK:
-        factor = tl.load(mask_at + channel * mask_c, mask=exists, other=0.0).to(tl.float32)
-    else:
-        factor = tl.full(at_y.shape, 1.0, tl.float32)
+    at_y = (y * STRIDE_Y - PAD_Y + tap // KERNEL_X * DILATION_Y).to(tl.float32)[:, None] + move_y.to(tl.float32)
+    at_x = (x * STRIDE_X - PAD_X + tap % KERNEL_X * DILATION_X).to(tl.float32)[:, None] + move_x.to(tl.float32)
     # A NaN position shows in the result instead of hiding as a zero.
-    factor = tl.where((at_y == at_y) & (at_x == at_x), factor, float("nan"))
+    factor = tl.where((at_y == at_y) & (at_x == at_x), factor.to(tl.float32), float("nan"))
     top, low, has_top, has_bottom = _axis(at_y, exists, height)
     left, right, has_left, has_right = _axis(at_x, exists, width)
     return factor, top, left, low, right, has_top, has_bottom, has_left, has_right
@@ -75,17 +83,15 @@ def _read(at, corner, real, PADDED: tl.constexpr, CACHE: tl.constexpr):
 
 @triton.jit
 def _gather(
-    image_at, image_y, image_x, channel, real,
-    offset_at, mask_at, offset_c, mask_c, sample, y, x, tap, exists, height, width,
-    PADDED: tl.constexpr, CACHE: tl.constexpr,
-    HAS_MASK: tl.constexpr, INDEX: tl.constexpr, KERNEL_X: tl.constexpr, TAPS: tl.constexpr,
+    image_at, image_y, image_x, channel, real, move_y, move_x, factor, y, x, tap, exists, height, width,
+    PADDED: tl.constexpr, CACHE: tl.constexpr, INDEX: tl.constexpr, KERNEL_X: tl.constexpr,
     STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr, PAD_X: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
 ):  # fmt: skip
     """The four corners (M, S, R) in the image's dtype and their weights times the factor (M, S)."""
     factor, top, left, low, right, has_top, has_bottom, has_left, has_right = _locate(
-        offset_at, mask_at, offset_c, mask_c, sample, y, x, tap, exists, height, width,
-        HAS_MASK, INDEX, KERNEL_X, TAPS, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
+        move_y, move_x, factor, y, x, tap, exists, height, width,
+        KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
     )  # fmt: skip
     at = image_at + (top.to(INDEX) * image_y + left.to(INDEX) * image_x)[:, :, None] + channel
     v00 = _read(at, has_top & has_left, real, PADDED, CACHE)
@@ -97,11 +103,22 @@ def _gather(
 
 
 @triton.jit
-def _blend(v00, v01, v10, v11, w00, w01, w10, w11, M: tl.constexpr, K: tl.constexpr):
+def _wide(value, OPERAND: tl.constexpr):
+    """In float32."""
+    if OPERAND == tl.bfloat16:
+        # Two at once, one instruction each: a bfloat16 is the upper half of a float32.
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [value], tl.float32, is_pure=True, pack=2
+        )
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _blend(v00, v01, v10, v11, w00, w01, w10, w11, OPERAND: tl.constexpr, M: tl.constexpr, K: tl.constexpr):
     """(M, K) in the dtype of the corners, added up in float32."""
-    value = v00.to(tl.float32) * w00[:, :, None] + v01.to(tl.float32) * w01[:, :, None]
-    value += v10.to(tl.float32) * w10[:, :, None]
-    value += v11.to(tl.float32) * w11[:, :, None]
+    value = _wide(v00, OPERAND) * w00[:, :, None] + _wide(v01, OPERAND) * w01[:, :, None]
+    value += _wide(v10, OPERAND) * w10[:, :, None]
+    value += _wide(v11, OPERAND) * w11[:, :, None]
     return tl.reshape(value.to(v00.dtype), (M, K))
 
 
@@ -141,31 +158,34 @@ def forward_kernel(
     weight += (group * GROUP_OUT + n)[None, :] * (TAPS * GROUP_IN) + k[:, None]
     total = tl.zeros((M, BLOCK_N), tl.float32)
     if PREFETCH:
-        n00, n01, n10, n11, u00, u01, u10, u11 = _gather(
-            image + group * GROUP_IN, image_y, image_x, channel, channel < RUN,
-            offset_at, mask_at, offset_c, mask_c, group * GROUP_IN // OFFSET_IN + s, y, x, 0, exists, height, width,
-            PADDED, CACHE, HAS_MASK, INDEX, KERNEL_X, TAPS, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
-        )  # fmt: skip
+        # Read offsets one step before the corners they lead to.
+        my, mx, mf = _moves(
+            offset_at, mask_at, offset_c, mask_c, group * GROUP_IN // OFFSET_IN + s, 0, exists, HAS_MASK, INDEX, TAPS
+        )
     for step in range(STEPS):
-        ahead = tl.minimum(step + 1, STEPS - 1) if PREFETCH else step
-        chunk = ahead // TAPS
-        start = group * GROUP_IN + (chunk // CHUNKS) * RUN + (chunk % CHUNKS) * K
-        if PREFETCH:
-            v00, v01, v10, v11, w00, w01, w10, w11 = n00, n01, n10, n11, u00, u01, u10, u11
-        n00, n01, n10, n11, u00, u01, u10, u11 = _gather(
-            image + start, image_y, image_x, channel, channel < RUN - (chunk % CHUNKS) * K,
-            offset_at, mask_at, offset_c, mask_c, start // OFFSET_IN + s, y, x, ahead % TAPS, exists, height, width,
-            PADDED, CACHE, HAS_MASK, INDEX, KERNEL_X, TAPS, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
-        )  # fmt: skip
+        tap, chunk = step % TAPS, step // TAPS
+        inner = (chunk // CHUNKS) * RUN + (chunk % CHUNKS) * K
+        start, left_over = group * GROUP_IN + inner, RUN - (chunk % CHUNKS) * K
         if not PREFETCH:
-            v00, v01, v10, v11, w00, w01, w10, w11 = n00, n01, n10, n11, u00, u01, u10, u11
-        chunk = step // TAPS
-        start = (chunk // CHUNKS) * RUN + (chunk % CHUNKS) * K
+            my, mx, mf = _moves(
+                offset_at, mask_at, offset_c, mask_c, start // OFFSET_IN + s, tap, exists, HAS_MASK, INDEX, TAPS
+            )
+        v00, v01, v10, v11, w00, w01, w10, w11 = _gather(
+            image + start, image_y, image_x, channel, channel < left_over, my, mx, mf, y, x, tap, exists, height, width,
+            PADDED, CACHE, INDEX, KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
+        )  # fmt: skip
+        if PREFETCH:
+            early = tl.minimum(step + 1, STEPS - 1)
+            later = group * GROUP_IN + early // TAPS // CHUNKS * RUN
+            my, mx, mf = _moves(
+                offset_at, mask_at, offset_c, mask_c, later // OFFSET_IN + s, early % TAPS, exists,
+                HAS_MASK, INDEX, TAPS,
+            )  # fmt: skip
         inside = (n < GROUP_OUT)[None, :]
         if PADDED:
-            inside = inside & (k < RUN - (chunk % CHUNKS) * K)[:, None]
-        factors = tl.load(weight + (step % TAPS) * GROUP_IN + start, mask=inside, other=0.0)
-        value = _blend(v00, v01, v10, v11, w00, w01, w10, w11, M, K)
+            inside = inside & (k < left_over)[:, None]
+        factors = tl.load(weight + tap * GROUP_IN + inner, mask=inside, other=0.0)
+        value = _blend(v00, v01, v10, v11, w00, w01, w10, w11, OPERAND, M, K)
         total = tl.dot(value.to(OPERAND), factors.to(OPERAND), total, input_precision=PRECISION)
     if HAS_BIAS:
         total += tl.load(bias + group * GROUP_OUT + n, mask=n < GROUP_OUT, other=0.0).to(tl.float32)[None, :]
@@ -175,9 +195,9 @@ def forward_kernel(
 
 
 @triton.jit
-def _sum(value, corner):
+def _sum(value, corner, OPERAND: tl.constexpr):
     """Inner products over channels: (M, S, R) and (M, S, R) -> (M, S)."""
-    return tl.sum(value * corner.to(tl.float32), 2)
+    return tl.sum(value * _wide(corner, OPERAND), 2)
 
 
 @triton.jit
@@ -251,9 +271,10 @@ def backward_data_kernel(
             grad_at + (first + n).to(INDEX)[None, :] * grad_c, mask=exists & (n < GROUP_OUT)[None, :], other=0.0
         )
     for tap in range(TAPS):
+        my, mx, mf = _moves(offset_at, mask_at, offset_c, mask_c, s, tap, exists, HAS_MASK, INDEX, TAPS)
         factor, top, left, low, right, has_top, has_bottom, has_left, has_right = _locate(
-            offset_at, mask_at, offset_c, mask_c, s, y, x, tap, exists, height, width,
-            HAS_MASK, INDEX, KERNEL_X, TAPS, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
+            my, mx, mf, y, x, tap, exists, height, width,
+            KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
         )  # fmt: skip
         corner = (top.to(INDEX) * image_y + left.to(INDEX) * image_x)[:, :, None] + channel
         has_00, has_01, has_10, has_11 = (
@@ -275,10 +296,10 @@ def backward_data_kernel(
             columns = tl.reshape(columns, (M, S, R))
             at = image + picture * image_b + start + corner
             if NEED_OFFSET or NEED_MASK:
-                s00 += _sum(columns, _read(at, has_00, real, PADDED, CACHE))
-                s01 += _sum(columns, _read(at + image_x, has_01, real, PADDED, CACHE))
-                s10 += _sum(columns, _read(at + image_y, has_10, real, PADDED, CACHE))
-                s11 += _sum(columns, _read(at + image_y + image_x, has_11, real, PADDED, CACHE))
+                s00 += _sum(columns, _read(at, has_00, real, PADDED, CACHE), OPERAND)
+                s01 += _sum(columns, _read(at + image_x, has_01, real, PADDED, CACHE), OPERAND)
+                s10 += _sum(columns, _read(at + image_y, has_10, real, PADDED, CACHE), OPERAND)
+                s11 += _sum(columns, _read(at + image_y + image_x, has_11, real, PADDED, CACHE), OPERAND)
             if NEED_IMAGE:
                 to = grad_image + picture * image_b + start + corner
                 above, below = (1.0 - low) * factor, low * factor
@@ -339,12 +360,14 @@ def backward_weight_kernel(
         far_y, far_x = y.to(INDEX)[:, None], x.to(INDEX)[:, None]
         offset_at = offset + picture * offset_b + far_y * offset_y + far_x * offset_x
         mask_at = mask + picture * mask_b + far_y * mask_y + far_x * mask_x
+        my, mx, mf = _moves(
+            offset_at, mask_at, offset_c, mask_c, start // OFFSET_IN + s, tap, exists[:, None], HAS_MASK, INDEX, TAPS
+        )
         v00, v01, v10, v11, w00, w01, w10, w11 = _gather(
-            image + picture * image_b + start, image_y, image_x, channel, real,
-            offset_at, mask_at, offset_c, mask_c, start // OFFSET_IN + s, y, x, tap, exists[:, None], height, width,
-            PADDED, CACHE, HAS_MASK, INDEX, KERNEL_X, TAPS, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
+            image + picture * image_b + start, image_y, image_x, channel, real, my, mx, mf, y, x, tap, exists[:, None],
+            height, width, PADDED, CACHE, INDEX, KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
         )  # fmt: skip
-        column = _blend(v00, v01, v10, v11, w00, w01, w10, w11, M, K)
+        column = _blend(v00, v01, v10, v11, w00, w01, w10, w11, OPERAND, M, K)
         there = grad + picture * grad_b + (y.to(INDEX) * grad_y + x.to(INDEX) * grad_x)[None, :]
         slopes = tl.load(there, mask=wanted & exists[None, :], other=0.0)
         total = tl.dot(slopes.to(OPERAND), column.to(OPERAND), total, input_precision=PRECISION)

@@ -24,7 +24,8 @@ class Config(NamedTuple):
     channels: int  # at most so many input channels per product
     warps: int
     stages: int = 1
-    prefetch: bool = False  # forward only: read the next step's corners into registers before this step's product
+    registers: int | None = None  # at most so many per thread, where that lets two programs share a multiprocessor
+    prefetch: bool = False  # forward only: read offsets a step before the corners they lead to
     programs: int = 0  # weight gradient only: at least so many programs, by splitting the sum over pixels
 
     @property
@@ -36,25 +37,25 @@ class Config(NamedTuple):
 # From large blocks to small ones; the first that fills the device is taken where nothing is timed.
 _HALF = {
     "forward": [
+        Config((8, 16), 256, 32, 16, prefetch=True),
         Config((4, 16), 256, 32, 8),
-        Config((8, 16), 256, 32, 8),
-        Config((8, 16), 256, 32, 8, prefetch=True),
         Config((4, 16), 256, 32, 8, stages=2),
+        Config((8, 16), 256, 32, 8, prefetch=True),
         Config((8, 16), 256, 32, 8, stages=2),
-        Config((8, 16), 128, 32, 8),
+        Config((8, 16), 128, 32, 8, prefetch=True),
         Config((4, 16), 128, 32, 4),
         Config((4, 16), 128, 32, 4, stages=2),
         Config((4, 16), 64, 32, 4),
     ],
     "backward_data": [
-        Config((4, 16), 256, 32, 8),
+        Config((4, 16), 256, 32, 8, registers=128),
         Config((4, 16), 256, 64, 8),
         Config((4, 16), 256, 32, 4),
-        Config((4, 16), 128, 32, 8),
+        Config((4, 16), 128, 32, 8, registers=128),
         Config((4, 16), 128, 32, 4),
     ],
     "backward_weight": [
-        Config((4, 16), 256, 64, 8),
+        Config((4, 16), 256, 64, 8, registers=128),
         Config((4, 16), 256, 64, 8, stages=2),
         Config((4, 16), 128, 128, 8),
         Config((4, 16), 128, 64, 4),

@@ -36,7 +36,7 @@ def compile_like_a_launch(kernel, arguments, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    options = {name: arguments[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in arguments}
+    options = {name: arguments[name] for name in ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion") if name in arguments}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
