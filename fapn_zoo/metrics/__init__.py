@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fapn_zoo.metrics.boundary import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
+from fapn_zoo.metrics.detection import AveragePrecision
 from fapn_zoo.metrics.panoptic import PanopticQuality, read_ids
 from fapn_zoo.metrics.semantic import ConfusionMatrix
 
 __all__ = [
+    "AveragePrecision",
     "BoundaryBands",
     "BoundaryFScore",
     "BoundaryIoU",

@@ -33,7 +33,7 @@ class Accumulator:
         """
         if type(other) is not type(self):
             raise ValueError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
-        self._same("merge", other.settings)
+        check_settings("merge", other.settings, self.settings)
         self.counts += other.counts
         return self
 
@@ -43,15 +43,9 @@ class Accumulator:
 
     def load(self, state: Mapping[str, Any]) -> Self:
         """Replaces the counts by those of `state()`; returns self. ValueError when the settings differ."""
-        self._same("load", {name: value for name, value in state.items() if name != "counts"})
+        check_settings("load", {name: value for name, value in state.items() if name != "counts"}, self.settings)
         self.counts = torch.tensor(state["counts"], dtype=torch.int64).reshape(self.counts.shape)
         return self
-
-    def _same(self, verb: str, settings: Mapping[str, Any]) -> None:
-        names = [n for n in {**self.settings, **settings} if self.settings.get(n) != settings.get(n)]
-        if names:
-            theirs, mine = ({n: s.get(n) for n in names} for s in (settings, self.settings))
-            raise ValueError(f"cannot {verb} {theirs} into {mine}")
 
     def reduce(self, accelerator: Any = None) -> Self:
         """Sums the counts of all processes into each of them; returns self. No effect with one process.
@@ -65,3 +59,11 @@ class Accumulator:
             dist.all_reduce(counts)  # not accelerate.reduce: int64 must stay int64
             self.counts = counts.cpu()
         return self
+
+
+def check_settings(verb: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """ValueError that shows what differs."""
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    if names:
+        shown = [{name: settings.get(name) for name in names} for settings in (theirs, mine)]
+        raise ValueError(f"cannot {verb} {shown[0]} into {shown[1]}")

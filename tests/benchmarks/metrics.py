@@ -4,8 +4,8 @@
 
 Contenders take turns within each round, and medians over rounds are compared, so that what else the machine does falls
 on all of them. Before the first round all must have given the same counts. Maps are 512 x 1024 with 19 classes, those
-of panoptic quality 480 x 640, drawn by `generate_scene`. Loops over classes use OpenCV where it is installed (it is no
-dependency), else scipy. All run in one thread, except where two are named.
+of panoptic quality 480 x 640, of average precision 240 x 320, drawn by `generate_scene`. Loops over classes use OpenCV
+where it is installed (it is no dependency), else scipy. All run in one thread, except where two are named.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -27,9 +28,18 @@ from PIL import Image
 from scipy import ndimage
 
 from fapn_zoo.data.scenes import generate_scene
-from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix, PanopticQuality
+from fapn_zoo.metrics import (
+    AveragePrecision,
+    BoundaryBands,
+    BoundaryFScore,
+    BoundaryIoU,
+    ConfusionMatrix,
+    PanopticQuality,
+)
+from fapn_zoo.metrics.detection import SCORES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import detection_references
 import metric_references as reference
 
 try:
@@ -240,6 +250,25 @@ def pq_png(folder: Path) -> Contenders:
     return {"ours": lambda: ours(2), "ours, 1 thread": lambda: ours(1), "panopticapi's rules": theirs}
 
 
+def average_precision(kind: str) -> Contenders:
+    """COCO's twelve scores of 40 images, from masks or boxes as a model gives them."""
+    images = range(20, 60)
+    for seed in images:
+        detection_references.detection_pair(seed, (240, 320), 4)  # they are remembered
+
+    def ours():
+        metric = AveragePrecision(detection_references.NUM_CLASSES, kind)
+        found = detection_references.feed(metric, images, size=(240, 320), copies=4).compute()[kind]
+        return np.array([found[name] for name in SCORES]).round(9)
+
+    def theirs():
+        metric = detection_references.CocoReference(detection_references.NUM_CLASSES, (kind,))
+        found = detection_references.feed(metric, images, size=(240, 320), copies=4).evaluate(kind)
+        return found.stats.round(9)
+
+    return {"ours": ours, "pycocotools": theirs}
+
+
 TASKS = {
     "miou": miou,
     "bands": bands,
@@ -247,6 +276,8 @@ TASKS = {
     "boundary f-score": f_score,
     "pq, maps": pq_maps,
     "pq, png, 2 threads": pq_png,
+    "ap, masks": partial(average_precision, "masks"),
+    "ap, boxes": partial(average_precision, "boxes"),
 }
 
 
@@ -273,7 +304,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="CPU time instead of wall time, but for two threads")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    packages = ("torch", "torchmetrics", "numpy", "numba", "scipy", "pillow", "torchvision")
+    packages = "torch torchmetrics pycocotools faster-coco-eval numpy numba scipy pillow torchvision".split()
     versions = ", ".join([f"{p} {metadata.version(p)}" for p in packages] + [platform.machine()])
     versions += f", opencv {cv2.__version__}" if cv2 else ", without opencv"
     print(versions)

@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from detection_references import detection_pair
 from metric_references import SCENE_CATEGORIES, panoptic_pair, scene_pair
 
-from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix, PanopticQuality
+from fapn_zoo.metrics import (
+    AveragePrecision,
+    BoundaryBands,
+    BoundaryFScore,
+    BoundaryIoU,
+    ConfusionMatrix,
+    PanopticQuality,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -22,12 +30,13 @@ IMAGES = 5
 def reports(rank: int, world: int) -> str:
     """What every metric says after each process has taken every world-th image."""
     metrics = [ConfusionMatrix(11), BoundaryBands(11), BoundaryIoU(11), BoundaryFScore(11)]
-    panoptic = PanopticQuality(SCENE_CATEGORIES)
+    panoptic, detection = PanopticQuality(SCENE_CATEGORIES), AveragePrecision(11)
     for i in range(rank, IMAGES, world):
         for metric in metrics:
             metric.update(*scene_pair(i))
         panoptic.update(*panoptic_pair(i))
-    return "\n".join(repr(metric.reduce().compute()) for metric in [*metrics, panoptic])
+        detection.update(*detection_pair(i), i)
+    return "\n".join(repr(metric.reduce().compute()) for metric in [*metrics, panoptic, detection])
 
 
 def test_two_processes_report_as_one(tmp_path: Path):

@@ -1,0 +1,335 @@
+"""Average precision and recall of detected boxes and masks, by COCO's rules.
+
+The rules themselves are not written again here: `faster-coco-eval` (extra ``coco``; Apache 2.0) is a maintained C++
+version of pycocotools with the same numbers, several times faster. This module brings truth and predictions into its
+form, keeps them small meanwhile, and makes the result independent of who has seen which image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+from fapn_zoo.metrics._accumulator import check_settings
+
+KINDS = ("masks", "boxes")
+LIMITS = (1, 10, 100)  # detections of one class in one image that recall is measured at; precision at the last
+SCORES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "ar100", "ars", "arm", "arl")
+
+
+class AveragePrecision:
+    """Truth and predictions of all images seen so far, masks as run lengths, and COCO's scores of them.
+
+    An image is known by its id, and images are scored in the order of their ids, detections of equal score in the
+    order of `update`. So the order of calls and the number of processes change no digit. Of one class in one image
+    only the 100 best detections are kept: COCO's rules read no more.
+
+    Args:
+        num_classes: K; class ids run 0..K-1.
+        kinds: what is scored: "masks", "boxes" or both.
+
+    Raises:
+        ValueError: num_classes < 1, other kinds, or `faster-coco-eval` is not installed.
+    """
+
+    def __init__(self, num_classes: int, kinds: Sequence[str] = KINDS) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+        if not kinds or not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
+            raise ValueError(f"kinds must be of {', '.join(KINDS)}, got {', '.join(map(str, kinds)) or 'none'}")
+        require_evaluator()
+        self.num_classes, self.kinds = num_classes, tuple(k for k in KINDS if k in kinds)
+        self.settings = {"num_classes": num_classes, "kinds": list(self.kinds)}
+        self.images: dict[int | str, dict[str, Any]] = {}
+
+    def update(self, predictions: Mapping[str, Any], targets: Mapping[str, Any], image: int | str) -> None:
+        """Adds one image. Tensors or arrays; N and M may be 0.
+
+        Args:
+            predictions: "classes" (N,) integers, "scores" (N,) floats, and what is scored: "masks" bool (N, H, W)
+                and/or "boxes" (N, 4) x1, y1, x2, y2 in pixels (right and lower edge outside). Without boxes those of
+                the masks are taken.
+            targets: "classes" (M,), "masks" (M, H, W) and/or "boxes" (M, 4) likewise; if given, "crowd" bool (M,):
+                regions of many objects, which need not be found and in which nothing is wrong; and "areas" (M,) in
+                pixels, which decide what is small, medium or large: without them those of the masks, else of the
+                boxes.
+            image: its id, an integer or a string.
+
+        Raises:
+            ValueError: naming the image: it has been added before, something is missing, of another length, size or
+                dtype, not finite, or a class is out of range. Nothing has been added then.
+        """
+        try:
+            if image in self.images:
+                raise ValueError("it has been added before")
+            self.images[image] = self._entry(predictions, targets)
+        except ValueError as error:
+            raise ValueError(f"image {image}: {error}") from None
+
+    def _entry(self, predictions: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of an image: plain values."""
+        truth, size = self._side(targets, "the truth")
+        found, other_size = self._side(predictions, "the prediction")
+        if size and other_size and size != other_size:
+            sizes = [f"{w}x{h}" for h, w in (other_size, size)]
+            raise ValueError(f"the predicted masks are {sizes[0]} pixels, the true ones {sizes[1]}")
+        count = len(truth["classes"])
+        crowd = _numbers(targets.get("crowd", np.zeros(count, bool)), (count,), "crowd of the truth")
+        truth["crowd"] = (crowd != 0).astype(int).tolist()
+        if targets.get("areas") is not None:
+            truth["areas"] = _numbers(targets["areas"], (count,), "areas of the truth").tolist()
+        if "scores" not in predictions:
+            raise ValueError("the prediction has no scores")
+        scores = _numbers(predictions["scores"], (len(found["classes"]),), "scores of the prediction")
+        found["scores"] = scores.tolist()
+        kept = _best(np.array(found["classes"], np.int64), scores)
+        found = {name: [values[i] for i in kept] for name, values in found.items()}
+        return {"size": size or other_size or [1, 1], "truth": truth, "found": found}
+
+    def _side(self, side: Mapping[str, Any], what: str) -> tuple[dict[str, list], list[int] | None]:
+        """Classes, boxes (x, y, width, height), masks (run lengths) and areas, and the [height, width] of the masks."""
+        if "classes" not in side:
+            raise ValueError(f"{what} has no classes")
+        classes = _array(side["classes"])
+        if classes.size and (classes.dtype.kind not in "iu" or classes.ndim != 1):
+            raise ValueError(f"classes of {what} must be integers (N,), got {classes.dtype} {classes.shape}")
+        if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            low, high = classes.min(), classes.max()
+            raise ValueError(f"classes of {what} must lie in 0..{self.num_classes - 1}, got {low}..{high}")
+        count, found, size = len(classes), {"classes": classes.tolist()}, None
+        masks, boxes = side.get("masks"), side.get("boxes")
+        if masks is None and ("masks" in self.kinds or boxes is None):
+            raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
+        if masks is not None:
+            masks, size = _checked_masks(_array(masks), count, what)
+            found["areas"] = [int(np.count_nonzero(mask)) for mask in masks]
+        rles = _encoded(masks) if "masks" in self.kinds or boxes is None else []
+        if "masks" in self.kinds:
+            found["masks"] = [rle["counts"].decode("ascii") for rle in rles]
+        if "boxes" in self.kinds:
+            if boxes is None:
+                found["boxes"] = require_evaluator().toBbox(rles).tolist() if count else []
+            else:
+                found["boxes"] = _widths(_numbers(boxes, (count, 4), f"boxes of {what}"), what)
+            found.setdefault("areas", [width * height for _, _, width, height in found["boxes"]])
+        return found, size
+
+    def merge(self, other: Self) -> Self:
+        """Adds the images of another accumulator of the same settings; returns self.
+
+        Raises:
+            ValueError: the two do not score the same thing, or both have seen an image.
+        """
+        if type(other) is not type(self):
+            raise ValueError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
+        check_settings("merge", other.settings, self.settings)
+        self._take(other.images.items())
+        return self
+
+    def _take(self, images: Iterable[tuple[int | str, dict[str, Any]]]) -> None:
+        images = dict(images)
+        both = sorted(images.keys() & self.images.keys(), key=_place)
+        if both:
+            raise ValueError(f"image {', '.join(map(str, both[:5]))} has been added before")
+        self.images |= images
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on elsewhere: plain values, ready for JSON, about as large as the masks' outlines."""
+        return {**self.settings, "images": [[image, entry] for image, entry in self.images.items()]}
+
+    def load(self, state: Mapping[str, Any]) -> Self:
+        """Replaces all images by those of `state()`; returns self. ValueError when the settings differ."""
+        check_settings("load", {name: value for name, value in state.items() if name != "images"}, self.settings)
+        self.images = {image: entry for image, entry in state["images"]}
+        return self
+
+    def reduce(self, accelerator: Any = None) -> Self:
+        """Brings the images of all processes into each of them; returns self. No effect with one process.
+
+        Args:
+            accelerator: not used; what is exchanged are Python objects. Here to fit the other metrics.
+        """
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self.images)
+            self.images = {}
+            for part in parts:
+                self._take(part.items())
+        return self
+
+    def compute(self) -> dict[str, Any]:
+        """The scores, as fractions 0..1.
+
+        Returns:
+            For each kind: ap (mean over IoU thresholds 0.50, 0.55, ... 0.95), ap50, ap75, aps, apm, apl (truth under
+            32², to 96², and above), ar1, ar10, ar100 (recall with so many detections of a class in an image, mean over
+            the thresholds), ars, arm, arl (with 100): means over classes; and "per_class", the same for each class with
+            "truth", its number of objects. NaN where there is no object of that size; classes without one are outside
+            all means, even if they were predicted.
+        """
+        order = sorted(self.images, key=_place)
+        return {kind: self._scores(kind, [self.images[image] for image in order]) for kind in self.kinds}
+
+    def _scores(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        truth, found = (self._annotations(kind, side, images) for side in ("truth", "found"))
+        precision, recall = _evaluate(kind, truth, found, images, self.num_classes)
+        objects = np.bincount([a["category_id"] for a in truth if not a["iscrowd"]], minlength=self.num_classes)
+        rows = [_means(precision[:, :, [k]], recall[:, [k]]) for k in range(self.num_classes)]
+        table = [{**row, "truth": count} for row, count in zip(rows, objects.tolist(), strict=True)]
+        return _means(precision, recall) | {"per_class": table}
+
+    @staticmethod
+    def _annotations(kind: str, side: str, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """One of COCO's dicts per object. Ids run from 1: pycocotools takes 0 for no match."""
+        found: list[dict[str, Any]] = []
+        for number, image in enumerate(images, 1):
+            rows = image[side]
+            for i, category in enumerate(rows["classes"]):
+                entry = {"id": len(found) + 1, "image_id": number, "category_id": category, "iscrowd": 0}
+                entry["area"] = rows["areas"][i]
+                if kind == "masks":
+                    entry["segmentation"] = {"size": image["size"], "counts": rows["masks"][i]}
+                else:
+                    entry["bbox"] = rows["boxes"][i]
+                if side == "truth":
+                    entry["iscrowd"] = rows["crowd"][i]
+                else:
+                    entry["score"] = rows["scores"][i]
+                    if kind == "boxes":  # whatever masks there are: a box is small or large by its own area
+                        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+                found.append(entry)
+        return found
+
+
+def require_evaluator() -> ModuleType:
+    """faster-coco-eval's module of run lengths; ValueError where it is not installed."""
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError as error:
+        raise ValueError(
+            f"average precision needs faster-coco-eval ({error}); install it with: pip install 'fapn-zoo[coco]'"
+        ) from None
+    return mask
+
+
+def _place(image: int | str) -> tuple[bool, int | str]:
+    """Numbers before names."""
+    return isinstance(image, str), image
+
+
+def _evaluate(
+    kind: str, truth: list[dict], found: list[dict], images: Sequence[Mapping[str, Any]], num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, K, A, M) and recall (T, K, A, M), -1 where undefined.
+
+    T are IoU thresholds, R points of recall, K classes, A areas (all, small, medium, large), M the `LIMITS`.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    table = {
+        "images": [{"id": i, "height": e["size"][0], "width": e["size"][1]} for i, e in enumerate(images, 1)],
+        "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
+    }
+    if not images:
+        return np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
+    sides = [COCO({**table, "annotations": annotations}) for annotations in (truth, found)]
+    evaluator = COCOeval_faster(*sides, iouType="segm" if kind == "masks" else "bbox")
+    evaluator.params.maxDets = list(LIMITS)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _means(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """`SCORES` over all classes of the arrays."""
+    last = len(LIMITS) - 1
+    cells = [precision[..., 0, last], precision[0, ..., 0, last], precision[5, ..., 0, last]]  # IoU 0.50 and 0.75
+    cells += [precision[..., area, last] for area in (1, 2, 3)]
+    cells += [recall[..., 0, limit] for limit in range(len(LIMITS))]
+    cells += [recall[..., area, last] for area in (1, 2, 3)]
+    known = [values[values > -1] for values in cells]
+    means = [float(values.mean()) if values.size else float("nan") for values in known]
+    return dict(zip(SCORES, means, strict=True))
+
+
+def _best(classes: np.ndarray, scores: np.ndarray) -> list[int]:
+    """Which detections are read at all, in their order: of each class the best, of equal ones the first."""
+    kept: list[int] = []
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes == label)
+        kept += rows[np.argsort(-scores[rows], kind="stable")[: LIMITS[-1]]].tolist()
+    return sorted(kept)
+
+
+def _checked_masks(masks: np.ndarray, count: int, what: str) -> tuple[np.ndarray, list[int] | None]:
+    """Masks bool (N, H, W) and their [H, W], None where there are none."""
+    if not count and not masks.size:
+        return np.zeros((0, 1, 1), bool), None
+    if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
+        raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
+    return masks, list(masks.shape[1:])
+
+
+def _encoded(masks: np.ndarray) -> list[dict[str, Any]]:
+    """COCO's compressed run lengths."""
+    if not len(masks):
+        return []
+    height, width = masks.shape[1:]
+    runs = [{"size": [height, width], "counts": _runs(mask)} for mask in masks]
+    return require_evaluator().frPyObjects(runs, height, width)
+
+
+def _runs(mask: np.ndarray) -> list[int]:
+    """Lengths of runs down the columns, the first one outside of the mask.
+
+    Only the columns that the mask reaches are read, which takes a quarter of the time that COCO's own encoder takes.
+    """
+    height, width = mask.shape
+    columns = np.flatnonzero(mask.any(0))
+    if not columns.size:
+        return [height * width]
+    first, last = int(columns[0]), int(columns[-1]) + 1
+    pixels = mask[:, first:last].T.ravel()
+    counts = np.diff(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, prepend=0, append=pixels.size).tolist()
+    if pixels[0]:
+        counts.insert(0, 0)
+    if len(counts) % 2 == 0:  # the mask goes down to the last pixel
+        counts.append(0)
+    counts[0] += first * height
+    counts[-1] += (width - last) * height
+    return counts if counts[-1] else counts[:-1]
+
+
+def _widths(boxes: np.ndarray, what: str) -> list[list[float]]:
+    """Corners -> x, y, width, height."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if (sides < 0).any():
+        row = boxes[np.flatnonzero((sides < 0).any(1))[0]].tolist()
+        raise ValueError(f"boxes of {what} must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, got {row}")
+    return np.concatenate([boxes[:, :2], sides], axis=1).tolist()
+
+
+def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """float64 of this shape, all finite; else ValueError."""
+    array = _array(values)
+    if not array.size and not shape[0]:
+        return np.zeros(shape)
+    if array.shape != shape or array.dtype.kind not in "biuf":
+        raise ValueError(f"{what} must be numbers {shape}, got {array.dtype} {array.shape}")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} must be finite, got {array[~np.isfinite(array)][0]}")
+    return array
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype.is_floating_point and values.element_size() < 4 else values).numpy()
+    return np.asarray(values)
