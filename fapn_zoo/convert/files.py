@@ -139,29 +139,31 @@ def _by_name(path: Path) -> tuple[ModelSpec, WeightsSpec] | None:
     return next((found for found in _official_models() if path.name == found[1].location.rpartition("/")[2]), None)
 
 
-def _check_md5(path: Path, weights: WeightsSpec | None) -> str:
-    """Compares a file with the md5 in its official name, and with that of the weights it is said to hold.
+def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None, str]:
+    """What may be said of a file that is given as official weights: theirs, if its md5 is the one in their name.
 
     Returns:
-        A sentence for the card where it is not known to be the released file.
+        The weights, or None where the file is another one, whose scores and terms nobody knows; and a sentence for the
+        card where something is to be said.
 
     Raises:
         ValueError: it has the name of a released file, but not its md5.
     """
     named = _by_name(path)
     official = named[1] if named else weights
-    if official is None or official.md5_prefix is None:
-        return ""
+    if official is None:
+        return weights, ""
+    if official.md5_prefix is None:
+        return weights, "The release states no checksum: that this is its file is the word of whoever converted it."
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "md5").hexdigest()
     if digest.startswith(official.md5_prefix):
-        return ""
+        return weights, ""
     if named:
         raise ValueError(f"{path} has md5 {digest}, but its name promises {official.md5_prefix}...; fetch it again")
-    logger.warning("%s has md5 %s, the released file %s...: its scores may be others than the reported ones",
+    logger.warning("%s has md5 %s, the released file %s...: it is converted without the release's scores and licence",
                    path, digest, official.md5_prefix)
-    return (f"These weights were converted from a file with md5 {digest}, which is not the released one "
-            f"({official.md5_prefix}...): scores reported by the authors may not be theirs.")
+    return None, f"Converted from a file with md5 {digest}, which has the structure of a release but is not its file."
 
 
 def _write(
@@ -171,7 +173,7 @@ def _write(
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
     if weights is None:
         weights = next((w for w in spec.weights.values() if w.source == "official"), None)
-    note = "" if checked else _check_md5(path, weights)
+    weights, note = (weights, "") if checked else _claims(path, weights)
     spec = dataclasses.replace(spec, data=with_labels(spec))
     digest = file_sha256(path)
     if _is_made_of(out, digest, spec):

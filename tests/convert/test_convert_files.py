@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import fapn_zoo
 from fapn_zoo import _registry, cli
+from fapn_zoo._load import read_config
 from fapn_zoo._spec import ModelSpec, WeightsSpec
 from fapn_zoo.convert import convert, convert_file, files, to_official, to_zoo
 from fapn_zoo.convert.names import model_shapes
@@ -205,15 +206,25 @@ def test_a_name_that_promises_another_md5(tmp_path):
     assert convert_file(path, spec, tmp_path / "out", weights=spec.weights["paper"]), "checked by who passes weights"
 
 
-def test_a_file_that_is_not_the_released_one_says_so(tmp_path, caplog):
-    """The reported scores are those of the release; whoever reads the card of another file must know."""
+def test_a_file_that_is_not_the_released_one_gets_no_scores(tmp_path, caplog):
+    """Reported scores and terms are those of the release, not of somebody's own training of the same structure."""
     path = write(tmp_path / "mine.pkl", official_state(BY_NAME["perpixel"]))
     spec = register(BY_NAME["perpixel"], "https://example.org/model_final_0123ab.pkl")
     convert(path, tmp_path / "out", spec.name)
     digest = hashlib.md5(path.read_bytes()).hexdigest()
-    assert f"has md5 {digest}, the released file 0123ab...: its scores may be others" in caplog.text
+    assert f"has md5 {digest}, the released file 0123ab...: it is converted without" in caplog.text
+    config = read_config(tmp_path / "out")
+    assert config["metrics"] == {} and config["license"] == "unknown" and "example.org" not in config["source"]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"converted from a file with md5 {digest}, which is not the released one (0123ab...)" in card
+    assert f"Converted from a file with md5 {digest}, which has the structure of a release but is not its file" in card
+
+
+def test_a_release_without_checksums_is_taken_at_ones_word(tmp_path):
+    path = write(tmp_path / "mine.pkl", official_state(BY_NAME["perpixel"]))
+    spec = register(BY_NAME["perpixel"], "gdrive:1abc")
+    convert(path, tmp_path / "out", spec.name)
+    assert read_config(tmp_path / "out")["metrics"] == dict(spec.weights["paper"].metrics)
+    assert "states no checksum" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["maskformer_fapn", "maskformer_fpn", "maskformer_deep_stem", "perpixel"])
