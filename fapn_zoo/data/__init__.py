@@ -11,6 +11,8 @@ _HOMES = {
     "LabelMap": "labels", "default_palette": "labels",
     "DataError": "sources", "Sample": "sources", "SegmentationDataset": "sources", "FolderDataset": "sources",
     "ScenesDataset": "sources", "JoinedDataset": "sources", "open_dataset": "sources",
+    "PanopticSample": "panoptic_sources", "PanopticDataset": "panoptic_sources", "PanopticScenes": "panoptic_sources",
+    "CocoPanoptic": "panoptic_sources", "open_panoptic": "panoptic_sources",
     "TrainTransform": "transforms",
     "StepBatches": "loader", "train_batches": "loader",
     "CheckReport": "check", "check_data": "check",

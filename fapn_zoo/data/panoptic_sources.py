@@ -1,0 +1,276 @@
+"""Data sets that know their objects: every pixel belongs to a segment of one class, or to none (void)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from .labels import LabelMap
+from .sources import DataError, Sample, ScenesDataset, _is_scenes, read_image
+
+Segments = tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class PanopticSample(Sample):
+    """One picture with its segments.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) class ids, the data set's ignore index where there is no segment.
+        name: of the picture.
+        ids: (H, W) int32, the segment of each pixel, 0 = void.
+        segments: a dict for each: ``id`` (1, 2, ... in their order), ``category_id`` (class id), ``isthing``,
+            ``iscrowd`` (many objects in one segment) and ``area`` in pixels.
+    """
+
+    ids: np.ndarray
+    segments: Segments
+
+
+@runtime_checkable
+class PanopticDataset(Protocol):
+    """What panoptic and instance evaluation ask of a data set."""
+
+    name: str
+    labels: LabelMap
+    things: tuple[int, ...]  # ids of the classes whose objects are counted; the others are stuff
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> PanopticSample:
+        """Read picture `index` (0..len-1); `DataError` names a file that is bad."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of picture `index`, without decoding it."""
+        ...
+
+
+class PanopticScenes(ScenesDataset):
+    """The scenes of `ScenesDataset` with their segments; cars, pedestrians and bicyclists are things, never crowds."""
+
+    def __init__(self, spec: str, split: str):
+        from .scenes import THINGS
+
+        super().__init__(spec, split)
+        self.things = tuple(THINGS)
+
+    def sample(self, index: int) -> PanopticSample:
+        from .scenes import generate_scene
+
+        seed = self.seed(index)
+        scene = generate_scene(seed, self.size(index))
+        segments = tuple(
+            {name: s[name] for name in ("id", "category_id", "isthing")} | {"iscrowd": 0, "area": s["area"]}
+            for s in scene.segments
+        )
+        return PanopticSample(scene.image, scene.semantic, f"scene_{seed:09d}", scene.panoptic, segments)
+
+
+class CocoPanoptic:
+    """A folder in COCO's panoptic format, as COCO, ADE20K and Cityscapes are offered or converted.
+
+    The annotation file is ``panoptic_{split}.json`` or, with a year, ``panoptic_{split}2017.json``, in the folder or in
+    its ``annotations``; a folder without splits has ``panoptic.json``, which serves whatever split is asked for. Beside
+    it lies a folder of its name with the segments as PNG files. Pictures are in ``{split}2017``,
+    ``images/{split}2017`` or ``images``. Class ids are the places of the file's categories, in the order of their
+    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out.
+
+    Raises:
+        FileNotFoundError: no such folder, annotation file, or folder of segments or pictures; the message names what
+            was looked for.
+        DataError: an annotation file of another form; the message names it and the entry.
+    """
+
+    def __init__(self, root: str | Path, split: str):
+        self.root, self.split = Path(root).expanduser(), split
+        self.name = self.root.resolve().name
+        self.file = _annotation_file(self.root, split)
+        self._png_folder = _one_folder([self.file.with_suffix("")], f"the segments of {self.file}")
+        part = self.file.stem.removeprefix("panoptic").removeprefix("_")
+        names = [part, f"images/{part}", "images"] if part else ["images"]
+        self._image_folder = _one_folder([self.root / name for name in names], f"the pictures of {self.file}")
+        table = _read_table(self.file)
+        self.labels, self.things, self._class_of = _categories(self.file, table["categories"])
+        self._entries = _entries(self.file, table, self._class_of)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def files(self, index: int) -> tuple[Path, Path, Path]:
+        """The picture, the segments and the annotations of sample `index`."""
+        image, annotation = self._entries[index]
+        folders = (self._image_folder / image["file_name"], self._png_folder / annotation["file_name"])
+        return *folders, self.file
+
+    def size(self, index: int) -> tuple[int, int]:
+        image, _ = self._entries[index]
+        return image["height"], image["width"]
+
+    def sample(self, index: int) -> PanopticSample:
+        image_path, png_path, _ = self.files(index)
+        image = read_image(image_path)
+        ids, segments = self._segments(png_path, self._entries[index][1]["segments_info"])
+        for path, size in ((image_path, image.shape[:2]), (png_path, ids.shape)):
+            if size != self.size(index):
+                (h, w), (height, width) = size, self.size(index)
+                raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}")
+        table = np.array([self.labels.ignore_index, *(s["category_id"] for s in segments)])
+        labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[ids]
+        return PanopticSample(image, labels, image_path.stem, ids, segments)
+
+    def _segments(self, path: Path, listed: list[dict[str, Any]]) -> tuple[np.ndarray, Segments]:
+        """The map of a PNG file with ids 1, 2, ... in the order of the list, and its segments."""
+        from fapn_zoo.metrics.panoptic import read_ids  # imports torch
+
+        try:
+            colours = read_ids(path)
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing, which {self.file} lists") from None
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        known = np.array([0, *(s["id"] for s in listed)])
+        order = np.argsort(known)
+        places = np.searchsorted(known[order], colours).clip(max=len(known) - 1)
+        ids = order[places].astype(np.int32)
+        strange = colours[known[ids] != colours]
+        if strange.size:
+            what = f"{path} has pixels of segment {_some(np.unique(strange))}"
+            raise DataError(f"{what}, which {self.file} does not list")
+        areas = np.bincount(ids.ravel(), minlength=len(known))[1:].tolist()
+        empty = [s["id"] for s, area in zip(listed, areas, strict=True) if not area]
+        if empty:
+            raise DataError(f"{path} has no pixel of segment {_some(empty)}, which {self.file} lists")
+        segments = []
+        for place, (entry, area) in enumerate(zip(listed, areas, strict=True), 1):
+            label = self._class_of[entry["category_id"]]
+            crowd = int(bool(entry.get("iscrowd", 0)))
+            segments.append({"id": place, "category_id": label, "isthing": label in self.things, "iscrowd": crowd,
+                             "area": area})
+        return ids, tuple(segments)
+
+
+def open_panoptic(source: str | Path, split: str) -> PanopticDataset:
+    """Open a data set with segments by its name.
+
+    Args:
+        source: a folder (see `CocoPanoptic`), or `scenes:N` or `scenes:N@HxW`.
+        split: "train", "val", "test", or another that the folder has.
+
+    Raises:
+        FileNotFoundError: no such folder or split. DataError: everything else; both name the thing.
+    """
+    text = str(source)
+    return PanopticScenes(text, split) if _is_scenes(text) else CocoPanoptic(text, split)
+
+
+# ---------------------------------------------------------------- COCO's files
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"no data folder {root}")
+    folders = (root, root / "annotations")
+    found = {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
+    fitting = [name for name in found if name == split] or [
+        name for name in found if re.fullmatch(re.escape(split) + r"\d+", name)
+    ]
+    plain = [folder / "panoptic.json" for folder in folders if (folder / "panoptic.json").is_file()]
+    if len(fitting) == 1:
+        return found[fitting[0]]
+    if fitting:
+        raise DataError(f"{root} has several splits {split!r}: {', '.join(sorted(fitting))}; name one of them")
+    if plain and not found:
+        return plain[0]
+    if found:
+        raise FileNotFoundError(f"no split {split!r} in {root}; it has {', '.join(sorted(found))}")
+    raise FileNotFoundError(f"no panoptic_{split}*.json or panoptic.json in {root} or {root / 'annotations'}")
+
+
+def _one_folder(folders: list[Path], what: str) -> Path:
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no folder with {what}; looked for {', '.join(map(str, folders))}")
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    """The annotation file, a dict with the lists images, annotations and categories."""
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{file} is not readable JSON: {error}") from None
+    keys = ("images", "annotations", "categories")
+    if not isinstance(table, Mapping) or not all(isinstance(table.get(key), list) for key in keys):
+        raise DataError(f"{file} is no COCO panoptic file: expected an object with lists {', '.join(keys)}")
+    for key, needed in (
+        ("images", {"id": int, "file_name": str, "height": int, "width": int}),
+        ("annotations", {"image_id": int, "file_name": str, "segments_info": list}),
+        ("categories", {"id": int, "name": str, "isthing": int}),
+    ):
+        for place, entry in enumerate(table[key]):
+            _check_entry(entry, needed, f"{file}: {key}[{place}]")
+    for entry in table["annotations"]:
+        for segment in entry["segments_info"]:
+            _check_entry(segment, {"id": int, "category_id": int}, f"{file}: a segment of {entry['file_name']}")
+    return table
+
+
+def _check_entry(entry: Any, needed: Mapping[str, type], where: str) -> None:
+    wrong = [n for n, kind in needed.items() if not isinstance(entry, Mapping) or not isinstance(entry.get(n), kind)]
+    if wrong:
+        raise DataError(f"{where} lacks {', '.join(f'{name} ({needed[name].__name__})' for name in wrong)}")
+    name = PurePath(entry.get("file_name", ""))
+    if name.is_absolute() or ".." in name.parts:
+        raise DataError(f"{where} names the file {str(name)!r}, which is outside of the folder")
+
+
+def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[LabelMap, tuple[int, ...], dict[int, int]]:
+    """Classes, which of them are things, and the class id of each COCO id."""
+    table = sorted(entries, key=lambda entry: entry["id"])
+    class_of = {entry["id"]: i for i, entry in enumerate(table)}
+    if len(class_of) < len(table):
+        ids = [entry["id"] for entry in table]
+        raise DataError(f"{file}: category id {_some([i for i in class_of if ids.count(i) > 1])} is listed twice")
+    colours = [tuple(entry["color"]) if isinstance(entry.get("color"), list) else () for entry in table]
+    ignore = 255 if len(table) <= 255 else 65535
+    try:
+        labels = LabelMap(tuple(e["name"] for e in table), tuple(colours) if all(colours) else (), ignore)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
+    return labels, tuple(i for i, entry in enumerate(table) if entry["isthing"]), class_of
+
+
+def _entries(file: Path, table: Mapping[str, Any], class_of: Mapping[int, int]) -> list[tuple[dict, dict]]:
+    """(image, annotation) in the order of the annotations, all ids checked."""
+    images = {image["id"]: image for image in table["images"]}
+    found: dict[int, tuple[dict, dict]] = {}
+    for annotation in table["annotations"]:
+        name, image_id = annotation["file_name"], annotation["image_id"]
+        if image_id not in images:
+            raise DataError(f"{file}: {name} is of image {image_id}, which is not among the images")
+        if image_id in found:
+            both = f"{found[image_id][1]['file_name']} and {name}"
+            raise DataError(f"{file}: image {image_id} has two annotations, {both}")
+        ids = [segment["id"] for segment in annotation["segments_info"]]
+        if len(set(ids)) < len(ids) or not all(0 < i < 2**24 for i in ids):
+            wrong = [i for i in dict.fromkeys(ids) if ids.count(i) > 1 or not 0 < i < 2**24]
+            raise DataError(f"{file}: {name} lists segment {_some(wrong)} twice, or it is not in 1..{2**24 - 1}")
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] not in class_of:
+                what = f"segment {segment['id']} of {name} is of category {segment['category_id']}"
+                raise DataError(f"{file}: {what}, which is none of the {len(class_of)} categories")
+        found[image_id] = (images[image_id], annotation)
+    return list(found.values())
+
+
+def _some(ids: Any) -> str:
+    shown = [str(int(i)) for i in ids]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
