@@ -68,7 +68,7 @@ def _copy(source, target):
     index = tl.int64 if max(_extent(source), _extent(target)) >= 2**31 else tl.int32
     steps = {f"{name}_{axis}": value for name, tensor in (("source", source), ("target", target))
              for axis, value in zip("bcp", (tensor.stride(0), tensor.stride(1), tensor.stride(3)), strict=True)}
-    grid = (triton.cdiv(pixels, 64), triton.cdiv(channels, 64), batch)
+    grid = (triton.cdiv(pixels, 64) * batch, triton.cdiv(channels, 64))
     sizes = {"channels": channels, "pixels": pixels, "INDEX": index, "P": 64, "C": 64}
     kernels.copy_kernel[grid](source, target, **steps, **sizes, **_OPTIONS)
 

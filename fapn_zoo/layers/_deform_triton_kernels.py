@@ -108,7 +108,7 @@ def _wide(value, OPERAND: tl.constexpr):
     if OPERAND == tl.bfloat16:
         # Two at once, one instruction each: a bfloat16 is the upper half of a float32.
         return tl.inline_asm_elementwise(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [value], tl.float32, is_pure=True, pack=2
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=&r,r", [value], tl.float32, is_pure=True, pack=2
         )
     return value.to(tl.float32)
 
@@ -381,8 +381,9 @@ def copy_kernel(
     INDEX: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Copy images (B, C, H*W) between any strides and dtypes, P pixels and C channels per program."""
-    picture = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(0).to(INDEX) * P + tl.arange(0, P)[:, None]
+    blocks = tl.cdiv(pixels, P)
+    picture = (tl.program_id(0) // blocks).to(tl.int64)
+    p = (tl.program_id(0) % blocks).to(INDEX) * P + tl.arange(0, P)[:, None]
     c = tl.program_id(1).to(INDEX) * C + tl.arange(0, C)[None, :]
     inside = (p < pixels) & (c < channels)
     value = tl.load(source + picture * source_b + p * source_p + c * source_c, mask=inside)

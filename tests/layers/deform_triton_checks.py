@@ -67,6 +67,19 @@ def check(device, shape, dtype=torch.float32, offsets="random", **options):
     assert_close(values, exact(tensors, shape, dtype), device, [dtype] * len(values))
 
 
+def check_wide_index(device, shape):
+    """The same with 64-bit indices, as for images of more than 2**31 elements."""
+    from fapn_zoo.layers import _deform_triton
+
+    before, _deform_triton._extent = _deform_triton._extent, lambda tensor: 2**31
+    _deform_triton._calls.clear()
+    try:
+        check(device, shape)
+    finally:
+        _deform_triton._extent = before
+        _deform_triton._calls.clear()
+
+
 def check_small_blocks(device, shape, **changes):
     """The same with many tiles per image, or another order of reading; not on a GPU, which has its own list."""
     before = dict(_deform_tuning._INTERPRETED)

@@ -81,6 +81,10 @@ def test_small_blocks(interpreter, name, changes):
     interpreter.submit(checks.check_small_blocks, "cpu", name, **changes).result()
 
 
+def test_wide_index(perform):
+    perform(checks.check_wide_index, "pieces")
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded", "cut_out"])
 def test_memory_layouts(perform, layout):
     perform(checks.check_layout, layout)
