@@ -163,8 +163,11 @@ class AveragePrecision:
                 self._take(part.items())
         return self
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self, kinds: Sequence[str] | None = None) -> dict[str, Any]:
         """The scores, as fractions 0..1.
+
+        Args:
+            kinds: which of those that were kept; None = all.
 
         Returns:
             For each kind: ap (mean over IoU thresholds 0.50, 0.55, ... 0.95), ap50, ap75, aps, apm, apl (truth under
@@ -174,15 +177,17 @@ class AveragePrecision:
             all means, even if they were predicted.
         """
         order = sorted(self.images, key=_place)
-        return {kind: self._scores(kind, [self.images[image] for image in order]) for kind in self.kinds}
+        return {kind: self._scores(kind, [self.images[image] for image in order]) for kind in kinds or self.kinds}
 
     def _scores(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         truth, found = (self._annotations(kind, side, images) for side in ("truth", "found"))
-        precision, recall = _evaluate(kind, truth, found, images, self.num_classes)
+        table = _by_class(*_evaluate(kind, truth, found, images, self.num_classes))
         objects = np.bincount([a["category_id"] for a in truth if not a["iscrowd"]], minlength=self.num_classes)
-        rows = [_means(precision[:, :, [k]], recall[:, [k]]) for k in range(self.num_classes)]
-        table = [{**row, "truth": count} for row, count in zip(rows, objects.tolist(), strict=True)]
-        return _means(precision, recall) | {"per_class": table}
+        known = [row[~np.isnan(row)] for row in table]
+        means = [float(row.mean()) if row.size else float("nan") for row in known]
+        rows = zip(table.T.tolist(), objects.tolist(), strict=True)
+        per_class = [dict(zip(SCORES, row, strict=True)) | {"truth": count} for row, count in rows]
+        return dict(zip(SCORES, means, strict=True)) | {"per_class": per_class}
 
     @staticmethod
     def _annotations(kind: str, side: str, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -246,16 +251,16 @@ def _evaluate(
     return evaluator.eval["precision"], evaluator.eval["recall"]
 
 
-def _means(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """`SCORES` over all classes of the arrays."""
+def _by_class(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """`SCORES` of every class, (12, K), NaN where undefined: there all cells of a class are -1."""
     last = len(LIMITS) - 1
-    cells = [precision[..., 0, last], precision[0, ..., 0, last], precision[5, ..., 0, last]]  # IoU 0.50 and 0.75
+    cells = [precision[..., 0, last], precision[:1, ..., 0, last], precision[5:6, ..., 0, last]]  # IoU 0.50 and 0.75
     cells += [precision[..., area, last] for area in (1, 2, 3)]
-    cells += [recall[..., 0, limit] for limit in range(len(LIMITS))]
-    cells += [recall[..., area, last] for area in (1, 2, 3)]
-    known = [values[values > -1] for values in cells]
-    means = [float(values.mean()) if values.size else float("nan") for values in known]
-    return dict(zip(SCORES, means, strict=True))
+    rows = [values.mean((0, 1)) for values in cells]
+    rows += [recall[..., 0, limit].mean(0) for limit in range(len(LIMITS))]
+    rows += [recall[..., area, last].mean(0) for area in (1, 2, 3)]
+    table = np.stack(rows)
+    return np.where(table < 0, np.nan, table)
 
 
 def _best(classes: np.ndarray, scores: np.ndarray) -> list[int]:
