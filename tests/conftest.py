@@ -1,7 +1,7 @@
 """Shared by all tests: one thread per process, since tests run one process per core and sums then never vary.
 
-A test that does `record_property("row of TITLE", {"column": "text", ...})` gets its row printed in a table of that title
-at the end of the run, whichever process it ran in.
+A test that does `record_property("row of TITLE", {"column": "text", ...})` gets its row printed in a table of that
+title at the end of the run, whichever process it ran in.
 """
 
 from __future__ import annotations

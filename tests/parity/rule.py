@@ -1,9 +1,9 @@
 """Parameters, inputs and stored outputs of the golden models: the official code's numbers for weights made by a rule.
 
 No official weights are needed: each tensor is random numbers seeded by its official name, so any implementation can
-make the same network and must give the stored outputs. The small ones lie in ``tests/goldens``; the others in the folder
-that FAPN_ZOO_GOLDENS names, or in ``../shared/goldens`` beside the repository. Tests that ask for a :class:`Golden` which
-is in neither are skipped.
+make the same network and must give the stored outputs. The small ones lie in ``tests/goldens``; the others in the
+folder that FAPN_ZOO_GOLDENS names, or in ``../shared/goldens`` beside the repository. Tests that ask for a
+:class:`Golden` which is in neither are skipped.
 """
 
 from __future__ import annotations
