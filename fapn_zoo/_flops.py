@@ -66,7 +66,7 @@ def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, i
     Returns:
         ``params``; ``macs``, the multiply-adds of a forward pass; and ``macs_backbone``, ``macs_neck``, ``macs_head``.
     """
-    from fapn_zoo._factory import build
+    from fapn_zoo._build import build
 
     with torch.device("meta"):
         model = build(spec).eval().requires_grad_(False)  # the counter trips over gradients of views

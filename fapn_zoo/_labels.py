@@ -5,9 +5,12 @@ checked against. The files hold names and colours only, never images or annotati
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import cache
 from importlib.resources import files
+
+from fapn_zoo._spec import DataSpec, ModelSpec
 
 _SUFFIX = ".json"
 
@@ -54,3 +57,14 @@ def label_set(name: str) -> dict:
     if name not in list_label_sets():
         raise ValueError(f"unknown label set {name!r}; known: {', '.join(list_label_sets())}")
     return dict(_read(name))
+
+
+def with_labels(spec: ModelSpec) -> DataSpec:
+    """The model's preprocessing, with names and colours from its label set where it has none of its own."""
+    if spec.label_set is None or spec.data.labels:
+        return spec.data
+    table = label_set(spec.label_set)
+    return dataclasses.replace(
+        spec.data, labels=tuple(table["names"]), palette=tuple(map(tuple, table["palette"])),
+        things=tuple(table["things"]), ignore_index=table["ignore_index"],
+    )

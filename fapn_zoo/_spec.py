@@ -110,7 +110,7 @@ class ModelSpec:
 
     Attributes:
         name: ``<head>_<neck>_<backbone>_<labels>``; shorter names are architectures.
-        head, neck: keys of the tables in `fapn_zoo._factory`.
+        head, neck: keys of the tables in `fapn_zoo.zoo.parts`.
         backbone: short name or timm name; None means that the caller chooses one.
         num_classes: classes without any "no object" or background extra; None means that the caller chooses.
         in_chans: channels of the input image.

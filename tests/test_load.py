@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import fapn_zoo
-from fapn_zoo import _factory, _load
+from fapn_zoo import _load
+from fapn_zoo._build import build
 from fapn_zoo._registry import get_spec
 
 pytestmark = pytest.mark.unit
@@ -22,7 +23,7 @@ def test_nothing_is_drawn_and_no_value_is_kept(monkeypatch):
     for name in NAMES:
         spec = get_spec(name)[0]
         before = torch.get_rng_state()
-        model = _factory.build(spec, empty=True)
+        model = build(spec, empty=True)
         assert torch.equal(torch.get_rng_state(), before)
         assert all(p.device.type == "cpu" for p in model.parameters())
 
@@ -32,8 +33,8 @@ def test_nothing_is_drawn_and_no_value_is_kept(monkeypatch):
 def test_assigned_models_equal_plain_ones(name, share):
     """Everything that is not in the weights (windows' indices and masks) is as in a model built the plain way."""
     torch.manual_seed(0)
-    plain = _factory.build(get_spec(name)[0]).eval()
-    fast = _factory.build(get_spec(name)[0], empty=True).eval()
+    plain = build(get_spec(name)[0]).eval()
+    fast = build(get_spec(name)[0], empty=True).eval()
     _load.assign_tensors(fast, plain.state_dict(), "here", share=share)
     assert [k for k, _ in fast.named_buffers()] == [k for k, _ in plain.named_buffers()]
     assert all(torch.equal(a, b) for a, b in zip(fast.buffers(), plain.buffers(), strict=True))
@@ -63,7 +64,7 @@ def test_loaded_weights_can_be_trained_and_the_file_stays(tmp_path, share):
     model = fapn_zoo.create_model("perpixel_fapn_resnet18_slim_camvid")
     model.save(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
-    model = _factory.build(model.spec, empty=True).train()
+    model = build(model.spec, empty=True).train()
     _load.load_weights(model, tmp_path, share=share)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(2, 3, 64, 64)).logits.square().mean().backward()
@@ -84,4 +85,4 @@ def test_what_does_not_fit_is_named(change, words):
     state = dict(model.state_dict())
     change(state)
     with pytest.raises(ValueError, match=f"FILE does not fit the model: .*{words}"):
-        _load.assign_tensors(_factory.build(model.spec, empty=True), state, "FILE")
+        _load.assign_tensors(build(model.spec, empty=True), state, "FILE")

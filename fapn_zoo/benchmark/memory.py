@@ -59,7 +59,7 @@ def forget_peak() -> None:
 def _measure(job: Mapping[str, Any]) -> int:
     import torch
 
-    from fapn_zoo._factory import build
+    from fapn_zoo._build import build
     from fapn_zoo._spec import ModelSpec
     from fapn_zoo.benchmark.run import prepare
 

@@ -18,9 +18,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fapn_zoo import _probe
-from fapn_zoo._factory import build, create_model, with_labels
+from fapn_zoo._build import build
 from fapn_zoo._hub import file_sha256
-from fapn_zoo._load import CARD, CONFIG, WEIGHTS, assign_tensors, read_config, read_tensors, save_model
+from fapn_zoo._labels import with_labels
+from fapn_zoo._load import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    assign_tensors,
+    load_weights,
+    read_config,
+    read_spec,
+    read_tensors,
+    save_model,
+)
 from fapn_zoo._registry import get_spec, list_models
 from fapn_zoo._spec import ModelSpec, WeightsSpec
 from fapn_zoo.convert.names import model_shapes, rename, to_zoo
@@ -190,7 +201,8 @@ def _write(
         )
         _compare(partial / WEIGHTS, network.state_dict())
         del network  # before there is a second one
-        again = create_model(f"local-dir:{partial}", pretrained=True)
+        again = build(read_spec(partial), empty=True)
+        load_weights(again, partial)
         _compare(partial / WEIGHTS, again.state_dict())
         _probe.check(again, read_config(partial)["probe"])
         _move(partial, out)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from fapn_zoo._factory import build
+from fapn_zoo._build import build
 from fapn_zoo._spec import DataSpec, ModelSpec
 from fapn_zoo.convert.key_maps import DROPPED, official_names
 

@@ -35,7 +35,7 @@ def measure(way: str, cache: str) -> dict[str, float]:
     from safetensors.torch import load_file
 
     import fapn_zoo
-    from fapn_zoo import _factory, _load, backbones  # noqa: F401  (timm and all: imports are not what is measured)
+    from fapn_zoo import _build, _load, backbones  # noqa: F401  (timm and all: imports are not what is measured)
     from fapn_zoo._registry import get_spec
 
     def peak() -> float:
@@ -46,7 +46,7 @@ def measure(way: str, cache: str) -> dict[str, float]:
         model = fapn_zoo.create_model(NAME, pretrained=True, cache_dir=cache)
         middle = start
     else:
-        model = _factory.build(get_spec(NAME)[0])
+        model = _build.build(get_spec(NAME)[0])
         middle = time.perf_counter()
         model.load_state_dict(load_file(Path(cache) / "official" / f"{NAME}.paper" / "model.safetensors"))
     end = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from convert.tiny import BY_NAME, SPECS, first_version, official_state
 from parity.rule import Golden
 
-from fapn_zoo._factory import build
+from fapn_zoo._build import build
 from fapn_zoo._registry import get_spec, list_models
 from fapn_zoo.convert import to_official, to_zoo
 from fapn_zoo.convert.key_maps import relative_position_index
