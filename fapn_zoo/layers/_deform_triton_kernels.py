@@ -195,15 +195,27 @@ def forward_kernel(
 
 
 @triton.jit
-def _sum(value, corner, OPERAND: tl.constexpr):
-    """Inner products over channels: (M, S, R) and (M, S, R) -> (M, S)."""
-    return tl.sum(value * _wide(corner, OPERAND), 2)
+def _add(at, value, weight, corner, real, PADDED: tl.constexpr):
+    present = tl.broadcast_to(_present(corner, real, PADDED), value.shape)
+    tl.atomic_add(at, value * weight[:, :, None], mask=present, sem="relaxed")
 
 
 @triton.jit
-def _spread(at, value, weight, corner, real, PADDED: tl.constexpr):
-    present = tl.broadcast_to(_present(corner, real, PADDED), value.shape)
-    tl.atomic_add(at, value * weight[:, :, None], mask=present, sem="relaxed")
+def _spread(to, step_y, step_x, value, factor, low, right, has_00, has_01, has_10, has_11, real, PADDED: tl.constexpr):
+    """Add `value` (M, S, R) to the four corners, by their shares; `to` points to the top left one."""
+    above, below = (1.0 - low) * factor, low * factor
+    _add(to, value, above * (1.0 - right), has_00, real, PADDED)
+    _add(to + step_x, value, above * right, has_01, real, PADDED)
+    _add(to + step_y, value, below * (1.0 - right), has_10, real, PADDED)
+    _add(to + step_y + step_x, value, below * right, has_11, real, PADDED)
+
+
+@triton.jit
+def _slopes(s00, s01, s10, s11, factor, low, right):
+    """From the inner products with the corners: the gradients of vertical offset, horizontal offset and factor."""
+    above, below = (1.0 - right) * s00 + right * s01, (1.0 - right) * s10 + right * s11
+    across = (1.0 - low) * (s01 - s00) + low * (s11 - s10)
+    return factor * (below - above), factor * across, (1.0 - low) * above + low * below
 
 
 @triton.jit
@@ -296,28 +308,23 @@ def backward_data_kernel(
             columns = tl.reshape(columns, (M, S, R))
             at = image + picture * image_b + start + corner
             if NEED_OFFSET or NEED_MASK:
-                s00 += _sum(columns, _read(at, has_00, real, PADDED, CACHE), OPERAND)
-                s01 += _sum(columns, _read(at + image_x, has_01, real, PADDED, CACHE), OPERAND)
-                s10 += _sum(columns, _read(at + image_y, has_10, real, PADDED, CACHE), OPERAND)
-                s11 += _sum(columns, _read(at + image_y + image_x, has_11, real, PADDED, CACHE), OPERAND)
+                s00 += tl.sum(columns * _wide(_read(at, has_00, real, PADDED, CACHE), OPERAND), 2)
+                s01 += tl.sum(columns * _wide(_read(at + image_x, has_01, real, PADDED, CACHE), OPERAND), 2)
+                s10 += tl.sum(columns * _wide(_read(at + image_y, has_10, real, PADDED, CACHE), OPERAND), 2)
+                s11 += tl.sum(columns * _wide(_read(at + image_y + image_x, has_11, real, PADDED, CACHE), OPERAND), 2)
             if NEED_IMAGE:
                 to = grad_image + picture * image_b + start + corner
-                above, below = (1.0 - low) * factor, low * factor
-                _spread(to, columns, above * (1.0 - right), has_00, real, PADDED)
-                _spread(to + image_x, columns, above * right, has_01, real, PADDED)
-                _spread(to + image_y, columns, below * (1.0 - right), has_10, real, PADDED)
-                _spread(to + image_y + image_x, columns, below * right, has_11, real, PADDED)
+                _spread(
+                    to, image_y, image_x, columns, factor, low, right, has_00, has_01, has_10, has_11, real, PADDED
+                )
         place = (s * TAPS + tap).to(INDEX)[None, :]
-        above, below = (1.0 - right) * s00 + right * s01, (1.0 - right) * s10 + right * s11
+        down, across, value = _slopes(s00, s01, s10, s11, factor, low, right)
         if NEED_OFFSET:
             to = grad_offset + picture * grad_offset_b + far_y * grad_offset_y + far_x * grad_offset_x
-            down = factor * (below - above)
-            across = factor * ((1.0 - low) * (s01 - s00) + low * (s11 - s10))
             tl.store(to + 2 * place * grad_offset_c, down.to(grad_offset.dtype.element_ty), mask=exists)
             tl.store(to + (2 * place + 1) * grad_offset_c, across.to(grad_offset.dtype.element_ty), mask=exists)
         if NEED_MASK:
             to = grad_mask + picture * grad_mask_b + far_y * grad_mask_y + far_x * grad_mask_x
-            value = (1.0 - low) * above + low * below
             tl.store(to + place * grad_mask_c, value.to(grad_mask.dtype.element_ty), mask=exists)
 
 

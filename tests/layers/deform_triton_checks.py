@@ -16,6 +16,10 @@ from fapn_zoo.layers.deform_conv import active_backend, deform_conv2d, deform_co
 # More blocks of every kind: tiles, pieces of a run, blocks of output channels, neighbouring offset groups.
 TRITON_SHAPES = {
     **{name: shape for name, shape in SHAPES.items() if not name.startswith("many_tiles")},
+    # Smaller than the others' tests have them: the interpreter is slow where there are many groups.
+    "fewer_offset_groups": SHAPES["fewer_offset_groups"]._replace(size=(1, 24, 12, 5, 4)),
+    "even_kernel": SHAPES["even_kernel"]._replace(size=(1, 6, 6, 7, 8)),
+    "depthwise": SHAPES["depthwise"]._replace(size=(1, 4, 4, 5, 5), groups=4),
     "tiles": Shape((2, 16, 20, 7, 10), kernel=(1, 2)),
     "pieces": Shape((1, 40, 4, 5, 6), kernel=(2, 1)),
     "join": Shape((1, 32, 36, 5, 6), groups=2, offset_groups=8, kernel=(1, 2)),
