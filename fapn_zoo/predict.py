@@ -192,7 +192,7 @@ def _run_batch(
     with inference(model) as (device, dtype):
         output = model(network_input(model.data, shown, device, dtype))
         results = [
-            (index, _to_result(model, image, _one(output, n), tuple(shown[n].shape[1:]), task))
+            (index, _to_result(model, image, one_output(output, n), tuple(shown[n].shape[1:]), task))
             for n, (index, image, _) in enumerate(entries)
         ]
     yield from results
@@ -219,7 +219,7 @@ def _run_views(
     yield from results
 
 
-def _one(output: Any, n: int) -> Any:
+def one_output(output: Any, n: int) -> Any:
     """The n-th image of a batch's output, without the auxiliary outputs of training."""
     return type(output)(*(part[n : n + 1] for part in output if isinstance(part, Tensor)))
 

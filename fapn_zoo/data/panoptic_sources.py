@@ -26,7 +26,7 @@ class PanopticSample(Sample):
         labels: (H, W) class ids, the data set's ignore index where there is no segment.
         name: of the picture.
         ids: (H, W) int32, the segment of each pixel, 0 = void.
-        segments: a dict for each: ``id`` (1, 2, ... in their order), ``category_id`` (class id), ``isthing``,
+        segments: a dict for each: ``id`` (1 or more), ``category_id`` (class id), ``isthing``,
             ``iscrowd`` (many objects in one segment) and ``area`` in pixels.
     """
 

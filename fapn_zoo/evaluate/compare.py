@@ -15,7 +15,7 @@ from torch import nn
 from fapn_zoo.evaluate.folder import check_folder, write_folder
 from fapn_zoo.evaluate.harness import make_report
 from fapn_zoo.evaluate.measure import ImageScore, Measured, Options, measure
-from fapn_zoo.evaluate.report import MEANS, NEAR_BOUNDARIES, manner, percent, to_json, write
+from fapn_zoo.evaluate.report import BY_CLASS, MEANS, NEAR_BOUNDARIES, manner, percent, to_json, write
 from fapn_zoo.evaluate.tasks import Measure, plain
 
 CONFIDENCE = 0.95
@@ -56,7 +56,7 @@ def compare(
         for every class. Undefined values are None.
 
     Raises:
-        ValueError: fewer than two models, or as `evaluate`.
+        ValueError: fewer than two models, a task whose scores are no sums over images, or as `evaluate`.
     """
     if len(models) < 2:
         raise ValueError(f"a comparison needs at least two models, got {len(models)}")
@@ -157,14 +157,16 @@ def render_comparison(comparison: dict[str, Any]) -> str:
     ]
     labels = [f"{'ABCDEFGHIJ'[i] if i < 10 else i}" for i in range(len(reports))]
     lines += [f"{label}  {r['model']}  {r['weights']}".rstrip() for label, r in zip(labels, reports, strict=True)]
-    names = MEANS | NEAR_BOUNDARIES
+    names = MEANS[first["task"]] | NEAR_BOUNDARIES
     for entry in comparison["differences"]:
         other = labels[entry["model"]]
         measures = entry["measures"]
-        width = max(len(row["name"]) for row in measures["miou"]["classes"])
+        main = next(iter(measures))
+        label = next(iter(BY_CLASS[first["task"]].values()))
+        width = max(len(row["name"]) for row in measures[main]["classes"])
         width = max(width, *(len(names[name]) for name in measures))
-        lines += ["", f"{'IoU':<{width}}  {'A':>6}  {other:>6}  {other + ' - A':>7}  interval"]
-        lines += [_row(row["name"], row, width) for row in measures["miou"]["classes"]]
+        lines += ["", f"{label:<{width}}  {'A':>6}  {other:>6}  {other + ' - A':>7}  interval"]
+        lines += [_row(row["name"], row, width) for row in measures[main]["classes"]]
         lines += [""] + [_row(names[name], row, width) for name, row in measures.items()]
     return "\n".join(lines)
 

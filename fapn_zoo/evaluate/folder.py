@@ -2,9 +2,9 @@
 
     report.json, report.txt    the report
     images.csv                 the score of every image
-    confusion.csv              pixel counts of (true, predicted) class
-    confusion.png, classes.png plots of both
-    worst/01_NAME.png ...      prediction, truth and errors of the images with the lowest mean IoU, worst first
+    classes.png                the score of every class
+    confusion.csv, .png        pixel counts of (true, predicted) class, where every pixel has one
+    worst/01_NAME.png ...      prediction, truth and errors of the images with the lowest score, worst first
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.evaluate.loading import load_batch
 from fapn_zoo.evaluate.measure import ImageScore, Measured, Options
 from fapn_zoo.evaluate.plots import plot_classes, plot_confusion, require_matplotlib
-from fapn_zoo.evaluate.report import render, to_json, write
+from fapn_zoo.evaluate.report import MEANS, render, to_json, write
 from fapn_zoo.images import load_image
 from fapn_zoo.predict import inference
 from fapn_zoo.result import Result, save_image
@@ -49,12 +49,13 @@ def write_folder(
     write(out / "report.json", to_json(report))
     write(out / "report.txt", render(report) + "\n")
     rows = [[i.index, i.name, "" if i.score is None else f"{i.score:.6f}"] for i in measured.images]
-    write(out / "images.csv", _csv([["index", "image", "miou"], *rows]))
-    counts = measured.task.confusion(measured.counts)
-    columns = [*names, "other"][: counts.shape[1]]
-    lines = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
-    write(out / "confusion.csv", _csv([["true / predicted", *columns], *lines]))
-    plot_confusion(counts, names, out / "confusion.png")
+    write(out / "images.csv", _csv([["index", "image", measured.task.rank_by], *rows]))
+    if hasattr(measured.task, "confusion"):
+        counts = measured.task.confusion(measured.counts)
+        columns = [*names, "other"][: counts.shape[1]]
+        lines = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+        write(out / "confusion.csv", _csv([["true / predicted", *columns], *lines]))
+        plot_confusion(counts, names, out / "confusion.png")
     plot_classes(report, out / "classes.png")
     for old in (out / "worst").glob("[0-9]*_*.png"):
         old.unlink()
@@ -72,16 +73,16 @@ def worst_images(images: Sequence[ImageScore], count: int) -> list[ImageScore]:
 
 def _picture(model: nn.Module, measured: Measured, options: Options, image: ImageScore) -> Image.Image:
     """The image is run once more, so that no prediction had to be kept."""
-    classes, labels = measured.classes, measured.dataset.labels
+    classes, task = measured.classes, measured.task
     loaded = load_batch(measured.dataset, (image.index,), model.data, measured.views)
     sample = loaded.samples[0]
     size = sample.image.shape[:2]
     with inference(model):
-        answer = measured.task.answer(model, loaded.images, [size], measured.views, options.amp, options.batch_size)[0]
-    found = classes.of_answer(answer).cpu().numpy()
-    truth = classes.of_truth(sample.labels, labels)
+        answer = task.answer(model, loaded.images, [size], measured.views, options.amp, options.batch_size)[0]
+    found, truth = task.maps(answer, sample)
     photo = load_image(sample.image).pixels.permute(1, 2, 0).numpy().round().astype(np.uint8)
-    return side_by_side(photo, found, truth, labels, classes.ignore_index, f"{image.name}: mean IoU {image.score:.1%}")
+    title = f"{image.name}: {MEANS[options.task][task.rank_by]} {image.score:.1%}"
+    return side_by_side(photo, found, truth, measured.dataset.labels, classes.ignore_index, title)
 
 
 def side_by_side(

@@ -47,9 +47,11 @@ def evaluate(
 
     Args:
         model: a SegmentationModel.
-        data: a source for `open_dataset` (folder, scenes:N) or an opened data set.
+        data: a source for `open_dataset` (folder, scenes:N), for panoptic and instance evaluation one for
+            `open_panoptic` (COCO's folder, scenes:N), or an opened data set.
         split: which part of a source to open; only noted for an opened one.
-        task: a key of `fapn_zoo.evaluate.tasks.TASKS`: "semantic".
+        task: a key of `fapn_zoo.evaluate.task_table.TASKS`: "semantic"; for mask classification models also
+            "panoptic" (PQ) and "instance" (AP of masks and of the boxes around them; needs the extra ``coco``).
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
         device: where to run; None = where the model is.
         amp: "bf16" or "fp16" autocast; None or "no" = full precision.

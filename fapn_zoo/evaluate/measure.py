@@ -20,7 +20,8 @@ from fapn_zoo.evaluate.network import check_amp
 from fapn_zoo.evaluate.processes import Processes, processes
 from fapn_zoo.evaluate.provenance import data_fingerprint, device_name, versions, weights_fingerprint
 from fapn_zoo.evaluate.state import Counted, State
-from fapn_zoo.evaluate.tasks import TASKS, Task
+from fapn_zoo.evaluate.task_table import TASKS
+from fapn_zoo.evaluate.tasks import Task
 from fapn_zoo.predict import inference
 
 
@@ -68,7 +69,7 @@ class Measured:
 
     Attributes:
         source, dataset, views, classes, task: what was evaluated and how.
-        counts: the sum of all images' counts.
+        counts: the sum of all images' counts, or all of them one after the other; see `Task`.
         images: in the order of the data set.
         group: this process among all.
     """
@@ -96,9 +97,8 @@ def measure(
     Raises:
         ValueError, FileNotFoundError: see `evaluate`.
     """
-    from fapn_zoo.data.sources import open_dataset
-
-    dataset = open_dataset(data, options.split) if isinstance(data, (str, os.PathLike)) else data
+    kind = TASKS[options.task]
+    dataset = kind.open(data, options.split) if isinstance(data, (str, os.PathLike)) else data
     source = dataset.name if data is dataset else str(data)
     total = min(len(dataset), options.limit or len(dataset))
     if not total:
@@ -107,7 +107,9 @@ def measure(
     views = views_for(model, options.scales, options.flip, options.window, options.stride)
     if options.device is not None:
         model.to(options.device)
-    task = TASKS[options.task](dataset.labels, classes, options.boundary)
+    task = kind.make(model, dataset, classes, views, options.boundary)
+    if compact and not task.measures:
+        raise ValueError(f"task {options.task!r} cannot be compared: its scores are no sums over images")
     group = processes()
     state = None
     if resume is not None:
@@ -164,23 +166,31 @@ def _counted(
 
 @dataclass
 class _Tally:
-    """Sums the counts of images and remembers a little of each."""
+    """Sums the counts of images, or keeps them where they are no sums, and remembers a little of each."""
 
     task: Task
     compact: bool
     images: list[ImageScore] = field(default_factory=list)
+    apart: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros(self.task.length, np.int64)
+        self.counts = np.zeros(self.task.length or 0, np.int64)
 
     def add(self, entry: Counted) -> None:
-        self.counts += entry.counts
+        if self.task.length is None:
+            self.apart.append((entry.index, entry.counts))
+        else:
+            self.counts += entry.counts
         kept = self.task.compact(entry.counts) if self.compact else None
         self.images.append(ImageScore(entry.index, entry.name, self.task.image_score(entry.counts), kept))
 
     def everywhere(self, group: Processes) -> tuple[np.ndarray, list[ImageScore]]:
-        """The sum and the images of all processes."""
-        return group.sum(self.counts), sorted(group.gather(self.images), key=lambda image: image.index)
+        """The sum (or sequence) and the images of all processes."""
+        images = sorted(group.gather(self.images), key=lambda image: image.index)
+        if self.task.length is not None:
+            return group.sum(self.counts), images
+        apart = sorted(group.gather(self.apart), key=lambda entry: entry[0])
+        return np.concatenate([counts for _, counts in apart]), images
 
 
 def _identity(

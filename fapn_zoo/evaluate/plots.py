@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fapn_zoo._files import write_whole
+from fapn_zoo.evaluate.report import BY_CLASS, MEANS
 
 NAMED = 60  # classes whose names still fit beside a confusion matrix
 DPI = 110
@@ -53,19 +54,20 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
 
 
 def plot_classes(report: dict[str, Any], path: Path) -> None:
-    """The IoU of every class as a bar, best first, and the mean; where it was measured, also that of the 5 px band."""
-    rows = sorted((r for r in report["classes"] if r["iou"] is not None), key=lambda row: row["iou"])
+    """IoU, PQ or AP of every class as a bar, best first, and the mean; where measured, the IoU of the 5 px band."""
+    score, label = next(iter(BY_CLASS[report["task"]].items()))
+    mean = report[next(iter(MEANS[report["task"]]))]
+    rows = sorted((r for r in report["classes"] if r[score] is not None), key=lambda row: row[score])
     figure = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
     axes = figure.add_subplot()
     places = np.arange(len(rows))
-    axes.barh(places, [100 * row["iou"] for row in rows], color="tab:blue", label="IoU")
+    axes.barh(places, [100 * row[score] for row in rows], color="tab:blue", label=label)
     near = [row.get("band_5") for row in rows]
     if any(value is not None for value in near):
         shown = [(100 * value, place) for place, value in zip(places, near, strict=True) if value is not None]
         axes.scatter(*zip(*shown, strict=True), color="black", s=14, zorder=3, label="IoU, 5 px band")
-    if report["miou"] is not None:
-        mean = 100 * report["miou"]
-        axes.axvline(mean, color="tab:orange", label=f"mean {mean:.2f}")
+    if mean is not None:
+        axes.axvline(100 * mean, color="tab:orange", label=f"mean {100 * mean:.2f}")
     axes.set_yticks(places, [row["name"] for row in rows])
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=f"{report['model']}\n{report['data']}")
     axes.legend(loc="lower right")

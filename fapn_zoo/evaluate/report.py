@@ -17,9 +17,26 @@ FIRST_COLUMNS = (
 ).split()
 CSV_COLUMNS = FIRST_COLUMNS + (
     "scales flip window class_map band_3 band_5 band_8 band_12 boundary_iou "
-    "boundary_f_3 boundary_f_5 boundary_f_9 boundary_f_12"
+    "boundary_f_3 boundary_f_5 boundary_f_9 boundary_f_12 "
+    "pq sq rq pq_things pq_stuff ap ap50 ap75 aps apm apl ar box_ap"
 ).split()
-MEANS = {"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"}
+MEANS = {
+    "semantic": {"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},
+    "panoptic": {
+        f"{name}{group}": f"{name.upper()}{group.replace('_', ', ')}"
+        for group in ("", "_things", "_stuff") for name in ("pq", "sq", "rq")
+    },
+    "instance": {
+        "ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "AP small", "apm": "AP medium", "apl": "AP large",
+        "ar1": "AR, 1 per image", "ar10": "AR, 10 per image", "ar": "AR", "box_ap": "box AP", "box_ap50": "box AP50",
+        "box_ap75": "box AP75", "box_ar": "box AR",
+    },
+}  # fmt: skip
+BY_CLASS = {
+    "semantic": {"iou": "IoU", "acc": "acc"},
+    "panoptic": {"pq": "PQ", "sq": "SQ", "rq": "RQ"},
+    "instance": {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "box_ap": "box AP"},
+}
 NEAR_BOUNDARIES = {
     "band_3": "mIoU, 3 px band", "band_5": "mIoU, 5 px band", "band_8": "mIoU, 8 px band",
     "band_12": "mIoU, 12 px band", "boundary_iou": "Boundary IoU", "boundary_f_3": "boundary F, 3 px",
@@ -47,20 +64,22 @@ def manner(report: dict[str, Any]) -> str:
 
 def render(report: dict[str, Any]) -> str:
     """The report as a text table, in percent."""
-    near = report.get("boundary", {})
-    width = max([len(row["name"]) for row in report["classes"]] + [len(NEAR_BOUNDARIES[n]) for n in near] + [10])
+    near, columns, means = report.get("boundary", {}), BY_CLASS[report["task"]], MEANS[report["task"]]
+    labels = [*means.values(), *(NEAR_BOUNDARIES[name] for name in near)]
+    width = max(map(len, [*labels, *(row["name"] for row in report["classes"])]))
+    extra = "  5 px band  b. IoU" if near else ""
     lines = [
         f"{report['model']}  {report['weights']}".rstrip(),
         f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
         *filter(None, [manner(report)]),
         "",
-        f"{'class':<{width}}  {'IoU':>6}  {'acc':>6}" + ("  5 px band  b. IoU" if near else ""),
+        f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()) + extra,
     ]
     for row in report["classes"]:
-        line = f"{row['name']:<{width}}  {percent(row['iou'])}  {percent(row['acc'])}"
+        line = f"{row['name']:<{width}}" + "".join(f"  {percent(row[name])}" for name in columns)
         lines.append(line + (f"  {percent(row['band_5']):>9}  {percent(row['boundary_iou'])}" if near else ""))
     lines.append("")
-    lines += [f"{label:<{width}}  {percent(report[name])}" for name, label in MEANS.items()]
+    lines += [f"{label:<{width}}  {percent(report[name])}" for name, label in means.items()]
     lines += [f"{NEAR_BOUNDARIES[name]:<{width}}  {percent(value)}" for name, value in near.items()]
     return "\n".join(lines)
 
@@ -115,9 +134,10 @@ def _with_row(path: Path, report: dict[str, Any]) -> str:
 def csv_row(report: dict[str, Any]) -> dict[str, Any]:
     """The cells of a report's row, by column."""
     row: dict[str, Any] = {name: report.get(name, "") for name in CSV_COLUMNS}
-    scores = {name: report[name] for name in MEANS} | report.get("boundary", {})
+    scores = {name: report[name] for name in MEANS[report["task"]]} | report.get("boundary", {})
     for name, value in scores.items():
-        row[name] = "" if value is None else f"{100 * value:.2f}"
+        if name in row:
+            row[name] = "" if value is None else f"{100 * value:.2f}"
     row["torch"], row["fapn_zoo"] = report["versions"].get("torch", ""), report["versions"].get("fapn-zoo", "")
     row["seed"] = "" if report["seed"] is None else report["seed"]
     row["scales"] = " ".join(f"{scale:g}" for scale in report["scales"])

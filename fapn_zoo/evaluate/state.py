@@ -25,7 +25,7 @@ SECONDS = 20.0  # between parts
 
 
 class Counted(NamedTuple):
-    """The counts of one image of the data set."""
+    """The counts of one image of the data set: a vector of integers."""
 
     index: int
     name: str
@@ -38,7 +38,7 @@ class State:
     Args:
         folder: made if missing.
         identity: what is evaluated and how, plain JSON values; everything a count may depend on.
-        length: of the vectors of counts.
+        length: of the vectors of counts; None for vectors of any length, which are kept whole.
         main: whether this process writes ``state.json``.
 
     Attributes:
@@ -48,7 +48,9 @@ class State:
         ValueError: the folder holds another evaluation (the differences are named), or something unreadable.
     """
 
-    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any], length: int, main: bool = True) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, identity: Mapping[str, Any], length: int | None, main: bool = True
+    ) -> None:
         self.folder, self.length = Path(folder), length
         self.pending: list[Counted] = []
         self._check({"format": FORMAT} | json.loads(json.dumps(identity)), main)
@@ -89,8 +91,10 @@ class State:
             for i, rows, values in zip(range(len(index)), _cut(where, ends), _cut(count, ends), strict=True):
                 if int(index[i]) not in seen:
                     seen.add(int(index[i]))
-                    counts = np.zeros(self.length, np.int64)
-                    counts[rows] = values
+                    counts = values
+                    if self.length is not None:
+                        counts = np.zeros(self.length, np.int64)
+                        counts[rows] = values
                     yield Counted(int(index[i]), str(name[i]), counts)
 
     def add(self, entries: list[Counted]) -> None:
@@ -105,12 +109,14 @@ class State:
     def save(self) -> None:
         """Writes a part with the images since the last one."""
         if self.pending:
-            rows = [np.flatnonzero(entry.counts) for entry in self.pending]
-            values = [entry.counts[where] for entry, where in zip(self.pending, rows, strict=True)]
+            values, rows = [entry.counts for entry in self.pending], [np.empty(0, np.int64)]
+            if self.length is not None:
+                rows = [np.flatnonzero(counts) for counts in values]
+                values = [counts[where] for counts, where in zip(values, rows, strict=True)]
             part = {
                 "index": np.array([entry.index for entry in self.pending], np.int64),
                 "name": np.array([entry.name for entry in self.pending], np.str_),
-                "ends": np.cumsum([len(where) for where in rows]),
+                "ends": np.cumsum([len(counts) for counts in values]),
                 "where": np.concatenate(rows),
                 "count": np.concatenate(values),
             }

@@ -1,13 +1,14 @@
-"""What is scored, by task: one entry of `TASKS` each. The harness around it knows no class and no metric.
+"""What is scored: the protocol of a task, and the semantic one. The harness around it knows no class and no metric.
 
 A task turns an answer of the model and a sample into a vector of int64 counts. Vectors add up over images, processes
-and interrupted runs, so no order changes a digit; scores are made from their sum.
+and interrupted runs, so no order changes a digit; scores are made from their sum. A task whose vectors are no counts
+has them put one after the other instead, in the order of the data set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,14 +50,16 @@ class Task(Protocol):
     """What the harness asks of a task.
 
     Attributes:
-        length: of the vectors of counts.
+        length: of the vectors of counts; None where vectors of any length follow one another, of any integer type.
         names: of the classes, K of them.
-        measures: what two models are compared by.
+        measures: what two models are compared by; empty where they cannot be.
+        rank_by: what `image_score` is called in reports.
     """
 
-    length: int
+    length: int | None
     names: tuple[str, ...]
     measures: tuple[Measure, ...]
+    rank_by: str
 
     def answer(self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]],
                views: Views, amp: str | None, batch_size: int) -> list[Any]:
@@ -79,9 +82,15 @@ class Task(Protocol):
         """(R, K) int64: the part of an image's vector that `measures` need."""
         ...
 
+    def maps(self, answer: Any, sample: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Class maps (H, W) of an answer and of its truth, in ids of the data, to be drawn."""
+        ...
+
 
 class SemanticTask:
     """Confusion matrix and, if asked for, the three boundary metrics of `fapn_zoo.metrics`."""
+
+    rank_by = "miou"
 
     def __init__(self, labels: Any, classes: Classes, boundary: bool) -> None:
         self.labels, self.classes, self.boundary = labels, classes, boundary
@@ -156,6 +165,9 @@ class SemanticTask:
         """(K, K) pixel counts of (true, predicted), or (K, K + 1) where answers may be no class of the data."""
         return self._filled(counts)["all"].counts[: len(self.names)].numpy().copy()
 
+    def maps(self, answer: Tensor, sample: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.classes.of_answer(answer).cpu().numpy(), self.classes.of_truth(sample.labels, self.labels)
+
     def _measures(self) -> tuple[Measure, ...]:
         wanted = [("miou", "iou")]
         if self.boundary:
@@ -181,9 +193,6 @@ class SemanticTask:
         if 0 <= self.classes.ignore_index < len(self.names):
             found[:, self.classes.ignore_index] = 0  # a class that is never scored
         return found
-
-
-TASKS: dict[str, Callable[[Any, Classes, bool], Task]] = {"semantic": SemanticTask}
 
 
 def plain(value: float) -> float | None:

@@ -124,7 +124,7 @@ def test_wrong_arguments(model: torch.nn.Module):
         compare([model], Noise())
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         compare([model, model], Noise(), resamples=0)
-    with pytest.raises(ValueError, match="task must be semantic, got 'panoptic'"):
+    with pytest.raises(ValueError, match="task 'panoptic'; perpixel_fpn has semantic"):
         compare([model, model], Noise(), task="panoptic")
     with pytest.raises(ValueError, match="stride=4 without window"):
         compare([model, model], Noise(), stride=4)

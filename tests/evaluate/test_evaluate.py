@@ -102,8 +102,8 @@ def test_class_tables_that_differ_are_named(model: torch.nn.Module):
 
 
 def test_bad_arguments_and_files(model: torch.nn.Module, tmp_path: Path):
-    with pytest.raises(ValueError, match="task must be semantic, got 'panoptic'"):
-        evaluate(model, Noise(), task="panoptic")
+    with pytest.raises(ValueError, match="task must be semantic or panoptic or instance, got 'boxes'"):
+        evaluate(model, Noise(), task="boxes")
     with pytest.raises(ValueError, match="at least 1, got 0"):
         evaluate(model, Noise(), batch_size=0)
     with pytest.raises(ValueError, match="noise has no image"):
