@@ -26,6 +26,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -284,13 +285,13 @@ def write(path, rows, facts):
 
 def facts_of(device, commit):
     """Commit, device and versions."""
-    if not commit:
+    if not commit and shutil.which("git"):
         git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        commit = git.stdout.strip() or "unknown"
+        commit = git.stdout.strip()
     triton = importlib.import_module("triton").__version__
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
-    return {"device": name, "versions": f"{versions}, python {platform.python_version()}", "commit": commit}
+    return {"device": name, "versions": f"{versions}, python {platform.python_version()}", "commit": commit or "unknown"}
 
 
 def prepare(options):
