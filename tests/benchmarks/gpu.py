@@ -291,7 +291,8 @@ def facts_of(device, commit):
     triton = importlib.import_module("triton").__version__
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
-    return {"device": name, "versions": f"{versions}, python {platform.python_version()}", "commit": commit or "unknown"}
+    versions += f", python {platform.python_version()}"
+    return {"device": name, "versions": versions, "commit": commit or "unknown"}
 
 
 def prepare(options):
