@@ -22,7 +22,7 @@ from fapn_zoo._bands import Source, band_height, bands
 from fapn_zoo._inputs import fitted_size, input_size, padded_size, resized
 from fapn_zoo._spec import DataSpec
 from fapn_zoo._tiles import window_scores
-from fapn_zoo.postprocess import score_source, semantic_scores
+from fapn_zoo.postprocess import best_class, best_classes, score_source, semantic_scores
 from fapn_zoo.zoo.scales import FACTORS, OFFICIAL
 
 LARGEST_FACTOR = 8  # a larger scale is a short side in pixels
@@ -193,6 +193,13 @@ def merged_bands(
             scores = scores.flip(-1) if mirrored else scores
             total = scores if total is None else total + scores
         yield first, last, total / len(sources) if len(sources) > 1 else total
+
+
+def merged_labels(sources: Sequence[tuple[Source, bool]], out_size: tuple[int, int]) -> Tensor:
+    """The class of highest mean score over the views of one image: (h, w) int64."""
+    if len(sources) == 1 and not sources[0][1]:
+        return best_classes(sources[0][0], out_size)
+    return torch.cat([best_class(scores) for _, _, scores in merged_bands(sources, out_size)])
 
 
 def _window_source(model: Any, run: Run, pixels: Tensor, views: Views, batch_size: int) -> Source:

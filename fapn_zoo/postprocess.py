@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fapn_zoo._bands import Source, bands, enlarged_rows
+from fapn_zoo._best_class import best_resized, usable
 from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
 
 
@@ -96,8 +98,7 @@ def semantic(
     """The best class per pixel: (N, h, w) int64. Arguments and errors as `semantic_scores`."""
     labels = []
     for n in range(_batch_size(output, image_size, out_size, stride)):
-        parts = _score_bands(output, n, image_size, out_size, stride)
-        labels.append(torch.cat([best_class(scores) for _, _, scores in parts]))
+        labels.append(best_classes(score_source(output, n, image_size, stride), out_size))
     return torch.stack(labels)
 
 
@@ -116,7 +117,12 @@ def semantic_labels(
     are_logits = isinstance(output, SemanticOutput)
     labels, shares = [], []
     for n in range(_batch_size(output, image_size, out_size, stride)):
-        parts = [choose(scores, are_logits) for _, _, scores in _score_bands(output, n, image_size, out_size, stride)]
+        source = score_source(output, n, image_size, stride)
+        found = None if source.best is None else source.best(out_size)
+        parts = [
+            choose(scores, are_logits, None if found is None else found[first:last])
+            for first, last, scores in bands(source, out_size)
+        ]
         labels.append(torch.cat([part[0] for part in parts]))
         shares.append(torch.cat([part[1] for part in parts]))
     return torch.stack(labels), torch.stack(shares)
@@ -127,9 +133,19 @@ def best_class(scores: Tensor) -> Tensor:
     return scores.max(dim=0).indices  # argmax(0) of torch takes three times as long on a CPU
 
 
-def choose(scores: Tensor, are_logits: bool) -> tuple[Tensor, Tensor]:
-    """(K, h, w) scores of one image -> best class (h, w) int64 and its probability (h, w) float32."""
-    best, labels = scores.max(dim=0)
+def best_classes(source: Source, out_size: tuple[int, int]) -> Tensor:
+    """Scores of one image -> best class (h, w) int64 at out_size; what `semantic_labels` chooses."""
+    if source.best is not None:
+        return source.best(out_size)
+    return torch.cat([best_class(scores) for _, _, scores in bands(source, out_size)])
+
+
+def choose(scores: Tensor, are_logits: bool, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(K, h, w) scores of one image -> best class (h, w) int64, unless given, and its probability (h, w) float32."""
+    if labels is None:
+        best, labels = scores.max(dim=0)
+    else:
+        best = scores.gather(0, labels[None])[0]
     if are_logits:
         return labels, torch.exp(best - scores.logsumexp(dim=0))
     return labels, best / scores.sum(dim=0).clamp_min(torch.finfo(scores.dtype).tiny)
@@ -243,7 +259,8 @@ def score_source(
     width = image_size[1]
     if isinstance(output, SemanticOutput):
         maps = output.logits[n]
-        return Source(lambda a, b: enlarged_rows(maps, a, b, width, stride), len(maps), image_size, maps.device)
+        best = partial(best_resized, maps, image_size, factor=stride) if usable(maps) else None
+        return Source(lambda a, b: enlarged_rows(maps, a, b, width, stride), len(maps), image_size, maps.device, best)
     maps, weights = output.mask_logits[n], _class_probabilities(output, n)
 
     def rows(first: int, last: int) -> Tensor:

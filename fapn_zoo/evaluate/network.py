@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo._inputs import network_input
-from fapn_zoo._views import Views, merged_bands, score_sources
+from fapn_zoo._views import Views, merged_labels, score_sources
 from fapn_zoo.images import load_image
-from fapn_zoo.postprocess import best_class
 from fapn_zoo.predict import inference
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None, None: None}
@@ -26,7 +25,7 @@ def label_maps(
     amp: str | None = None,
     batch_size: int = 1,
 ) -> list[Tensor]:
-    """The best class per pixel, for each image at its size.
+    """The best class per pixel, for each image at its size. To be called inside `inference`.
 
     Args:
         images: what `Views.prepare` made of each; of equal padded sizes.
@@ -38,17 +37,14 @@ def label_maps(
         (H, W) each, on the model's device: uint8 for up to 256 classes, else int64.
     """
     dtype = torch.uint8 if model.num_classes <= 256 else torch.int64
-    with inference(model) as (device, precision):
+    first = next(p for p in model.parameters() if p.is_floating_point())
 
-        def run(pixels: Sequence[Tensor]) -> Any:
-            with torch.autocast(device.type, AMP[amp], enabled=AMP[amp] is not None):
-                return model(network_input(model.data, pixels, device, precision))
+    def run(pixels: Sequence[Tensor]) -> Any:
+        with torch.autocast(first.device.type, AMP[amp], enabled=AMP[amp] is not None):
+            return model(network_input(model.data, pixels, first.device, first.dtype))
 
-        found = []
-        for sources, size in zip(score_sources(model, run, views, images, batch_size), sizes, strict=True):
-            bands = merged_bands(sources, size)
-            found.append(torch.cat([best_class(scores).to(dtype) for _, _, scores in bands]))
-    return found
+    merged = score_sources(model, run, views, images, batch_size)
+    return [merged_labels(sources, size).to(dtype) for sources, size in zip(merged, sizes, strict=True)]
 
 
 def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None = None) -> Tensor:
@@ -65,7 +61,9 @@ def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None =
     views = Views()
     pixels = [load_image(image, len(model.data.mean)).pixels for image in images]
     prepared = [views.prepare(model.data, one) for one in pixels]
-    return torch.stack(label_maps(model, prepared, [tuple(one.shape[1:]) for one in pixels], views, amp)).long()
+    with inference(model):
+        found = label_maps(model, prepared, [tuple(one.shape[1:]) for one in pixels], views, amp)
+    return torch.stack(found).long()
 
 
 def check_amp(amp: str | None) -> None:
