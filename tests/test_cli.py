@@ -197,3 +197,47 @@ def test_ctrl_c_is_one_line(tmp_path):
             "raise SystemExit(c.main(['list']))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+@pytest.mark.unit
+def test_eval_with_everything(capsys, weights, dataset, tmp_path):
+    words = ["eval", weights, "--data", dataset, "--scales", "0.75,1", "--flip", "--boundary", "--worst", 2, "--out",
+             tmp_path / "out", "--resume", tmp_path / "state", "--map", "names", "--batch-size", 2]
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and "scales 0.75, 1; mirrored; classes mapped" in out and "mIoU, 3 px band" in out
+    assert len(list((tmp_path / "out/worst").iterdir())) == 2 and (tmp_path / "out/report.txt").read_text() in out
+    again = run(capsys, *words)[1]
+    assert [line for line in again.splitlines() if " s on " not in line] == [
+        line for line in out.splitlines() if " s on " not in line]
+    code, out, _ = run(capsys, "eval", weights, "--data", dataset, "--window", "64x96", "--stride", 48, "--limit", 1)
+    assert code == 0 and "windows 64 x 96 every 48 x 48" in out
+    assert "another evaluation: views (was" in error(capsys, *words[:4], "--boundary", "--map", "names", "--batch-size",
+                                                     2, "--resume", tmp_path / "state")
+
+
+@pytest.mark.unit
+def test_eval_of_several_models_side_by_side(capsys, weights, dataset, tmp_path):
+    data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
+    other = fapn_zoo.create_model("perpixel_fpn", num_classes=11, data=data, backbone="test_efficientnet",
+                                  neck_out_channels=16).save(tmp_path / "other")
+    code, out, _ = run(capsys, "eval", weights, other, "--data", dataset, "--resamples", 50, "--json",
+                       tmp_path / "c.json", "--csv", tmp_path / "rows.csv")
+    assert code == 0 and "50 resamples, 95% intervals" in out and "B - A" in out and str(other) in out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert len(found["reports"]) == 2 and len(found["differences"][0]["measures"]["miou"]["classes"]) == 11
+    with open(tmp_path / "rows.csv", newline="") as file:
+        assert [row["weights"] for row in csv.DictReader(file)] == [str(weights), str(other)]
+
+
+@pytest.mark.unit
+def test_eval_mistakes_of_arguments(capsys, weights, dataset, tmp_path):
+    base = ["eval", weights, "--data", dataset]
+    assert "leaves gaps between windows" in error(capsys, *base, "--window", 64, "--stride", 65)
+    assert "expected at least 32 pixels" in error(capsys, *base, "--window", 16)
+    assert "scales=[0]; expected" in error(capsys, *base, "--scales", "0")
+    assert "no class map" in error(capsys, *base, "--map", tmp_path / "gone.json")
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    assert "rows.csv has the columns a,b" in error(capsys, *base, "--csv", tmp_path / "rows.csv")
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in [*base, "--scales", "big"]])
+    assert stop.value.code == 2
