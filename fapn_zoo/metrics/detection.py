@@ -301,7 +301,8 @@ def _runs(mask: np.ndarray) -> list[int]:
         return [height * width]
     first, last = int(columns[0]), int(columns[-1]) + 1
     pixels = mask[:, first:last].T.ravel()
-    counts = np.diff(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, prepend=0, append=pixels.size).tolist()
+    ends = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], ends, [pixels.size]])).tolist()
     if pixels[0]:
         counts.insert(0, 0)
     if len(counts) % 2 == 0:  # the mask goes down to the last pixel
