@@ -73,6 +73,8 @@ def collect_scores(
 ) -> list[Score]:
     """The scores of result rows, then those that the configuration holds under names like ``"CamVid test mIoU"``.
 
+    Rows of several scales are called so; rows in windows, of a class map or only mirrored have no name and are left out.
+
     Args:
         reported: the configuration's values are those of a release's authors.
 
@@ -81,7 +83,11 @@ def collect_scores(
     """
     measured = {}
     for row in rows:
+        several = bool(row.get("scales"))
+        if row.get("window") or row.get("class_map") or (row.get("flip") and not several):
+            continue
         for column, (metric, _) in METRICS.items():
+            metric += MULTI_SCALE * several
             if row.get(column):
                 score = Score(dataset_title(row["data"]), row["split"], metric, float(row[column]), "row")
                 measured[score[:3]] = score

@@ -129,6 +129,10 @@ def test_result_rows_lead_and_must_agree():
     assert f"| parameters | {int(rows[-1]['params']):,} |" in card
     assert [s.metric for s in collect_scores(settings, rows)] == [
         "mIoU", "pixel accuracy", "mean accuracy", "frequency-weighted IoU"]  # each once
+    several = [rows[-1] | {"scales": "0.5 1 1.5", "flip": "yes", "miou": "53.10"}]
+    assert ("mIoU multi-scale", 53.1) in [(s.metric, s.value) for s in collect_scores(settings, rows + several)]
+    for other in ({"window": "64x64/32x32"}, {"class_map": "yes"}, {"flip": "yes"}):
+        assert collect_scores(settings, rows) == collect_scores(settings, [*rows, rows[-1] | other | {"miou": "1.00"}])
     wrong = [rows[-1] | {"miou": "52.94"}]
     with pytest.raises(ValueError, match=r"CamVid test mIoU of .*: config.json says 52.84, the result row 52.94"):
         render_card(settings, rows=wrong)
