@@ -73,7 +73,7 @@ def collect_scores(
 ) -> list[Score]:
     """The scores of result rows, then those that the configuration holds under names like ``"CamVid test mIoU"``.
 
-    Rows of several scales are called so; rows in windows, of a class map or only mirrored have no name and are left out.
+    Rows of several scales are called so; rows in windows, of class maps or only mirrored have no name here.
 
     Args:
         reported: the configuration's values are those of a release's authors.
