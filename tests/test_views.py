@@ -11,6 +11,7 @@ import view_toys
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fapn_zoo import _bands, _tiles, create_model
 from fapn_zoo._spec import DataSpec
@@ -179,6 +180,32 @@ def test_windows_hold_one_row_of_windows(monkeypatch):
     for _ in merged_bands(sources, size):
         kept.append(sources[0][0].rows.held.shape[1])
     assert max(held) <= 64 and max(kept) <= 64 and len(held) == 25
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements any operation returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("window", [None, (64, 96)])
+def test_the_mean_takes_bands_whatever_the_size_of_the_photo(monkeypatch, window):
+    monkeypatch.setattr(_bands, "BAND_FLOATS", 2**17)
+    size = (900, 1200)
+    model = view_toys.Grid(size, test_size=90)
+    views = views_for(model, (0.75, 1, 1.5), flip=True, window=window)
+    images = [views.prepare(model.data, torch.from_numpy(view_toys.picture(size) * 255).permute(2, 0, 1))]
+    with LargestTensor() as seen, torch.no_grad():
+        sources = score_sources(model, lambda p: model(torch.stack(list(p)) / 255), views, images)[0]
+        for _, _, scores in merged_bands(sources, size):
+            assert scores.numel() <= 2**17
+    assert seen.largest < 2**18 < 16 * 900 * 1200 / 50
 
 
 def test_official_sizes():
