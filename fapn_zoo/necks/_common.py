@@ -73,3 +73,13 @@ def resolve_norm(norm: str | None, dialect: str) -> str:
     if dialect not in DIALECTS:
         raise ValueError(f"dialect {dialect!r}; expected one of {', '.join(DIALECTS)}")
     return norm or ("gn" if dialect == "maskformer" else "none")
+
+
+def sum_into(own: Tensor, other: Tensor) -> Tensor:
+    """``own + other``, in the memory of ``own`` where no gradient can ask for it again.
+
+    New memory for a large map costs a CPU several times what the sum does. Nobody else may hold ``own``.
+    """
+    if own.requires_grad or other.requires_grad or own.dtype != other.dtype:
+        return own + other
+    return own.add_(other)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.layers.conv import ConvNormAct
 from fapn_zoo.layers.deform_conv import deform_conv2d
-from fapn_zoo.necks._common import Neck, resolve_norm
+from fapn_zoo.necks._common import Neck, resolve_norm, sum_into
 
 ALIGNMENTS = ("fam", "dcn", "deconv")
 SELECTIONS = ("fsm", "se", "none")
@@ -24,6 +24,7 @@ class FeatureSelection(nn.Module):
 
     g = sigmoid(W mean(x)); the result is a 1x1 convolution of ``x + x * g``, or of ``x * g`` without the skip (the
     paper's squeeze-and-excitation row). (N, C, H, W) -> (N, out_channels, H, W). The mean runs over padding too.
+    A single image is left as it is: its gate goes into the convolution's weight, which is smaller.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, skip: bool = True, norm: str = "none"):
@@ -33,8 +34,11 @@ class FeatureSelection(nn.Module):
         self.reduce = ConvNormAct(in_channels, out_channels, 1, norm=norm, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
-        return self.reduce(x + x * gate if self.skip else x * gate)
+        factor = self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        factor = 1 + factor if self.skip else factor
+        if len(x) > 1 or torch.compiler.is_compiling():  # batches of one and of many shall be one program
+            return self.reduce(x * factor)
+        return self.reduce.norm(F.conv2d(x, self.reduce.conv.weight * factor))
 
 
 class ModulatedDeformConv(nn.Module):
@@ -67,7 +71,8 @@ class FeatureAlignment(nn.Module):
     """FAM: moves the coarse map onto the fine one by learned offsets (paper section 3.1; section 0, steps 1 to 4).
 
     ``forward(fine, coarse)`` with C channels each returns ``relu(dcn(up(coarse))) + fine`` at the fine size. Offsets
-    come from a 1x1 convolution of fine and *twice* the upsampled coarse map, a factor of the official models.
+    come from a 1x1 convolution of fine and *twice* the upsampled coarse map, a factor of the official models. It is
+    computed as the sum of two convolutions, the second one before upsampling: both are linear, each along other axes.
 
     Args:
         channels: C.
@@ -83,12 +88,14 @@ class FeatureAlignment(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor, norm: nn.Module | None = None) -> Tensor:
         """``norm``: a norm owned by another module, applied to the offset feature as well."""
-        up = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        up = _enlarged(coarse, fine)
         guide = up
         if self.guide is not None:
-            guide = self.guide(torch.cat([fine, 2 * up], dim=1))
+            of_fine, of_coarse = self.guide.conv.weight.chunk(2, dim=1)
+            guide = sum_into(F.conv2d(fine, of_fine), _enlarged(F.conv2d(coarse, 2 * of_coarse), fine))
+            guide = self.guide.norm(guide)
             guide = guide if norm is None else norm(guide)
-        return F.relu(self.dcn(up, guide)) + fine
+        return sum_into(F.relu(self.dcn(up, guide)), fine)
 
 
 class DeconvAlignment(nn.Module):
@@ -171,6 +178,10 @@ class FaPN(Neck):
             outputs.insert(0, self.output[level](aligned) if level < len(self.output) else aligned)
             flow = outputs[0] if self.dialect == "maskformer" else aligned
         return outputs
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _lateral(in_channels: int, out_channels: int, select: str, norm: str) -> nn.Module:

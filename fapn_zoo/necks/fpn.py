@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.layers.conv import ConvNormAct
-from fapn_zoo.necks._common import Neck, resolve_norm
+from fapn_zoo.necks._common import Neck, resolve_norm, sum_into
 
 
 class FPN(Neck):
@@ -55,7 +55,7 @@ class FPN(Neck):
             # The coarsest level of MaskFormer's dialect has no lateral: its output convolution reads the feature.
             x = self.lateral[level](features[level]) if level < len(self.lateral) else features[level]
             if flow is not None:
-                x = x + F.interpolate(flow, size=x.shape[-2:], mode="nearest")
+                x = sum_into(F.interpolate(flow, size=x.shape[-2:], mode="nearest"), x)
             output = self.output[level](x) if level < len(self.output) else x
             flow = output if self.dialect == "maskformer" else x
             outputs.insert(0, output)

@@ -97,9 +97,27 @@ def test_offsets_move_the_coarse_map():
     assert moved[..., -1, :].abs().max() == 0
 
 
-def test_selection_gates_whole_channels():
+@pytest.mark.parametrize("grad", [True, False])
+def test_offsets_are_read_from_the_fine_map_and_twice_the_coarse_one(grad):
+    """The published formula, a convolution of both maps side by side, where ours sums two convolutions."""
+    align = FaPN(CHANNELS, 16, deform_groups=4, norm="gn").align[0]
+    with torch.no_grad():
+        for parameter in align.parameters():
+            parameter.normal_(std=0.2)
+    fine, coarse = torch.randn(2, 16, 11, 14), torch.randn(2, 16, 6, 7)
+    up = F.interpolate(coarse, size=(11, 14), mode="bilinear")
+    with torch.set_grad_enabled(grad):
+        guide = align.guide(torch.cat([fine, 2 * up], dim=1))
+        expected = F.relu(align.dcn(up, guide)) + fine
+        kept = fine.clone(), coarse.clone()
+        assert torch.allclose(align(fine, coarse), expected, atol=1e-4)
+    assert torch.equal(fine, kept[0]) and torch.equal(coarse, kept[1])
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_selection_gates_whole_channels(images):
     fsm = FaPN(CHANNELS, 16, deform_groups=4).lateral[0]
-    x = features()[0]
+    x = features()[0][:images]
     gate = torch.sigmoid(torch.einsum("oc,nc->no", fsm.gate.conv.weight[..., 0, 0], x.mean((2, 3))))[..., None, None]
     assert torch.allclose(fsm(x), F.conv2d(x * (1 + gate), fsm.reduce.conv.weight), atol=1e-5)
     fsm.skip = False
