@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 SCORES = ROOT / "hub" / "results" / "semantic.csv"
 COUNTS = ROOT / "hub" / "results" / "models.csv"
 SCORE_COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "miou": "mIoU",
+                 "band_3": "3 px band", "band_8": "8 px band", "boundary_f_3": "boundary F, 3 px",
                  "pixel_acc": "pixel acc", "params": "parameters", "seed": "seed"}
 MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported mIoU", "measured mIoU", "weights")
 COUNT_COLUMNS = ("model", "size", "params", "macs", "macs_backbone", "macs_neck", "macs_head")
