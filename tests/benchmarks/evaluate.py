@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["perpixel_fapn_resnet18_cityscapes"])
     parser.add_argument("--size", default="512x1024")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--suffix", default=".png", choices=[".png", ".jpg"])
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time")
