@@ -26,15 +26,15 @@ class Source(NamedTuple):
         rows: computes some of them.
         channels: how many that takes, for the budget.
         device: where.
-        best: (h, w) -> the channel (h, w) int64 that is largest after resizing, where there is a shorter way to it
-            than through the rows.
+        best: ((h, w), shares=False) -> the channel (h, w) int64 that is largest after resizing, and on demand its
+            probability (h, w) float32, where there is a shorter way to them than through the rows.
     """
 
     rows: Rows
     channels: int
     size: tuple[int, int]
     device: torch.device
-    best: Callable[[tuple[int, int]], Tensor] | None = None
+    best: Callable[..., tuple[Tensor, Tensor | None]] | None = None
 
 
 def band_height(source: Source, out_size: tuple[int, int]) -> int:

@@ -1,74 +1,175 @@
-"""The best class of enlarged logits on a CPU, without ever making the enlarged logits: numba loops.
+"""The best class of enlarged maps on a CPU, without ever making the enlarged maps.
 
-Enlarging 150 maps to the size of a photo and looking for the largest takes longer than many a network. Here a row of
-the answer is finished before the next is begun, class by class: what is at work fits into the innermost cache, and the
-loops along a row become vector instructions.
+Enlarging 150 maps to the size of a photo and looking for the largest takes longer than many a network. Here a few rows
+of the answer are finished before the next are begun, in one pass, so that what is at work fits into the cache, by as
+many threads as PyTorch uses. The loops are numba's (`fapn_zoo._best_kernels`); where it is missing, callers take the
+long way through `fapn_zoo._bands`, whose sums are rounded in another order, so that classes closer than rounding may
+change places.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    import numba
-except ImportError:  # then callers take the long way
-    numba = None
+from fapn_zoo.layers._deform_threads import WORKERS
 
+TILE_FLOATS = 2**18  # 1 MiB: about what one tile may take, so that it stays in a core's cache
+OVERLAPPING = 8  # times as much where tiles overlap
+_NOTHING = np.empty((0, 0), np.float32)
 
-def usable(maps: Tensor) -> bool:
-    """Whether `best_resized` can do these maps."""
-    return numba is not None and maps.device.type == "cpu" and len(maps) > 0
-
-
-def best_resized(maps: Tensor, image_size: tuple[int, int], out_size: tuple[int, int], factor: int) -> Tensor:
-    """The class with the largest of the maps (K, h, w), which are enlarged by ``factor``, cropped and resized.
-
-    Both steps are bilinear with ``align_corners=False``, as in `fapn_zoo._bands`. Sums are rounded in another order
-    there, so classes closer than rounding may change places.
-
-    Args:
-        image_size: (H, W) of the crop. out_size: (h, w) of the answer.
-
-    Returns:
-        (h, w) int64; the first class where several are equal.
-    """
-    values = maps.detach().float().contiguous().numpy()
-    best = np.empty(out_size, np.int64)
-    if image_size == out_size:
-        _compiled(_enlarge)(values, factor, best)
-    else:
-        axes = zip(maps.shape[1:], image_size, out_size, strict=True)
-        (rows, down), (columns, across) = (_taps(small, factor, middle, out) for small, middle, out in axes)
-        _compiled(_resize)(values, rows, down, columns, across, best)
-    return torch.from_numpy(best)
+Fill = Callable[[int, int, np.ndarray, np.ndarray], None]  # (first, last row, their classes, their shares)
 
 
 @functools.cache
-def _compiled(function: Callable) -> Callable:
-    """Compiled at the first use, kept on disk where there is a place for it."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def usable(maps: Tensor) -> bool:
+    """Whether the functions below can do these maps."""
+    return maps.device.type == "cpu" and maps.numel() > 0 and _has_numba()
+
+
+def best_of_logits(
+    maps: Tensor, image_size: tuple[int, int], factor: int, out_size: tuple[int, int], shares: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The class with the largest of the maps (K, h, w), which are enlarged by ``factor``, cropped and resized.
+
+    Both steps are bilinear with ``align_corners=False``.
+
+    Args:
+        image_size: (H, W) of the crop. out_size: (h, w) of the answer.
+        shares: whether the softmax of the best class is wanted too.
+
+    Returns:
+        (h, w) int64, the first class where several are equal; (h, w) float32 or None.
+    """
+    from fapn_zoo import _best_kernels as kernels
+
+    height, width = maps.shape[1:]
+    if image_size == out_size:
+
+        def fill(first: int, last: int, best: np.ndarray, share: np.ndarray) -> None:
+            part, top = _rows(maps, first // factor - 1, (last - 1) // factor + 2)
+            kernels.best_enlarged(part, top, height, factor, first, best, share)
+    else:
+        rows, down = _taps(height, factor, image_size[0], out_size[0])
+        columns, across = _taps(width, factor, image_size[1], out_size[1])
+
+        def fill(first: int, last: int, best: np.ndarray, share: np.ndarray) -> None:
+            part, top = _rows(maps, rows[first], rows[last - 1] + 3)
+            steps = rows[first:last] - np.int32(top)
+            kernels.best_resized(part, steps, down[:, first:last].copy(), columns, across, best, share)
+
+    return _filled(fill, out_size, len(maps) * width, out_size[0] / height, shares)
+
+
+def best_of_masks(
+    maps: Tensor, weights: Tensor, image_size: tuple[int, int], factor: int, out_size: tuple[int, int],
+    shares: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The class of the largest score, the sum over Q queries of the sigmoid of its enlarged map times its weight.
+
+    Args:
+        maps: (Q, h, w) mask logits, enlarged by ``factor``. The scores are cropped to ``image_size`` and resized.
+        weights: (Q, K), 0 or more.
+        out_size, shares: as in `best_of_logits`; a share is that of the sum over classes, 0 where this is 0.
+
+    Returns:
+        As `best_of_logits`.
+    """
+    from fapn_zoo import _best_kernels as kernels
+
+    height, width = maps.shape[1:]
+    weights = torch.cat([weights, weights.sum(1, keepdim=True)], dim=1).float().t().contiguous()
+
+    def scores(first: int, last: int) -> np.ndarray:
+        """Rows of the enlarged scores, their sum last: (K + 1, rows, factor, w), columns in phases."""
+        part, top = _rows(maps, first // factor - 1, (last - 1) // factor + 2)
+        masks = torch.empty(len(maps), last - first, factor, width)
+        kernels.squash(part, top, height, factor, first, masks.numpy())
+        return _product(weights, masks.flatten(1)).view(-1, *masks.shape[1:]).numpy()
+
+    if image_size == out_size:
+
+        def fill(first: int, last: int, best: np.ndarray, share: np.ndarray) -> None:
+            kernels.best_scores(scores(first, last), best, share)
+    else:
+        rows, lower = _neighbours(image_size[0], out_size[0])
+        columns, right = _neighbours(image_size[1], out_size[1])
+        lower, right = lower.astype(np.float32), right.astype(np.float32)
+        columns = columns % factor * width + columns // factor
+
+        def fill(first: int, last: int, best: np.ndarray, share: np.ndarray) -> None:
+            top = rows[0, first]
+            band = scores(top, rows[1, last - 1] + 1)
+            steps = rows[:, first:last] - top
+            kernels.best_resized_scores(band, steps, lower[first:last], columns, right, best, share)
+
+    floats = sum(weights.shape) * factor * width
+    # Neighbouring tiles of a resize have rows in common: the larger they are, the fewer are computed twice.
+    floats = floats if image_size == out_size else floats / OVERLAPPING
+    return _filled(fill, out_size, floats, out_size[0] / image_size[0], shares)
+
+
+def _filled(
+    fill: Fill, out_size: tuple[int, int], floats: float, scale: float, shares: bool
+) -> tuple[Tensor, Tensor | None]:
+    """An answer made by all threads, some rows at a time: ``floats`` are at work per row of the source, of which there
+    are ``scale`` in the answer."""
+    best = np.empty(out_size, np.int64)
+    share = np.empty(out_size, np.float32) if shares else _NOTHING
+    step = max(int(TILE_FLOATS / floats * scale), 1)
+    starts = iter(range(0, out_size[0], step))
+
+    def work(_: int) -> None:
+        for first in starts:
+            last = min(first + step, out_size[0])
+            fill(first, last, best[first:last], share[first:last])
+
+    WORKERS.run(work, min(torch.get_num_threads(), -(-out_size[0] // step)))
+    return torch.from_numpy(best), torch.from_numpy(share) if shares else None
+
+
+def _rows(maps: Tensor, first: int, last: int) -> tuple[np.ndarray, int]:
+    """Rows of maps (C, h, w) as a contiguous float32 array of numpy, and which one is the first in it."""
+    maps = maps.detach()
+    if maps.dtype != torch.float32 or not maps.is_contiguous():
+        first = max(int(first), 0)
+        return maps[:, first : int(last)].to(torch.float32, memory_format=torch.contiguous_format).numpy(), first
+    return maps.numpy(), 0
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    # oneDNN's product is twice as fast as the default BLAS where that does not use AVX-512 (MKL on AMD).
+    if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return torch.mm(a, b)
+
+
+def _neighbours(middle: int, out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis of a resize: the two elements (2, out) int32 that each lies between, and the second's weight."""
+    place = np.maximum((np.arange(out) + 0.5) * (middle / out) - 0.5, 0)
+    first = np.minimum(place.astype(np.int32), middle - 1)
+    return np.stack([first, np.minimum(first + 1, middle - 1)]), place - first
 
 
 def _taps(small: int, factor: int, middle: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both steps along one axis at once.
+    """Both steps of `best_of_logits` along one axis at once.
 
     Returns:
         starts (out,) int32 and weights (3, out) float32: an element of the answer is the weighted sum of three
         neighbours of the small map. Weights of elements beyond its end are 0.
     """
-    place = np.maximum((np.arange(out) + 0.5) * (middle / out) - 0.5, 0)
-    upper = np.minimum(place.astype(np.int64), middle - 1)
-    share = place - upper
+    (upper, lower), share = _neighbours(middle, out)
     starts, weights = None, np.zeros((3, out))
-    for position, weight in ((upper, 1 - share), (np.minimum(upper + 1, middle - 1), share)):
+    for position, weight in ((upper, 1 - share), (lower, share)):
         inner = np.maximum((position + 0.5) / factor - 0.5, 0)
         left = np.minimum(inner.astype(np.int64), small - 1)
         starts = left if starts is None else starts
@@ -76,56 +177,3 @@ def _taps(small: int, factor: int, middle: int, out: int) -> tuple[np.ndarray, n
         np.add.at(weights, (left - starts, np.arange(out)), weight * (1 - inner + left))
         np.add.at(weights, (right - starts, np.arange(out)), weight * (inner - left))
     return starts.astype(np.int32), weights.astype(np.float32)
-
-
-def _enlarge(maps, factor, best):
-    """Columns go in phases, those of equal distance to the columns of the small map, so memory is read in order."""
-    count, height, small = maps.shape
-    row = np.empty(small + 2, np.float32)
-    high = np.empty((factor, small), np.float32)
-    label = np.empty((factor, small), np.int32)
-    rows, width = best.shape
-    for y in range(rows):
-        place = max((y + 0.5) / factor - 0.5, 0.0)
-        upper = min(int(place), height - 1)
-        lower = min(upper + 1, height - 1)
-        share = np.float32(place - upper)
-        rest = np.float32(1) - share
-        for k in range(count):
-            for x in range(small):
-                row[x + 1] = maps[k, upper, x] * rest + maps[k, lower, x] * share
-            row[0], row[small + 1] = row[1], row[small]
-            for phase in range(factor):
-                place = (phase + 0.5) / factor - 0.5
-                start = 0 if place < 0 else 1
-                right = np.float32(place + 1 - start)
-                left = np.float32(1) - right
-                for x in range(small):
-                    value = row[x + start] * left + row[x + start + 1] * right
-                    larger = k == 0 or value > high[phase, x]
-                    high[phase, x] = value if larger else high[phase, x]
-                    label[phase, x] = k if larger else label[phase, x]
-        for x in range(width):
-            best[y, x] = label[x % factor, x // factor]
-
-
-def _resize(maps, rows, down, columns, across, best):
-    """Any resize, by the three weights of every row and column."""
-    count, height, small = maps.shape
-    row = np.zeros(small + 2, np.float32)
-    out = best.shape[1]
-    high = np.empty(out, np.float32)
-    label = np.empty(out, np.int32)
-    for y in range(len(rows)):
-        first, second, third = rows[y], min(rows[y] + 1, height - 1), min(rows[y] + 2, height - 1)
-        for k in range(count):
-            for x in range(small):
-                above = maps[k, first, x] * down[0, y] + maps[k, second, x] * down[1, y]
-                row[x] = above + maps[k, third, x] * down[2, y]
-            for x in range(out):
-                i = columns[x]
-                value = row[i] * across[0, x] + row[i + 1] * across[1, x] + row[i + 2] * across[2, x]
-                larger = k == 0 or value > high[x]
-                high[x] = value if larger else high[x]
-                label[x] = k if larger else label[x]
-        best[y] = label

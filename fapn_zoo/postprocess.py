@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo._bands import Source, bands, enlarged_rows
-from fapn_zoo._best_class import best_resized, usable
+from fapn_zoo._best_class import best_of_logits, best_of_masks, usable
 from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
 
 
@@ -118,11 +118,10 @@ def semantic_labels(
     labels, shares = [], []
     for n in range(_batch_size(output, image_size, out_size, stride)):
         source = score_source(output, n, image_size, stride)
-        found = None if source.best is None else source.best(out_size)
-        parts = [
-            choose(scores, are_logits, None if found is None else found[first:last])
-            for first, last, scores in bands(source, out_size)
-        ]
+        if source.best is not None:
+            parts = [source.best(out_size, shares=True)]
+        else:
+            parts = [choose(scores, are_logits) for _, _, scores in bands(source, out_size)]
         labels.append(torch.cat([part[0] for part in parts]))
         shares.append(torch.cat([part[1] for part in parts]))
     return torch.stack(labels), torch.stack(shares)
@@ -136,16 +135,13 @@ def best_class(scores: Tensor) -> Tensor:
 def best_classes(source: Source, out_size: tuple[int, int]) -> Tensor:
     """Scores of one image -> best class (h, w) int64 at out_size; what `semantic_labels` chooses."""
     if source.best is not None:
-        return source.best(out_size)
+        return source.best(out_size)[0]
     return torch.cat([best_class(scores) for _, _, scores in bands(source, out_size)])
 
 
-def choose(scores: Tensor, are_logits: bool, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(K, h, w) scores of one image -> best class (h, w) int64, unless given, and its probability (h, w) float32."""
-    if labels is None:
-        best, labels = scores.max(dim=0)
-    else:
-        best = scores.gather(0, labels[None])[0]
+def choose(scores: Tensor, are_logits: bool) -> tuple[Tensor, Tensor]:
+    """(K, h, w) scores of one image -> best class (h, w) int64 and its probability (h, w) float32."""
+    best, labels = scores.max(dim=0)
     if are_logits:
         return labels, torch.exp(best - scores.logsumexp(dim=0))
     return labels, best / scores.sum(dim=0).clamp_min(torch.finfo(scores.dtype).tiny)
@@ -259,7 +255,7 @@ def score_source(
     width = image_size[1]
     if isinstance(output, SemanticOutput):
         maps = output.logits[n]
-        best = partial(best_resized, maps, image_size, factor=stride) if usable(maps) else None
+        best = partial(best_of_logits, maps, image_size, stride) if usable(maps) else None
         return Source(lambda a, b: enlarged_rows(maps, a, b, width, stride), len(maps), image_size, maps.device, best)
     maps, weights = output.mask_logits[n], _class_probabilities(output, n)
 
@@ -267,7 +263,8 @@ def score_source(
         masks = enlarged_rows(maps, first, last, width, stride).sigmoid_()
         return torch.einsum("qk,qhw->khw", weights, masks)
 
-    return Source(rows, sum(weights.shape), image_size, maps.device)
+    best = partial(best_of_masks, maps, weights, image_size, stride) if usable(maps) else None
+    return Source(rows, sum(weights.shape), image_size, maps.device, best)
 
 
 def _class_probabilities(output: MaskFormerOutput, n: int, drop_no_object: bool = True) -> Tensor:
