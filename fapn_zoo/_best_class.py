@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.layers._deform_threads import WORKERS
+from fapn_zoo._workers import WORKERS
 
 TILE_FLOATS = 2**18  # 1 MiB: about what one tile may take, so that it stays in a core's cache
 OVERLAPPING = 8  # times as much where tiles overlap
