@@ -66,7 +66,7 @@ def evaluate(
             two thirds of the window if not given. The scores of all windows over a pixel are averaged.
         class_map: how to score where model and data have other classes: see `fapn_zoo.evaluate.match_classes`.
         boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score.
-        threads: that read images ahead of the model; None = 1 on a CPU, up to 4 for an accelerator.
+        threads: that read images, ahead of the model where it leaves a core free; None = one per core, up to 4.
         resume: a folder that keeps what is done (a few images at a time, written whole). If it holds a part of this
             very evaluation, the rest is done; the report is that of an uninterrupted run, with any number of processes.
         out: a folder to write everything to: report, plots (needs matplotlib), scores by image, and the ``worst``

@@ -66,3 +66,15 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> 
             yield made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_blocks(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+    """``make`` of every item in order, ``threads`` of them at a time while the caller waits.
+
+    For a model that keeps all cores busy: threads beside it would hold up those of its operators, which wait for one
+    another, by more than the reading takes.
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
+        while block := list(islice(items, threads)):
+            yield from list(pool.map(make, block))

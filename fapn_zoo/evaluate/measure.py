@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fapn_zoo._views import Views, views_for
 from fapn_zoo.evaluate.classes import Classes, match_classes
-from fapn_zoo.evaluate.loading import Loaded, ahead, load_batch, plan_batches
+from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan_batches
 from fapn_zoo.evaluate.network import check_amp
 from fapn_zoo.evaluate.processes import Processes, processes
 from fapn_zoo.evaluate.provenance import data_fingerprint, device_name, versions, weights_fingerprint
@@ -139,15 +139,17 @@ def _counted(
     state: State | None,
 ) -> Iterator[list[Counted]]:
     """Runs and counts this process's batches; what is done is kept in the state, also after an error or Ctrl-C."""
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    threads = options.threads or (1 if on_cpu else min(4, os.cpu_count() or 1))
+    cores = os.cpu_count() or 1
+    threads = options.threads or min(4, cores)
+    no_core_left = next(model.parameters()).device.type == "cpu" and torch.get_num_threads() >= cores
+    read = in_blocks if no_core_left else ahead
 
     def load(indices: tuple[int, ...]) -> Loaded:
         return load_batch(dataset, indices, model.data, views)
 
     try:
         with inference(model):  # once, not for every image
-            for indices, samples, images in ahead(load, batches, threads):
+            for indices, samples, images in read(load, batches, threads):
                 sizes = [sample.image.shape[:2] for sample in samples]
                 answers = task.answer(model, images, sizes, views, options.amp, options.batch_size)
                 found = [

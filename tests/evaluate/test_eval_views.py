@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from evaluate_toys import Noise
 
 from fapn_zoo._views import Views
 from fapn_zoo.evaluate import class_maps, evaluate, render
-from fapn_zoo.evaluate.loading import ahead, plan_batches
+from fapn_zoo.evaluate.loading import ahead, in_blocks, plan_batches
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.predict import predict
 
@@ -83,6 +84,24 @@ def test_batches_reach_the_network(model: torch.nn.Module):
     finally:
         hook.remove()
     assert [shape[0] for shape in seen] == [3, 1, 1] and seen[0][2:] == (40, 56)
+
+
+def test_images_are_read_in_blocks_while_the_caller_waits():
+    """All of a block at once, none of the next before it is asked for; an error comes out."""
+    made = []
+    together = threading.Barrier(3, timeout=10)
+
+    def make(item: int) -> int:
+        together.wait()
+        made.append(item)
+        return item
+
+    stream = in_blocks(make, range(9), threads=3)
+    assert next(stream) == 0 and sorted(made) == [0, 1, 2]
+    assert [next(stream), next(stream)] == [1, 2] and len(made) == 3
+    assert list(stream) == [3, 4, 5, 6, 7, 8]
+    with pytest.raises(ZeroDivisionError):
+        list(in_blocks(lambda item: 1 // item, [1, 0], threads=2))
 
 
 def test_images_are_read_ahead_in_order_and_errors_come_in_their_place():
