@@ -10,7 +10,7 @@ NAMES = ("auto", "reference", "numba", "triton")
 # What a backend takes as it is; the door turns everything else into float32.
 NATIVE_DTYPES = {
     "reference": (torch.float32, torch.float64),
-    "numba": (torch.float32, torch.float64),
+    "numba": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
 _selected = os.environ.get("FAPN_ZOO_DEFORM_CONV", "auto")

@@ -37,8 +37,7 @@ def _kernels(device_type):
 def deform_conv2d_op(input, offset, weight, bias, mask, stride, padding, dilation):
     """Deformable convolution of checked tensors of a dtype that the device's kernels take, all pairs given.
 
-    On CUDA the output is channels-last if the input is, and offset and mask may have dtypes of their own; on the CPU
-    all tensors share one dtype and the output is NCHW.
+    The output is channels-last if the input is. Offset and mask may have dtypes of their own.
     """
     return _kernels(input.device.type).forward(input, offset, weight, bias, mask, stride, padding, dilation)
 
@@ -46,8 +45,6 @@ def deform_conv2d_op(input, offset, weight, bias, mask, stride, padding, dilatio
 @deform_conv2d_op.register_fake
 def _(input, offset, weight, bias, mask, stride, padding, dilation):
     size = (input.shape[0], weight.shape[0], *output_sizes(input, weight, stride, padding, dilation))
-    if not _triton_runs(input.device.type):
-        return input.new_empty(size)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
@@ -65,7 +62,12 @@ def deform_conv2d_backward_op(grad, input, offset, weight, mask, stride, padding
 
 @deform_conv2d_backward_op.register_fake
 def _(grad, input, offset, weight, mask, stride, padding, dilation, needs):
-    like = torch.empty_like if _triton_runs(input.device.type) else lambda tensor: tensor.new_empty(tensor.shape)
+    def like(tensor):
+        if _triton_runs(input.device.type):
+            return torch.empty_like(tensor)
+        layout = torch.contiguous_format if tensor is weight else memory_format(tensor)
+        return torch.empty_like(tensor, memory_format=layout)
+
     tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
     return [like(tensor) if need else tensor.new_empty(0) for tensor, need in zip(tensors, needs, strict=True)]
 

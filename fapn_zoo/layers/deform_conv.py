@@ -115,9 +115,11 @@ def deform_conv2d(
     autocast = dtype != torch.float64 and _deform_reference.autocast_enabled(device.type)
     if autocast:
         result = torch.get_autocast_dtype(device.type)
-    if backend == "triton":
+    if backend != "reference" and dtype != torch.float64:
         # Offsets and masks go in as they are: the kernels compute with them in float32.
         compute = result if autocast else torch.promote_types(input.dtype, weight.dtype)
+        if compute not in _deform_backends.NATIVE_DTYPES[backend]:
+            compute = torch.float32
         input, weight = input.to(compute), weight.to(compute)
         bias = None if bias is None else bias.to(compute)
     else:

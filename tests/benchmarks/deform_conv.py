@@ -1,17 +1,20 @@
 """Deformable convolution side by side: this package, torchvision's operator, and a plain convolution of the same size.
 
-    python tests/benchmarks/deform_conv.py --threads 1 2 --csv deform_conv.csv
+    python tests/benchmarks/deform_conv.py --memory --csv hub/results/deform_conv.csv
 
 Contenders take turns within each round, and medians over rounds are compared, so that what else the machine does falls
-on all of them. With --memory, each contender runs once more in a process of its own and reports how much its peak rose.
+on all of them. torchvision's operator takes no bfloat16 on a CPU: it runs in float32, as under autocast. With --memory,
+each contender runs once more in a process of its own and reports by how much one call raised its peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import datetime
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,9 +24,11 @@ from pathlib import Path
 import torch
 import torchvision
 
+from fapn_zoo.benchmark.run import device_name
+from fapn_zoo.evaluate import git_commit
 from fapn_zoo.layers.deform_conv import active_backend, deform_conv2d, deform_conv_backend
 
-# batch, channels in and out, height, width, offset groups; all 3x3 with a mask
+# batch, channels in and out, height, width, offset groups; all 3x3 with a mask. The first four are the default.
 SHAPES = [
     (1, 128, 64, 128, 8),
     (1, 256, 64, 64, 8),
@@ -34,11 +39,13 @@ SHAPES = [
     (8, 64, 32, 40, 8),
     (8, 64, 16, 20, 8),
 ]
-CONTENDERS = ("ours", "torchvision", "conv")
+FUNCTIONS = {"ours": deform_conv2d, "torchvision": torchvision.ops.deform_conv2d, "conv": torch.conv2d}
+CONTENDERS = [(name, "float32") for name in FUNCTIONS] + [(name, "bfloat16") for name in ("ours", "conv")]
 
 
-def make_call(contender, direction, shape, dtype, seed=0):
-    """Return a function that runs `contender` once; `direction` is forward or both."""
+def make_call(contender, direction, shape, seed=0):
+    """Return a function that runs `contender`, a pair of CONTENDERS, once; `direction` is forward or both."""
+    name, dtype = contender[0], getattr(torch, contender[1])
     batch, channels, height, width, groups = shape
     torch.manual_seed(seed)
     sizes = {
@@ -47,51 +54,49 @@ def make_call(contender, direction, shape, dtype, seed=0):
         "weight": (channels, channels, 3, 3),
         "bias": (channels,),
     }
-    tensors = {name: torch.randn(size, dtype=dtype) for name, size in sizes.items()}
+    tensors = {name: torch.randn(size) for name, size in sizes.items()}
     tensors["offset"] *= 2
-    tensors["mask"] = torch.rand(batch, 9 * groups, height, width, dtype=dtype)
-    if contender == "conv":
+    tensors["mask"] = torch.rand(batch, 9 * groups, height, width)
+    if name == "conv":
         tensors = {name: tensors[name] for name in ("input", "weight", "bias")}
-    function = {"conv": torch.conv2d, "ours": deform_conv2d, "torchvision": torchvision.ops.deform_conv2d}[contender]
     grad = torch.randn(sizes["input"], dtype=dtype)
-    leaves = [tensor.requires_grad_(direction == "both") for tensor in tensors.values()]
+    leaves = {key: tensor.to(dtype).requires_grad_(direction == "both") for key, tensor in tensors.items()}
 
     def call():
-        output = function(**tensors, padding=1)
+        output = FUNCTIONS[name](**leaves, padding=1)
         if direction == "both":
-            torch.autograd.grad(output, leaves, grad)
+            torch.autograd.grad(output, list(leaves.values()), grad)
 
     return call
 
 
-def measure(shape, direction, dtype, rounds, cpu_time):
+def measure(shape, direction, rounds):
     """Return milliseconds of one call by contender: the median over interleaved rounds."""
-    clock = time.process_time if cpu_time else time.perf_counter
-    calls = {contender: make_call(contender, direction, shape, dtype) for contender in CONTENDERS}
+    calls = {contender: make_call(contender, direction, shape) for contender in CONTENDERS}
     for call in calls.values():
         call()
     times = {contender: [] for contender in CONTENDERS}
     for _ in range(rounds):
         for contender, call in calls.items():
-            start = clock()
+            start = time.perf_counter()
             call()
-            times[contender].append(clock() - start)
+            times[contender].append(time.perf_counter() - start)
     return {contender: statistics.median(values) * 1e3 for contender, values in times.items()}
 
 
-def peak_mib(contender, direction, shape, dtype, threads):
+def peak_mib(contender, direction, shape, threads):
     """Return by how many MiB one call raises the peak of a process that has run the contender on a small shape."""
-    arguments = [contender, direction, ",".join(map(str, shape)), str(dtype).removeprefix("torch."), str(threads)]
+    arguments = [*contender, direction, ",".join(map(str, shape)), str(threads)]
     command = [sys.executable, __file__, "--peak", *arguments]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def print_peak(contender, direction, shape, dtype, threads):
+def print_peak(name, dtype, direction, shape, threads):
     torch.set_num_threads(int(threads))
-    shape, dtype = tuple(map(int, shape.split(","))), getattr(torch, dtype)
+    shape = tuple(map(int, shape.split(",")))
     small = (1, *shape[1:2], 8, 8, *shape[4:])
-    make_call(contender, direction, small, dtype)()
-    call = make_call(contender, direction, shape, dtype)
+    make_call((name, dtype), direction, small)()
+    call = make_call((name, dtype), direction, shape)
     # Linux: forget the peak so far, which imports and the compiler set.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mib("VmRSS")
@@ -104,35 +109,48 @@ def resident_mib(name):
     return int(re.search(name + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def measure_row(shape, direction, threads, dtype, options):
-    """Measure one row of the table."""
+def rows_of(shape, direction, threads, options):
+    """Measure one shape and pass: a row per contender. Ratios are to torchvision and conv in float32."""
     torch.set_num_threads(threads)
-    ms = measure(shape, direction, dtype, options.rounds, options.cpu_time and threads == 1)
-    row = {
-        "shape": "x".join(map(str, shape)),
-        "pass": "forward" if direction == "forward" else "forward+backward",
-        "threads": threads,
-        "dtype": str(dtype).removeprefix("torch."),
-        **{f"{contender}_ms": round(value, 2) for contender, value in ms.items()},
-        "ratio_to_torchvision": round(ms["torchvision"] / ms["ours"], 2),
-        "ratio_to_conv": round(ms["ours"] / ms["conv"], 2),
+    ms = measure(shape, direction, options.rounds)
+    for contender in CONTENDERS:
+        row = {
+            "shape": "x".join(map(str, shape)),
+            "pass": "forward" if direction == "forward" else "forward+backward",
+            "threads": threads,
+            "contender": contender[0],
+            "dtype": contender[1],
+            "ms": round(ms[contender], 2),
+            "times_faster_than_torchvision": round(ms["torchvision", "float32"] / ms[contender], 2),
+            "times_conv": round(ms[contender] / ms["conv", "float32"], 2),
+        }
+        if options.memory and threads == max(options.threads):
+            row["peak_mib"] = round(peak_mib(contender, direction, shape, threads), 1)
+        yield row
+
+
+def circumstances(options):
+    """The columns that are the same in all rows."""
+    numba = __import__("numba").__version__ if active_backend() == "numba" else "none"
+    return {
+        "rounds": options.rounds,
+        "processor": device_name(torch.device("cpu")).split(" (")[0],
+        "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}, numba {numba}, "
+        f"Python {platform.python_version()}, {platform.machine()}",
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "tests/benchmarks/deform_conv.py", *sys.argv[1:]]),
     }
-    if options.memory:
-        for contender in CONTENDERS:
-            row[f"{contender}_peak_mib"] = round(peak_mib(contender, direction, shape, dtype, threads), 1)
-    return row
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="also write the rows to this file")
-    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--shapes", type=int, nargs="+", default=range(len(SHAPES)), help="rows of SHAPES, from 0")
+    parser.add_argument("--shapes", type=int, nargs="+", default=range(4), help="rows of SHAPES, from 0")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory (Linux)")
-    parser.add_argument("--cpu-time", action="store_true", help="with one thread, take CPU time instead of wall time")
+    parser.add_argument("--memory", action="store_true", help="also peak memory, at the most threads (Linux)")
     parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -140,19 +158,17 @@ def main():
         return
     rows = []
     with deform_conv_backend(options.backend):
-        numba = __import__("numba").__version__ if active_backend() == "numba" else "none"
-        versions = (
-            f"torch {torch.__version__}, torchvision {torchvision.__version__}, numba {numba}, {platform.machine()}"
-        )
+        facts = circumstances(options)
         for threads in options.threads:
             for shape in (SHAPES[index] for index in options.shapes):
                 for direction in ("forward", "both"):
-                    row = measure_row(shape, direction, threads, getattr(torch, options.dtype), options)
-                    rows.append({**row, "versions": versions})
-                    print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+                    for row in rows_of(shape, direction, threads, options):
+                        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+                        rows.append({**row, **facts})
     if options.csv:
+        columns = dict.fromkeys(name for row in rows for name in row)
         with open(options.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=rows[0])
+            writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)
 

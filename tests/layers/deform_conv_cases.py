@@ -34,6 +34,8 @@ SHAPES = {
     "many_tiles": Shape((1, 8, 8, 33, 41), offset_groups=8),
     "many_tiles_groups": Shape((1, 16, 8, 25, 24), groups=2, offset_groups=4),
     "one_offset_group": Shape((1, 32, 8, 12, 12)),
+    "many_pieces": Shape((1, 128, 40, 5, 13), offset_groups=2),
+    "wide_groups": Shape((2, 32, 48, 6, 7), groups=2),
     "groups": Shape((1, 16, 8, 9, 11), groups=2, offset_groups=4),
     "fewer_offset_groups": Shape((2, 24, 12, 9, 7), groups=4, offset_groups=2),
     "groups_across": Shape((1, 12, 6, 8, 8), groups=3, offset_groups=2),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import platform
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ import torchvision
 from deform_conv_cases import SHAPES, Shape, make_tensors, run, threads
 from torch.utils.flop_counter import FlopCounterMode
 
-from fapn_zoo.layers import _deform_backends, deform_conv
+from fapn_zoo.layers import _deform_backends, _deform_threads, deform_conv
 from fapn_zoo.layers.deform_conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
 
 pytestmark = pytest.mark.unit
@@ -39,6 +42,33 @@ def test_threads_agree(name):
     for a, b, c in zip(one, two, again, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         assert torch.equal(b, c)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_workers(monkeypatch, openmp):
+    if not openmp:
+        monkeypatch.setattr(_deform_threads, "_find_openmp", lambda: None)
+    elif _deform_threads._find_openmp() is None:
+        pytest.skip("PyTorch's threads cannot be had")
+    here, others, barrier = threading.get_ident(), set(), threading.Barrier(3)
+
+    def meet(worker):
+        # Ends only if three threads are in it at once.
+        barrier.wait(timeout=60)
+        others.add((worker, threading.get_ident()))
+        if worker == 1:
+            raise KeyError("from a worker")
+
+    with pytest.raises(KeyError, match="from a worker"):
+        _deform_threads.WORKERS.run(meet, 3)
+    assert {worker for worker, _ in others} == {0, 1, 2}
+    assert len({thread for _, thread in others}) == 3 and here in {thread for _, thread in others}
+    shape = SHAPES["many_tiles"]
+    tensors = make_tensors(shape)
+    with threads(1):
+        expected = run(deform_conv2d, tensors, shape)
+    with threads(3):
+        torch.testing.assert_close(run(deform_conv2d, tensors, shape), expected)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -86,21 +116,28 @@ def test_called_from_several_threads_at_once():
 def _forked(queue):
     shape = SHAPES["many_tiles"]
     queue.put(float(run(deform_conv2d, make_tensors(shape), shape)[0].sum()))
+    # PyTorch's threads cannot start after a fork, ours can. Nothing here is large enough for PyTorch to want any.
+    torch.set_num_threads(2)
+    shape = SHAPES["plain"]
+    queue.put(float(run(deform_conv2d, make_tensors(shape), shape)[0].sum()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_works_in_a_forked_process():
-    shape = SHAPES["many_tiles"]
     with threads(2):
-        expected = float(run(deform_conv2d, make_tensors(shape), shape)[0].sum())
+        shapes = SHAPES["many_tiles"], SHAPES["plain"]
+        expected = [float(run(deform_conv2d, make_tensors(shape), shape)[0].sum()) for shape in shapes]
         context = multiprocessing.get_context("fork")
         queue = context.Queue()
-        # The child has one PyTorch thread, as data loaders set it: its OpenMP cannot start more after a fork.
+        # One PyTorch thread, as data loaders have it.
         with threads(1):
             child = context.Process(target=_forked, args=(queue,))
             child.start()
-        assert queue.get(timeout=60) == pytest.approx(expected)
-        child.join()
+        try:
+            assert [queue.get(timeout=60) for _ in shapes] == pytest.approx(expected)
+        finally:
+            child.kill()
+            child.join()
 
 
 class Layer(torch.nn.Module):
@@ -143,17 +180,25 @@ def test_exports_with_dynamic_sizes(backend, operator):
     torch.testing.assert_close(program.module()(input, offset, mask), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mask", [True, False])
-def test_opcheck(mask):
+@pytest.mark.parametrize("case", ["float32", "without", "bfloat16", "channels_last"])
+def test_opcheck(case):
     from fapn_zoo.layers._deform_ops import deform_conv2d_backward_op, deform_conv2d_op
 
-    shape = SHAPES["groups"]
-    input, offset, weight, bias, mask = make_tensors(shape, torch.float32, mask=mask, bias=mask)
+    shape = SHAPES["wide_groups" if case == "bfloat16" else "groups"]
+    given = case != "without"
+    tensors = make_tensors(shape, torch.bfloat16 if case == "bfloat16" else torch.float32, mask=given, bias=given)
+    if case == "channels_last":
+        for index in (0, 1, 2, 4):
+            last = tensors[index].detach().contiguous(memory_format=torch.channels_last)
+            tensors[index] = last.requires_grad_()
+    input, offset, weight, bias, mask = tensors
+    if case == "bfloat16":
+        offset = offset.detach().float().requires_grad_()
     pairs = [list(pair) for pair in shape.arguments.values()]
     torch.library.opcheck(deform_conv2d_op, (input, offset, weight, bias, mask, *pairs))
     arguments = [None if tensor is None else tensor.detach() for tensor in (input, offset, weight, mask)]
-    grad = torch.randn(1, 8, 9, 11)
-    for needs in ([True] * 4 + [mask is not None], [False, True, False, False, False]):
+    grad = torch.ops.fapn_zoo.deform_conv2d(*arguments[:3], None, arguments[3], *pairs)
+    for needs in ([True] * 4 + [given], [False, True, False, False, False]):
         torch.library.opcheck(deform_conv2d_backward_op, (grad, *arguments, *pairs, needs))
 
 
@@ -272,3 +317,58 @@ def test_kernels_are_imported_at_first_use():
     code = f"import fapn_zoo.layers.deform_conv, sys; assert not {kernels} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+OTHER_PROCESSOR = """
+import torch
+from deform_conv_cases import SHAPES, TOLERANCE, make_tensors, run
+import torchvision
+from fapn_zoo.layers import _deform_vectors
+from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
+
+assert not _deform_vectors.has_bfloat16()
+for name, dtype in (("many_pieces", torch.float32), ("groups", torch.float64), ("many_pieces", torch.bfloat16)):
+    tensors = make_tensors(SHAPES[name], dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    with deform_conv_backend("numba"):
+        ours = run(deform_conv2d, tensors, SHAPES[name], grad_dtype=dtype)
+    theirs = run(torchvision.ops.deform_conv2d, exact, SHAPES[name], grad_dtype=dtype)
+    tolerance = TOLERANCE.get(dtype, {"rtol": 2e-2, "atol": 2e-3})
+    for value, expected in zip(ours, theirs):
+        torch.testing.assert_close(value.double(), expected, **tolerance)
+"""
+
+
+@pytest.mark.parametrize("features", ["", "+avx,+avx2,+fma"])
+def test_processors_with_fewer_registers(tmp_path, features):
+    if features and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("for x86")
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    numba = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], env={**os.environ, **numba, "PYTHONPATH": path}, check=True)
+
+
+def test_kernels_depend_on_all_of_their_code():
+    from fapn_zoo.layers import _deform_kernels, _deform_tiles
+
+    folder, seen, names = Path(_deform_kernels.__file__).parent, set(), {"kernels", "plan"}
+    while names - seen:
+        name = (names - seen).pop()
+        seen.add(name)
+        names |= set(re.findall(r"from \._deform_(\w+) import", (folder / f"_deform_{name}.py").read_text()))
+    # Of the geometry, kernels see the fields.
+    assert set(_deform_tiles._SOURCES) == seen | {"geometry"}
+
+
+def test_kernels_without_a_folder_for_the_cache(monkeypatch):
+    from fapn_zoo.layers import _deform_tiles
+
+    compile_function = _deform_tiles.numba.njit
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_function(**options)
+
+    monkeypatch.setattr(_deform_tiles.numba, "njit", njit)
+    assert _deform_tiles.kernel(lambda number: number + 1)(1) == 2
