@@ -23,6 +23,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo._timm_weights import build_features
+from fapn_zoo.layers._deform_ops import memory_format
+from fapn_zoo.layers.frozen_norm import use_one_step
 from fapn_zoo.layers.swin_official import SWIN_OPTIONS, swin_blocks, use_official_order
 from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 
@@ -149,7 +151,8 @@ class Backbone(nn.Module):
         if self.is_swin:
             features = [getattr(self, f"norm{level}")(feature) for level, feature in enumerate(features)]
         if _is_channels_last(self.body):
-            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+            layout = memory_format(x)
+            features = [feature.permute(0, 3, 1, 2).contiguous(memory_format=layout) for feature in features]
         if padded:
             sizes = [(_ceil(height, stride), _ceil(width, stride)) for stride in self.strides]
             features = [feature[..., :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
@@ -378,6 +381,7 @@ def _with_frozen_batch_norm(body: nn.Module, name: str) -> nn.Module:
     if not any(isinstance(module, _BatchNorm) for module in body.modules()):
         raise ValueError(f"norm='frozen_bn' needs a backbone with BatchNorm, and {name!r} has none")
     body = freeze_batch_norm_2d(body)
+    use_one_step(body)
     left = {type(module).__name__ for module in body.modules() if isinstance(module, _BatchNorm)}
     if left:
         raise ValueError(f"norm='frozen_bn' cannot freeze {', '.join(sorted(left))} of backbone {name!r}")

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--task", help="semantic, panoptic or instance; default: the model's")
     verb.add_argument("--tile", type=_size, help="window in pixels, 512 or 512x1024, for large images")
     verb.add_argument("--batch-size", type=int, default=1)
+    verb.add_argument("--amp", default="auto", help="bf16, fp16 or no; auto: bf16 where the processor is fast in it")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
 
     verb = _verb(verbs, "check-data", _check_data, "missing pairs, wrong sizes, ids out of range; class counts")
@@ -173,7 +174,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     model = _model(args.model, args.device)
     summary = predict_files(
-        model, args.paths, args.out, task=args.task, tile=args.tile, batch_size=args.batch_size,
+        model, args.paths, args.out, task=args.task, tile=args.tile, batch_size=args.batch_size, amp=args.amp,
         progress=sys.stderr.isatty(),
     )
     print(f"{len(summary['images'])} done, {len(summary['failed'])} failed; see {args.out / 'summary.json'}")

@@ -7,7 +7,7 @@ Everything that depends on the model (sizes, mean, colours, names) is read from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fapn_zoo import postprocess
 from fapn_zoo._inputs import network_input
+from fapn_zoo._precision import AMP, resolve_amp
 from fapn_zoo._tiles import predict_tiles, tile_size
 from fapn_zoo._views import Views, head_stride, merged_bands, score_sources, views_for
 from fapn_zoo.data.labels import default_palette
@@ -36,6 +37,7 @@ def predict(
     batch_size: int = 1,
     scales: str | Sequence[float] | None = None,
     flip: bool = False,
+    amp: str = "auto",
 ) -> Result | list[Result]:
     """Predicts on one image or many.
 
@@ -53,6 +55,8 @@ def predict(
             resizing and padding) share a batch, so this never changes a result.
         scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: ``"official"``,
             factors of the test size, or short sides in pixels; see `fapn_zoo._views`.
+        amp: ``"bf16"``, ``"fp16"`` (GPUs) or ``"no"``: what the network multiplies in. ``"auto"`` is bfloat16 where
+            the processor has instructions for it and the weights are float32, else as the weights are.
 
     Returns:
         A `Result` for one image; a list, in order, for a folder, list or batch. Every `Result` holds its image: for
@@ -69,7 +73,7 @@ def predict(
         items = _expand(x)
     else:
         items = [x]
-    options = {"overlap": overlap, "batch_size": batch_size, "scales": scales, "flip": flip}
+    options = {"overlap": overlap, "batch_size": batch_size, "scales": scales, "flip": flip, "amp": amp}
     results = [result for _, result in predict_each(model, items, task, tile, **options)]
     return results if isinstance(x, (list, tuple)) or _is_batch(x) else results[0]
 
@@ -84,6 +88,7 @@ def predict_each(
     batch_size: int = 1,
     scales: str | Sequence[float] | None = None,
     flip: bool = False,
+    amp: str = "auto",
     on_error: Callable[[int, Exception], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """`predict` as a stream that holds at most one batch: yields (index, `Result`) in order.
@@ -104,10 +109,11 @@ def predict_each(
         raise ValueError(f"scales and flip work {what}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")
+    amp = resolve_amp(amp, *device_and_type(model))
     images = _load_each(items, len(model.data.mean), on_error)
     if window:
-        return ((index, _predict_tiled(model, image, window, overlap, batch_size)) for index, image in images)
-    return _predict_batched(model, images, views, task, batch_size)
+        return ((index, _predict_tiled(model, image, window, overlap, batch_size, amp)) for index, image in images)
+    return _predict_batched(model, images, views, task, batch_size, amp)
 
 
 def _load_each(
@@ -125,7 +131,7 @@ def _load_each(
 
 
 def _predict_batched(
-    model: nn.Module, images: Iterable[tuple[int, LoadedImage]], views: Views, task: str, batch_size: int
+    model: nn.Module, images: Iterable[tuple[int, LoadedImage]], views: Views, task: str, batch_size: int, amp: str
 ) -> Iterator[tuple[int, Result]]:
     """Runs images of equal padded sizes together, at most ``batch_size`` of them."""
     run_batch = _run_batch if views.single else _run_views
@@ -134,15 +140,15 @@ def _predict_batched(
     for index, image in images:
         size = views.padded(model.data, tuple(image.pixels.shape[1:]))
         if waiting and size != size_of_batch:
-            yield from run_batch(model, waiting, views, task)
+            yield from run_batch(model, waiting, views, task, amp)
             waiting = []
         waiting.append((index, image, views.prepare(model.data, image.pixels)))
         size_of_batch = size
         if len(waiting) == batch_size:
-            yield from run_batch(model, waiting, views, task)
+            yield from run_batch(model, waiting, views, task, amp)
             waiting = []
     if waiting:
-        yield from run_batch(model, waiting, views, task)
+        yield from run_batch(model, waiting, views, task, amp)
 
 
 def check_task(model: nn.Module, task: str | None) -> str:
@@ -161,15 +167,32 @@ def check_task(model: nn.Module, task: str | None) -> str:
 def inference(model: nn.Module) -> Iterator[tuple[torch.device, torch.dtype]]:
     """Evaluation mode without autograd; gives the model's device and floating type, and restores every flag."""
     training = [module for module in model.modules() if module.training]
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     model.eval()
     try:
-        # Not inference_mode: what a module caches in it (position codes, window masks) would break training afterwards.
-        with torch.no_grad():
-            yield first.device, first.dtype
+        with torch.inference_mode():
+            yield device_and_type(model)
     finally:
         for module in training:
             module.training = True
+
+
+def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model's parameters are, and their floating type."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return first.device, first.dtype
+
+
+@contextmanager
+def _network(model: nn.Module, amp: str) -> Iterator[Callable[[Sequence[Tensor]], Any]]:
+    """`inference` around a function that turns pixels (C, h, w) of equal padded size into the model's raw output."""
+    with inference(model) as (device, dtype):
+
+        def run(pixels: Sequence[Tensor]) -> Any:
+            x = network_input(model.data, pixels, device, dtype)
+            with nullcontext() if amp == "no" else torch.autocast(device.type, AMP[amp]):
+                return model(x)
+
+        yield run
 
 
 def _is_batch(x: Any) -> bool:
@@ -186,11 +209,11 @@ def _expand(x: Any) -> list[Any]:
 
 
 def _run_batch(
-    model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str
+    model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str, amp: str
 ) -> Iterator[tuple[int, Result]]:
     shown = [parts[0] for _, _, parts in entries]
-    with inference(model) as (device, dtype):
-        output = model(network_input(model.data, shown, device, dtype))
+    with _network(model, amp) as run:
+        output = run(shown)
         results = [
             (index, _to_result(model, image, one_output(output, n), tuple(shown[n].shape[1:]), task))
             for n, (index, image, _) in enumerate(entries)
@@ -199,18 +222,18 @@ def _run_batch(
 
 
 def _run_views(
-    model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str
+    model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str, amp: str
 ) -> Iterator[tuple[int, Result]]:
     results, are_logits = [], False
-    with inference(model) as (device, dtype):
+    with _network(model, amp) as run:
 
-        def run(pixels: Sequence[Tensor]) -> Any:
+        def observed(pixels: Sequence[Tensor]) -> Any:
             nonlocal are_logits
-            output = model(network_input(model.data, pixels, device, dtype))
+            output = run(pixels)
             are_logits = isinstance(output, postprocess.SemanticOutput)
             return output
 
-        merged = score_sources(model, run, views, [parts for _, _, parts in entries])
+        merged = score_sources(model, observed, views, [parts for _, _, parts in entries])
         for (index, image, _), sources in zip(entries, merged, strict=True):
             bands = merged_bands(sources, tuple(image.pixels.shape[1:]))
             chosen = [postprocess.choose(scores, are_logits) for _, _, scores in bands]
@@ -236,17 +259,17 @@ def _to_result(model: nn.Module, image: LoadedImage, output: Any, image_size: tu
 
 
 def _predict_tiled(
-    model: nn.Module, image: LoadedImage, window: tuple[int, int], overlap: float, batch_size: int
+    model: nn.Module, image: LoadedImage, window: tuple[int, int], overlap: float, batch_size: int, amp: str
 ) -> Result:
-    with inference(model) as (device, dtype):
+    with _network(model, amp) as run:
 
-        def run(parts: list[Tensor]) -> tuple[Tensor, bool]:
-            output = model(network_input(model.data, parts, device, dtype))
+        def scored(parts: list[Tensor]) -> tuple[Tensor, bool]:
+            output = run(parts)
             size = tuple(parts[0].shape[1:])
             scores = postprocess.semantic_scores(output, size, size, stride=head_stride(model))
             return scores, isinstance(output, postprocess.SemanticOutput)
 
-        labels, scores = predict_tiles(run, image.pixels, window, overlap, batch_size, model.data.size_divisor)
+        labels, scores = predict_tiles(scored, image.pixels, window, overlap, batch_size, model.data.size_divisor)
         return _semantic_result(model, image, labels, scores)
 
 

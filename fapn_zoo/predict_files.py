@@ -15,8 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fapn_zoo._files import write_whole
+from fapn_zoo._precision import resolve_amp
 from fapn_zoo.images import list_images
-from fapn_zoo.predict import check_task, predict_each
+from fapn_zoo.predict import check_task, device_and_type, predict_each
 from fapn_zoo.result import Result, save_image
 
 SUMMARY = "summary.json"
@@ -32,17 +33,18 @@ def predict_files(
     *,
     overlap: float = 0.25,
     batch_size: int = 1,
+    amp: str = "auto",
 ) -> dict[str, Any]:
     """Predicts on files and writes ``NAME_overlay.png``, ``NAME_labels.png`` and ``summary.json`` to ``out_dir``.
 
     Args:
-        model, task, tile, overlap, batch_size: see `fapn_zoo.predict.predict`.
+        model, task, tile, overlap, batch_size, amp: see `fapn_zoo.predict.predict`.
         paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each is done once.
         out_dir: made if missing; results of an earlier run there are replaced, inputs never.
         progress: show a progress bar on stderr.
 
     Returns:
-        What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``complete`` (False after an interrupt),
+        What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``amp``, ``complete`` (False after an interrupt),
         ``seconds``, ``images`` (a dict per image with ``input``, ``overlay``, ``labels``, ``size`` [H, W],
         ``seconds``, ``classes`` name -> share of the image, and for panoptic and instance ``segments``) and
         ``failed`` (dicts with ``input`` and ``error``): images that cannot be read are named there and on stderr, the
@@ -52,12 +54,12 @@ def predict_files(
         ImageError: for a folder without images, before anything is done.
         ValueError: no paths, arguments that `predict` refuses, or ``out_dir`` is one of the folders to read.
     """
-    task = check_task(model, task)
+    task, amp = check_task(model, task), resolve_amp(amp, *device_and_type(model))
     out_dir = Path(out_dir)
     inputs = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     name = getattr(getattr(model, "spec", None), "name", type(model).__name__)
-    summary = dict(model=name, task=task, tile=tile, complete=False, seconds=0.0, images=[], failed=[])
+    summary = dict(model=name, task=task, tile=tile, amp=amp, complete=False, seconds=0.0, images=[], failed=[])
     bar = tqdm(total=len(inputs), unit="image", disable=not progress)
     started = before = time.perf_counter()
 
@@ -68,7 +70,8 @@ def predict_files(
         bar.write(f"error: {error}", file=sys.stderr)
         bar.update()
 
-    stream = predict_each(model, inputs, task, tile, overlap=overlap, batch_size=batch_size, on_error=on_error)
+    options = {"overlap": overlap, "batch_size": batch_size, "amp": amp}
+    stream = predict_each(model, inputs, task, tile, **options, on_error=on_error)
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
         for index, result in stream:

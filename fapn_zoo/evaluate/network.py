@@ -1,4 +1,4 @@
-"""From prepared images to class maps: what `predict` answers, without its scores and segments."""
+"""From prepared images to class maps: what `predict` answers in full precision, without its scores and segments."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def label_maps(
 
 
 def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None = None) -> Tensor:
-    """What `predict` answers for images of equal size, without its scores and segments.
+    """What `predict` answers in the same precision for images of equal size, without its scores and segments.
 
     Args:
         images: (H, W, 3) uint8 RGB each.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fapn_zoo.layers._deform_ops import memory_format
 from fapn_zoo.layers.conv import ConvNormAct
 from fapn_zoo.layers.deform_conv import deform_conv2d
 from fapn_zoo.necks._common import Neck, resolve_norm, sum_into
@@ -64,7 +65,8 @@ class ModulatedDeformConv(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         offset, mask = self.offset_mask(guide).split((18 * self.groups, 9 * self.groups), dim=1)
-        return deform_conv2d(x, offset, self.weight, self.bias, padding=1, mask=mask.sigmoid())
+        y = deform_conv2d(x, offset, self.weight, self.bias, padding=1, mask=mask.sigmoid())
+        return y.contiguous(memory_format=memory_format(x))  # what follows would otherwise leave channels-last
 
 
 class FeatureAlignment(nn.Module):

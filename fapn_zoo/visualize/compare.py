@@ -66,7 +66,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     totals: list[tuple[ConfusionMatrix, ConfusionMatrix]] | None = None
     for item in tqdm(items, disable=not progress, unit="image"):
-        results = [predict(model, item.image, task="semantic") for model in models.values()]
+        results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
         found = Comparison(item.name, list(models), results, item.labels, band)
         file = _free_name(item.name, {row["file"] for row in rows})
         row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}

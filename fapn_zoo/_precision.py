@@ -1,0 +1,47 @@
+"""In which precision `predict` computes: half where the processor has instructions for it, else as the weights are."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}
+
+
+def check_amp(amp: str) -> None:
+    """ValueError unless "auto", "bf16", "fp16" or "no"."""
+    if amp != "auto" and amp not in AMP:
+        raise ValueError(f"amp={amp!r}; expected auto, {', '.join(AMP)}")
+
+
+def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.float32) -> str:
+    """"bf16", "fp16" or "no", a key of `AMP`: what the network multiplies in; "no" is the precision of its weights.
+
+    Args:
+        amp: one of these, or "auto": bfloat16 for float32 weights where ``device`` is fast in it.
+
+    Raises:
+        ValueError: unknown, or float16 on a CPU.
+    """
+    check_amp(amp)
+    if amp == "auto":
+        return "bf16" if weights == torch.float32 and fast_bfloat16(device) else "no"
+    if amp == "fp16" and device.type == "cpu":
+        raise ValueError("amp='fp16' needs a GPU; a CPU takes amp='bf16' or amp='no'")
+    return amp
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (Intel since Cooper Lake, AMD since Zen 4; NVIDIA Ampere)."""
+    if device.type == "cuda":
+        return not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and _cpu_has_bfloat16()
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    # PyTorch has no public name for this. Without oneDNN the instructions would not be used.
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    found = any(getattr(torch.cpu, name, lambda: False)() for name in tests)
+    return found and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled

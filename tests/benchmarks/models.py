@@ -1,0 +1,187 @@
+"""Whole models side by side, from the normalised input to the map of classes: ours and those of other libraries.
+
+    python tests/benchmarks/models.py --csv hub/results/models_speed.csv
+
+Needs the extra `bench`. Models of one group have the same backbone, size of input and 150 classes, and take turns
+within each round, every one in three manners; medians over rounds are compared within a manner.
+
+    defaults    ours as `fapn_zoo.predict` runs it; the others as their documentation does: float32, no gradients
+    fp32        float32, NCHW, no gradients, for all
+    bf16        autocast to bfloat16, channels-last, for all
+
+Post-processing is part of it: `postprocess.semantic`, `argmax` after smp's enlarged logits, and the image processor's
+`post_process_semantic_segmentation`. Weights are random; offsets are drawn as wide as trained ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import datetime
+import shlex
+import statistics
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import fapn_zoo
+from fapn_zoo import postprocess
+from fapn_zoo._precision import AMP, resolve_amp
+from fapn_zoo.benchmark.run import device_name, draw_offsets, find_device
+from fapn_zoo.evaluate import git_commit
+
+CLASSES = 150
+MANNERS = ("defaults", "fp32", "bf16")
+# Group: input size (H, W); models; and by which of them the others' times are divided. Names without a colon are ours.
+GROUPS = {
+    "resnet50": ((512, 1024), ("perpixel_fapn_resnet50", "perpixel_fpn_resnet50"), ("perpixel_fpn_resnet50",)),
+    "resnet18": (
+        (512, 1024),
+        ("perpixel_fapn_resnet18", "perpixel_fapn_resnet18_cityscapes", "smp:FPN", "smp:UPerNet"),
+        ("smp:FPN", "smp:UPerNet"),
+    ),
+    "maskformer": (
+        (512, 512),
+        ("maskformer_fapn_resnet50", "maskformer_fpn_resnet50", "transformers:MaskFormer"),
+        ("maskformer_fpn_resnet50", "transformers:MaskFormer"),
+    ),
+}
+
+
+def build_ours(name, group, size):
+    model = fapn_zoo.create_model(name, num_classes=CLASSES)
+    draw_offsets(model)
+    return model, lambda output: postprocess.semantic(output, size, size, stride=model.head.stride)
+
+
+def build_smp(name, group, size):
+    import segmentation_models_pytorch
+
+    # "tu-": timm's encoder, as ours.
+    model = getattr(segmentation_models_pytorch, name)(f"tu-{group}", encoder_weights=None, classes=CLASSES)
+    return model, lambda output: output.argmax(1)
+
+
+def build_transformers(name, group, size):
+    from transformers import (
+        DetrConfig,
+        MaskFormerConfig,
+        MaskFormerForInstanceSegmentation,
+        MaskFormerImageProcessor,
+        ResNetConfig,
+    )
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = ResNetConfig(depths=[3, 4, 6, 3], layer_type="bottleneck", out_features=stages)
+    config = MaskFormerConfig(backbone_config=backbone, decoder_config=DetrConfig(num_queries=100))
+    config.num_labels = CLASSES
+    processor = MaskFormerImageProcessor()
+    return (
+        MaskFormerForInstanceSegmentation(config),
+        lambda output: processor.post_process_semantic_segmentation(output, target_sizes=[size]),
+    )
+
+
+def build(name, group, size):
+    """Return a model and the function that turns its output into a map of classes."""
+    library, _, rest = name.rpartition(":")
+    builders = {"": build_ours, "smp": build_smp, "transformers": build_transformers}
+    return builders[library](rest, group, size)
+
+
+def make_call(model, finish, manner, ours, size, device):
+    """Return a function that does one inference and returns its dtype's name."""
+    model = model.to(device).eval()
+    amp = {"fp32": "no", "bf16": "bf16"}.get(manner) or (resolve_amp("auto", device) if ours else "no")
+    last = manner == "bf16" or (manner == "defaults" and ours and device.type == "cpu")
+    # As in `predict`, weights keep their layout: operators pack them for themselves.
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device).contiguous(memory_format=layout)
+
+    def call():
+        with torch.inference_mode() if manner == "defaults" and ours else torch.no_grad():
+            with contextlib.nullcontext() if amp == "no" else torch.autocast(device.type, AMP[amp]):
+                output = model(x)
+            finish(output)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return "fp32" if amp == "no" else amp
+
+    return call
+
+
+def measure(group, device, rounds):
+    """A row for each model and manner of a group, all of them interleaved."""
+    size, names, references = GROUPS[group]
+    calls = {}
+    for name in names:
+        model, finish = build(name, group, size)
+        for manner in MANNERS:
+            calls[name, manner] = make_call(model, finish, manner, ":" not in name, size, device)
+    dtypes = {key: [call(), call()][-1] for key, call in calls.items()}
+    times = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[key].append(1e3 * (time.perf_counter() - start))
+    middle = {key: statistics.median(values) for key, values in times.items()}
+    for (name, manner), values in times.items():
+        deciles = statistics.quantiles(values, n=10, method="inclusive")
+        row = {"group": group, "size": "x".join(map(str, size)), "model": name, "manner": manner}
+        row |= {"dtype": dtypes[name, manner], "ms": round(middle[name, manner], 1)}
+        row |= {"p10_ms": round(deciles[0], 1), "p90_ms": round(deciles[-1], 1)}
+        for other in references:
+            row[f"times {other}"] = round(middle[name, manner] / middle[other, manner], 2)
+        yield row
+
+
+def circumstances(device, options):
+    packages = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "transformers")
+    return {
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "device": device_name(device),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+        "commit": options.commit or git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "tests/benchmarks/models.py", *sys.argv[1:]]),
+    }
+
+
+def write(path, rows, facts):
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*columns, *facts])
+        writer.writeheader()
+        writer.writerows({**row, **facts} for row in rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", help="also write the rows to this file")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--device", help="cpu, cuda; default: a GPU if there is one")
+    parser.add_argument("--commit", help="of this code, where there is no git to ask")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    device = find_device(options.device)
+    facts, rows = circumstances(device, options), []
+    for group in options.groups:
+        for row in measure(group, device, options.rounds):
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            rows.append(row)
+    if options.csv:
+        write(options.csv, rows, facts)
+
+
+if __name__ == "__main__":
+    main()
