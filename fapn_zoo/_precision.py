@@ -1,18 +1,25 @@
-"""In which precision `predict` computes: half where the processor has instructions for it, else as the weights are."""
+"""In which precision networks compute: as their weights, or in half precision by autocast."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}
 
 
-def check_amp(amp: str) -> None:
-    """ValueError unless "auto", "bf16", "fp16" or "no"."""
-    if amp != "auto" and amp not in AMP:
-        raise ValueError(f"amp={amp!r}; expected auto, {', '.join(AMP)}")
+def check_amp(amp: str, allowed: Iterable[str] = AMP) -> None:
+    """ValueError unless ``amp`` is one of ``allowed``."""
+    if amp not in allowed:
+        raise ValueError(f"amp={amp!r}; expected {', '.join(allowed)}")
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
+    """The context in which modules multiply in ``amp``, a key of `AMP`."""
+    return nullcontext() if AMP[amp] is None else torch.autocast(device.type, AMP[amp])
 
 
 def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.float32) -> str:
@@ -24,7 +31,7 @@ def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.flo
     Raises:
         ValueError: unknown, or float16 on a CPU.
     """
-    check_amp(amp)
+    check_amp(amp, ("auto", *AMP))
     if amp == "auto":
         return "bf16" if weights == torch.float32 and fast_bfloat16(device) else "no"
     if amp == "fp16" and device.type == "cpu":

@@ -7,7 +7,7 @@ Everything that depends on the model (sizes, mean, colours, names) is read from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fapn_zoo import postprocess
 from fapn_zoo._inputs import network_input
-from fapn_zoo._precision import AMP, resolve_amp
+from fapn_zoo._precision import autocast, resolve_amp
 from fapn_zoo._tiles import predict_tiles, tile_size
 from fapn_zoo._views import Views, head_stride, merged_bands, score_sources, views_for
 from fapn_zoo.data.labels import default_palette
@@ -189,7 +189,7 @@ def _network(model: nn.Module, amp: str) -> Iterator[Callable[[Sequence[Tensor]]
 
         def run(pixels: Sequence[Tensor]) -> Any:
             x = network_input(model.data, pixels, device, dtype)
-            with nullcontext() if amp == "no" else torch.autocast(device.type, AMP[amp]):
+            with autocast(device, amp):
                 return model(x)
 
         yield run

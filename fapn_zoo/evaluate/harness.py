@@ -22,7 +22,7 @@ def evaluate(
     task: str = "semantic",
     batch_size: int = 1,
     device: str | torch.device | None = None,
-    amp: str | None = None,
+    amp: str = "no",
     limit: int | None = None,
     progress: bool = True,
     seed: int | None = None,
@@ -54,7 +54,8 @@ def evaluate(
             "panoptic" (PQ) and "instance" (AP of masks and of the boxes around them; needs the extra ``coco``).
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
         device: where to run; None = where the model is.
-        amp: "bf16" or "fp16" autocast; None or "no" = full precision.
+        amp: "bf16" or "fp16" autocast, or "no": full precision. Scores are to be the same on every processor, so there
+            is no "auto" here as in `predict`.
         limit: the first so many images only.
         progress: show a progress bar (main process only).
         seed, weights: of the training run and where the weights came from; only noted in the report.
@@ -104,7 +105,7 @@ def make_report(
     views, classes = measured.views, measured.classes
     report = describe(model)
     report |= {"weights": weights, "data": measured.dataset.name, "source": measured.source, "split": options.split}
-    report |= {"task": options.task, "images": len(measured.images), "amp": options.amp or "no", "seed": seed}
+    report |= {"task": options.task, "images": len(measured.images), "amp": options.amp, "seed": seed}
     report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}
     report |= {"window": list(views.window or ()), "stride": list(views.stride or ())}
     report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 2)}

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fapn_zoo._precision import check_amp
 from fapn_zoo._views import Views, views_for
 from fapn_zoo.evaluate.classes import Classes, match_classes
 from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan_batches
-from fapn_zoo.evaluate.network import check_amp
 from fapn_zoo.evaluate.processes import Processes, processes
 from fapn_zoo.evaluate.provenance import data_fingerprint, device_name, versions, weights_fingerprint
 from fapn_zoo.evaluate.state import Counted, State
@@ -33,7 +33,7 @@ class Options:
     task: str = "semantic"
     batch_size: int = 1
     device: str | torch.device | None = None
-    amp: str | None = None
+    amp: str = "no"
     limit: int | None = None
     progress: bool = True
     scales: str | Sequence[float] | None = None
@@ -213,7 +213,7 @@ def _identity(
         "boundary": options.boundary,
         "views": vars(views),
         "batch size": options.batch_size,
-        "amp": options.amp or "no",
+        "amp": options.amp,
         "device": device_name(model).split(" (")[0],
         "versions": versions(),
     }

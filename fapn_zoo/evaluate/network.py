@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo._inputs import network_input
+from fapn_zoo._precision import autocast, check_amp
 from fapn_zoo._views import Views, merged_labels, score_sources
 from fapn_zoo.images import load_image
 from fapn_zoo.predict import inference
-
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None, None: None}
 
 
 def label_maps(
@@ -22,7 +21,7 @@ def label_maps(
     images: Sequence[list[Tensor]],
     sizes: Sequence[tuple[int, int]],
     views: Views,
-    amp: str | None = None,
+    amp: str = "no",
     batch_size: int = 1,
 ) -> list[Tensor]:
     """The best class per pixel, for each image at its size. To be called inside `inference`.
@@ -30,7 +29,7 @@ def label_maps(
     Args:
         images: what `Views.prepare` made of each; of equal padded sizes.
         sizes: (H, W) of each answer.
-        amp: see `check_amp`.
+        amp: as in `evaluate`.
         batch_size: windows that are run together.
 
     Returns:
@@ -40,14 +39,14 @@ def label_maps(
     first = next(p for p in model.parameters() if p.is_floating_point())
 
     def run(pixels: Sequence[Tensor]) -> Any:
-        with torch.autocast(first.device.type, AMP[amp], enabled=AMP[amp] is not None):
+        with autocast(first.device, amp):
             return model(network_input(model.data, pixels, first.device, first.dtype))
 
     merged = score_sources(model, run, views, images, batch_size)
     return [merged_labels(sources, size).to(dtype) for sources, size in zip(merged, sizes, strict=True)]
 
 
-def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None = None) -> Tensor:
+def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:
     """What `predict` answers in the same precision for images of equal size, without its scores and segments.
 
     Args:
@@ -64,9 +63,3 @@ def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str | None =
     with inference(model):
         found = label_maps(model, prepared, [tuple(one.shape[1:]) for one in pixels], views, amp)
     return torch.stack(found).long()
-
-
-def check_amp(amp: str | None) -> None:
-    """ValueError unless "bf16", "fp16", "no" or None."""
-    if amp not in AMP:
-        raise ValueError(f"amp must be bf16, fp16 or no, got {amp!r}")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fapn_zoo import postprocess
 from fapn_zoo._inputs import network_input
+from fapn_zoo._precision import autocast
 from fapn_zoo._views import Views, head_stride
 from fapn_zoo.evaluate.classes import Classes
-from fapn_zoo.evaluate.network import AMP
 from fapn_zoo.evaluate.tasks import Measure, plain
 from fapn_zoo.metrics import AveragePrecision, PanopticQuality
 from fapn_zoo.metrics._accumulator import UNIT
@@ -83,7 +83,7 @@ class _ObjectTask:
         return {i: category for i, category in found.items() if category in self.scored}
 
     def _run(
-        self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], amp: str | None,
+        self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], amp: str,
         pick: Callable[..., list[Any]], **options: Any,
     ) -> list[Any]:
         """What ``pick``, a function of `fapn_zoo.postprocess`, makes of every image: the way of `predict`.
@@ -93,7 +93,7 @@ class _ObjectTask:
         shown = [parts[0] for parts in images]
         options |= {"things": self.things, "stride": head_stride(model)}
         first = next(p for p in model.parameters() if p.is_floating_point())
-        with torch.autocast(first.device.type, AMP[amp], enabled=AMP[amp] is not None):
+        with autocast(first.device, amp):
             output = model(network_input(model.data, shown, first.device, first.dtype))
         sides = zip(shown, sizes, strict=True)
         return [
@@ -120,7 +120,7 @@ class PanopticTask(_ObjectTask):
 
     def answer(
         self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], views: Views,
-        amp: str | None, batch_size: int,
+        amp: str, batch_size: int,
     ) -> list[postprocess.Panoptic]:
         return self._run(model, images, sizes, amp, postprocess.panoptic)
 
@@ -203,7 +203,7 @@ class InstanceTask(_ObjectTask):
 
     def answer(
         self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], views: Views,
-        amp: str | None, batch_size: int,
+        amp: str, batch_size: int,
     ) -> list[postprocess.Instances]:
         options = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
         return self._run(model, images, sizes, amp, postprocess.instances, **options)

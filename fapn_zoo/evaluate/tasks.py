@@ -62,7 +62,7 @@ class Task(Protocol):
     rank_by: str
 
     def answer(self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]],
-               views: Views, amp: str | None, batch_size: int) -> list[Any]:
+               views: Views, amp: str, batch_size: int) -> list[Any]:
         """The model's answers for one batch of prepared images, each for its size (H, W)."""
         ...
 
@@ -118,7 +118,7 @@ class SemanticTask:
         return self._parts
 
     def answer(self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]],
-               views: Views, amp: str | None, batch_size: int) -> list[Tensor]:
+               views: Views, amp: str, batch_size: int) -> list[Tensor]:
         """Class maps (H, W) of the model's ids."""
         return label_maps(model, images, sizes, views, amp, batch_size)
 

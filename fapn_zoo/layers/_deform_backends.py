@@ -6,10 +6,11 @@ import warnings
 
 import torch
 
-NAMES = ("auto", "reference", "numba", "triton")
+NAMES = ("auto", "reference", "pytorch", "numba", "triton")
 # What a backend takes as it is; the door turns everything else into float32.
 NATIVE_DTYPES = {
     "reference": (torch.float32, torch.float64),
+    "pytorch": (torch.float32, torch.float64),
     "numba": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
@@ -97,8 +98,8 @@ def resolve(name, device_type, index=None, dtype=torch.float32, well_filled=True
     """
     _check_name(name)
     if name == "auto":
-        if device_type == "cpu" and numba_works():
-            return "numba"
+        if device_type == "cpu":
+            return "numba" if numba_works() else "pytorch"
         if device_type == "cuda" and well_filled and dtype in NATIVE_DTYPES["triton"] and _suits_triton(index):
             return "triton"
         return "reference"
@@ -106,8 +107,8 @@ def resolve(name, device_type, index=None, dtype=torch.float32, well_filled=True
     if name == "numba":
         if not numba_works():
             raise ValueError(f"{wrong} was asked for, but numba is missing, broken or switched off")
-        if device_type not in ("cpu", "meta"):
-            raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
+    if name in ("numba", "pytorch") and device_type not in ("cpu", "meta"):
+        raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
     if name == "triton":
         if not triton_works():
             raise ValueError(f"{wrong} was asked for, but triton is missing or broken")
@@ -124,7 +125,7 @@ def selected() -> str:
 
 
 def active_backend(device: str | torch.device = "cpu") -> str:
-    """Name of the backend that a call on `device` takes now: 'reference', 'numba' or 'triton'."""
+    """Name of the backend that a call on `device` takes now: 'reference', 'pytorch', 'numba' or 'triton'."""
     device = torch.device(device)
     return resolve(_selected, device.type, device.index)
 
@@ -136,7 +137,7 @@ def deform_conv_backend(name: str):
     The choice holds for the whole process, so that threads of data or gradients follow it.
 
     Raises:
-        ValueError: `name` is none of auto, reference, numba, triton.
+        ValueError: `name` is none of auto, reference, pytorch, numba, triton.
     """
     global _selected
     before, _selected = _selected, _check_name(name)

@@ -1,8 +1,8 @@
 """The PyTorch operators `fapn_zoo::deform_conv2d` and `fapn_zoo::deform_conv2d_backward`.
 
-Ordinary custom operators with a kernel per device: numba's on the CPU, Triton's on CUDA. They compile, export,
-differentiate and count their products (`torch.utils.flop_counter`). The kernels' packages are imported when one first
-runs, not before.
+Ordinary custom operators with kernels per device: numba's on the CPU (without numba, PyTorch's), Triton's on CUDA. They
+compile, export, differentiate and count their products (`torch.utils.flop_counter`). The kernels' packages are imported
+when one first runs, not before.
 """
 
 import torch
@@ -22,6 +22,8 @@ def _triton_runs(device_type):
 def _kernels(device_type):
     if _triton_runs(device_type):
         from . import _deform_triton as module
+    elif _deform_backends.selected() == "pytorch" or not _deform_backends.numba_works():
+        from . import _deform_pytorch as module
     else:
         from . import _deform_numba as module
     return module

@@ -1,8 +1,8 @@
 """The one door to deformable convolution (DCN v1 and v2); backends stand behind it.
 
-The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, numba or triton) chooses at import,
-`deform_conv_backend` for a while. `auto` takes the fastest that works: numba on the CPU where it is installed, Triton
-on CUDA for shapes that fill its blocks, else torchvision's operator.
+The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, pytorch, numba or triton) chooses at import,
+`deform_conv_backend` for a while. `auto` takes the fastest that works: on the CPU numba, or PyTorch's operators where
+numba does not work; Triton on CUDA for shapes that fill its blocks; else torchvision's operator.
 """
 
 import torch

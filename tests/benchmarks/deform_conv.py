@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import os
 import platform
 import re
 import shlex
@@ -84,11 +85,12 @@ def measure(shape, direction, rounds):
     return {contender: statistics.median(values) * 1e3 for contender, values in times.items()}
 
 
-def peak_mib(contender, direction, shape, threads):
+def peak_mib(contender, direction, shape, threads, backend):
     """Return by how many MiB one call raises the peak of a process that has run the contender on a small shape."""
     arguments = [*contender, direction, ",".join(map(str, shape)), str(threads)]
     command = [sys.executable, __file__, "--peak", *arguments]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    environment = {**os.environ, "FAPN_ZOO_DEFORM_CONV": backend}
+    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def print_peak(name, dtype, direction, shape, threads):
@@ -125,7 +127,7 @@ def rows_of(shape, direction, threads, options):
             "times_conv": round(ms[contender] / ms["conv", "float32"], 2),
         }
         if options.memory and threads == max(options.threads):
-            row["peak_mib"] = round(peak_mib(contender, direction, shape, threads), 1)
+            row["peak_mib"] = round(peak_mib(contender, direction, shape, threads, options.backend), 1)
         yield row
 
 

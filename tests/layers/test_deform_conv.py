@@ -12,10 +12,10 @@ from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True)
-def _numba_backend():
-    with deform_conv_backend("numba"):
-        yield
+@pytest.fixture(autouse=True, params=["numba", "pytorch"])
+def _cpu_backend(request):
+    with deform_conv_backend(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("offsets", OFFSETS)
@@ -145,12 +145,11 @@ def check_half_precision(tensors, shape, wide=torch.float64):
         torch.testing.assert_close(value.to(wide), want, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["plain", "one_offset_group", "many_pieces", "wide_groups"])
-def test_half_precision(name, dtype, backend):
-    with deform_conv_backend(backend):
-        check_half_precision(make_tensors(SHAPES[name], dtype), SHAPES[name])
+def test_half_precision(name, dtype):
+    check_half_precision(make_tensors(SHAPES[name], dtype), SHAPES[name])
 
 
 @pytest.mark.parametrize("positions", [torch.float32, torch.bfloat16])
@@ -178,17 +177,17 @@ def test_bfloat16_keeps_nan_and_infinity():
     assert torch.equal(output.isnan(), expected.isnan()) and torch.equal(output.isinf(), expected.isinf())
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
 @pytest.mark.parametrize("name", ["plain", "many_pieces"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_autocast(name, backend, count):
+def test_autocast(name, _cpu_backend, count):
     shape = SHAPES[name]
     tensors = make_tensors(shape, torch.float32)
-    with deform_conv_backend(backend), threads(count):
+    with threads(count):
         with torch.autocast("cpu", torch.bfloat16):
             output = deform_conv2d(*tensors[:4], **shape.arguments, mask=tensors[4])
             double = deform_conv2d(*(tensor.double() for tensor in tensors[:4]), **shape.arguments)
-        if backend == "numba":
+        if _cpu_backend == "numba":
             rounded = [tensors[index].bfloat16() for index in (0, 2, 3)]
             same = deform_conv2d(rounded[0], tensors[1], *rounded[1:], **shape.arguments, mask=tensors[4])
             assert torch.equal(output, same)

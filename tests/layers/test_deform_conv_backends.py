@@ -149,7 +149,7 @@ class Layer(torch.nn.Module):
         return deform_conv2d(input, offset, self.weight, padding=1, mask=mask)
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference", "auto"])
+@pytest.mark.parametrize("backend", ["numba", "pytorch", "reference", "auto"])
 def test_compiles_as_one_graph(backend):
     torch.compiler.reset()
     shape = SHAPES["plain"]
@@ -211,7 +211,7 @@ def test_meta_device():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
 def test_backend_selection():
-    assert available_backends() == ["auto", "reference", "numba"]
+    assert available_backends() == ["auto", "reference", "pytorch", "numba"]
     assert active_backend() == "numba"
     with deform_conv_backend("auto"):
         assert active_backend("cpu") == "numba"
@@ -219,11 +219,12 @@ def test_backend_selection():
         with deform_conv_backend("reference"):
             assert active_backend() == "reference"
         assert active_backend() == "numba"
-    with pytest.raises(ValueError, match=r"'fast'.*auto, reference, numba, triton"), deform_conv_backend("fast"):
+    with pytest.raises(ValueError, match="'fast'.*pytorch, numba, triton"), deform_conv_backend("fast"):
         pass
     assert active_backend() == "numba"
-    with pytest.raises(ValueError, match="cpu, not on cuda"):
-        active_backend("cuda")
+    for name in ("numba", "pytorch"):
+        with deform_conv_backend(name), pytest.raises(ValueError, match=f"'{name}' runs on cpu, not on cuda"):
+            active_backend("cuda")
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def _gpu(monkeypatch):
 @pytest.mark.usefixtures("_gpu")
 def test_triton_on_a_gpu(monkeypatch):
     pytest.importorskip("triton", reason="needs triton")
-    assert available_backends() == ["auto", "reference", "numba", "triton"]
+    assert available_backends() == ["auto", "reference", "pytorch", "numba", "triton"]
     with deform_conv_backend("auto"):
         assert active_backend("cuda:0") == "triton" and active_backend("cpu") == "numba"
         assert _deform_backends.resolve("auto", "cuda", 0, torch.float64) == "reference"
@@ -255,7 +256,7 @@ def test_triton_on_a_gpu(monkeypatch):
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(_deform_backends, "_triton_works", None)
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert available_backends() == ["auto", "reference", "numba"]
+    assert available_backends() == ["auto", "reference", "pytorch", "numba"]
     with deform_conv_backend("auto"):
         assert active_backend("cuda") == "reference"
     with deform_conv_backend("triton"), pytest.raises(ValueError, match="triton is missing"):
@@ -292,9 +293,13 @@ def test_without_numba(monkeypatch, missing):
         monkeypatch.setitem(sys.modules, "numba", None)
     else:
         monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
-    assert available_backends() == ["auto", "reference"]
+    assert available_backends() == ["auto", "reference", "pytorch"]
+    shape = SHAPES["many_tiles"]
+    expected = run(torchvision.ops.deform_conv2d, make_tensors(shape), shape)
+    monkeypatch.setitem(sys.modules, "fapn_zoo.layers._deform_kernels", None)
     with deform_conv_backend("auto"):
-        assert active_backend() == "reference"
+        assert active_backend() == "pytorch"
+        torch.testing.assert_close(run(deform_conv2d, make_tensors(shape), shape), expected)
     with pytest.raises(ValueError, match="numba"):
         active_backend()
 
@@ -308,7 +313,7 @@ def test_environment_variable(monkeypatch, choice):
     if choice == "reference":
         assert another.active_backend() == "reference"
     else:
-        with pytest.raises(ValueError, match="'fast'.*auto, reference, numba"):
+        with pytest.raises(ValueError, match="'fast'.*auto, reference, pytorch, numba"):
             another.active_backend()
 
 
