@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 SCORES = ROOT / "hub" / "results" / "semantic.csv"
 COUNTS = ROOT / "hub" / "results" / "models.csv"
-SCORE_COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "miou": "mIoU",
+SCORE_COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "amp": "amp", "miou": "mIoU",
                  "band_3": "3 px band", "band_8": "8 px band", "boundary_f_3": "boundary F, 3 px",
                  "pixel_acc": "pixel acc", "params": "parameters", "seed": "seed"}
 MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported mIoU", "measured mIoU", "weights")
@@ -56,9 +56,14 @@ def model_table() -> str:
 
 
 def measured_scores() -> dict[str, str]:
-    """Model -> mIoU in percent: the newest row of its released weights, or else the newest of a training run."""
+    """Model -> mIoU in percent: the newest row of its released weights, or else the newest of a training run.
+
+    Of those in full precision.
+    """
     found: dict[str, tuple[bool, str]] = {}
     for row in _read(SCORES):
+        if row["amp"] != "no":
+            continue
         released = "/" not in row["weights"]
         if released or not found.get(row["model"], (False, ""))[0]:
             found[row["model"]] = (released, row["miou"])
