@@ -103,13 +103,16 @@ def prepare_model(name: str, owner: str) -> Ready:
 
 
 def result_rows(spec: ModelSpec, tag: str, weights: WeightsSpec) -> list[dict[str, str]]:
-    """The lines of hub/results/*.csv that are scores of this model with these weights; the last of each split wins."""
+    """The lines of hub/results/*.csv that are scores of this model with these weights; the last of each split wins.
+
+    In full precision, as the scores that a weights folder states.
+    """
     called = {f"{spec.name}.{tag}", weights.location, f"hf-hub:{weights.location}"}
     called |= {spec.name} if tag == next(iter(spec.weights)) else set()
     called |= {weights.source} if weights.source == "embedded" else set()
     found = {}
     for row in _all_rows():
-        if row["model"] == spec.name and row["weights"] in called:
+        if row["model"] == spec.name and row["weights"] in called and row.get("amp", "no") == "no":
             found[row["data"], row["split"]] = row
     return list(found.values())
 

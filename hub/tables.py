@@ -32,8 +32,12 @@ IMAGE_SIZES = {"cityscapes": (1024, 2048), "camvid": (360, 480)}
 
 def score_table() -> str:
     """The rows of the scores as Markdown."""
-    rows = [[row[name] if name != "params" else f"{int(row['params']) / 1e6:.2f} M" for name in SCORE_COLUMNS]
-            for row in _read(SCORES)]
+    rows = []
+    for row in _read(SCORES):
+        shown = row | {"params": f"{int(row['params']) / 1e6:.2f} M"}
+        if row["weights"] == row["model"]:  # evaluated by name
+            shown["weights"] = next(iter(get_spec(row["model"])[0].weights.values())).source
+        rows.append([shown[name] for name in SCORE_COLUMNS])
     return _markdown(tuple(SCORE_COLUMNS.values()), rows)
 
 
@@ -62,7 +66,7 @@ def measured_scores() -> dict[str, str]:
     """
     found: dict[str, tuple[bool, str]] = {}
     for row in _read(SCORES):
-        if row["amp"] != "no":
+        if row.get("amp", "no") != "no":
             continue
         released = "/" not in row["weights"]
         if released or not found.get(row["model"], (False, ""))[0]:

@@ -64,8 +64,9 @@ def test_the_table_holds_what_has_weights_or_scores(tables):
 
 def test_scores_of_released_weights_come_before_those_of_runs(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "SCORES", tmp_path / "scores.csv")
-    rows = [("a", "runs/1/model", 50), ("a", "embedded", 51), ("a", "runs/2/model", 52), ("b", "runs/1/model", 40),
-            ("b", "runs/2/model", 41), ("a", "embedded", 53)]
-    text = "model,weights,miou\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows)
+    rows = [("a", "runs/1/model", 50, "no"), ("a", "embedded", 51, "no"), ("a", "runs/2/model", 52, "no"),
+            ("b", "runs/1/model", 40, "no"), ("b", "runs/2/model", 41, "no"), ("a", "embedded", 53, "no"),
+            ("a", "embedded", 54, "bf16")]
+    text = "model,weights,miou,amp\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows)
     (tmp_path / "scores.csv").write_text(text)
     assert tables.measured_scores() == {"a": "53", "b": "41"}
