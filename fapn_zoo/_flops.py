@@ -46,13 +46,12 @@ def flop_counter() -> FlopCounterMode:
     """PyTorch's counter, which prints nothing and knows both operators of deformable convolution."""
     import torchvision  # noqa: F401  (registers its operator)
 
-    formulas: dict[Any, Callable[..., int]] = {torch.ops.torchvision.deform_conv2d: _torchvision_formula}
-    try:
-        from fapn_zoo.layers import _deform_numba  # noqa: F401  (registers ours)
+    from fapn_zoo.layers import _deform_ops  # noqa: F401  (registers ours)
 
-        formulas[torch.ops.fapn_zoo.deform_conv2d] = _own_formula
-    except ImportError:  # without numba there is no such operator
-        pass
+    formulas: dict[Any, Callable[..., int]] = {
+        torch.ops.torchvision.deform_conv2d: _torchvision_formula,
+        torch.ops.fapn_zoo.deform_conv2d: _own_formula,
+    }
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

@@ -110,7 +110,7 @@ def _weights_verbs(verbs) -> None:
     verb.add_argument("--realtime", action="store_true", help="instead of models: the real-time table of FaPN")
     verb.add_argument("--batch", type=int, default=1, help="images per inference (1)")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
-    verb.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16 (fp32)")
+    verb.add_argument("--dtype", default="fp32", help="fp32, bf16, fp16, or auto: as predict does (fp32)")
     verb.add_argument("--compile", action="store_true", help="by torch.compile; takes minutes before the first result")
     verb.add_argument("--channels-last", action="store_true")
     verb.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch chooses")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from fapn_zoo._files import write_whole
 
@@ -199,6 +198,8 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
     Returns:
         value -> ``{"area", "bbox": [x, y, width, height]}``, with ``"score"`` where scores are given.
     """
+    from scipy import ndimage
+
     ids = ids.astype(np.int32)
     areas = np.bincount(ids.ravel())
     sums = None if scores is None else np.bincount(ids.ravel(), weights=scores.ravel())

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fapn_zoo
+from fapn_zoo import _precision
 from fapn_zoo._flops import count, deform_conv_flops, flop_counter
 from fapn_zoo._registry import get_spec
 from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, memory, parse_size, render
@@ -137,6 +139,20 @@ def test_dtype_and_memory_format_reach_weights_and_input():
     assert weight.dtype == torch.bfloat16 and found.shape == (2, 50, 70)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_what_predict_does(monkeypatch, fast):
+    monkeypatch.setattr(_precision, "fast_bfloat16", lambda device: fast)
+    model, runs = tiny("fapn"), []
+    model.neck.register_forward_hook(lambda module, inputs, maps: runs.append(maps[0]))
+    with torch.no_grad():
+        found = run_module.prepare(model, (64, 96), dtype="auto")()
+    model.predict(np.zeros((64, 96, 3), np.uint8))
+    ours, theirs = runs
+    assert ours.dtype == theirs.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in runs) and ours.shape == theirs.shape
+    assert model.neck.lateral[0].conv.weight.dtype == torch.float32 and found.shape == (1, 64, 96)
+
+
 def test_parts_are_compiled_and_still_told_apart(folders, monkeypatch):
     compiled, real = [], torch.compile
 
@@ -218,7 +234,7 @@ def test_sizes_as_they_are_written():
 def test_what_cannot_be_measured(folders, monkeypatch):
     job = [(folders["fpn"], SIZE)]
     for options, told in (
-        ({"dtype": "fp8"}, "dtype 'fp8'; expected one of fp32, bf16, fp16"), ({"device": "warp"}, "device warp"),
+        ({"dtype": "fp8"}, "dtype 'fp8'; expected one of fp32, bf16, fp16, auto"), ({"device": "warp"}, "device warp"),
         ({"rounds": 0}, "rounds=0"), ({"batch": 0}, "batch=0"), ({"threads": -1}, "threads=-1"),
         ({"warmup": -1}, "warmup=-1"),
     ):

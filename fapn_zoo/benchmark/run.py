@@ -26,11 +26,13 @@ from tqdm import tqdm
 from fapn_zoo import postprocess
 from fapn_zoo._flops import PARTS, count
 from fapn_zoo._inputs import padded_size
+from fapn_zoo._precision import autocast, resolve_amp
 from fapn_zoo.benchmark.memory import peak_memory, weight_bytes
 from fapn_zoo.evaluate import git_commit, versions
 from fapn_zoo.necks.fapn import ModulatedDeformConv
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of weights and input; "auto" is as in `predict`.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": torch.float32}
 STAGES = (*PARTS, "postprocess")
 OFFSET_SPREAD = 2.0  # pixels; standard deviation of the random offsets
 
@@ -69,7 +71,8 @@ def benchmark(
             "hf-hub:owner/name"; only folders bring their weights.
         batch: images per inference.
         device: None is a GPU where there is one.
-        dtype: "fp32", "bf16" or "fp16": of weights and input (deformable convolution computes in fp32).
+        dtype: "fp32", "bf16" or "fp16": of weights and input. "auto" is what `predict` does: fp32 weights, autocast to
+            bf16 where the processor is fast in it, and on a CPU channels-last input.
         compile: backbone, neck and head by torch.compile, each of its own so that the parts can still be told apart.
         channels_last: memory format of weights and input.
         threads: of the CPU; None leaves them as they are.
@@ -122,12 +125,17 @@ def prepare(
     """
     form = torch.channels_last if channels_last else torch.contiguous_format
     model.eval().to(dtype=DTYPES[dtype], memory_format=form)
+    device, amp = next(model.parameters()).device, "no"
+    if dtype == "auto":
+        amp = resolve_amp("auto", device)
+        form = torch.channels_last if device.type == "cpu" else form
     shape = batch, model.spec.in_chans, *padded_size(model.data, size)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    x = x.to(next(model.parameters()).device, DTYPES[dtype]).contiguous(memory_format=form)
+    x = x.to(device, DTYPES[dtype]).contiguous(memory_format=form)
 
     def run() -> Tensor:
-        output = model(x)
+        with autocast(device, amp):
+            output = model(x)
         mark("postprocess")
         return postprocess.semantic(output, size, size, stride=model.head.stride)
 

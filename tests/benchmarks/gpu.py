@@ -1,4 +1,4 @@
-"""Deformable convolution on a GPU, in one command: checks, then times beside torchvision, a convolution and floors.
+"""All that is to be measured on a GPU, in one command: deformable convolution, whole models, the real-time table.
 
     PYTHONPATH=. python tests/benchmarks/gpu.py --out hub/results
 
@@ -10,7 +10,9 @@ Needs torch, torchvision, Triton and a CUDA device; pytest for the checks. It
    L2 cache cleared and the launches queued behind a sleeping GPU so that Python's time does not count; contenders take
    turns and medians count. `wall_ms` is what a loop of calls takes, Python included,
 4. compares outputs and gradients with torchvision's in float64 on the same sizes,
-5. writes deform_conv_gpu.csv and deform_conv_gpu_tuning.csv.
+5. writes deform_conv_gpu.csv and deform_conv_gpu_tuning.csv,
+6. runs models.py, whole models beside other libraries', as far as these are installed: models_speed_gpu.csv,
+7. and `fapn-zoo benchmark --realtime` in float16: realtime_gpu.csv.
 
 The two floors: every tensor read or written once at the copy bandwidth measured first; and the multiply-adds of the
 products (one forward, two more backward) at the rate of a large matrix product of the same dtype.
@@ -332,6 +334,27 @@ def run_checks(options):
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
 
+def measure_models(options, device, commit):
+    """Whole models, in processes of their own; returns whether all went well."""
+    # A dry run takes the smallest models there are, once.
+    small = ["--groups", "slim", "--rounds", "2"] if options.dry_run else []
+    script = [str(ROOT / "tests" / "benchmarks" / "models.py"), "--device", device, "--commit", commit, *small]
+    job = ["perpixel_fapn_resnet18_slim_camvid", "--size", "64", "--rounds", "2"] if options.dry_run else ["--realtime"]
+    job += ["--dtype", "fp32" if options.dry_run else "fp16", "--device", device]
+    commands = {
+        "models_speed_gpu.csv": script,
+        "realtime_gpu.csv": ["-m", "fapn_zoo.cli", "benchmark", *job, "--channels-last"],
+    }
+    environment = {**os.environ, "FAPN_ZOO_DEFORM_CONV": "auto"}
+    codes = []
+    for name, command in commands.items():
+        path = options.out / name
+        path.unlink(missing_ok=True)  # benchmark would add to it
+        command = [sys.executable, *command, "--csv", str(path)]
+        codes.append(subprocess.run(command, cwd=ROOT, env=environment).returncode)
+    return not any(codes)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "hub" / "results", help="folder for the CSV files")
@@ -339,7 +362,7 @@ def main():
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=max(1, min(16, os.cpu_count() or 1)), help="processes that compile")
-    parser.add_argument("--skip", nargs="+", default=[], choices=["prepare", "checks", "times"])
+    parser.add_argument("--skip", nargs="+", default=[], choices=["prepare", "checks", "times", "models"])
     parser.add_argument("--commit", help="what to write as the commit where there is no git folder")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU: set TRITON_INTERPRET=1")
     parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
@@ -352,6 +375,7 @@ def main():
         if options.prepare:
             prepare_one(*options.prepare)
             return
+        options.out.mkdir(parents=True, exist_ok=True)
         facts = facts_of(device, options.commit)
         print("  ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
         if "prepare" not in options.skip and device == "cuda":
@@ -362,11 +386,12 @@ def main():
                 bandwidth, rate = ceilings(device, dtype)
                 print(f"ceilings {dtype}: copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s")
             rows = measure_all(options, Timer(device))
-            options.out.mkdir(parents=True, exist_ok=True)
             write(options.out / "deform_conv_gpu.csv", rows, facts)
             write(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
+    if "models" not in options.skip:
+        good = measure_models(options, device, facts["commit"]) and good
     if not good:
-        raise SystemExit("error: the checks failed; see above")
+        raise SystemExit("error: something failed; see above")
 
 
 if __name__ == "__main__":

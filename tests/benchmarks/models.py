@@ -2,8 +2,9 @@
 
     python tests/benchmarks/models.py --csv hub/results/models_speed.csv
 
-Needs the extra `bench`. Models of one group have the same backbone, size of input and 150 classes, and take turns
-within each round, every one in three manners; medians over rounds are compared within a manner.
+Needs the extra `bench`; a library that is missing is left out. Models of one group have the same backbone, size of
+input and number of classes, and take turns within each round, every one in three manners; medians over rounds are
+compared within a manner. On a GPU times are those between two events around the calls.
 
     defaults    ours as `fapn_zoo.predict` runs it; the others as their documentation does: float32, no gradients
     fp32        float32, NCHW, no gradients, for all
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import csv
 import datetime
+import importlib.util
 import shlex
 import statistics
 import sys
@@ -35,39 +37,44 @@ from fapn_zoo._precision import AMP, resolve_amp
 from fapn_zoo.benchmark.run import device_name, draw_offsets, find_device
 from fapn_zoo.evaluate import git_commit
 
-CLASSES = 150
 MANNERS = ("defaults", "fp32", "bf16")
-# Group: input size (H, W); models; and by which of them the others' times are divided. Names without a colon are ours.
+# Group: input size (H, W), classes, models, and by which of them the others' times are divided. Others' models have the
+# name of their library before a colon, then the class.
 GROUPS = {
-    "resnet50": ((512, 1024), ("perpixel_fapn_resnet50", "perpixel_fpn_resnet50"), ("perpixel_fpn_resnet50",)),
+    "resnet50": ((512, 1024), 150, ("perpixel_fapn_resnet50", "perpixel_fpn_resnet50"), ("perpixel_fpn_resnet50",)),
     "resnet18": (
-        (512, 1024),
+        (512, 1024), 150,
         ("perpixel_fapn_resnet18", "perpixel_fapn_resnet18_cityscapes", "smp:FPN", "smp:UPerNet"),
         ("smp:FPN", "smp:UPerNet"),
     ),
     "maskformer": (
-        (512, 512),
+        (512, 512), 150,
         ("maskformer_fapn_resnet50", "maskformer_fpn_resnet50", "transformers:MaskFormer"),
         ("maskformer_fpn_resnet50", "transformers:MaskFormer"),
     ),
-}
+    "slim": (
+        (360, 480), 11, ("perpixel_fapn_resnet18_slim_camvid", "perpixel_fpn_resnet18_slim_camvid"),
+        ("perpixel_fpn_resnet18_slim_camvid",),
+    ),
+}  # fmt: skip
+LIBRARIES = {"smp": "segmentation_models_pytorch", "transformers": "transformers"}
 
 
-def build_ours(name, group, size):
-    model = fapn_zoo.create_model(name, num_classes=CLASSES)
+def build_ours(name, group, size, classes):
+    model = fapn_zoo.create_model(name, num_classes=classes)
     draw_offsets(model)
     return model, lambda output: postprocess.semantic(output, size, size, stride=model.head.stride)
 
 
-def build_smp(name, group, size):
+def build_smp(name, group, size, classes):
     import segmentation_models_pytorch
 
     # "tu-": timm's encoder, as ours.
-    model = getattr(segmentation_models_pytorch, name)(f"tu-{group}", encoder_weights=None, classes=CLASSES)
+    model = getattr(segmentation_models_pytorch, name)(f"tu-{group}", encoder_weights=None, classes=classes)
     return model, lambda output: output.argmax(1)
 
 
-def build_transformers(name, group, size):
+def build_transformers(name, group, size, classes):
     from transformers import (
         DetrConfig,
         MaskFormerConfig,
@@ -79,7 +86,7 @@ def build_transformers(name, group, size):
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = ResNetConfig(depths=[3, 4, 6, 3], layer_type="bottleneck", out_features=stages)
     config = MaskFormerConfig(backbone_config=backbone, decoder_config=DetrConfig(num_queries=100))
-    config.num_labels = CLASSES
+    config.num_labels = classes
     processor = MaskFormerImageProcessor()
     return (
         MaskFormerForInstanceSegmentation(config),
@@ -87,11 +94,19 @@ def build_transformers(name, group, size):
     )
 
 
-def build(name, group, size):
+def build(name, *arguments):
     """Return a model and the function that turns its output into a map of classes."""
     library, _, rest = name.rpartition(":")
     builders = {"": build_ours, "smp": build_smp, "transformers": build_transformers}
-    return builders[library](rest, group, size)
+    return builders[library](rest, *arguments)
+
+
+def is_here(name):
+    library = LIBRARIES.get(name.rpartition(":")[0])
+    if library is None or importlib.util.find_spec(library):
+        return True
+    print(f"{name} is left out: {library} is not installed", flush=True)
+    return False
 
 
 def make_call(model, finish, manner, ours, size, device):
@@ -108,32 +123,44 @@ def make_call(model, finish, manner, ours, size, device):
             with contextlib.nullcontext() if amp == "no" else torch.autocast(device.type, AMP[amp]):
                 output = model(x)
             finish(output)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         return "fp32" if amp == "no" else amp
 
     return call
 
 
+def milliseconds(call, device):
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
 def measure(group, device, rounds):
     """A row for each model and manner of a group, all of them interleaved."""
-    size, names, references = GROUPS[group]
+    size, classes, names, references = GROUPS[group]
+    names = list(filter(is_here, names))
+    references = [name for name in references if name in names]
     calls = {}
     for name in names:
-        model, finish = build(name, group, size)
+        model, finish = build(name, group, size, classes)
         for manner in MANNERS:
             calls[name, manner] = make_call(model, finish, manner, ":" not in name, size, device)
     dtypes = {key: [call(), call()][-1] for key, call in calls.items()}
     times = {key: [] for key in calls}
     for _ in range(rounds):
         for key, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[key].append(1e3 * (time.perf_counter() - start))
+            times[key].append(milliseconds(call, device))
     middle = {key: statistics.median(values) for key, values in times.items()}
     for (name, manner), values in times.items():
         deciles = statistics.quantiles(values, n=10, method="inclusive")
-        row = {"group": group, "size": "x".join(map(str, size)), "model": name, "manner": manner}
+        row = {"group": group, "size": "x".join(map(str, size)), "classes": classes, "model": name, "manner": manner}
         row |= {"dtype": dtypes[name, manner], "ms": round(middle[name, manner], 1)}
         row |= {"p10_ms": round(deciles[0], 1), "p90_ms": round(deciles[-1], 1)}
         for other in references:
@@ -142,7 +169,7 @@ def measure(group, device, rounds):
 
 
 def circumstances(device, options):
-    packages = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "transformers")
+    packages = ["torch", "torchvision", "timm", *filter(importlib.util.find_spec, LIBRARIES.values())]
     return {
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
@@ -171,6 +198,8 @@ def main():
     parser.add_argument("--device", help="cpu, cuda; default: a GPU if there is one")
     parser.add_argument("--commit", help="of this code, where there is no git to ask")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be 2 or more")
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     device = find_device(options.device)
