@@ -377,3 +377,43 @@ def test_kernels_without_a_folder_for_the_cache(monkeypatch):
 
     monkeypatch.setattr(_deform_tiles.numba, "njit", njit)
     assert _deform_tiles.kernel(lambda number: number + 1)(1) == 2
+
+
+DISTRIBUTED = """
+import copy
+import torch
+import torch.distributed as dist
+from fapn_zoo.layers.deform_conv import deform_conv2d
+
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(16, 16, 3, 3) / 12)
+        self.offset = torch.nn.Conv2d(16, 54, 3, padding=1)
+
+    def forward(self, x):
+        for _ in range(2):
+            offset, mask = self.offset(x).split((36, 18), 1)
+            x = deform_conv2d(x, offset, self.weight, padding=1, mask=mask.sigmoid())
+        return x
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+alone, images = Twice(), torch.randn(2, 16, 9, 11)
+model = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(alone))
+alone(images).square().mean().backward()
+rank = dist.get_rank()
+model(images[rank : rank + 1]).square().mean().backward()
+for found, expected in zip(model.module.parameters(), alone.parameters()):
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+dist.destroy_process_group()
+"""
+
+
+def test_used_twice_in_two_processes(tmp_path):
+    (tmp_path / "twice.py").write_text(DISTRIBUTED)
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, tmp_path / "twice.py"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
