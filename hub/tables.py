@@ -3,7 +3,8 @@
     python hub/tables.py            README from the files
     python hub/tables.py --count    hub/results/models.csv first: parameters and multiply-adds of every named model
 
-Measured scores are those of hub/results/semantic.csv, reported ones those of the registry.
+Measured scores are those of hub/results/semantic.csv, reported ones those of the registry; times are those of
+models_speed.csv and deform_conv.csv.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 SCORES = ROOT / "hub" / "results" / "semantic.csv"
 COUNTS = ROOT / "hub" / "results" / "models.csv"
+MODEL_SPEED = ROOT / "hub" / "results" / "models_speed.csv"
+DEFORM_SPEED = ROOT / "hub" / "results" / "deform_conv.csv"
 SCORE_COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "amp": "amp", "miou": "mIoU",
                  "band_3": "3 px band", "band_8": "8 px band", "boundary_f_3": "boundary F, 3 px",
                  "pixel_acc": "pixel acc", "params": "parameters", "seed": "seed"}
@@ -109,7 +112,41 @@ def count_models() -> None:
     write_text(COUNTS, buffer.getvalue())
 
 
-TABLES = {"results": score_table, "models": model_table}
+def speed_table() -> str:
+    """Models side by side as Markdown: milliseconds of one image in every manner of running."""
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in _read(MODEL_SPEED):
+        found.setdefault((row["group"], row["size"], row["model"]), {})[row["manner"]] = row["ms"]
+    manners = list(dict.fromkeys(row["manner"] for row in _read(MODEL_SPEED)))
+    rows = []
+    for (group, size, model), ms in found.items():
+        library, _, other = model.rpartition(":")
+        rows.append([group, f"{library} {other}" if library else f"`{model}`", size,
+                     *(f"{float(ms[manner]):.0f}" for manner in manners)])
+    return _markdown(("group", "model", "size", *manners), rows)
+
+
+def deform_table() -> str:
+    """Deformable convolution beside its peers as Markdown, with the most threads that were measured."""
+    rows = _read(DEFORM_SPEED)
+    threads = max(int(row["threads"]) for row in rows)
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if int(row["threads"]) == threads:
+            one = found.setdefault((row["shape"], row["pass"]), {})
+            one[f"{row['contender']} {row['dtype']}"] = row
+    table = []
+    for (shape, direction), by_name in found.items():
+        ours, half = by_name["ours float32"], by_name["ours bfloat16"]
+        peaks = (f"{float(by_name[name]['peak_mib']):.0f}" for name in ("ours float32", "torchvision float32"))
+        table.append([shape, direction, f"{ours['times_faster_than_torchvision']} times", f"{ours['times_conv']} times",
+                      f"{half['times_conv']} times", " / ".join(peaks)])
+    columns = ("shape", "pass", "faster than torchvision", "time of a 3x3 convolution", "the same in bfloat16",
+               "peak MiB, ours / torchvision")
+    return _markdown(columns, table)
+
+
+TABLES = {"results": score_table, "models": model_table, "speed": speed_table, "deformable": deform_table}
 
 
 def updated(text: str) -> str:
