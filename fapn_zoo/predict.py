@@ -52,7 +52,8 @@ def predict(
             are rounded up to multiples of 32 and of the model's padding; smaller images are run whole, not enlarged.
         overlap: share of a window that its neighbour covers again, 0..0.75.
         batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
-            resizing and padding) share a batch, so this never changes a result.
+            resizing and padding) share a batch, so this changes results by rounding alone (in bfloat16, where that is
+            coarse, the class of some pixels in ten thousand).
         scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: ``"official"``,
             factors of the test size, or short sides in pixels; see `fapn_zoo._views`.
         amp: ``"bf16"``, ``"fp16"`` (GPUs) or ``"no"``: what the network multiplies in. ``"auto"`` is bfloat16 where
