@@ -2,15 +2,13 @@
 
 Enlarging 150 maps to the size of a photo and looking for the largest takes longer than many a network. Here a few rows
 of the answer are finished before the next are begun, in one pass, so that what is at work fits into the cache, by as
-many threads as PyTorch uses. The loops are numba's (`fapn_zoo._best_kernels`); where it is missing, callers take the
+many threads as PyTorch uses. The loops are numba's (`fapn_zoo._best_kernels`); where it does not work, callers take the
 long way through `fapn_zoo._bands`, whose sums are rounded in another order, so that classes closer than rounding may
 change places.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo._workers import WORKERS
+from fapn_zoo.layers._deform_backends import numba_works
 
 TILE_FLOATS = 2**18  # 1 MiB: about what one tile may take, so that it stays in a core's cache
 OVERLAPPING = 8  # times as much where tiles overlap
@@ -26,14 +25,9 @@ _NOTHING = np.empty((0, 0), np.float32)
 Fill = Callable[[int, int, np.ndarray, np.ndarray], None]  # (first, last row, their classes, their shares)
 
 
-@functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
 def usable(maps: Tensor) -> bool:
     """Whether the functions below can do these maps."""
-    return maps.device.type == "cpu" and maps.numel() > 0 and _has_numba()
+    return maps.device.type == "cpu" and maps.numel() > 0 and numba_works()
 
 
 def best_of_logits(

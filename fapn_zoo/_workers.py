@@ -1,26 +1,54 @@
-"""Threads that share work on a CPU."""
+"""Threads that share work on a CPU.
 
+PyTorch's own, where they can be had: after each of its operators OpenMP's threads wait for the next one by spinning,
+for some milliseconds. With two cores, threads of ours beside them took 10.8 ms where PyTorch's take 7.7 (deformable
+convolution, 128x64x128, where a plain convolution takes 5.6).
+"""
+
+import ctypes
+import functools
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
+
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _find_openmp():
+    """The function by which compiled code has PyTorch's OpenMP threads call another: GNU's, which others offer too."""
+    if sys.platform != "linux" or not torch.backends.openmp.is_available():
+        return None
+    try:
+        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes, parallel.restype = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return parallel
 
 
 class _Workers:
     """Threads that each run single-threaded PyTorch: tiles are the parallelism, operators inside must not add more.
 
-    Plain threads instead of numba's: those of numba may not be used by two threads at once (its default), or not after
-    a fork (OpenMP). Here a forked process, such as a data loader's worker, makes its own threads at first use.
+    Without OpenMP, plain threads instead of numba's: those of numba may not be used by two threads at once (its
+    default). A forked process, such as a data loader's worker, has plain threads too: OpenMP's do not survive a fork.
     """
 
     def __init__(self):
-        self.reset()
+        self.forked = False
+        self._reset()
 
-    def reset(self):
-        """Forget the threads without stopping them: they do not exist in a forked child."""
-        self._lock = threading.Lock()
-        self._pools = {}
+    def _reset(self):
+        self._lock, self._pools = threading.Lock(), {}
+
+    def after_fork(self):
+        """Forget the threads without stopping them: they do not exist in the child."""
+        self.forked = True
+        self._reset()
 
     def _pool(self, count):
         with self._lock:
@@ -46,21 +74,31 @@ class _Workers:
         Neither gradients nor autocast are active inside; inference mode is as the caller has it.
         """
         inference = torch.is_inference_mode_enabled()
+        workers, errors = iter(range(count)), []
 
-        def call(worker):
-            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                function(worker)
+        def work(_):
+            # OpenMP may come with fewer threads than asked for.
+            for worker in workers:
+                try:
+                    with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                        function(worker)
+                except BaseException as error:
+                    errors.append(error)
 
+        parallel = None if self.forked else _find_openmp()
         if count == 1:
-            call(0)
-            return
-        pool = self._pool(count)
-        futures = [pool.submit(call, worker) for worker in range(count)]
-        errors = [future.exception() for future in futures]
-        for error in filter(None, errors):
-            raise error
+            work(None)
+        elif parallel:
+            # Operators that are called in a parallel region do not begin another.
+            parallel(_CALLBACK(work), None, count, 0)
+        else:
+            pool = self._pool(count)
+            for future in [pool.submit(work, None) for _ in range(count)]:
+                future.result()
+        if errors:
+            raise errors[0]
 
 
 WORKERS = _Workers()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=WORKERS.reset)
+    os.register_at_fork(after_in_child=WORKERS.after_fork)

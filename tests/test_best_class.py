@@ -99,7 +99,7 @@ def test_labels_are_one_whoever_asks(monkeypatch, kind, image_size, out_size, ti
         raise AssertionError("the short way was asked for")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_best_class, "_has_numba", lambda: False)
+        patch.setattr(_best_class, "numba_works", lambda: False)
         patch.setattr(postprocess, f"best_of_{kind}", never)
         slow = semantic_labels(output, image_size, out_size)
     assert torch.equal(slow[0], labels) and torch.allclose(slow[1], shares, atol=1e-5)

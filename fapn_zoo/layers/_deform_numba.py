@@ -8,9 +8,10 @@ import itertools
 import numpy as np
 import torch
 
+from fapn_zoo._workers import WORKERS
+
 from ._deform_geometry import Geometry
 from ._deform_plan import is_last, make_plan, make_work, steps, vector_length
-from ._deform_threads import WORKERS
 
 
 def _dense(tensor, dtype):

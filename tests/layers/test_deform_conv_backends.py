@@ -18,7 +18,8 @@ import torchvision
 from deform_conv_cases import SHAPES, Shape, make_tensors, run, threads
 from torch.utils.flop_counter import FlopCounterMode
 
-from fapn_zoo.layers import _deform_backends, _deform_threads, deform_conv
+from fapn_zoo import _workers
+from fapn_zoo.layers import _deform_backends, deform_conv
 from fapn_zoo.layers.deform_conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
 
 pytestmark = pytest.mark.unit
@@ -47,8 +48,8 @@ def test_threads_agree(name):
 @pytest.mark.parametrize("openmp", [True, False])
 def test_workers(monkeypatch, openmp):
     if not openmp:
-        monkeypatch.setattr(_deform_threads, "_find_openmp", lambda: None)
-    elif _deform_threads._find_openmp() is None:
+        monkeypatch.setattr(_workers, "_find_openmp", lambda: None)
+    elif _workers._find_openmp() is None:
         pytest.skip("PyTorch's threads cannot be had")
     here, others, barrier = threading.get_ident(), set(), threading.Barrier(3)
 
@@ -60,9 +61,10 @@ def test_workers(monkeypatch, openmp):
             raise KeyError("from a worker")
 
     with pytest.raises(KeyError, match="from a worker"):
-        _deform_threads.WORKERS.run(meet, 3)
+        _workers.WORKERS.run(meet, 3)
     assert {worker for worker, _ in others} == {0, 1, 2}
-    assert len({thread for _, thread in others}) == 3 and here in {thread for _, thread in others}
+    found = {thread for _, thread in others}
+    assert len(found) == 3 and (here in found) == openmp  # of OpenMP's threads, the caller is one
     shape = SHAPES["many_tiles"]
     tensors = make_tensors(shape)
     with threads(1):
