@@ -74,16 +74,17 @@ class _Workers:
         Neither gradients nor autocast are active inside; inference mode is as the caller has it.
         """
         inference = torch.is_inference_mode_enabled()
-        workers, errors = iter(range(count)), []
+        workers, begun, errors = iter(range(count)), [], []
 
         def work(_):
-            # OpenMP may come with fewer threads than asked for.
-            for worker in workers:
-                try:
+            try:
+                begun.append(threading.get_ident())
+                # OpenMP may come with fewer threads than asked for.
+                for worker in workers:
                     with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
                         function(worker)
-                except BaseException as error:
-                    errors.append(error)
+            except BaseException as error:
+                errors.append(error)
 
         parallel = None if self.forked else _find_openmp()
         if count == 1:
@@ -91,6 +92,8 @@ class _Workers:
         elif parallel:
             # Operators that are called in a parallel region do not begin another.
             parallel(_CALLBACK(work), None, count, 0)
+            if threading.get_ident() not in begun:
+                raise KeyboardInterrupt  # It came when this thread was about to begin, where ctypes drops it.
         else:
             pool = self._pool(count)
             for future in [pool.submit(work, None) for _ in range(count)]:

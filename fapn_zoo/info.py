@@ -33,8 +33,8 @@ def _deform_conv(device: str) -> str:
 
     try:
         return active_backend(device)
-    except ValueError:
-        return "none"  # the backend chosen by FAPN_ZOO_DEFORM_CONV is for other devices
+    except ValueError as error:  # FAPN_ZOO_DEFORM_CONV names a backend for other devices, or none at all
+        return f"none ({error})"
 
 
 def describe_model(name: str) -> str:

@@ -73,6 +73,20 @@ def test_workers(monkeypatch, openmp):
         torch.testing.assert_close(run(deform_conv2d, tensors, shape), expected)
 
 
+def test_an_interrupt_is_not_lost(monkeypatch):
+    def parallel(callback, *_):
+        # As if the calling thread had been interrupted before its first line.
+        other = threading.Thread(target=callback, args=(None,))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(_workers, "_find_openmp", lambda: parallel)
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        _workers.WORKERS.run(done.append, 2)
+    assert done == [0, 1]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_inference_mode(count):
     shape = SHAPES["many_tiles"]
