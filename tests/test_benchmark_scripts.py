@@ -25,8 +25,7 @@ def rows_of(script: str, out: Path, *arguments: str) -> list[dict[str, str]]:
 
 
 def test_deform_conv(tmp_path):
-    options = ["--shapes", "7", "--rounds", "1", "--threads", "1", *(["--memory"] if sys.platform == "linux" else [])]
-    rows = rows_of("deform_conv.py", tmp_path / "out.csv", *options)
+    rows = rows_of("deform_conv.py", tmp_path / "out.csv", "--shapes", "7", "--rounds", "1", "--threads", "1")
     assert [(row["contender"], row["dtype"]) for row in rows[:5]] == [
         ("ours", "float32"), ("torchvision", "float32"), ("conv", "float32"), ("ours", "bfloat16"), ("conv", "bfloat16")
     ]  # fmt: skip
@@ -36,6 +35,15 @@ def test_deform_conv(tmp_path):
         assert row["contender"] != "torchvision" or row["times_faster_than_torchvision"] == "1.0"
     with open(ROOT / "hub" / "results" / "deform_conv.csv", newline="") as file:
         assert set(next(csv.reader(file))) == set(rows[0]) | {"peak_mib"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process its peak")
+def test_peak_memory_of_deform_conv():
+    script = ROOT / "tests" / "benchmarks" / "deform_conv.py"
+    command = [sys.executable, str(script), "--peak", "conv", "float32", "forward", "8,64,64,80,8", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    output = 8 * 64 * 64 * 80 * 4 / 2**20
+    assert output < float(done.stdout) < 20 * output
 
 
 def test_models(tmp_path):
