@@ -23,8 +23,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo._timm_weights import build_features
-from fapn_zoo.layers._deform_ops import memory_format
 from fapn_zoo.layers.frozen_norm import use_one_step
+from fapn_zoo.layers.layout import memory_format
 from fapn_zoo.layers.swin_official import SWIN_OPTIONS, swin_blocks, use_official_order
 from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 

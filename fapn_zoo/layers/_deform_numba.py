@@ -11,7 +11,8 @@ import torch
 from fapn_zoo._workers import WORKERS
 
 from ._deform_geometry import Geometry
-from ._deform_plan import is_last, make_plan, make_work, steps, vector_length
+from ._deform_plan import make_plan, make_work, steps, vector_length
+from .layout import is_channels_last, memory_format
 
 
 def _dense(tensor, dtype):
@@ -19,12 +20,12 @@ def _dense(tensor, dtype):
     if tensor is None:
         return None
     tensor = tensor.detach().to(dtype)
-    return tensor if is_last(tensor) else tensor.contiguous()
+    return tensor if is_channels_last(tensor) else tensor.contiguous()
 
 
 def _flat(tensor):
     """A dense tensor's numbers in the order of memory, bfloat16 as uint16."""
-    tensor = (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 and is_last(tensor) else tensor).view(-1)
+    tensor = (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 and is_channels_last(tensor) else tensor).view(-1)
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
@@ -57,8 +58,7 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
     real = torch.float64 if dtype == torch.float64 else torch.float32
     size = geo.batch, geo.out_channels, geo.out_height, geo.out_width
     input, weight = _dense(input, dtype), weight.detach().to(dtype).contiguous()
-    layout = torch.channels_last if is_last(input) else torch.contiguous_format
-    output = torch.empty(size, dtype=dtype, memory_format=layout)
+    output = torch.empty(size, dtype=dtype, memory_format=memory_format(input))
     if output.numel() == 0:
         return output.to(wanted)
     # Positions are computed in `real`, from halves or not.

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _deform_backends
 from ._deform_geometry import output_sizes
+from .layout import memory_format
 
 
 def _triton_runs(device_type):
@@ -72,12 +73,6 @@ def _(grad, input, offset, weight, mask, stride, padding, dilation, needs):
 
     tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
     return [like(tensor) if need else tensor.new_empty(0) for tensor, need in zip(tensors, needs, strict=True)]
-
-
-def memory_format(tensor):
-    """Channels-last where a tensor is nothing else, as PyTorch's own convolutions see it."""
-    last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _setup_context(ctx, inputs, output):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .layout import is_channels_last
+
 
 class Plan(NamedTuple):
     """Sizes that the kernels read beside the geometry; lengths and steps are in elements.
@@ -74,12 +76,7 @@ def _spread(number):
 
 def steps(tensor):
     """From channel to channel and from pixel to pixel of a dense tensor, NCHW or channels-last."""
-    return (1, tensor.shape[1]) if is_last(tensor) else (tensor.shape[2] * tensor.shape[3], 1)
-
-
-def is_last(tensor):
-    """Whether a tensor is channels-last and nothing else."""
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return (1, tensor.shape[1]) if is_channels_last(tensor) else (tensor.shape[2] * tensor.shape[3], 1)
 
 
 def make_plan(geometry, offset, mask, output, offset_groups, backward=False):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ._deform_geometry import Geometry
-from ._deform_ops import memory_format
+from .layout import memory_format
 
 _PIXELS = 512  # of the output at once
 

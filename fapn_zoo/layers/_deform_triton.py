@@ -32,8 +32,8 @@ import triton.language as tl
 
 from . import _deform_triton_kernels as kernels
 from ._deform_geometry import Geometry, channel_blocks, output_sizes
-from ._deform_ops import memory_format
 from ._deform_tuning import choose
+from .layout import memory_format
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.JITFunction)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.layers._deform_ops import memory_format
 from fapn_zoo.layers.conv import ConvNormAct
 from fapn_zoo.layers.deform_conv import deform_conv2d
+from fapn_zoo.layers.layout import memory_format
 from fapn_zoo.necks._common import Neck, resolve_norm, sum_into
 
 ALIGNMENTS = ("fam", "dcn", "deconv")
