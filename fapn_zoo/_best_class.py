@@ -141,7 +141,7 @@ def _rows(maps: Tensor, first: int, last: int) -> tuple[np.ndarray, int]:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    # oneDNN's product is twice as fast as the default BLAS where that does not use AVX-512 (MKL on AMD).
+    # The default BLAS may not use AVX-512 (MKL on AMD); oneDNN does.
     if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return torch.mm(a, b)

@@ -57,7 +57,7 @@ def padded_size(data: DataSpec, size: Sequence[int]) -> tuple[int, int]:
 def network_input(data: DataSpec, pixels: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Images (C, H, W) of equal padded size -> normalised batch (N, C, H', W'), zero-padded at the bottom and right.
 
-    On a CPU it is channels-last, and so will be all maps that are made of it: oneDNN convolves these faster.
+    On a CPU it is channels-last, and so will be all maps that are made of it: oneDNN's layout.
     """
     mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
     std = torch.tensor(data.std, device=device).view(-1, 1, 1)

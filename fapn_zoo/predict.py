@@ -183,17 +183,15 @@ def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return first.device, first.dtype
 
 
-@contextmanager
-def _network(model: nn.Module, amp: str) -> Iterator[Callable[[Sequence[Tensor]], Any]]:
-    """`inference` around a function that turns pixels (C, h, w) of equal padded size into the model's raw output."""
-    with inference(model) as (device, dtype):
+def raw_output(model: nn.Module, pixels: Sequence[Tensor], amp: str) -> Any:
+    """What the network answers to pixels (C, h, w) of equal padded size, computed in ``amp``, a key of `AMP`.
 
-        def run(pixels: Sequence[Tensor]) -> Any:
-            x = network_input(model.data, pixels, device, dtype)
-            with autocast(device, amp):
-                return model(x)
-
-        yield run
+    To be called inside `inference`.
+    """
+    device, dtype = device_and_type(model)
+    x = network_input(model.data, pixels, device, dtype)
+    with autocast(device, amp):
+        return model(x)
 
 
 def _is_batch(x: Any) -> bool:
@@ -213,8 +211,8 @@ def _run_batch(
     model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str, amp: str
 ) -> Iterator[tuple[int, Result]]:
     shown = [parts[0] for _, _, parts in entries]
-    with _network(model, amp) as run:
-        output = run(shown)
+    with inference(model):
+        output = raw_output(model, shown, amp)
         results = [
             (index, _to_result(model, image, one_output(output, n), tuple(shown[n].shape[1:]), task))
             for n, (index, image, _) in enumerate(entries)
@@ -226,11 +224,11 @@ def _run_views(
     model: nn.Module, entries: list[tuple[int, LoadedImage, list[Tensor]]], views: Views, task: str, amp: str
 ) -> Iterator[tuple[int, Result]]:
     results, are_logits = [], False
-    with _network(model, amp) as run:
+    with inference(model):
 
         def observed(pixels: Sequence[Tensor]) -> Any:
             nonlocal are_logits
-            output = run(pixels)
+            output = raw_output(model, pixels, amp)
             are_logits = isinstance(output, postprocess.SemanticOutput)
             return output
 
@@ -262,10 +260,10 @@ def _to_result(model: nn.Module, image: LoadedImage, output: Any, image_size: tu
 def _predict_tiled(
     model: nn.Module, image: LoadedImage, window: tuple[int, int], overlap: float, batch_size: int, amp: str
 ) -> Result:
-    with _network(model, amp) as run:
+    with inference(model):
 
         def scored(parts: list[Tensor]) -> tuple[Tensor, bool]:
-            output = run(parts)
+            output = raw_output(model, parts, amp)
             size = tuple(parts[0].shape[1:])
             scores = postprocess.semantic_scores(output, size, size, stride=head_stride(model))
             return scores, isinstance(output, postprocess.SemanticOutput)

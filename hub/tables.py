@@ -114,16 +114,17 @@ def count_models() -> None:
 
 def speed_table() -> str:
     """Models side by side as Markdown: milliseconds of one image in every manner of running."""
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    found: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for row in _read(MODEL_SPEED):
-        found.setdefault((row["group"], row["size"], row["model"]), {})[row["manner"]] = row["ms"]
+        key = row["group"], row["size"], row["model"], row["gmacs"]
+        found.setdefault(key, {})[row["manner"]] = row["ms"]
     manners = list(dict.fromkeys(row["manner"] for row in _read(MODEL_SPEED)))
     rows = []
-    for (group, size, model), ms in found.items():
+    for (group, size, model, gmacs), ms in found.items():
         library, _, other = model.rpartition(":")
-        rows.append([group, f"{library} {other}" if library else f"`{model}`", size,
+        rows.append([group, f"{library} {other}" if library else f"`{model}`", size, f"{gmacs} G",
                      *(f"{float(ms[manner]):.0f}" for manner in manners)])
-    return _markdown(("group", "model", "size", *manners), rows)
+    return _markdown(("group", "model", "size", "multiply-adds", *manners), rows)
 
 
 def deform_table() -> str:

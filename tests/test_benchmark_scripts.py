@@ -64,3 +64,9 @@ def test_gpu_without_a_gpu():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "error: no CUDA device; --dry-run tries the script without one\n"
+
+
+def test_precision(tmp_path):
+    (row,) = rows_of("precision.py", tmp_path / "out.csv", "--data", "scenes:2", "--limit", "2")
+    assert 98 < float(row["worst_image_percent"]) <= float(row["agreement_percent"]) <= 100
+    assert float(row["float32_ms"]) > 0 and float(row["bfloat16_ms"]) > 0 and row["images"] == "2"

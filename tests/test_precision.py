@@ -61,7 +61,7 @@ def test_the_network_multiplies_in_what_was_asked_for(monkeypatch, name, options
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_half_precision_is_close(tmp_path):
+def test_half_precision_is_close():
     model = fapn_zoo.create_model("perpixel_fapn_resnet18_slim_camvid", pretrained=True)
     from fapn_zoo.data.scenes import generate_scene
 

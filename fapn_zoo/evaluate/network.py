@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo._inputs import network_input
-from fapn_zoo._precision import autocast, check_amp
+from fapn_zoo._precision import check_amp
 from fapn_zoo._views import Views, merged_labels, score_sources
 from fapn_zoo.images import load_image
-from fapn_zoo.predict import inference
+from fapn_zoo.predict import inference, raw_output
 
 
 def label_maps(
@@ -36,13 +35,7 @@ def label_maps(
         (H, W) each, on the model's device: uint8 for up to 256 classes, else int64.
     """
     dtype = torch.uint8 if model.num_classes <= 256 else torch.int64
-    first = next(p for p in model.parameters() if p.is_floating_point())
-
-    def run(pixels: Sequence[Tensor]) -> Any:
-        with autocast(first.device, amp):
-            return model(network_input(model.data, pixels, first.device, first.dtype))
-
-    merged = score_sources(model, run, views, images, batch_size)
+    merged = score_sources(model, partial(raw_output, model, amp=amp), views, images, batch_size)
     return [merged_labels(sources, size).to(dtype) for sources, size in zip(merged, sizes, strict=True)]
 
 

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo import postprocess
-from fapn_zoo._inputs import network_input
-from fapn_zoo._precision import autocast
 from fapn_zoo._views import Views, head_stride
 from fapn_zoo.evaluate.classes import Classes
 from fapn_zoo.evaluate.tasks import Measure, plain
 from fapn_zoo.metrics import AveragePrecision, PanopticQuality
 from fapn_zoo.metrics._accumulator import UNIT
 from fapn_zoo.metrics.detection import SCORES
-from fapn_zoo.predict import check_task, one_output
+from fapn_zoo.predict import check_task, one_output, raw_output
 from fapn_zoo.result import full_names
 
 MAX_INSTANCES = 100  # of an image, as in the official evaluation
@@ -92,9 +90,7 @@ class _ObjectTask:
         """
         shown = [parts[0] for parts in images]
         options |= {"things": self.things, "stride": head_stride(model)}
-        first = next(p for p in model.parameters() if p.is_floating_point())
-        with autocast(first.device, amp):
-            output = model(network_input(model.data, shown, first.device, first.dtype))
+        output = raw_output(model, shown, amp)
         sides = zip(shown, sizes, strict=True)
         return [
             pick(one_output(output, n), tuple(pixels.shape[1:]), size, **options)[0]

@@ -78,7 +78,7 @@ def resolve_norm(norm: str | None, dialect: str) -> str:
 def sum_into(own: Tensor, other: Tensor) -> Tensor:
     """``own + other``, in the memory of ``own`` where no gradient can ask for it again.
 
-    New memory for a large map costs a CPU several times what the sum does. Nobody else may hold ``own``.
+    New memory for a large map is slow on a CPU. Nobody else may hold ``own``.
     """
     if own.requires_grad or other.requires_grad or own.dtype != other.dtype:
         return own + other

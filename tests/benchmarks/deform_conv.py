@@ -10,7 +10,6 @@ each contender runs once more in a process of its own and reports by how much on
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import os
 import platform
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from table import write_csv
 
 from fapn_zoo.benchmark.run import device_name
 from fapn_zoo.evaluate import git_commit
@@ -166,13 +166,9 @@ def main():
                 for direction in ("forward", "both"):
                     for row in rows_of(shape, direction, threads, options):
                         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-                        rows.append({**row, **facts})
+                        rows.append(row)
     if options.csv:
-        columns = dict.fromkeys(name for row in rows for name in row)
-        with open(options.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows, facts)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the process (the reading thread's included), which a busy machine disturbs less;
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from table import write_csv
 
 from fapn_zoo import create_model
 from fapn_zoo._inputs import network_input, resize_for
@@ -108,10 +108,7 @@ def main() -> None:
             rows.append(row | {"versions": f"torch {torch.__version__}, {platform.machine()}"})
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if options.csv:
-        with open(options.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import functools
 import importlib.util
 import itertools
@@ -37,6 +36,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from table import write_csv
 
 from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
 
@@ -276,15 +276,6 @@ def tuning_rows():
     return rows
 
 
-def write(path, rows, facts):
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*columns, *facts], restval="")
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
-    print(f"wrote {path}")
-
-
 def facts_of(device, commit):
     """Commit, device and versions."""
     if not commit and shutil.which("git"):
@@ -386,8 +377,8 @@ def main():
                 bandwidth, rate = ceilings(device, dtype)
                 print(f"ceilings {dtype}: copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s")
             rows = measure_all(options, Timer(device))
-            write(options.out / "deform_conv_gpu.csv", rows, facts)
-            write(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
+            write_csv(options.out / "deform_conv_gpu.csv", rows, facts)
+            write_csv(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
     if "models" not in options.skip:
         good = measure_models(options, device, facts["commit"]) and good
     if not good:

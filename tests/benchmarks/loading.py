@@ -11,7 +11,6 @@ The second time includes one pass over all weights, because ours stay in the map
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -19,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from table import write_csv
 
 NAME = "maskformer_fapn_swin_l_ade20k"
 WAYS = ("ours", "plain")
@@ -120,10 +121,7 @@ def report(runs: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
         print(f"{way:<20} {seconds:7.3f} s ({seconds + read:.3f} s with a first read)  {peak:6.0f} MiB   ours / this: "
               f"{table[0][1] / seconds:5.2f} in time, {table[0][3] / peak:5.2f} in memory")
     if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

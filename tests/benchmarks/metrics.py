@@ -11,7 +11,6 @@ where it is installed (it is no dependency), else scipy. All run in one thread, 
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
+from table import write_csv
 
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.metrics import (
@@ -318,10 +318,7 @@ def main() -> None:
                 rows.append({**row, "versions": versions})
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if options.csv:
-        with open(options.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

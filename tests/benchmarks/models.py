@@ -17,8 +17,6 @@ Post-processing is part of it: `postprocess.semantic`, `argmax` after smp's enla
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
 import datetime
 import importlib.util
 import shlex
@@ -27,13 +25,14 @@ import sys
 import time
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from table import write_csv
 
 import fapn_zoo
 from fapn_zoo import postprocess
-from fapn_zoo._precision import AMP, resolve_amp
+from fapn_zoo._flops import flop_counter
+from fapn_zoo._precision import autocast, resolve_amp
 from fapn_zoo.benchmark.run import device_name, draw_offsets, find_device
 from fapn_zoo.evaluate import git_commit
 
@@ -120,12 +119,19 @@ def make_call(model, finish, manner, ours, size, device):
 
     def call():
         with torch.inference_mode() if manner == "defaults" and ours else torch.no_grad():
-            with contextlib.nullcontext() if amp == "no" else torch.autocast(device.type, AMP[amp]):
+            with autocast(device, amp):
                 output = model(x)
             finish(output)
         return "fp32" if amp == "no" else amp
 
     return call
+
+
+def count_macs(model, size):
+    """Multiply-adds of a forward pass, in 10**9."""
+    with torch.no_grad(), flop_counter() as counter:
+        model.eval().requires_grad_(False)(torch.zeros(1, 3, *size))
+    return round(counter.get_total_flops() / 2e9, 1)
 
 
 def milliseconds(call, device):
@@ -147,9 +153,10 @@ def measure(group, device, rounds):
     size, classes, names, references = GROUPS[group]
     names = list(filter(is_here, names))
     references = [name for name in references if name in names]
-    calls = {}
+    calls, macs = {}, {}
     for name in names:
         model, finish = build(name, group, size, classes)
+        macs[name] = count_macs(model, size)
         for manner in MANNERS:
             calls[name, manner] = make_call(model, finish, manner, ":" not in name, size, device)
     dtypes = {key: [call(), call()][-1] for key, call in calls.items()}
@@ -160,9 +167,9 @@ def measure(group, device, rounds):
     middle = {key: statistics.median(values) for key, values in times.items()}
     for (name, manner), values in times.items():
         deciles = statistics.quantiles(values, n=10, method="inclusive")
-        row = {"group": group, "size": "x".join(map(str, size)), "classes": classes, "model": name, "manner": manner}
-        row |= {"dtype": dtypes[name, manner], "ms": round(middle[name, manner], 1)}
-        row |= {"p10_ms": round(deciles[0], 1), "p90_ms": round(deciles[-1], 1)}
+        row = {"group": group, "size": "x".join(map(str, size)), "classes": classes, "model": name}
+        row |= {"gmacs": macs[name], "manner": manner, "dtype": dtypes[name, manner]}
+        row |= {"ms": round(middle[name, manner], 1), "p10_ms": round(deciles[0], 1), "p90_ms": round(deciles[-1], 1)}
         for other in references:
             row[f"times {other}"] = round(middle[name, manner] / middle[other, manner], 2)
         yield row
@@ -179,14 +186,6 @@ def circumstances(device, options):
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "tests/benchmarks/models.py", *sys.argv[1:]]),
     }
-
-
-def write(path, rows, facts):
-    columns = dict.fromkeys(name for row in rows for name in row)
-    with Path(path).open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*columns, *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
 
 
 def main():
@@ -209,7 +208,7 @@ def main():
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
             rows.append(row)
     if options.csv:
-        write(options.csv, rows, facts)
+        write_csv(options.csv, rows, facts)
 
 
 if __name__ == "__main__":
