@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,24 +48,11 @@ def expected(task: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
-    running: list[subprocess.Popen] = []
-
+def start(launch: Callable[..., subprocess.Popen], tmp_path: Path) -> Callable[..., subprocess.Popen]:
     def run(tasks: list[str], out: str, resume: Path | None = None, processes: int = 1) -> subprocess.Popen:
-        script = tmp_path / "run.py"
-        script.write_text(CODE)
-        values = [IMAGES, tasks, None if resume is None else str(resume), str(tmp_path / out)]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        words = [sys.executable, *(launcher if processes > 1 else []), str(script), json.dumps(values)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-        return running[-1]
+        return launch(CODE, [IMAGES, tasks, None if resume is None else str(resume), str(tmp_path / out)], processes)
 
-    yield run
-    for process in running:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    return run
 
 
 def finish(process: subprocess.Popen, out: Path, task: str, processes: int) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,27 +58,16 @@ def lasting(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(weights: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
+def start(
+    launch: Callable[..., subprocess.Popen], weights: Path, tmp_path: Path
+) -> Callable[..., subprocess.Popen]:
     """Starts an evaluation on its own or on several processes: `start("out.json", resume=..., processes=2)`."""
-    running: list[subprocess.Popen] = []
 
     def run(out: str, resume: Path | None = None, processes: int = 1) -> subprocess.Popen:
-        script = tmp_path / "run.py"
-        script.write_text(CODE)
         values = [str(weights), DATA, None if resume is None else str(resume), str(tmp_path / out), OPTIONS]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        root = str(Path(fapn_zoo.__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        words = [sys.executable, *(launcher if processes > 1 else []), str(script), json.dumps(values)]
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-        return running[-1]
+        return launch(CODE, values, processes)
 
-    yield run
-    for process in running:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    return run
 
 
 def finish(process: subprocess.Popen, out: Path, processes: int = 1) -> list[dict[str, Any]]:
