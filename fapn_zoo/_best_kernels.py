@@ -10,11 +10,12 @@ small map, then those at the second, and so on. Each phase is one plain loop ove
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+
+from fapn_zoo._compiled import compiled
 
 _LOWEST, _HIGHEST = np.float32(-87), np.float32(87)  # where exp(x) is still a normal float32
 _LOG2_E, _HALF, _ONE = np.float32(1.44269504), np.float32(0.5), np.float32(1)
@@ -24,13 +25,7 @@ _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.flo
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 
 
-def _jit(function):
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        # No folder to keep compiled code in: neither beside this file nor in the user's cache.
-        return numba.njit(**options)(function)
+_jit = compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 
 
 @intrinsic

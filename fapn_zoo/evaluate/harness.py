@@ -108,5 +108,5 @@ def make_report(
     report |= {"task": options.task, "images": len(measured.images), "amp": options.amp, "seed": seed}
     report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}
     report |= {"window": list(views.window or ()), "stride": list(views.stride or ())}
-    report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 2)}
+    report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 4)}
     return report | measured.task.scores(measured.counts)

@@ -11,6 +11,8 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from fapn_zoo._compiled import compiled
+
 from ._deform_sampling import locate, slopes
 from ._deform_vectors import move, multiply, transpose
 
@@ -29,18 +31,12 @@ def stamp():
     return zlib.crc32(b"".join(file.read_bytes() for file in files if file.exists()))
 
 
+kernel = compiled(**_OPTIONS)  # a function called from Python; it may capture nothing but integers
+
+
 def part(function):
     """Compile a function that kernels call."""
     return numba.njit(**_OPTIONS)(function)
-
-
-def kernel(function):
-    """Compile a function for use from Python, once for all processes; it may capture nothing but integers."""
-    try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:
-        # No folder to keep compiled code in: neither beside this file nor in the user's cache.
-        return numba.njit(**_OPTIONS)(function)
 
 
 @part

@@ -7,16 +7,11 @@ pixels without truth. Inner loops run over whole rows with equal offsets, the fo
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from fapn_zoo._compiled import compiled
 
-def _jit(function):
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        # No folder to keep compiled code in: neither beside this file nor in the user's cache.
-        return numba.njit(nogil=True)(function)
+_jit = compiled(nogil=True)
 
 
 @_jit

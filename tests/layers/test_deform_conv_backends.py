@@ -381,22 +381,9 @@ def test_kernels_depend_on_all_of_their_code():
     assert set(_deform_tiles._SOURCES) == seen | {"geometry"}
 
 
-def test_kernels_without_a_folder_for_the_cache(monkeypatch):
-    from fapn_zoo.layers import _deform_tiles
-
-    compile_function = _deform_tiles.numba.njit
-
-    def njit(cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_function(**options)
-
-    monkeypatch.setattr(_deform_tiles.numba, "njit", njit)
-    assert _deform_tiles.kernel(lambda number: number + 1)(1) == 2
-
-
 DISTRIBUTED = """
 import copy
+import os
 import torch
 import torch.distributed as dist
 from fapn_zoo.layers.deform_conv import deform_conv2d
@@ -422,7 +409,10 @@ rank = dist.get_rank()
 model(images[rank : rank + 1]).square().mean().backward()
 for found, expected in zip(model.module.parameters(), alone.parameters()):
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
-dist.destroy_process_group()
+dist.barrier()
+# gloo's threads may drop the last finished work after Python began to shut down, which aborts the process
+# (pytorch/pytorch#179291; destroy_process_group does not end them): leave without shutting down.
+os._exit(0)
 """
 
 
