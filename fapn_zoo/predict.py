@@ -6,6 +6,7 @@ Everything that depends on the model (sizes, mean, colours, names) is read from 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def predict(
     """Predicts on one image or many.
 
     Args:
-        model: a `SegmentationModel`, on any device; its training flags are put back afterwards.
+        model: a `SegmentationModel`, on any device; its training flags are put back afterwards. Threads may share it.
         x: what `fapn_zoo.images.load_image` takes (path, URL, PIL image, array, tensor), or a folder of images, or a
             list or tuple of all these, or a tensor (N, C, H, W).
         task: ``"semantic"``; for mask classification models also ``"panoptic"`` and ``"instance"``. None is the
@@ -167,14 +168,35 @@ def check_task(model: nn.Module, task: str | None) -> str:
 @contextmanager
 def inference(model: nn.Module) -> Iterator[tuple[torch.device, torch.dtype]]:
     """Evaluation mode without autograd; gives the model's device and floating type, and restores every flag."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    with _evaluation_mode(model), torch.inference_mode():
+        yield device_and_type(model)
+
+
+# Models that are predicted with: how many times at this moment, and which of their modules are to train again.
+_PREDICTING: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
+_PREDICTING_LOCK = threading.Lock()
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    # Threads may share a model: were each to put back the flags that it found, the first to be ready would have the
+    # others train its batch norms.
+    with _PREDICTING_LOCK:
+        count, training = _PREDICTING.get(model, (0, []))
+        if not count:
+            training = [module for module in model.modules() if module.training]
+            model.eval()
+        _PREDICTING[model] = count + 1, training
     try:
-        with torch.inference_mode():
-            yield device_and_type(model)
+        yield
     finally:
-        for module in training:
-            module.training = True
+        with _PREDICTING_LOCK:
+            count, training = _PREDICTING.pop(model)
+            if count > 1:
+                _PREDICTING[model] = count - 1, training
+            else:
+                for module in training:
+                    module.training = True
 
 
 def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:

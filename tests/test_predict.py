@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -167,6 +168,26 @@ def test_training_flags_and_gradients_are_left_alone():
     with pytest.raises(RuntimeError):
         predict(model, square())
     assert model.training and model.extra[0].training and not model.extra[1].training
+
+
+def test_threads_share_a_model_in_training_mode():
+    """The first to be ready leaves the others in evaluation mode."""
+    both_inside, first_is_done = threading.Barrier(2), threading.Event()
+
+    class Waiting(BrightSquare):
+        def forward(self, x):
+            both_inside.wait(timeout=30)
+            if threading.current_thread().name == "second":
+                assert first_is_done.wait(timeout=30) and not self.training
+            return super().forward(x)
+
+    model, found = Waiting().train(), []
+    second = threading.Thread(name="second", target=lambda: found.append(predict(model, square())))
+    second.start()
+    predict(model, square())
+    first_is_done.set()
+    second.join()
+    assert found and model.training
 
 
 def test_weights_of_lower_precision():
