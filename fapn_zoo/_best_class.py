@@ -86,7 +86,7 @@ def best_of_masks(
     def scores(first: int, last: int) -> np.ndarray:
         """Rows of the enlarged scores, their sum last: (K + 1, rows, factor, w), columns in phases."""
         part, top = _rows(maps, first // factor - 1, (last - 1) // factor + 2)
-        masks = torch.empty(len(maps), last - first, factor, width)
+        masks = torch.empty(len(maps), last - first, factor, width, dtype=torch.float32)
         kernels.squash(part, top, height, factor, first, masks.numpy())
         return _product(weights, masks.flatten(1)).view(-1, *masks.shape[1:]).numpy()
 

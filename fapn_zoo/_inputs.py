@@ -59,11 +59,11 @@ def network_input(data: DataSpec, pixels: Sequence[Tensor], device: torch.device
 
     On a CPU it is channels-last, and so will be all maps that are made of it: oneDNN's layout.
     """
-    mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
-    std = torch.tensor(data.std, device=device).view(-1, 1, 1)
+    float32 = {"device": device, "dtype": torch.float32}
+    mean, std = (torch.tensor(values, **float32).view(-1, 1, 1) for values in (data.mean, data.std))
     height, width = padded_size(data, pixels[0].shape[1:])
     full = all(tuple(image.shape[1:]) == (height, width) for image in pixels)
-    batch = (torch.empty if full else torch.zeros)(len(pixels), len(mean), height, width, device=device)
+    batch = (torch.empty if full else torch.zeros)(len(pixels), len(mean), height, width, **float32)
     for row, image in zip(batch, pixels, strict=True):
         image = image.to(device)
         if data.channel_order == "bgr" and len(image) == 3:

@@ -18,8 +18,11 @@ def check_amp(amp: str, allowed: Iterable[str] = AMP) -> None:
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
-    """The context in which modules multiply in ``amp``, a key of `AMP`."""
-    return nullcontext() if AMP[amp] is None else torch.autocast(device.type, AMP[amp])
+    """The context in which modules multiply in ``amp``, a key of `AMP`, whatever autocast is around it."""
+    dtype = AMP[amp]
+    if dtype is None and not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.float32) -> str:
@@ -29,13 +32,16 @@ def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.flo
         amp: one of these, or "auto": bfloat16 for float32 weights where ``device`` is fast in it.
 
     Raises:
-        ValueError: unknown, or float16 on a CPU.
+        ValueError: unknown, float16 on a CPU, or half precision of another kind than that of the weights.
     """
     check_amp(amp, ("auto", *AMP))
     if amp == "auto":
         return "bf16" if weights == torch.float32 and fast_bfloat16(device) else "no"
     if amp == "fp16" and device.type == "cpu":
         raise ValueError("amp='fp16' needs a GPU; a CPU takes amp='bf16' or amp='no'")
+    if {AMP[amp], weights} == {torch.bfloat16, torch.float16}:
+        kind = str(weights).removeprefix("torch.")
+        raise ValueError(f"amp={amp!r} does not go with weights in {kind}; take amp='no' or model.float()")
     return amp
 
 

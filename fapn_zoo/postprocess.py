@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fapn_zoo._bands import Source, bands, enlarged_rows
 from fapn_zoo._best_class import best_of_logits, best_of_masks, usable
+from fapn_zoo._precision import autocast
 from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
 
 
@@ -261,7 +262,8 @@ def score_source(
 
     def rows(first: int, last: int) -> Tensor:
         masks = enlarged_rows(maps, first, last, width, stride).sigmoid_()
-        return torch.einsum("qk,qhw->khw", weights, masks)
+        with autocast(maps.device, "no"):
+            return torch.einsum("qk,qhw->khw", weights, masks)
 
     best = partial(best_of_masks, maps, weights, image_size, stride) if usable(maps) else None
     return Source(rows, sum(weights.shape), image_size, maps.device, best)
@@ -294,7 +296,7 @@ def _compete(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Which of the Q masks wins each pixel (h, w) int64, with what score (h, w), and each mask's own area."""
     winner = torch.zeros(out_size, dtype=torch.int64, device=masks.device)
-    shares = torch.zeros(out_size, device=masks.device)
+    shares = torch.zeros(out_size, dtype=torch.float32, device=masks.device)
     own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     if len(masks):
         for first, last, band in _mask_bands(masks, image_size, out_size, stride):
@@ -340,12 +342,13 @@ def _binary_masks(
 ) -> tuple[Tensor, Tensor]:
     """Masks (M, h, w) bool and the mean probability inside each (M,), 0 for an empty one."""
     binary = torch.zeros(len(masks), *out_size, dtype=torch.bool, device=masks.device)
-    inside = torch.zeros(len(masks), dtype=torch.float64, device=masks.device)
+    exact = torch.float32 if masks.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    inside = torch.zeros(len(masks), dtype=exact, device=masks.device)
     if len(masks):
         for first, last, band in _mask_bands(masks, image_size, out_size, stride):
             chosen = band > 0.5
             binary[:, first:last] = chosen
-            inside += (band * chosen).sum(dim=(1, 2), dtype=torch.float64)
+            inside += (band * chosen).sum(dim=(1, 2), dtype=exact)
     area = binary.sum(dim=(1, 2))
     return binary, (inside / area.clamp_min(1)).float()
 

@@ -67,6 +67,13 @@ def test_half_precision_outputs_are_raised_to_float32():
     assert torch.equal(scores, semantic_scores(SemanticOutput(output.logits.bfloat16().float()), (16, 16), (20, 20)))
 
 
+def test_scores_are_float32_under_autocast_too():
+    output = random_output("masks", (4, 4))
+    expected = semantic_scores(output, (16, 16), (20, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(semantic_scores(output, (16, 16), (20, 20)), expected)
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the largest number of elements any operation returned."""
 

@@ -71,6 +71,21 @@ def test_half_precision_is_close():
     assert np.abs(full.scores - half.scores).mean() < 0.01
 
 
+@pytest.mark.parametrize("options", [{}, {"tile": 64}, {"flip": True}, {"task": "panoptic"}])
+def test_autocast_and_default_dtype_of_the_caller_change_nothing(options):
+    model = small("maskformer_fapn")
+    expected = predict(model, picture(), amp="no", **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = predict(model, picture(), amp="no", **options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = predict(model, picture(), amp="no", **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(inside.scores, expected.scores)
+    assert wide.scores.dtype == np.float32 and np.allclose(wide.scores, expected.scores, atol=1e-5)
+
+
 def test_what_auto_means(monkeypatch):
     for fast, expected in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr(_precision, "fast_bfloat16", lambda device, fast=fast: fast)
@@ -78,6 +93,8 @@ def test_what_auto_means(monkeypatch):
         assert resolve_amp("auto", CPU, torch.float64) == resolve_amp("auto", CPU, torch.float16) == "no"
         assert resolve_amp("bf16", CPU) == "bf16" and resolve_amp("no", CPU) == "no"
     assert resolve_amp("fp16", torch.device("cuda")) == "fp16"
+    with pytest.raises(ValueError, match="amp='bf16' does not go with weights in float16"):
+        resolve_amp("bf16", CPU, torch.float16)
     monkeypatch.undo()
     assert not _precision.fast_bfloat16(torch.device("mps"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
