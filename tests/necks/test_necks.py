@@ -114,7 +114,7 @@ def test_offsets_are_read_from_the_fine_map_and_twice_the_coarse_one(grad):
     assert torch.equal(fine, kept[0]) and torch.equal(coarse, kept[1])
 
 
-@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("images", [0, 1, 2])
 def test_selection_gates_whole_channels(images):
     fsm = FaPN(CHANNELS, 16, deform_groups=4).lateral[0]
     x = features()[0][:images]
