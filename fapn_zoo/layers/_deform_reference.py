@@ -4,9 +4,15 @@ import torch
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type):
+    # Not in line: PyTorch 2.11 cannot compile it.
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocast_enabled(device_type: str) -> bool:
     """False also for devices that have no autocast, such as meta, which torch itself refuses to answer for."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation):
