@@ -11,6 +11,10 @@ Corners outside the image are not read and count as zero, so their weights need 
 import triton
 import triton.language as tl
 
+# What is compiled for some of these serves all, so that other sizes of images need not wait for the compiler. It looks
+# at `out_width`: where 16 divides that, it writes and reads several pixels of NCHW tensors at once.
+_SIZES = ["height", "width", "out_height", "tiles_x", "tiles"]
+
 
 @triton.jit
 def _pixels(tile, out_height, out_width, tiles_x, tiles, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
@@ -122,7 +126,7 @@ def _blend(v00, v01, v10, v11, w00, w01, w10, w11, OPERAND: tl.constexpr, M: tl.
     return tl.reshape(value.to(v00.dtype), (M, K))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     image, offset, mask, weight, bias, output,
     image_b, image_y, image_x, offset_b, offset_c, offset_y, offset_x, mask_b, mask_c, mask_y, mask_x,
@@ -146,9 +150,8 @@ def forward_kernel(
     STEPS: tl.constexpr = GROUP_IN // RUN * CHUNKS * TAPS
     block = tl.program_id(0) % (GROUPS * BLOCKS)
     group = block // BLOCKS
-    picture, y, x, exists = _pixels(
-        tl.program_id(0) // (GROUPS * BLOCKS), out_height, out_width, tiles_x, tiles, TILE_Y, TILE_X
-    )
+    tile = tl.program_id(0) // (GROUPS * BLOCKS)
+    picture, y, x, exists = _pixels(tile, out_height, out_width, tiles_x, tiles, TILE_Y, TILE_X)
     exists, far_y, far_x = exists[:, None], y.to(INDEX)[:, None], x.to(INDEX)[:, None]
     offset_at = offset + picture * offset_b + far_y * offset_y + far_x * offset_x
     mask_at = mask + picture * mask_b + far_y * mask_y + far_x * mask_x
@@ -241,7 +244,7 @@ def _grad_columns(
     return columns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_data_kernel(
     grad, image, offset, mask, weight, grad_image, grad_offset, grad_mask,
     grad_b, grad_c, grad_y, grad_x, image_b, image_y, image_x,
@@ -289,9 +292,8 @@ def backward_data_kernel(
             KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
         )  # fmt: skip
         corner = (top.to(INDEX) * image_y + left.to(INDEX) * image_x)[:, :, None] + channel
-        has_00, has_01, has_10, has_11 = (
-            has_top & has_left, has_top & has_right, has_bottom & has_left, has_bottom & has_right
-        )  # fmt: skip
+        has_00, has_01 = has_top & has_left, has_top & has_right
+        has_10, has_11 = has_bottom & has_left, has_bottom & has_right
         s00 = tl.zeros((M, S), tl.float32)
         s01, s10, s11 = s00, s00, s00
         for chunk in range(S * OFFSET_IN // RUN * CHUNKS):
@@ -328,7 +330,7 @@ def backward_data_kernel(
             tl.store(to + place * grad_mask_c, value.to(grad_mask.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES + ["all_tiles", "share"])
 def backward_weight_kernel(
     grad, image, offset, mask, grad_weight, grad_b, grad_c, grad_y, grad_x, image_b, image_y, image_x,
     offset_b, offset_c, offset_y, offset_x, mask_b, mask_c, mask_y, mask_x,

@@ -30,6 +30,23 @@ class Recorder:
         return launch
 
 
+def specialise(kernel, arguments):
+    """Types, constants and multiples of 16, as Triton's launcher sees these arguments."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
 def compile_like_a_launch(kernel, arguments, capability):
     """Compile `kernel` the way Triton's launcher specialises these arguments."""
     import triton
@@ -38,19 +55,7 @@ def compile_like_a_launch(kernel, arguments, capability):
 
     names = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
     options = {name: arguments[name] for name in names if name in arguments}
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value == 1:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        else:
-            signature[parameter.name] = "i32"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+    source = ASTSource(kernel, *specialise(kernel, arguments))
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -60,11 +65,13 @@ def record(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from fapn_zoo.layers import _deform_triton, _deform_triton_kernels, _deform_tuning
 
+    names = ("forward_kernel", "backward_data_kernel", "backward_weight_kernel", "copy_kernel")
+    kernels = {name: getattr(_deform_triton_kernels, name) for name in names}
+
     def run(shape, dtype, channels_last, which):
-        recorders = {}
-        for name in ("forward_kernel", "backward_data_kernel", "backward_weight_kernel", "copy_kernel"):
-            recorders[name] = Recorder(getattr(_deform_triton_kernels, name))
-            monkeypatch.setattr(_deform_triton_kernels, name, recorders[name])
+        recorders = {name: Recorder(kernel) for name, kernel in kernels.items()}
+        for name, recorder in recorders.items():
+            monkeypatch.setattr(_deform_triton_kernels, name, recorder)
 
         def choose(kernel, call, launch, *args):
             configs = _deform_tuning.candidates(kernel, call.geometry, call.dtype, False, 132)
@@ -109,6 +116,17 @@ def test_kernels_compile(record, monkeypatch, shape, dtype, channels_last, which
             assert "v4.b32" in compiled.asm["ptx"] or "cp.async" in compiled.asm["ptx"], name
             if dtype != torch.float32:
                 assert ("wgmma" if capability == 90 else "mma.sync") in compiled.asm["ptx"], name
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_other_sizes_of_images_need_no_other_code(record, channels_last):
+    seen = []
+    for height, width in ((16, 32), (40, 16), (48, 112)):
+        shape = FAPN._replace(size=(2, 256, 256, height, width))
+        launches = record(shape, torch.bfloat16, channels_last, 99)
+        seen.append({name: specialise(*launch) for name, launch in launches.items()})
+    assert seen[0].keys() >= {"forward_kernel", "backward_data_kernel", "backward_weight_kernel"}
+    assert seen[0] == seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("kernel", ["forward", "backward_data", "backward_weight"])
