@@ -64,7 +64,7 @@ class QueryDecoder(nn.Module):
         position = sine_position(height, width, memory.shape[1], device=memory.device, dtype=memory.dtype)
         keys = (memory + position).flatten(2).transpose(1, 2)
         memory = memory.flatten(2).transpose(1, 2)
-        queries = self.query_embed.weight.expand(len(memory), -1, -1)
+        queries = self.query_embed.weight.expand(memory.shape[0], -1, -1)  # not len(): exporters would fix it
         x = torch.zeros_like(queries)
         states = []
         for layer in self.layers:

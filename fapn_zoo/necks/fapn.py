@@ -37,7 +37,7 @@ class FeatureSelection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         factor = self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
         factor = 1 + factor if self.skip else factor
-        if len(x) != 1 or torch.compiler.is_compiling():  # batches of one and of many shall be one program
+        if torch.compiler.is_compiling() or len(x) != 1:  # batches of one and of many shall be one program
             return self.reduce(x * factor)
         return self.reduce.norm(F.conv2d(x, self.reduce.conv.weight * factor))
 

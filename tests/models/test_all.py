@@ -163,6 +163,18 @@ def test_compile_and_export():
         assert torch.allclose(program.module()(other).logits, model(other).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["maskformer_fapn", "semantic_fpn_fapn"])
+def test_exported_batches_are_free(name):
+    """Of heads with queries, and of necks that treat single images in a way of their own."""
+    model = small(name).eval()
+    with torch.no_grad():
+        dims = {0: torch.export.Dim("batch", max=8)}
+        program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(dims,)).module()
+        for count in (1, 3):
+            x = torch.randn(count, 3, 64, 64)
+            assert torch.allclose(logits(program(x)), logits(model(x)), atol=1e-4)
+
+
 def test_maskformer_compiles():
     model = small("maskformer_fapn").eval()
     x = torch.randn(1, 3, 64, 64)
