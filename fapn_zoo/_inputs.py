@@ -12,6 +12,14 @@ from torch import Tensor
 from fapn_zoo._spec import DataSpec
 
 
+def height_and_width(value: int | Sequence[int], name: str, least: int = 1) -> tuple[int, int]:
+    """(height, width), given as a pair or as one number for both; ValueError names the argument."""
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= least for side in sides):
+        raise ValueError(f"{name}={value!r}; expected at least {least} pixels, one number or (height, width)")
+    return sides
+
+
 def fitted_size(size: tuple[int, int], short: float, longest: float | None) -> tuple[int, int]:
     """(H, W) with a short side of ``short`` pixels, or less where the long one would exceed ``longest``; halves up."""
     scale = short / min(size)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fapn_zoo._inputs import height_and_width
 from fapn_zoo.postprocess import choose
 
 _PHASE = 32  # window corners lie on the grid of the coarsest features, so a window sees what the whole image would
@@ -36,11 +37,8 @@ def tile_size(tile: int | tuple[int, int] | None, overlap: float, size_divisor: 
         raise ValueError(f"overlap={overlap}; expected 0..0.75, the share of a window")
     if tile is None:
         return None
-    sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"tile={tile!r}; expected a positive number of pixels or (height, width)")
     step = math.lcm(_PHASE, size_divisor)
-    return tuple(-(-side // step) * step for side in sides)
+    return tuple(-(-side // step) * step for side in height_and_width(tile, "tile"))
 
 
 def predict_tiles(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo._bands import Source, band_height, bands
-from fapn_zoo._inputs import fitted_size, input_size, padded_size, resized
+from fapn_zoo._inputs import fitted_size, height_and_width, input_size, padded_size, resized
 from fapn_zoo._spec import DataSpec
 from fapn_zoo._tiles import window_scores
 from fapn_zoo.postprocess import best_class, best_classes, score_source, semantic_scores
@@ -96,17 +96,17 @@ def views_for(
     if isinstance(scales, str) and scales != "official":
         raise ValueError(f"scales={scales!r}; expected 'official' or numbers")
     known = OFFICIAL.get((getattr(getattr(model, "spec", None), "label_set", None), data.test_size))
-    if scales == "official":
+    if isinstance(scales, str):
         chosen, limit = known or (FACTORS, _limit(data, FACTORS))
     else:
-        chosen = _checked_scales(scales or ())
+        chosen = () if scales is None else _checked_scales(scales)
         limit = known[1] if known else _limit(data, chosen)
-    sides = _pair(window, "window", SMALLEST_SIDE)
+    sides = None if window is None else height_and_width(window, "window", SMALLEST_SIDE)
     if sides is None and stride is not None:
         raise ValueError(f"stride={stride!r} without window")
-    steps = _pair(stride, "stride", 1)
+    steps = None if stride is None else height_and_width(stride, "stride")
     if sides is not None and steps is None:
-        steps = tuple(max(side * 2 // 3, 1) for side in sides)
+        steps = tuple(side * 2 // 3 for side in sides)
     if sides is not None and any(step > side for step, side in zip(steps, sides, strict=True)):
         raise ValueError(f"stride={steps} leaves gaps between windows of {sides} pixels")
     return Views(chosen, limit if chosen else None, bool(flip), sides, steps)
@@ -122,26 +122,15 @@ def _limit(data: DataSpec, scales: Sequence[float]) -> float | None:
 
 
 def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    try:
-        chosen = tuple(scales)
-        fine = all(0 < s <= LARGEST_FACTOR or s >= SMALLEST_SIDE and s == int(s) for s in chosen)
-    except TypeError:
-        fine = False
+    fine = isinstance(scales, Sequence) and all(
+        isinstance(s, (int, float)) and (0 < s <= LARGEST_FACTOR or s >= SMALLEST_SIDE and s % 1 == 0) for s in scales
+    )
     if not fine:
         raise ValueError(
             f"scales={scales!r}; expected 'official', factors up to {LARGEST_FACTOR}, "
             f"or short sides of {SMALLEST_SIDE} pixels and more"
         )
-    return chosen
-
-
-def _pair(value: Sequence[int] | int | None, name: str, least: int) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= least for side in sides):
-        raise ValueError(f"{name}={value!r}; expected at least {least} pixels, one number or (height, width)")
-    return sides
+    return tuple(scales)
 
 
 # Scores -------------------------------------------------------------------------------------------------------------

@@ -252,7 +252,8 @@ def test_tiled_memory_is_one_row_of_windows(monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"tile": 0}, "tile=0; expected a positive number"),
+        ({"tile": 0}, "tile=0; expected at least 1 pixels, one number or"),
+        ({"tile": 64.0}, "tile=64.0"),
         ({"tile": (64, 64, 64)}, r"tile=\(64, 64, 64\)"),
         ({"tile": 64, "overlap": 0.9}, "overlap=0.9; expected 0..0.75"),
         ({"tile": 64, "task": "panoptic"}, "tile works for task 'semantic' only, not 'panoptic'"),

@@ -235,6 +235,8 @@ def test_official_sizes():
         ({"scales": (0, 1)}, r"scales=\(0, 1\); expected 'official', factors up to 8, or short sides of 32"),
         ({"scales": (0.5, 12)}, r"scales=\(0.5, 12\)"),
         ({"scales": 0.5}, "scales=0.5"),
+        ({"scales": (float("inf"),)}, r"scales=\(inf,\)"),
+        ({"scales": np.array([0.5, 1])}, r"scales=array\(\[0.5, 1. \]\); expected 'official', factors"),
         ({"scales": ("a",)}, r"scales=\('a',\)"),
         ({"window": 16}, "window=16; expected at least 32 pixels, one number or"),
         ({"window": (64, 64, 64)}, r"window=\(64, 64, 64\)"),
