@@ -19,7 +19,7 @@ Backward, three parts, each only if wanted:
 * bias: a plain sum.
 
 An input that is not channels-last is transposed once into an NHWC copy; all other tensors are used where they lie.
-float32 multiplies exactly, or in TF32 if `torch.backends.cuda.matmul.allow_tf32`. With TRITON_INTERPRET=1 set before
+float32 multiplies exactly, or in TF32 where `torch.backends.cuda.matmul` says so. With TRITON_INTERPRET=1 set before
 the first import, everything here runs on CPU tensors, slowly: that is how it is tested without a GPU.
 """
 
@@ -32,7 +32,7 @@ import triton.language as tl
 
 from . import _deform_triton_kernels as kernels
 from ._deform_geometry import Geometry, channel_blocks, output_sizes
-from ._deform_tuning import choose
+from ._deform_tuning import run
 from .layout import memory_format
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.JITFunction)
@@ -138,15 +138,20 @@ def _call(named, weight, stride, padding, dilation):
     facts = tuple((name, t is not None and (t.shape, t.stride(), t.dtype)) for name, t in named.items())
     image = named["image"]
     key = (image.device, _tf32(image), weight.shape, *stride, *padding, *dilation, facts)
-    if key not in _calls:
+    call = _calls.get(key)
+    if call is None:
         if len(_calls) >= 1024:
             _calls.clear()
-        _calls[key] = _Call(named, weight, stride, padding, dilation)
-    return _calls[key]
+        call = _calls[key] = _Call(named, weight, stride, padding, dilation)
+    return call
 
 
 def _tf32(image):
-    return image.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    if image.dtype != torch.float32:
+        return False
+    matmul = torch.backends.cuda.matmul
+    # Where PyTorch has the newer setting, the older must not be read once somebody has set the newer.
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def _on(device):
@@ -177,7 +182,7 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
                 **tensors, **blocks, HAS_BIAS=bias is not None, PREFETCH=config.prefetch
             )
 
-        launch(choose("forward", call, launch))
+        run("forward", call, launch)
     return output
 
 
@@ -223,7 +228,7 @@ def _data_gradients(named, weight, stride, padding, dilation, grads, needs):
         kernels.backward_data_kernel[(blocks["tiles"] * geo.batch * owners,)](**tensors, **blocks, **wanted)
 
     # Timing adds to the sum, so it starts anew afterwards.
-    launch(choose("backward_data", call, launch, total.zero_ if need_input else None, tuple(wanted.values())))
+    run("backward_data", call, launch, total.zero_ if need_input else None, tuple(wanted.values()))
     if need_input:
         _copy(total, grad_input)
 
@@ -248,7 +253,7 @@ def _weight_gradient(named, weight, stride, padding, dilation, grad_weight):
         )
         return total
 
-    total = launch(choose("backward_weight", call, launch))
+    total = run("backward_weight", call, launch)
     # (parts, O, taps, C / groups) -> (O, C / groups, kh, kw)
     grad_weight.copy_(total.sum(0).unflatten(1, geo.kernel).permute(0, 3, 1, 2))
 

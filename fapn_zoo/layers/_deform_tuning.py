@@ -1,17 +1,21 @@
 """Block sizes of the Triton kernels: short lists, cut down by shape, then timed once per kind of call.
 
-The first call of a kind (kernel, dtype, channels, layout, and the number of pixels to a power of two) compiles and
-times the candidates left, a few seconds; FAPN_ZOO_DEFORM_TUNE=0 takes the first candidate untimed, and so do calls that
-cannot time: inside a CUDA graph's capture, or where `torch.use_deterministic_algorithms` wants the same every run.
+The first call of a kind (kernel, dtype, channels, layout, and the number of pixels to a power of two) times the
+candidates left. Where Triton has not compiled them before, that takes it a second or two each: it keeps them on disk,
+while what was chosen holds for the process. FAPN_ZOO_DEFORM_TUNE=0 takes the first candidate that the device can run,
+untimed, and so do calls that cannot time: inside a CUDA graph's capture, or where
+`torch.use_deterministic_algorithms` wants the same every run.
 """
 
 import math
 import os
 import statistics
+import warnings
 from typing import NamedTuple
 
 import torch
 import triton
+from triton.errors import TritonError
 
 from ._deform_geometry import channel_blocks, power_of_two
 
@@ -99,6 +103,7 @@ _TF32 = {
 # Small blocks, so that small tests have several of each kind.
 _INTERPRETED = {name: [Config((16, 16), 16, 16, 1, programs=2)] for name in _HALF}
 _chosen = {}
+_untimed = {}
 
 
 def chosen() -> dict:
@@ -138,29 +143,32 @@ def _programs(kernel, geometry, config):
     return geometry.batch * tiles * geometry.groups * -(-geometry.out_channels // geometry.groups // config.block_n)
 
 
-def choose(kernel, call, launch, reset=None, more=()):
-    """The configuration for `launch(config)`: the one remembered for this kind of call, or the fastest of a race.
+def run(kernel, call, launch, reset=None, more=()):
+    """`launch(config)` with the configuration remembered for this kind of call, or else with the fastest of a race.
 
     `reset` undoes what the launches of a race have written. `more` belongs to the key.
     """
     key = (kernel, *call.key, *more)
-    if key in _chosen:
-        return _chosen[key][0]
+    if key in _chosen and not torch.are_deterministic_algorithms_enabled():
+        return launch(_chosen[key][0])
     on_gpu = call.device.type == "cuda"
+    may_time = on_gpu and _may_time()
+    if key in _untimed and not may_time:
+        return launch(_untimed[key])
     processors = torch.cuda.get_device_properties(call.device).multi_processor_count if on_gpu else 0
     tf32 = call.constants["PRECISION"] == "tf32"
     configs = candidates(kernel, call.geometry, call.dtype, tf32, processors)
     if len(configs) == 1:
-        _chosen[key] = configs[0], {}
-        return configs[0]
-    if not _may_time():
-        return configs[0]
-    times = _race(configs, launch)
+        may_time, _chosen[key] = False, (configs[0], {})
+    if not may_time:
+        _untimed[key], result = next(_attempts(configs, launch))
+        return result
+    times = {config: _time(lambda config=config: launch(config)) for config, _ in _attempts(configs, launch)}
     if reset is not None:
         reset()
     best = min(times, key=times.get)
     _chosen[key] = best, times
-    return best
+    return launch(best)
 
 
 def _may_time():
@@ -172,24 +180,31 @@ def _may_time():
     )
 
 
-def _race(configs, launch):
-    """Milliseconds of each configuration that the device can run."""
-    times, refused = {}, None
+def _attempts(configs, launch):
+    """Launch one configuration after the other; those that can run here, with what `launch` returned."""
+    ran, errors = False, []
     for config in configs:
         try:
-            launch(config)
-        except triton.OutOfResources as error:
-            refused = error
-            continue
-        times[config] = _time(lambda config=config: launch(config))
-    if not times:
-        raise refused
-    return times
+            result = launch(config)
+        except torch.OutOfMemoryError:
+            raise
+        except (TritonError, RuntimeError) as error:
+            errors.append(error)
+            # Less shared memory than the block wants is no surprise.
+            if not isinstance(error, triton.OutOfResources):
+                warnings.warn(f"Triton cannot run {config}: {error}", stacklevel=2)
+        else:
+            ran = True
+            yield config, result
+    if not ran:
+        raise errors[0]
 
 
 def _time(call, repeats=5):
     call()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    # The device sleeps a millisecond while Python queues the launches: they can take longer than the kernels.
+    torch.cuda._sleep(2_000_000)
     for start, stop in marks:
         start.record()
         call()
