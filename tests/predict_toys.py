@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fapn_zoo._spec import DataSpec
 from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
+from fapn_zoo.result import Result
 
 PLAIN = DataSpec(
     labels=("ground", "square"), palette=((20, 20, 200), (220, 30, 30)), mean=(127.5,) * 3, std=(50.0,) * 3
 )
+
+
+def square(height=135, width=203, top=40, left=60, side=40) -> np.ndarray:
+    """A dark image with a bright square."""
+    image = np.full((height, width, 3), 20, np.uint8)
+    image[top : top + side, left : left + side] = 235
+    return image
+
+
+def box(result: Result) -> list[int]:
+    """Left, top, width and height of what was found to be of class 1."""
+    return next(s["bbox"] for s in result.segments if s["category_id"] == 1)
 
 
 class BrightSquare(nn.Module):
