@@ -17,6 +17,7 @@ NATIVE_DTYPES = {
 _selected = os.environ.get("FAPN_ZOO_DEFORM_CONV", "auto")
 _numba_works = None
 _triton_works = None
+_triton_starts = None
 
 
 def _check_name(name):
@@ -26,13 +27,13 @@ def _check_name(name):
 
 
 def _imports(package, load):
-    """Whether `load` says that the package can be used; a broken installation shows only when it is imported."""
+    """Whether `load` says that the package can be used; a broken installation shows only when it is tried."""
     try:
         return load()
     except ModuleNotFoundError:
         return False
     except Exception as error:
-        text = f"{package} cannot be imported, so deformable convolution will be slow: {error}"
+        text = f"{package} cannot be used, so deformable convolution will be slow: {error}"
         warnings.warn(text, stacklevel=3)
         return False
 
@@ -52,6 +53,13 @@ def _load_triton():
     return True
 
 
+def _start_triton():
+    from triton.runtime import driver
+
+    # Built by a C compiler, with Python's headers: systems that only run things may lack either.
+    return driver.active.utils is not None
+
+
 def numba_works():
     """Whether numba can be used; tried once."""
     global _numba_works
@@ -68,6 +76,14 @@ def triton_works():
     return _triton_works
 
 
+def triton_starts():
+    """Whether Triton can start kernels on a GPU; tried once."""
+    global _triton_starts
+    if _triton_starts is None:
+        _triton_starts = triton_works() and _imports("triton", _start_triton)
+    return _triton_starts
+
+
 def triton_interpreted():
     """Whether Triton's interpreter (TRITON_INTERPRET=1) runs the kernels, which it does on CPU tensors."""
     if not triton_works():
@@ -81,7 +97,7 @@ def _suits_triton(index):
     """Whether the CUDA device `index` (None: the current one) is one that Triton's kernels are written for."""
     if not torch.cuda.is_available() or torch.version.hip or not triton_works() or triton_interpreted():
         return False
-    return torch.cuda.get_device_capability(index) >= (8, 0)
+    return torch.cuda.get_device_capability(index) >= (8, 0) and triton_starts()
 
 
 def available_backends() -> list[str]:
@@ -110,9 +126,10 @@ def resolve(name, device_type, index=None, dtype=torch.float32, well_filled=True
     if name in ("numba", "pytorch") and device_type not in ("cpu", "meta"):
         raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
     if name == "triton":
-        if not triton_works():
+        interpreted = triton_works() and triton_interpreted()
+        if not triton_works() or (device_type == "cuda" and not interpreted and not triton_starts()):
             raise ValueError(f"{wrong} was asked for, but triton is missing or broken")
-        if device_type not in ("cpu" if triton_interpreted() else "cuda", "meta"):
+        if device_type not in ("cpu" if interpreted else "cuda", "meta"):
             raise ValueError(f"{wrong} runs on cuda, not on {device_type}")
         if dtype not in NATIVE_DTYPES["triton"]:
             raise ValueError(f"{wrong} takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}")

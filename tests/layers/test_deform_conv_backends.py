@@ -19,7 +19,7 @@ from deform_conv_cases import SHAPES, Shape, make_tensors, run, threads
 from torch.utils.flop_counter import FlopCounterMode
 
 from fapn_zoo import _workers
-from fapn_zoo.layers import _deform_backends, deform_conv
+from fapn_zoo.layers import _deform_backends
 from fapn_zoo.layers.deform_conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
 
 pytestmark = pytest.mark.unit
@@ -241,50 +241,6 @@ def test_backend_selection():
     for name in ("numba", "pytorch"):
         with deform_conv_backend(name), pytest.raises(ValueError, match=f"'{name}' runs on cpu, not on cuda"):
             active_backend("cuda")
-
-
-@pytest.fixture
-def _gpu(monkeypatch):
-    """What the choice sees on a machine with a Hopper GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
-
-
-@pytest.mark.usefixtures("_gpu")
-def test_triton_on_a_gpu(monkeypatch):
-    pytest.importorskip("triton", reason="needs triton")
-    assert available_backends() == ["auto", "reference", "pytorch", "numba", "triton"]
-    with deform_conv_backend("auto"):
-        assert active_backend("cuda:0") == "triton" and active_backend("cpu") == "numba"
-        assert _deform_backends.resolve("auto", "cuda", 0, torch.float64) == "reference"
-        assert _deform_backends.resolve("auto", "cuda", 0, torch.bfloat16, well_filled=False) == "reference"
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
-        assert active_backend("cuda") == "reference"
-    with deform_conv_backend("triton"):
-        assert _deform_backends.resolve("triton", "cuda", 0, torch.bfloat16, well_filled=False) == "triton"
-        with pytest.raises(ValueError, match="'triton' runs on cuda, not on cpu"):
-            active_backend("cpu")
-        with pytest.raises(ValueError, match="float16, not float64"):
-            _deform_backends.resolve("triton", "cuda", 0, torch.float64)
-
-
-@pytest.mark.usefixtures("_gpu")
-def test_without_triton(monkeypatch):
-    monkeypatch.setattr(_deform_backends, "_triton_works", None)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    assert available_backends() == ["auto", "reference", "pytorch", "numba"]
-    with deform_conv_backend("auto"):
-        assert active_backend("cuda") == "reference"
-    with deform_conv_backend("triton"), pytest.raises(ValueError, match="triton is missing"):
-        active_backend("cuda")
-
-
-@pytest.mark.parametrize("group_channels, out_channels, filled", [(256, 256, True), (16, 8, True), (1, 8, False)])
-def test_thin_groups_are_not_for_triton(group_channels, out_channels, filled):
-    groups = 256 // group_channels
-    input, offset = torch.empty(1, 256, 4, 4, device="meta"), torch.empty(1, 8 * 18, 4, 4, device="meta")
-    weight = torch.empty(groups * out_channels, group_channels, 3, 3, device="meta")
-    assert deform_conv._fills_blocks(input, offset, weight) == filled
 
 
 @pytest.mark.parametrize("needs, products", [((), 1), (("input",), 2), (("weight",), 2), (("offset", "weight"), 3)])
