@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from torch import nn
 from tqdm import tqdm
 
-from fapn_zoo._files import write_whole
+from fapn_zoo._files import make_folder, write_whole
 from fapn_zoo._precision import resolve_amp
 from fapn_zoo.images import list_images
 from fapn_zoo.predict import check_task, device_and_type, predict_each
@@ -45,10 +45,10 @@ def predict_files(
 
     Returns:
         What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``amp``, ``complete`` (False after an interrupt),
-        ``seconds``, ``images`` (a dict per image with ``input``, ``overlay``, ``labels``, ``size`` [H, W],
-        ``seconds``, ``classes`` name -> share of the image, and for panoptic and instance ``segments``) and
-        ``failed`` (dicts with ``input`` and ``error``): images that cannot be read are named there and on stderr, the
-        rest is still done. Every file appears whole or not at all, also after Ctrl-C.
+        ``seconds``, ``images`` (of each ``input``, ``overlay``, ``labels``, ``size`` [H, W], ``seconds``, ``classes``
+        name -> share of the image, and for panoptic and instance ``segments``) and ``failed`` (``input`` and
+        ``error`` of images that cannot be read: they are named on stderr too, and the rest is still done).
+        Every file appears whole or not at all, also after Ctrl-C.
 
     Raises:
         ImageError: for a folder without images, before anything is done.
@@ -70,9 +70,8 @@ def predict_files(
         bar.write(f"error: {error}", file=sys.stderr)
         bar.update()
 
-    options = {"overlap": overlap, "batch_size": batch_size, "amp": amp}
-    stream = predict_each(model, inputs, task, tile, **options, on_error=on_error)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    stream = predict_each(model, inputs, task, tile, overlap=overlap, batch_size=batch_size, amp=amp, on_error=on_error)
+    make_folder(out_dir)
     try:
         for index, result in stream:
             entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}

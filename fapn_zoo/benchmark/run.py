@@ -76,8 +76,7 @@ def benchmark(
         compile: backbone, neck and head by torch.compile, each of its own so that the parts can still be told apart.
         channels_last: memory format of weights and input.
         threads: of the CPU; None leaves them as they are.
-        rounds: timed inferences of every job.
-        warmup: untimed ones before them.
+        rounds, warmup: timed inferences of every job, and untimed ones before them.
         num_classes: for architectures without a label set.
         memory: also measure peak memory; on a CPU in a process of its own per job, without ``compile``.
         progress: a bar on stderr.

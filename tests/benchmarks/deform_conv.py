@@ -10,11 +10,9 @@ each contender runs once more in a process of its own and reports by how much on
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import platform
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,10 +21,9 @@ from pathlib import Path
 
 import torch
 import torchvision
-from table import write_csv
+from table import print_row, run_facts, write_csv
 
 from fapn_zoo.benchmark.run import device_name
-from fapn_zoo.evaluate import git_commit
 from fapn_zoo.layers.deform_conv import active_backend, deform_conv2d, deform_conv_backend
 
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask. The first four are the default.
@@ -139,9 +136,7 @@ def circumstances(options):
         "processor": device_name(torch.device("cpu")).split(" (")[0],
         "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}, numba {numba}, "
         f"Python {platform.python_version()}, {platform.machine()}",
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "tests/benchmarks/deform_conv.py", *sys.argv[1:]]),
+        **run_facts(),
     }
 
 
@@ -165,7 +160,7 @@ def main():
             for shape in (SHAPES[index] for index in options.shapes):
                 for direction in ("forward", "both"):
                     for row in rows_of(shape, direction, threads, options):
-                        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+                        print_row(row)
                         rows.append(row)
     if options.csv:
         write_csv(options.csv, rows, facts)

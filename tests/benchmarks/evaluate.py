@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from table import write_csv
+from table import print_row, write_csv
 
 from fapn_zoo import create_model
 from fapn_zoo._inputs import network_input, resize_for
@@ -106,7 +106,7 @@ def main() -> None:
         for threads in options.threads:
             row = measure(name, (height, width), threads, options)
             rows.append(row | {"versions": f"torch {torch.__version__}, {platform.machine()}"})
-            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            print_row(row)
     if options.csv:
         write_csv(options.csv, rows)
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
-from table import write_csv
+from table import print_row, write_csv
 
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.metrics import (
@@ -316,7 +316,7 @@ def main() -> None:
             for name, value in ms.items():
                 row = {"task": task, "contender": name, "ms": round(value, 3), "ratio": round(value / ms["ours"], 2)}
                 rows.append({**row, "versions": versions})
-                print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                print_row(row)
     if options.csv:
         write_csv(options.csv, rows)
 

@@ -17,24 +17,20 @@ Post-processing is part of it: `postprocess.semantic`, `argmax` after smp's enla
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
-import shlex
 import statistics
-import sys
 import time
 import warnings
 from importlib.metadata import version
 
 import torch
-from table import write_csv
+from table import print_row, run_facts, write_csv
 
 import fapn_zoo
 from fapn_zoo import postprocess
 from fapn_zoo._flops import flop_counter
 from fapn_zoo._precision import autocast, resolve_amp
 from fapn_zoo.benchmark.run import device_name, draw_offsets, find_device
-from fapn_zoo.evaluate import git_commit
 
 MANNERS = ("defaults", "fp32", "bf16")
 # Group: input size (H, W), classes, models, and by which of them the others' times are divided. Others' models have the
@@ -159,7 +155,9 @@ def measure(group, device, rounds):
         macs[name] = count_macs(model, size)
         for manner in MANNERS:
             calls[name, manner] = make_call(model, finish, manner, ":" not in name, size, device)
-    dtypes = {key: [call(), call()][-1] for key, call in calls.items()}
+    for call in calls.values():  # to warm up
+        call()
+    dtypes = {key: call() for key, call in calls.items()}
     times = {key: [] for key in calls}
     for _ in range(rounds):
         for key, call in calls.items():
@@ -182,9 +180,7 @@ def circumstances(device, options):
         "rounds": options.rounds,
         "device": device_name(device),
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),
-        "commit": options.commit or git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "tests/benchmarks/models.py", *sys.argv[1:]]),
+        **run_facts(options.commit),
     }
 
 
@@ -205,7 +201,7 @@ def main():
     facts, rows = circumstances(device, options), []
     for group in options.groups:
         for row in measure(group, device, options.rounds):
-            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            print_row(row)
             rows.append(row)
     if options.csv:
         write_csv(options.csv, rows, facts)

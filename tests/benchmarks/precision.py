@@ -9,25 +9,23 @@ times are medians. Agreement is the share of pixels that get the same class, ove
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import statistics
-import sys
 import time
 
 import torch
-from table import write_csv
+from table import print_row, run_facts, write_csv
 
 import fapn_zoo
 from fapn_zoo.benchmark.run import device_name
 from fapn_zoo.data.sources import open_dataset
-from fapn_zoo.evaluate import git_commit
 
 
 def measure(name, data, split, limit):
     model = fapn_zoo.create_model(name, pretrained=True)
     dataset = open_dataset(data, split)
     times, shares, pixels = {"no": [], "bf16": []}, [], []
+    for amp in times:
+        model.predict(dataset.sample(0).image, amp=amp)  # kernels are loaded, or compiled
     for i in range(min(len(dataset), limit or len(dataset))):
         image, labels = dataset.sample(i).image, {}
         for amp, spent in times.items():
@@ -54,12 +52,8 @@ def main():
     parser.add_argument("--csv", help="also write the row to this file")
     options = parser.parse_args()
     row = measure(options.model, options.data, options.split, options.limit)
-    row |= {
-        "device": device_name(torch.device("cpu")), "torch": torch.__version__, "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "tests/benchmarks/precision.py", *sys.argv[1:]]),
-    }  # fmt: skip
-    print("  ".join(f"{name} {value}" for name, value in row.items()))
+    row |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__, **run_facts()}
+    print_row(row)
     if options.csv:
         write_csv(options.csv, [row])
 
