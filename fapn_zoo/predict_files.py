@@ -44,11 +44,10 @@ def predict_files(
         progress: show a progress bar on stderr.
 
     Returns:
-        What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``amp``, ``complete`` (False after an interrupt),
+        What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``amp``, ``complete`` (False after Ctrl-C),
         ``seconds``, ``images`` (of each ``input``, ``overlay``, ``labels``, ``size`` [H, W], ``seconds``, ``classes``
-        name -> share of the image, and for panoptic and instance ``segments``) and ``failed`` (``input`` and
-        ``error`` of images that cannot be read: they are named on stderr too, and the rest is still done).
-        Every file appears whole or not at all, also after Ctrl-C.
+        name -> share of the image, and for panoptic and instance ``segments``) and ``failed`` (``input`` and ``error``
+        of images that cannot be read; stderr names them too, the rest is still done). Files appear whole or not at all.
 
     Raises:
         ImageError: for a folder without images, before anything is done.
