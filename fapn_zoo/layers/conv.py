@@ -21,9 +21,10 @@ def make_norm(name: str, channels: int) -> nn.Module:
 
 
 class ConvNormAct(nn.Module):
-    """Same-size convolution, norm, optional ReLU. The convolution has a bias exactly when there is no norm.
+    """Same-size convolution, norm, optional ReLU; the kernel is odd.
 
-    Input (N, in_channels, H, W), output (N, out_channels, H, W). Weights start as in detectron2's ``c2_xavier_fill``
+    The convolution has a bias exactly when there is no norm, unless ``bias`` says otherwise. Input
+    (N, in_channels, H, W), output (N, out_channels, H, W). Weights start as in detectron2's ``c2_xavier_fill``
     (Kaiming uniform, a = 1), the initialisation of every official neck (FACTS section 3).
     """
 

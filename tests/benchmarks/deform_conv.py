@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torchvision
 from table import print_row, run_facts, write_csv
 
+from fapn_zoo.benchmark.memory import forget_peak, resident_peak
 from fapn_zoo.benchmark.run import device_name
 from fapn_zoo.layers.deform_conv import active_backend, deform_conv2d, deform_conv_backend
 
@@ -96,16 +95,10 @@ def print_peak(name, dtype, direction, shape, threads):
     small = (1, *shape[1:2], 8, 8, *shape[4:])
     make_call((name, dtype), direction, small)()
     call = make_call((name, dtype), direction, shape)
-    # Linux: forget the peak so far, which imports and the compiler set.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_mib("VmRSS")
+    forget_peak()
+    before = resident_peak()
     call()
-    print(resident_mib("VmHWM") - before)
-
-
-def resident_mib(name):
-    """Resident memory now (VmRSS) or at its peak (VmHWM)."""
-    return int(re.search(name + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    print((resident_peak() - before) / 2**20)
 
 
 def rows_of(shape, direction, threads, options):
