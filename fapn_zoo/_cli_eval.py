@@ -39,12 +39,15 @@ def add_arguments(verb: argparse.ArgumentParser, size: Callable[[str], tuple[int
 
 def run(args: argparse.Namespace, load: Callable[[str, str | None], Any]) -> None:
     """``load`` makes a model of a name and a device."""
+    from fapn_zoo._files import check_writable
     from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, write_report
     from fapn_zoo.evaluate.report import check_csv, to_json, write
 
     main = os.environ.get("RANK", "0") == "0"  # one voice, however many processes torchrun started
     if args.csv is not None:
         check_csv(args.csv)
+    if args.json is not None:
+        check_writable(args.json)
     options = {
         "split": args.split, "task": args.task, "batch_size": args.batch_size, "amp": args.amp, "limit": args.limit,
         "scales": args.scales, "flip": args.flip, "window": args.window, "stride": args.stride,

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Runs ``write`` on a file beside ``path`` and renames it; after an error or Ctrl-C nothing of it is left."""
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with open(part, "xb") as file:
@@ -24,6 +26,36 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` for UTF-8 text."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file; ValueError, which names it, where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they are missing; OSError, which names ``path``, where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next((above for above in (path, *path.parents) if above.is_file()), path)
+        raise NotADirectoryError(f"cannot make the folder {path}: {file} is a file") from None
+    except OSError as error:
+        raise type(error)(f"cannot make the folder {path}: {error.strerror}") from None
+
+
+def check_writable(path: Path) -> None:
+    """OSError where a file could not be written to ``path``: to be called before work that takes long."""
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {path}: no permission to write in {above}")
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fapn_zoo._card import render_card
+from fapn_zoo._files import make_folder
 from fapn_zoo._probe import probe
 from fapn_zoo._spec import ModelSpec
 
@@ -197,7 +198,7 @@ def save_model(
         "metrics": dict(metrics or {}), "source": source, "training": dict(training or {}),
         "versions": _versions(), "probe": _probe_of(model, dtype),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
         partial = Path(partial)
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})

@@ -46,7 +46,10 @@ def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.flo
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware (Intel since Cooper Lake, AMD since Zen 4; NVIDIA Ampere)."""
+    """Whether the device multiplies bfloat16 in hardware .
+
+    Intel Cooper Lake, and Sapphire Rapids and its successors; AMD from Zen 4, NVIDIA from Ampere on.
+    """
     if device.type == "cuda":
         return not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and _cpu_has_bfloat16()

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "list", _list, "names of the models, and where their weights come from")
     verb.add_argument("pattern", nargs="?", default="*", help="wildcards, quoted")
     verb.add_argument("--pretrained", action="store_true", help="only those with weights")
-    verb.add_argument("--task", help="only those of this task")
+    verb.add_argument("--task", choices=("semantic", "panoptic", "instance"), help="only those of this task")
 
     verb = _verb(verbs, "info", _info, "one model, or (without a name) versions and the deformable convolution in use")
     verb.add_argument("model", nargs="?")
@@ -154,7 +154,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> None:
     names = list_models(args.pattern, pretrained=args.pretrained, task=args.task)
     if not names:
-        raise ValueError(f"no model matches {args.pattern!r}")
+        asked = [repr(args.pattern), "--pretrained" * args.pretrained, f"--task {args.task}" if args.task else ""]
+        raise ValueError(f"no model matches {' '.join(filter(None, asked))}")
     width = max(map(len, names))
     for name in names:
         spec = get_spec(name)[0]

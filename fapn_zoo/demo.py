@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fapn_zoo._files import make_folder
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.result import save_image
 
@@ -28,7 +29,7 @@ def demo(name: str, photos: Sequence[str], out: Path, scenes: int) -> tuple[str,
 
     model = create_model(name, pretrained=True)
     inputs = out / "scenes"
-    inputs.mkdir(parents=True, exist_ok=True)
+    make_folder(inputs)
     for seed in (1, 2):
         save_image(Image.fromarray(generate_scene(seed).image), inputs / f"scene_{seed}.png")
     progress = sys.stderr.isatty()

@@ -53,7 +53,9 @@ def describe_model(name: str) -> str:
     facts["classes"] = str(spec.num_classes or "any (num_classes=)")
     facts["labels"] = ", ".join(spec.data.labels) or "-"
     facts["arguments"] = ", ".join(f"{key}={value!r}" for key, value in spec.args.items()) or "-"
-    facts["test size"] = f"{spec.data.test_size or 'native'}, long side at most {spec.data.test_max_size or 'any'}"
+    size, longest = spec.data.test_size, spec.data.test_max_size
+    facts["test size"] = "that of the image" if size is None else f"short side {size}"
+    facts["test size"] += f", long side at most {longest}" if longest else ""
     for tag, weights in spec.weights.items():
         metrics = ", ".join(f"{key} {value:.2f}" for key, value in weights.metrics.items())
         told = [weights.origin, metrics, weights.note, weights.page]

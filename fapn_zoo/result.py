@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fapn_zoo._files import write_whole
+from fapn_zoo._files import make_folder, write_whole
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -140,7 +140,7 @@ class Result:
         if path.suffix and not path.is_dir():
             save_image(overlay, path)
             return [path]
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         stem = Path(self.name).stem or "image"
         files = [path / f"{stem}_overlay.png", path / f"{stem}_labels.png"]
         for file, image in zip(files, (overlay, self.label_image()), strict=True):

@@ -64,11 +64,13 @@ def test_list_and_info(capsys):
     assert code == 0 and len(out.splitlines()) == 3
     code, out, _ = run(capsys, "list", "--pretrained")
     assert code == 0 and "embedded" in out
-    assert "no model matches" in error(capsys, "list", "nothing*")
+    assert "no model matches 'nothing*'" in error(capsys, "list", "nothing*")
+    assert "no model matches '*' --pretrained --task panoptic" in error(
+        capsys, "list", "--pretrained", "--task", "panoptic")
     code, out, _ = run(capsys, "info")
     assert code == 0 and "deform conv" in out
     code, out, _ = run(capsys, "info", "maskformer_fapn_resnet50_ade20k")
-    assert code == 0 and "44,911,839" in out
+    assert code == 0 and "44,911,839" in out and "short side 512, long side at most 2048" in out
     assert "nearest: maskformer_fapn" in error(capsys, "info", "maskformer_fapnn")
 
 
@@ -143,6 +145,8 @@ def test_eval_writes_table_json_and_csv(capsys, weights, dataset, tmp_path):
 def test_eval_mistakes(capsys, weights, dataset, tmp_path):
     assert "gone" in error(capsys, "eval", weights, "--data", tmp_path / "gone")
     assert "trian" in error(capsys, "eval", weights, "--data", dataset, "--split", "trian")
+    half = error(capsys, "eval", weights, "--data", dataset, "--amp", "fp16", "--device", "cpu")
+    assert "amp='fp16' needs a GPU" in half
     model = fapn_zoo.create_model("perpixel_fapn", num_classes=3, **TINY)
     model.save(tmp_path / "three")
     message = error(capsys, "eval", tmp_path / "three", "--data", dataset)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo._files import write_text
+from fapn_zoo._files import check_writable, make_folder, read_text, write_text
 
 CSV_COLUMNS = (
     "model size batch device dtype compile channels_last threads rounds params macs macs_backbone macs_neck macs_head "
@@ -58,7 +58,8 @@ def append_csv(report: Mapping[str, Any], path: str | Path) -> None:
     """Appends a row per job to a CSV file, which is made with its header where it is missing.
 
     Raises:
-        ValueError: the file has other columns; nothing is written then.
+        ValueError: the file has other columns, or is no UTF-8 text; nothing is written then.
+        OSError: nothing can be written there.
     """
     path, text = Path(path), csv_text(path)
     buffer = io.StringIO()
@@ -69,14 +70,15 @@ def append_csv(report: Mapping[str, Any], path: str | Path) -> None:
     for row in report["rows"]:
         first = firsts.setdefault(_size(row), row["model"])
         writer.writerow(_flat(report, row) | {"ratio_to": first})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, text + ("\n" if text and not text.endswith("\n") else "") + buffer.getvalue())
 
 
 def csv_text(path: str | Path) -> str:
     """What a CSV file of benchmarks holds, "" where there is none; errors as `append_csv`."""
     path = Path(path)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    check_writable(path)
+    text = read_text(path) if path.is_file() else ""
     header = next(csv.reader(io.StringIO(text)), CSV_COLUMNS)
     if header != CSV_COLUMNS:
         raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(CSV_COLUMNS)}")

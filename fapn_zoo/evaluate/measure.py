@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fapn_zoo._precision import check_amp
+from fapn_zoo._precision import check_amp, resolve_amp
 from fapn_zoo._views import Views, views_for
 from fapn_zoo.evaluate.classes import Classes, match_classes
 from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan_batches
@@ -22,7 +22,7 @@ from fapn_zoo.evaluate.provenance import data_fingerprint, device_name, versions
 from fapn_zoo.evaluate.state import Counted, State
 from fapn_zoo.evaluate.task_table import TASKS
 from fapn_zoo.evaluate.tasks import Task
-from fapn_zoo.predict import inference
+from fapn_zoo.predict import device_and_type, inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,7 @@ def measure(
     views = views_for(model, options.scales, options.flip, options.window, options.stride)
     if options.device is not None:
         model.to(options.device)
+    resolve_amp(options.amp, *device_and_type(model))  # refuses what would not work there
     task = kind.make(model, dataset, classes, views, options.boundary)
     if compact and not task.measures:
         raise ValueError(f"task {options.task!r} cannot be compared: its scores are no sums over images")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo._files import write_text
+from fapn_zoo._files import check_writable, make_folder, read_text, write_text
 
 FIRST_COLUMNS = (
     "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
@@ -113,9 +113,15 @@ def to_json(report: dict[str, Any]) -> str:
 
 
 def check_csv(path: str | os.PathLike) -> list[list[str]]:
-    """The lines of a CSV table, none where there is no file; ValueError for other columns than `write_report` has."""
+    """The lines of a CSV table, none where there is no file.
+
+    Raises:
+        ValueError: other columns than `write_report` has, or no UTF-8 text.
+        OSError: nothing could be written there.
+    """
     path = Path(path)
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    check_writable(path)
+    rows = list(csv.reader(io.StringIO(read_text(path)))) if path.is_file() else []
     header = rows[0] if rows else CSV_COLUMNS
     if header != CSV_COLUMNS[: len(header)] or len(header) < len(FIRST_COLUMNS):
         raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(CSV_COLUMNS)}")
@@ -149,5 +155,5 @@ def csv_row(report: dict[str, Any]) -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     """Writes a text file whole, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, text)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fapn_zoo._files import write_text, write_whole
+from fapn_zoo._files import make_folder, write_text, write_whole
 
 FORMAT = 1
 SECONDS = 20.0  # between parts
@@ -64,7 +64,7 @@ class State:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.glob("part-*.npz"))):
                 raise ValueError(f"{self.folder} is not the state of an evaluation; give another path")
             if main:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 write_text(file, json.dumps(identity, indent=1) + "\n")
             return
         try:
@@ -120,7 +120,7 @@ class State:
                 "where": np.concatenate(rows),
                 "count": np.concatenate(values),
             }
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_whole(self.folder / f"part-{uuid.uuid4().hex}.npz", lambda file: np.savez(file, **part))
             self.pending.clear()
         self._saved = time.monotonic()

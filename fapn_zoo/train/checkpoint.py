@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fapn_zoo._files import write_text
+from fapn_zoo._files import make_folder, write_text
 from fapn_zoo.train.settings import Settings
 
 RUN_FILES = ("settings.json", "log.jsonl", "metrics.csv", "eval.json", "checkpoint", "model")
@@ -82,9 +82,9 @@ def starting_point(settings: Settings) -> Path | None:
 def claim_folder(settings: Settings, start: Path | None) -> None:
     """Makes OUT this run's own: without a checkpoint to start from, an older run's files go. Writes settings.json."""
     out = Path(settings.out)
+    make_folder(out)
     for name in RUN_FILES if start is None else ():
         _remove(out / name)
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "settings.json", json.dumps(settings.to_dict(), indent=1) + "\n")
 
 

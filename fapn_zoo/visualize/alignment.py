@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo._files import write_text, write_whole
+from fapn_zoo._files import make_folder, write_text, write_whole
 from fapn_zoo._inputs import network_input, resize_for
 from fapn_zoo.images import load_image
 from fapn_zoo.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
@@ -220,7 +220,7 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
 
     found = read_alignment(model, image)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
     pictures["alignment.png"] = contact_sheet(found)
     for name, picture in pictures.items():

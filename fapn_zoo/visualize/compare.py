@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import nn
 from tqdm import tqdm
 
-from fapn_zoo._files import write_text
+from fapn_zoo._files import make_folder, write_text
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sources import DataError, bad_ids, check_sizes, describe_bad_ids, open_dataset, read_labels
 from fapn_zoo.images import list_images, load_image
@@ -74,7 +74,7 @@ def compare(
             counts = found.count(num_classes)
             row["scores"] = {name: _scores(*pair) for name, pair in zip(models, counts, strict=True)}
             totals = counts if totals is None else [_merged(a, b) for a, b in zip(totals, counts, strict=True)]
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         save_image(comparison(found, row), out / file)
         rows.append(row)
     if not rows:
