@@ -51,6 +51,10 @@ def test_models(tmp_path):
     assert [row["manner"] for row in rows] == 2 * ["defaults", "fp32", "bf16"]
     assert [row["dtype"] for row in rows if row["manner"] != "defaults"] == 2 * ["fp32", "bf16"]
     assert all(float(row["ms"]) > 0 for row in rows)
+    with open(ROOT / "hub" / "results" / "models.csv", newline="") as file:
+        counted = {row["model"]: row for row in csv.DictReader(file)}
+    for row in rows:
+        assert float(row["gmacs"]) == round(int(counted[row["model"]]["macs"]) / 1e9, 1)  # both of the padded input
     twin = "times perpixel_fpn_resnet18_slim_camvid"
     assert [row[twin] for row in rows if row["model"] == twin.removeprefix("times ")] == 3 * ["1.0"]
 

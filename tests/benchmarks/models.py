@@ -10,8 +10,9 @@ compared within a manner. On a GPU times are those between two events around the
     fp32        float32, NCHW, no gradients, for all
     bf16        autocast to bfloat16, channels-last, for all
 
-Post-processing is part of it: `postprocess.semantic`, `argmax` after smp's enlarged logits, and the image processor's
-`post_process_semantic_segmentation`. Weights are random; offsets are drawn as wide as trained ones.
+Ours are padded as `predict` pads them. Post-processing is part of it: `postprocess.semantic`, `argmax` after smp's
+enlarged logits, and the image processor's `post_process_semantic_segmentation`. Weights are random; offsets are drawn
+as wide as trained ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import importlib.util
 import statistics
 import time
 import warnings
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -29,6 +31,7 @@ from table import print_row, run_facts, write_csv
 import fapn_zoo
 from fapn_zoo import postprocess
 from fapn_zoo._flops import flop_counter
+from fapn_zoo._inputs import padded_size
 from fapn_zoo._precision import autocast, resolve_amp
 from fapn_zoo.benchmark.run import device_name, draw_offsets, find_device
 
@@ -58,7 +61,8 @@ LIBRARIES = {"smp": "segmentation_models_pytorch", "transformers": "transformers
 def build_ours(name, group, size, classes):
     model = fapn_zoo.create_model(name, num_classes=classes)
     draw_offsets(model)
-    return model, lambda output: postprocess.semantic(output, size, size, stride=model.head.stride)
+    finish = partial(postprocess.semantic, image_size=size, out_size=size, stride=model.head.stride)
+    return model, finish, padded_size(model.data, size)
 
 
 def build_smp(name, group, size, classes):
@@ -66,7 +70,7 @@ def build_smp(name, group, size, classes):
 
     # "tu-": timm's encoder, as ours.
     model = getattr(segmentation_models_pytorch, name)(f"tu-{group}", encoder_weights=None, classes=classes)
-    return model, lambda output: output.argmax(1)
+    return model, lambda output: output.argmax(1), size
 
 
 def build_transformers(name, group, size, classes):
@@ -86,11 +90,12 @@ def build_transformers(name, group, size, classes):
     return (
         MaskFormerForInstanceSegmentation(config),
         lambda output: processor.post_process_semantic_segmentation(output, target_sizes=[size]),
+        size,
     )
 
 
 def build(name, *arguments):
-    """Return a model and the function that turns its output into a map of classes."""
+    """Return a model, the function that turns its output into a map of classes, and the size of its padded input."""
     library, _, rest = name.rpartition(":")
     builders = {"": build_ours, "smp": build_smp, "transformers": build_transformers}
     return builders[library](rest, *arguments)
@@ -151,10 +156,10 @@ def measure(group, device, rounds):
     references = [name for name in references if name in names]
     calls, macs = {}, {}
     for name in names:
-        model, finish = build(name, group, size, classes)
-        macs[name] = count_macs(model, size)
+        model, finish, padded = build(name, group, size, classes)
+        macs[name] = count_macs(model, padded)
         for manner in MANNERS:
-            calls[name, manner] = make_call(model, finish, manner, ":" not in name, size, device)
+            calls[name, manner] = make_call(model, finish, manner, ":" not in name, padded, device)
     for call in calls.values():  # to warm up
         call()
     dtypes = {key: call() for key, call in calls.items()}
