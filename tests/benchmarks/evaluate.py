@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from table import print_row, write_csv
+from table import print_row, run_facts, write_csv
 
 from fapn_zoo import create_model
 from fapn_zoo._inputs import network_input, resize_for
@@ -108,7 +108,7 @@ def main() -> None:
             rows.append(row | {"versions": f"torch {torch.__version__}, {platform.machine()}"})
             print_row(row)
     if options.csv:
-        write_csv(options.csv, rows)
+        write_csv(options.csv, rows, run_facts())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
-from table import print_row, write_csv
+from table import print_row, run_facts, write_csv
 
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.metrics import (
@@ -318,7 +318,7 @@ def main() -> None:
                 rows.append({**row, "versions": versions})
                 print_row(row)
     if options.csv:
-        write_csv(options.csv, rows)
+        write_csv(options.csv, rows, run_facts())
 
 
 if __name__ == "__main__":
