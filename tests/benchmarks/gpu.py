@@ -5,14 +5,15 @@
 Needs torch, torchvision, Triton and a CUDA device; pytest for the checks. It
 
 1. compiles all candidates of the kernels in parallel processes (Triton keeps them on disk),
-2. runs the tests marked `gpu`,
-3. times ours (NCHW and channels-last), torchvision's operator and a convolution of the same size: with CUDA events, the
+2. times ours (NCHW and channels-last), torchvision's operator and a convolution of the same size: with CUDA events, the
    L2 cache cleared and the launches queued behind a sleeping GPU so that Python's time does not count; contenders take
-   turns and medians count. `wall_ms` is what a loop of calls takes, Python included,
-4. compares outputs and gradients with torchvision's in float64 on the same sizes,
-5. writes deform_conv_gpu.csv and deform_conv_gpu_tuning.csv,
-6. runs models.py, whole models beside other libraries', as far as these are installed: models_speed_gpu.csv,
-7. and `fapn-zoo benchmark --realtime` in float16: realtime_gpu.csv.
+   turns and medians count. `wall_ms` is what a loop of calls takes, Python included. Outputs and gradients are compared
+   with torchvision's in float64: deform_conv_gpu.csv and deform_conv_gpu_tuning.csv,
+3. runs the tests marked `gpu`,
+4. runs models.py, whole models beside other libraries', as far as these are installed: models_speed_gpu.csv,
+5. and `fapn-zoo benchmark --realtime` in float16: realtime_gpu.csv.
+
+A part that fails, or is skipped (`--skip`), takes no other one along, and files are written as soon as there is a row.
 
 The two floors: every tensor read or written once at the copy bandwidth measured first; and the multiply-adds of the
 products (one forward, two more backward) at the rate of a large matrix product of the same dtype.
@@ -23,24 +24,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
 import itertools
 import os
 import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import time
+import traceback
 from pathlib import Path
 
+import gpu_processes
 import torch
 import torchvision
 from table import write_csv
 
 from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = gpu_processes.ROOT
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask
 SHAPES = [
     (1, 128, 64, 128, 8),
@@ -52,6 +53,7 @@ SHAPES = [
 DRY_SHAPES = [(1, 16, 4, 5, 2)]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NAMES = ("output", "input", "offset", "weight", "bias", "mask")
+PARTS = ("prepare", "times", "checks", "models", "realtime")
 CONTENDERS = ("ours", "ours_nhwc", "torchvision", "conv")
 
 
@@ -208,17 +210,26 @@ def exact_result(shape, dtype, device):
     return make_call("torchvision", "both", tensors, grad.double())()
 
 
+def attempt(call, trouble):
+    """What `call` returns; None, and a line, where it fails: other things are still to be measured."""
+    try:
+        return call()
+    except Exception as error:  # of Triton, ptxas, PyTorch
+        print(f"  {trouble}: {type(error).__name__}: {error}".split("\n")[0], flush=True)
+        return None
+
+
 def measure(shape, direction, dtype, timer, rounds):
     """One shape, pass and dtype: the contenders' times, peaks and errors."""
     tensors, grad = make_tensors(shape, DTYPES[dtype], timer.device)
     row, calls = {}, {}
-    exact = exact_result(shape, dtype, timer.device) if direction == "both" else None
+    exact = None
+    if direction == "both":
+        exact = attempt(lambda: exact_result(shape, dtype, timer.device), f"no exact result of {dtype}")
     for contender in CONTENDERS:
         call = make_call(contender, direction, tensors, grad)
-        try:
-            values = call()
-        except RuntimeError as error:
-            print(f"  {contender} cannot run {dtype}: {str(error).splitlines()[0]}", flush=True)
+        values = attempt(call, f"{contender} cannot run {dtype}")
+        if values is None:
             continue
         calls[contender] = call
         if exact is not None and contender != "conv":
@@ -237,31 +248,53 @@ def measure(shape, direction, dtype, timer, rounds):
     return row
 
 
-def measure_all(options, timer):
-    """All rows; ratios to torchvision are to its own time in that dtype and to its best time in any."""
-    rows = []
-    for shape in options.shapes:
-        for direction in ("forward", "both"):
-            block = []
-            for dtype in options.dtypes:
-                label = "forward" if direction == "forward" else "forward+backward"
+def compare(block, shape, direction, timer):
+    """Adds to the rows of one shape and pass the floors and, where both sides ran, the ratios."""
+    best = min((row for row in block if "torchvision_ms" in row), key=lambda row: row["torchvision_ms"], default={})
+    for row in block:
+        bytes_ms, flops_ms = floors(shape, direction, row["dtype"], timer.device)
+        row["bytes_floor_ms"], row["flops_floor_ms"] = round(bytes_ms, 4), round(flops_ms, 4)
+        times = [row[name] for name in ("ours_ms", "ours_nhwc_ms") if name in row]
+        if not times:
+            continue
+        ours = min(times)
+        row["over_floor"] = round(ours / max(bytes_ms, flops_ms), 2)
+        if "torchvision_ms" in row:
+            row["ratio_to_torchvision"] = round(row["torchvision_ms"] / ours, 2)
+        if best:
+            row["torchvision_best"] = f"{best['dtype']} {best['torchvision_ms']}"
+            row["ratio_to_torchvision_best"] = round(best["torchvision_ms"] / ours, 2)
+        if "conv_ms" in row:
+            row["ratio_to_conv"] = round(ours / row["conv_ms"], 2)
+
+
+def measure_all(options, timer, facts):
+    """All rows; ratios to torchvision are to its own time in that dtype and to its best time in any.
+
+    The files are written anew after each shape and pass: what is measured stays, whatever happens next. Returns whether
+    nothing failed.
+    """
+    rows, good = [], True
+    for shape, direction in itertools.product(options.shapes, ("forward", "both")):
+        block = []
+        for dtype in options.dtypes:
+            label = "forward" if direction == "forward" else "forward+backward"
+            row = {"shape": "x".join(map(str, shape)), "pass": label, "dtype": dtype}
+            try:
                 with precision(dtype):
-                    row = {"shape": "x".join(map(str, shape)), "pass": label, "dtype": dtype}
                     row |= measure(shape, direction, dtype, timer, options.rounds)
+                good = good and "ours_ms" in row and "ours_nhwc_ms" in row
                 block.append(row)
-            best = min((row for row in block if "torchvision_ms" in row), key=lambda row: row["torchvision_ms"])
-            for row in block:
-                ours = min(row["ours_ms"], row["ours_nhwc_ms"])
-                bytes_ms, flops_ms = floors(shape, direction, row["dtype"], timer.device)
-                row["bytes_floor_ms"], row["flops_floor_ms"] = round(bytes_ms, 4), round(flops_ms, 4)
-                row["over_floor"] = round(ours / max(bytes_ms, flops_ms), 2)
-                row["ratio_to_torchvision"] = round(row["torchvision_ms"] / ours, 2) if "torchvision_ms" in row else ""
-                row["torchvision_best"] = f"{best['dtype']} {best['torchvision_ms']}"
-                row["ratio_to_torchvision_best"] = round(best["torchvision_ms"] / ours, 2)
-                row["ratio_to_conv"] = round(ours / row["conv_ms"], 2)
-                print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-            rows += block
-    return rows
+            except Exception:
+                traceback.print_exc()
+                good = False
+        compare(block, shape, direction, timer)
+        for row in block:
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        rows += block
+        write_csv(options.out / "deform_conv_gpu.csv", rows, facts)
+        write_csv(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
+    return good
 
 
 def tuning_rows():
@@ -281,29 +314,11 @@ def facts_of(device, commit):
     if not commit and shutil.which("git"):
         git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
         commit = git.stdout.strip()
-    triton = importlib.import_module("triton").__version__
+    triton = __import__("triton").__version__
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
     versions += f", python {platform.python_version()}"
     return {"device": name, "versions": versions, "commit": commit or "unknown"}
-
-
-def prepare(options):
-    """Compile every candidate in a process per channels, dtype and contender; the timings they make are thrown away."""
-    largest = {}
-    for shape in options.shapes:
-        key = (shape[1], shape[4])
-        largest[key] = max(largest.get(key, shape), shape, key=lambda shape: shape[0] * shape[2] * shape[3])
-    tasks = list(itertools.product(largest.values(), options.dtypes, ("ours", "ours_nhwc")))
-    start, running, failed = time.perf_counter(), [], 0
-    for shape, dtype, contender in tasks:
-        command = [sys.executable, __file__, "--prepare", ",".join(map(str, shape)), dtype, contender]
-        running.append(subprocess.Popen(command))
-        if len(running) >= options.jobs:
-            failed += running.pop(0).wait() != 0
-    failed += sum(process.wait() != 0 for process in running)
-    seconds = time.perf_counter() - start
-    print(f"compiled for {len(tasks)} kinds of call in {seconds:.0f} s, {failed} failed", flush=True)
 
 
 def prepare_one(shape, dtype, contender):
@@ -312,38 +327,23 @@ def prepare_one(shape, dtype, contender):
         make_call(contender, "both", tensors, grad)()
 
 
-def run_checks(options):
-    """The tests marked `gpu`, in parallel processes; returns whether they passed."""
-    if importlib.util.find_spec("pytest") is None:
-        print("checks: pytest is missing")
-        return False
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts="]
-    command += [str(ROOT / "tests" / "layers" / "test_deform_triton.py")]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(options.jobs), "--dist", "load"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+def part(name, function, *arguments):
+    """Run one part; its failure is told and does not end the others. Returns whether it went well."""
+    start = time.perf_counter()
+    try:
+        good = function(*arguments)
+    except Exception:
+        traceback.print_exc()
+        good = False
+    print(f"{name}: {'done' if good else 'FAILED'} after {time.perf_counter() - start:.0f} s", flush=True)
+    return good
 
 
-def measure_models(options, device, commit):
-    """Whole models, in processes of their own; returns whether all went well."""
-    # A dry run takes the smallest models there are, once.
-    small = ["--groups", "slim", "--rounds", "2"] if options.dry_run else []
-    script = [str(ROOT / "tests" / "benchmarks" / "models.py"), "--device", device, "--commit", commit, *small]
-    job = ["perpixel_fapn_resnet18_slim_camvid", "--size", "64", "--rounds", "2"] if options.dry_run else ["--realtime"]
-    job += ["--dtype", "fp32" if options.dry_run else "fp16", "--device", device]
-    commands = {
-        "models_speed_gpu.csv": script,
-        "realtime_gpu.csv": ["-m", "fapn_zoo.cli", "benchmark", *job, "--channels-last"],
-    }
-    environment = {**os.environ, "FAPN_ZOO_DEFORM_CONV": "auto"}
-    codes = []
-    for name, command in commands.items():
-        path = options.out / name
-        path.unlink(missing_ok=True)  # benchmark would add to it
-        command = [sys.executable, *command, "--csv", str(path)]
-        codes.append(subprocess.run(command, cwd=ROOT, env=environment).returncode)
-    return not any(codes)
+def measure_kernels(options, device, facts):
+    for dtype in options.dtypes:
+        bandwidth, rate = ceilings(device, dtype)
+        print(f"ceilings {dtype}: copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s", flush=True)
+    return measure_all(options, Timer(device), facts)
 
 
 def main():
@@ -353,7 +353,8 @@ def main():
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=max(1, min(16, os.cpu_count() or 1)), help="processes that compile")
-    parser.add_argument("--skip", nargs="+", default=[], choices=["prepare", "checks", "times", "models"])
+    parser.add_argument("--patience", type=int, default=300, help="seconds after which a process of a part is ended")
+    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS)
     parser.add_argument("--commit", help="what to write as the commit where there is no git folder")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU: set TRITON_INTERPRET=1")
     parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
@@ -369,20 +370,17 @@ def main():
         options.out.mkdir(parents=True, exist_ok=True)
         facts = facts_of(device, options.commit)
         print("  ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-        if "prepare" not in options.skip and device == "cuda":
-            prepare(options)
-        good = "checks" in options.skip or device == "cpu" or run_checks(options)
-        if "times" not in options.skip:
-            for dtype in options.dtypes:
-                bandwidth, rate = ceilings(device, dtype)
-                print(f"ceilings {dtype}: copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s")
-            rows = measure_all(options, Timer(device))
-            write_csv(options.out / "deform_conv_gpu.csv", rows, facts)
-            write_csv(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
-    if "models" not in options.skip:
-        good = measure_models(options, device, facts["commit"]) and good
-    if not good:
-        raise SystemExit("error: something failed; see above")
+        parts = {
+            "prepare": (gpu_processes.prepare, options),
+            "times": (measure_kernels, options, device, facts),
+            "checks": (gpu_processes.run_checks, options),
+            "models": (gpu_processes.measure_models, options, device, facts["commit"]),
+            "realtime": (gpu_processes.measure_realtime, options, device),
+        }
+        skipped = {*options.skip, *(["prepare", "checks"] if options.dry_run else [])}
+        failed = [name for name, work in parts.items() if name not in skipped and not part(name, *work)]
+    if failed:
+        raise SystemExit(f"error: {', '.join(failed)} failed; see above")
 
 
 if __name__ == "__main__":
