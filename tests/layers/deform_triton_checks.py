@@ -52,10 +52,10 @@ def ours(tensors, shape, dtype):
         return run(deform_conv2d, tensors, shape, grad_dtype=dtype)
 
 
-def assert_close(values, expected, device, dtypes):
+def assert_close(values, expected, device, dtypes, tolerances=TOLERANCE):
     for value, wanted, dtype in zip(values, expected, dtypes, strict=True):
         assert value.dtype == dtype and value.device.type == device and value.shape == wanted.shape
-        tolerance = TOLERANCE[dtype]
+        tolerance = tolerances[dtype]
         if dtype == torch.bfloat16 and device == "cpu":
             tolerance = INTERPRETED_BFLOAT16
         error = (value.detach().cpu().double() - wanted).norm()
@@ -95,6 +95,33 @@ def check_small_blocks(device, shape, **changes):
     finally:
         _deform_tuning._INTERPRETED.update(before)
         _deform_tuning._chosen.clear()
+
+
+def check_candidate(device, precision, index):
+    """One of the configurations that large calls on a GPU choose from, whether or not it would be chosen."""
+    from fapn_zoo.layers import _deform_triton
+
+    dtype = torch.float32 if precision == "tf32" else precision
+    shape = Shape((1, 64, 136, 9, 17), offset_groups=4, kernel=(1, 2), padding=(0, 1))
+    tensors = moved(make_tensors(shape, dtype), device)
+    launched = []
+
+    def launch_one(kernel, call, launch, *args):
+        # On a device of one multiprocessor no block is too large.
+        configs = _deform_tuning.candidates(kernel, call.geometry, call.dtype, precision == "tf32", 1)
+        launched.append(configs[index % len(configs)])
+        return launch(launched[-1])
+
+    before, _deform_triton.run = _deform_triton.run, launch_one
+    matmul = torch.backends.cuda.matmul
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, precision == "tf32"
+    try:
+        values = ours(tensors, shape, dtype)
+    finally:
+        _deform_triton.run, matmul.allow_tf32 = before, allowed
+    assert len(launched) == 3
+    tolerances = {torch.float32: 1e-3} if precision == "tf32" else TOLERANCE
+    assert_close(values, exact(tensors, shape, dtype), device, [dtype] * len(values), tolerances)
 
 
 def check_tiny_offsets(device):

@@ -54,6 +54,15 @@ def test_half_precision(perform, name, dtype):
     perform(checks.check, name, dtype)
 
 
+@pytest.mark.parametrize(
+    "precision, index",
+    [*((torch.bfloat16, index) for index in range(9)), *((torch.float32, index) for index in range(3)),
+     *(("tf32", index) for index in range(4))],
+)  # fmt: skip
+def test_every_candidate(perform, precision, index):
+    perform(checks.check_candidate, precision, index)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("offsets", ["zero", "whole", "far"])
 def test_offsets(perform, offsets, dtype):
