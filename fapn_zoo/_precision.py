@@ -46,7 +46,7 @@ def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.flo
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware .
+    """Whether the device multiplies bfloat16 in hardware.
 
     Intel Cooper Lake, and Sapphire Rapids and its successors; AMD from Zen 4, NVIDIA from Ampere on.
     """

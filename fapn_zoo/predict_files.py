@@ -50,7 +50,7 @@ def predict_files(
         of images that cannot be read; stderr names them too, the rest is still done). Files appear whole or not at all.
 
     Raises:
-        ImageError: for a folder without images, before anything is done.
+        ImageError: for a folder without images, before anything is done. OSError: ``out_dir`` cannot be made.
         ValueError: no paths, arguments that `predict` refuses, or ``out_dir`` is one of the folders to read.
     """
     task, amp = check_task(model, task), resolve_amp(amp, *device_and_type(model))
