@@ -173,9 +173,8 @@ def test_wrong_calls_do_nothing(tmp_path):
         predict_files(BrightSquare(), tmp_path / "a.png", out, tile=-1)
     assert not out.exists()
     (tmp_path / "file").write_text("")
-    write_image(tmp_path / "c.png")
     with pytest.raises(NotADirectoryError, match="cannot make the folder .*file/out: .*file is a file"):
-        predict_files(BrightSquare(), tmp_path / "c.png", tmp_path / "file" / "out", progress=False)
+        predict_files(BrightSquare(), tmp_path / "a.png", tmp_path / "file" / "out", progress=False)
 
 
 def test_save_names_match_the_command(tmp_path):
