@@ -34,15 +34,31 @@ def compiled(**options: Any) -> Callable[[Callable], Callable]:
 
 
 def _save_one_at_a_time(file: Any) -> None:
-    """Let processes add to a function's cache one after the other.
+    """Let processes add to a function's cache one after the other, and let nothing but time be lost with a broken one.
 
     numba (0.68) reads the index, picks the first free number, and writes index and code: two processes that compile
-    different variants of one function at once pick the same number, and later ones run the wrong variant.
+    different variants of one function at once pick the same number, and later ones run the wrong variant. So they do
+    if writing ends between index and code, and the number is that of code left over from an older source.
     """
-    save, lock = file.save, os.path.join(os.path.dirname(file._index_path), "fapn_zoo.lock")
+    save, load, folder = file.save, file.load, os.path.dirname(file._index_path)
+    lock, first = os.path.join(folder, "fapn_zoo.lock"), os.path.basename(file._data_name_pattern).split("{")[0]
 
     def save_alone(key: Any, data: Any) -> None:
-        with contextlib.suppress(OSError), FileLock(lock, timeout=10):
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(lock, timeout=10):
+            try:
+                named = set(file._load_index().values())
+            except Exception:  # unreadable, or cut off
+                file.flush()
+                named = set()
+            for name in os.listdir(folder):
+                if name.startswith(first) and name.endswith(".nbc") and name not in named:
+                    os.unlink(os.path.join(folder, name))
             save(key, data)
 
-    file.save = save_alone
+    def load_if_whole(key: Any) -> Any:
+        try:
+            return load(key)
+        except Exception:
+            return None
+
+    file.save, file.load = save_alone, load_if_whole

@@ -61,6 +61,52 @@ def test_processes_that_compile_at_once_do_not_mix_their_code(tmp_path: Path):
     assert found.split("\n")[:2] == ["20 1", "30 1"]  # the right result, and from the disk
 
 
+# Compiles what changed when a source is edited, with the disk full before the code is written, or a broken index.
+EDITED = """
+import errno
+import variants
+from numba.core.caching import IndexDataCacheFile
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+IndexDataCacheFile._save_data = full
+assert variants.make(2)(10) == 21
+"""
+
+
+@pytest.fixture
+def variants(tmp_path: Path):
+    """A function that runs Python code beside the module of `VARIANTS`."""
+    (tmp_path / "variants.py").write_text(VARIANTS)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")}
+    options = {"cwd": tmp_path, "env": environment | {"PYTHONPATH": path}, "capture_output": True, "text": True}
+
+    def run(code: str) -> str:
+        done = subprocess.run([sys.executable, "-c", code], **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_code_of_an_older_source_is_never_run(variants, tmp_path: Path):
+    assert variants("import variants; print(variants.make(2)(10))") == "20\n"
+    (tmp_path / "variants.py").write_text(VARIANTS.replace("number * factor", "number * factor + 1"))
+    variants(EDITED)
+    assert variants("import variants; print(variants.make(2)(10))") == "21\n"
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_cache_cut_off_is_written_anew(variants, tmp_path: Path, suffix: str):
+    variants(CHECK)
+    for file in (tmp_path / "__pycache__").glob(f"*.{suffix}"):
+        file.write_bytes(file.read_bytes()[:20])
+    for hits in (0, 1):
+        assert variants(CHECK).split("\n")[:2] == [f"20 {hits}", f"30 {hits}"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("cannot cache function: no locator available"), AttributeError("x")])
 def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch, error: Exception):
     def njit(cache=False, **options):
