@@ -22,8 +22,15 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, input, offset, weight, stride, padding, dilation):
-        """The geometry of a call whose shapes have been checked."""
+        """The geometry of a call whose shapes have been checked.
+
+        Raises:
+            ValueError: float32 cannot count the rows or columns of the input, or 32 bits not its pixels.
+        """
         batch, channels, height, width = input.shape
+        # Tables of the kernels add a border, of three rows at most.
+        if max(height, width) >= 2**24 or (height + 3) * (width + 2) >= 2**31:
+            raise ValueError(f"input of {height}x{width} is too large: 2**24 pixels along a side, or 2**31 in all")
         out_channels, group_channels, *kernel = weight.shape
         out_height, out_width = output_sizes(input, weight, stride, padding, dilation)
         groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * kernel[0] * kernel[1])

@@ -16,11 +16,12 @@ from .layout import is_channels_last, memory_format
 
 
 def _dense(tensor, dtype):
-    """A tensor's values in `dtype`, contiguous or channels-last; None stays None."""
+    """A tensor's values in `dtype`, in the layout that graphs are told of (`_deform_ops`); None stays None."""
     if tensor is None:
         return None
-    tensor = tensor.detach().to(dtype)
-    return tensor if is_channels_last(tensor) else tensor.contiguous()
+    layout = memory_format(tensor)
+    # By itself, a conversion would make a part of a channels-last tensor channels-last.
+    return tensor.detach().to(dtype, memory_format=layout).contiguous(memory_format=layout)
 
 
 def _flat(tensor):

@@ -46,7 +46,7 @@ class _Samples:
         y, x = y[..., None].to(real) + dy, x[..., None].to(real) + dx
         self.factor = torch.ones_like(y) if mask is None else mask[..., start:stop].to(real).permute(2, 1, 0)
         # A NaN position shows in the result instead of hiding as a zero.
-        self.factor = torch.where((y + x).isnan(), float("nan"), self.factor)
+        self.factor = torch.where(y.isnan() | x.isnan(), float("nan"), self.factor)
         (y, self.down), (x, self.right) = _axis(y, geo.height), _axis(x, geo.width)
         line, step = (geo.width + 2) * geo.offset_groups, geo.offset_groups
         first = y * line + x * step + torch.arange(step)
@@ -158,7 +158,9 @@ def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs
         slopes = []
         for start, stop in _chunks(geo):
             samples = _Samples(geo, offset[image], mask[image], start, stop)
-            column = torch.bmm(out[:, start:stop], packed.transpose(1, 2))
+            # Gradients may be asked for inside a region of autocast, which would round this product.
+            with torch.autocast("cpu", enabled=False):
+                column = torch.bmm(out[:, start:stop], packed.transpose(1, 2))
             column = column.unflatten(2, (geo.taps, -1)).permute(1, 2, 0, 3).flatten(2)
             if need_input:
                 samples.spread(column.contiguous(), grad_table)

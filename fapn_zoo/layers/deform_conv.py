@@ -7,6 +7,7 @@ numba does not work; Triton on CUDA for shapes that fill its blocks; else torchv
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from . import _deform_backends, _deform_reference
 from . import _deform_ops as _deform_ops  # registers the operators
@@ -20,10 +21,24 @@ _LEAST_USEFUL_SHARE = 0.25
 
 
 def _pair(value, name, least):
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(isinstance(number, (int, torch.SymInt)) and number >= least for number in pair):
         raise ValueError(f"{name} must be an int or a pair of ints, each at least {least}; got {value!r}")
     return list(pair)
+
+
+def _check_kinds(tensors):
+    """Refuse what the operators would turn into garbage in silence; `tensors` by name, some None, the input given."""
+    device = tensors["input"].device
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be of floating point, not {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, but the input is on {device}")
+        if unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{name} has a tangent, but deformable convolution has no forward-mode gradient")
 
 
 def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
@@ -33,6 +48,8 @@ def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
             raise ValueError(f"{name} must have 4 dimensions; got {tensor.dim()}")
     out_channels, group_channels, *kernel = weight.shape
     taps = kernel[0] * kernel[1]
+    if taps == 0:
+        raise ValueError(f"weight has a kernel of {kernel[0]}x{kernel[1]}")
     channels = input.shape[1]
     if group_channels == 0 or channels % group_channels:
         raise ValueError(f"input has {channels} channels, not a multiple of the weight's {group_channels} per group")
@@ -99,10 +116,13 @@ def deform_conv2d(
         but for Triton, which multiplies it as it is and adds up in float32.
 
     Raises:
-        ValueError: shapes do not fit, or the chosen backend cannot run.
+        ValueError: shapes do not fit, a tensor is not of floating point or is on another device than `input`, or the
+            chosen backend cannot run.
+        NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
     """
     stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     dilation = _pair(dilation, "dilation", 1)
+    _check_kinds({"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
     _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
     device = input.device
     dtype = input.dtype
