@@ -9,6 +9,9 @@ import os
 import deform_triton_checks as checks
 import pytest
 import torch
+from deform_conv_cases import Shape, make_tensors
+
+from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
 
 pytest.importorskip("triton", reason="needs triton")
 
@@ -116,3 +119,67 @@ def test_opcheck(perform, layout):
 )
 def test_behaviour(perform, name):
     perform(getattr(checks, name))
+
+
+# Large enough to have several configurations to choose from on a GPU of 132 multiprocessors, and on smaller ones.
+RACED = Shape((2, 128, 128, 64, 64), offset_groups=8)
+
+
+@pytest.fixture
+def tuning(monkeypatch):
+    """The tuner of a process that has not chosen anything yet."""
+    from fapn_zoo.layers import _deform_tuning
+
+    for name in ("_chosen", "_untimed"):
+        monkeypatch.setattr(_deform_tuning, name, {})
+    return _deform_tuning
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_race(tuning):
+    checks.check("cuda", RACED, torch.bfloat16)
+    chosen = tuning.chosen()
+    assert {key[0] for key in chosen} == {"forward", "backward_data", "backward_weight"}
+    for best, times in chosen.values():
+        assert len(times) > 1 and best == min(times, key=times.get) and min(times.values()) > 0
+    checks.check("cuda", RACED, torch.bfloat16)
+    assert tuning.chosen() == chosen
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_in_a_cuda_graph_nothing_is_timed(tuning, monkeypatch):
+    tensors = checks.moved(make_tensors(RACED, torch.bfloat16), "cuda")
+
+    def step():
+        output = deform_conv2d(*tensors[:4], padding=1, mask=tensors[4])
+        return [output.detach(), *torch.autograd.grad(output.sum(), tensors)]
+
+    with deform_conv_backend("triton"):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side), monkeypatch.context() as patch:
+            patch.setenv("FAPN_ZOO_DEFORM_TUNE", "0")
+            expected = step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            values = step()
+        graph.replay()
+        torch.cuda.synchronize()
+    assert not tuning.chosen()
+    for value, wanted in zip(values, expected, strict=True):
+        assert (value - wanted).norm() <= 1e-3 * wanted.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_on_another_device_than_the_current_one():
+    tensors = make_tensors(checks.TRITON_SHAPES["plain"], torch.float32)
+    first, second = (
+        checks.ours(checks.moved(tensors, device), checks.TRITON_SHAPES["plain"], torch.float32)
+        for device in ("cuda:0", "cuda:1")
+    )
+    for value, wanted in zip(second, first, strict=True):
+        assert value.device.index == 1
+        torch.testing.assert_close(value.cpu(), wanted.cpu(), rtol=1e-5, atol=1e-5)
