@@ -194,7 +194,8 @@ def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     wanted = [(input, need_input), (offset, need_offset), (weight, need_weight)]
     grads = [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
-    grads.append(grad.sum((0, 2, 3)) if need_bias else weight.new_empty(0))
+    # Inside a region of autocast, a sum that names no dtype is one of float32.
+    grads.append(grad.sum((0, 2, 3), dtype=weight.dtype) if need_bias else weight.new_empty(0))
     grads.append(torch.empty_like(mask) if need_mask else input.new_empty(0))
     if grad.numel() == 0:
         return [value.zero_() for value in grads]

@@ -211,6 +211,13 @@ def check_autocast(device):
     with deform_conv_backend("triton"):
         output.float().sum().backward()
     assert all(tensor.grad.dtype == torch.float32 for tensor in tensors)
+    pairs = [list(pair) for pair in shape.arguments.values()]
+    arguments = (output.detach(), half[0], tensors[1].detach(), half[2], tensors[4].detach(), *pairs, [True] * 5)
+    with deform_conv_backend("triton"), torch.autocast(device, torch.bfloat16):
+        grads = torch.ops.fapn_zoo.deform_conv2d_backward(*arguments)
+    assert [grad.dtype for grad in grads] == [
+        torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16, torch.float32
+    ]  # fmt: skip
 
 
 def check_nan_and_infinity(device):
