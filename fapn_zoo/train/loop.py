@@ -213,7 +213,8 @@ class Run:
             rows = rows_before(self.out / "metrics.csv", self.step)
             rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in SCORES)]))
             write_text(self.out / "metrics.csv", "\n".join([",".join(["step", *SCORES]), *rows]) + "\n")
-            logger.info("step %d: %s", self.step, rows[-1])
+            told = ", ".join(f"{METRICS[n][0]} {100 * report[n]:.2f}" for n in SCORES if report[n] is not None)
+            logger.info("step %d: %s", self.step, told)
         return report
 
     def _told(self) -> dict[str, Any]:

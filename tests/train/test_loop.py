@@ -38,9 +38,10 @@ def losses_of(folder: str | Path) -> list[float]:
     return [line["loss"] for line in log_of(folder)]
 
 
-def test_a_run_learns_and_leaves_what_it_promises(tiny: Settings, pictures: Path):
+def test_a_run_learns_and_leaves_what_it_promises(tiny: Settings, pictures: Path, caplog):
     settings = tiny.replace(steps=60, eval_every=30, log_every=10, warmup_steps=5, clip_norm=1.0, ema=0.9)
-    folder = train(settings)
+    with caplog.at_level("INFO", "fapn_zoo"):
+        folder = train(settings)
     out = Path(settings.out)
     assert folder == out / "model"
     lines = log_of(out)
@@ -52,6 +53,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny: Settings, pictures: Path
 
     report = json.loads((out / "eval.json").read_text())
     assert report["miou"] > 0.5 and report["split"] == "val" and report["images"] == 5
+    assert any(f"step 60: mIoU {100 * report['miou']:.2f}, pixel accuracy " in line for line in caplog.messages)
     model = create_model(f"local-dir:{folder}", pretrained=True)
     assert model.data.labels == ("ground", "tree", "sign") and len(model.data.palette) == 3
     assert str(out.parent) not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
