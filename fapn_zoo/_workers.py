@@ -60,8 +60,12 @@ class _Workers:
                     started.wait()
 
                 pool = ThreadPoolExecutor(count, thread_name_prefix="fapn_zoo", initializer=begin)
-                for future in [pool.submit(int) for _ in range(count)]:
-                    future.result()
+                try:
+                    for future in [pool.submit(int) for _ in range(count)]:
+                        future.result()
+                except BaseException:
+                    started.abort()  # Else those that did start would wait forever, and the process for them.
+                    raise
                 # The number of threads belongs to each thread, but PyTorch also keeps a default for new ones.
                 torch.set_num_threads(caller_threads)
                 self._pools[count] = pool
