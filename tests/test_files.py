@@ -9,6 +9,7 @@ from PIL import Image
 
 from fapn_zoo._files import check_writable, make_folder, read_text, write_text
 from fapn_zoo.cli import EMBEDDED, main
+from fapn_zoo.evaluate import compare, evaluate
 
 pytestmark = pytest.mark.unit
 
@@ -76,6 +77,13 @@ def test_a_place_for_results_is_tried_before_the_work(capsys, monkeypatch, tmp_p
     monkeypatch.setattr("fapn_zoo.benchmark.benchmark", lambda *_, **__: pytest.fail("it was measured first"))
     assert main([str(tmp_path) if word == "FOLDER" else word for word in words]) == 1
     assert capsys.readouterr().err == f"error: cannot write {tmp_path}: it is a folder\n"
+
+
+def test_a_report_folder_is_tried_before_the_work(file):
+    with pytest.raises(NotADirectoryError, match=f"^cannot write {file / 'report.json'}: {file} is a file$"):
+        evaluate(None, "scenes:1", out=file)
+    with pytest.raises(NotADirectoryError, match=f"^cannot write {file / 'report.json'}: {file} is a file$"):
+        compare([None, None], "scenes:1", out=file)
 
 
 def test_no_output_folder_where_a_file_is(capsys, file):

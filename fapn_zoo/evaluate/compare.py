@@ -64,7 +64,7 @@ def compare(
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     chosen = Options(**options)
     if out is not None:
-        check_folder(worst)
+        check_folder(out, worst)
     names = list(names or [""] * len(models))
     reports, images = [], []
     for place, (model, name) in enumerate(zip(models, names, strict=True), 1):

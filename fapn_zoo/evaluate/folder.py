@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from fapn_zoo._files import check_writable
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.evaluate.loading import load_batch
 from fapn_zoo.evaluate.measure import ImageScore, Measured, Options
@@ -34,8 +35,9 @@ PANEL = 1024  # longest side of a picture's panels, in pixels
 GAP = 6
 
 
-def check_folder(worst: int) -> None:
-    """What can be known to go wrong before hours of evaluation: ValueError."""
+def check_folder(out: str | os.PathLike, worst: int) -> None:
+    """What can be known to go wrong before hours of evaluation: ValueError, or OSError for ``out`` itself."""
+    check_writable(Path(out) / "report.json")
     if worst < 0:
         raise ValueError(f"worst={worst}; expected 0 or more images")
     require_matplotlib()

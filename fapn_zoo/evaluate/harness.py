@@ -88,7 +88,7 @@ def evaluate(
         scales=scales, flip=flip, window=window, stride=stride, class_map=class_map, boundary=boundary, threads=threads,
     )
     if out is not None:
-        check_folder(worst)
+        check_folder(out, worst)
     started = time.perf_counter()
     measured = measure(model, data, options, resume)
     report = make_report(model, measured, options, time.perf_counter() - started, seed, weights)
