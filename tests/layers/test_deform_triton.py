@@ -158,6 +158,7 @@ def test_in_a_cuda_graph_nothing_is_timed(tuning, monkeypatch):
 
     with deform_conv_backend("triton"):
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), monkeypatch.context() as patch:
             patch.setenv("FAPN_ZOO_DEFORM_TUNE", "0")
             expected = step()
