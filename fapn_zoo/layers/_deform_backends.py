@@ -14,6 +14,7 @@ NATIVE_DTYPES = {
     "numba": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
+_CHOSEN_BY = "chosen by FAPN_ZOO_DEFORM_CONV or deform_conv_backend"
 _selected = os.environ.get("FAPN_ZOO_DEFORM_CONV", "auto")
 _numba_works = None
 _triton_works = None
@@ -22,7 +23,9 @@ _triton_starts = None
 
 def _check_name(name):
     if name not in NAMES:
-        raise ValueError(f"unknown deformable convolution backend {name!r}; choose one of {', '.join(NAMES)}")
+        raise ValueError(
+            f"unknown deformable convolution backend {name!r} ({_CHOSEN_BY}); choose one of {', '.join(NAMES)}"
+        )
     return name
 
 
@@ -119,16 +122,16 @@ def resolve(name, device_type, index=None, dtype=torch.float32, well_filled=True
         if device_type == "cuda" and well_filled and dtype in NATIVE_DTYPES["triton"] and _suits_triton(index):
             return "triton"
         return "reference"
-    wrong = f"deformable convolution backend {name!r}"
+    wrong = f"deformable convolution backend {name!r}, {_CHOSEN_BY},"
     if name == "numba":
         if not numba_works():
-            raise ValueError(f"{wrong} was asked for, but numba is missing, broken or switched off")
+            raise ValueError(f"{wrong} cannot run: numba is missing, broken or switched off")
     if name in ("numba", "pytorch") and device_type not in ("cpu", "meta"):
         raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
     if name == "triton":
         interpreted = triton_works() and triton_interpreted()
         if not triton_works() or (device_type == "cuda" and not interpreted and not triton_starts()):
-            raise ValueError(f"{wrong} was asked for, but triton is missing or broken")
+            raise ValueError(f"{wrong} cannot run: triton is missing or broken")
         if device_type not in ("cpu" if interpreted else "cuda", "meta"):
             raise ValueError(f"{wrong} runs on cuda, not on {device_type}")
         if dtype not in NATIVE_DTYPES["triton"]:

@@ -32,7 +32,7 @@ def test_triton_on_a_gpu(monkeypatch):
         assert active_backend("cuda") == "reference"
     with deform_conv_backend("triton"):
         assert _deform_backends.resolve("triton", "cuda", 0, torch.bfloat16, well_filled=False) == "triton"
-        with pytest.raises(ValueError, match="'triton' runs on cuda, not on cpu"):
+        with pytest.raises(ValueError, match="'triton', chosen by FAPN_ZOO_DEFORM_CONV .* runs on cuda, not on cpu"):
             active_backend("cpu")
         with pytest.raises(ValueError, match="float16, not float64"):
             _deform_backends.resolve("triton", "cuda", 0, torch.float64)
