@@ -27,9 +27,7 @@ import functools
 import itertools
 import os
 import platform
-import shutil
 import statistics
-import subprocess
 import time
 import traceback
 from pathlib import Path
@@ -37,7 +35,7 @@ from pathlib import Path
 import gpu_processes
 import torch
 import torchvision
-from table import write_csv
+from table import print_row, run_facts, write_csv
 
 from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
 
@@ -290,7 +288,7 @@ def measure_all(options, timer, facts):
                 good = False
         compare(block, shape, direction, timer)
         for row in block:
-            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            print_row(row)
         rows += block
         write_csv(options.out / "deform_conv_gpu.csv", rows, facts)
         write_csv(options.out / "deform_conv_gpu_tuning.csv", tuning_rows(), facts)
@@ -310,15 +308,12 @@ def tuning_rows():
 
 
 def facts_of(device, commit):
-    """Commit, device and versions."""
-    if not commit and shutil.which("git"):
-        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        commit = git.stdout.strip()
+    """Device, versions, and the facts of every benchmark's run."""
     triton = __import__("triton").__version__
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
     versions += f", python {platform.python_version()}"
-    return {"device": name, "versions": versions, "commit": commit or "unknown"}
+    return {"device": name, "versions": versions, **run_facts(commit)}
 
 
 def prepare_one(shape, dtype, contender):
@@ -369,7 +364,7 @@ def main():
             return
         options.out.mkdir(parents=True, exist_ok=True)
         facts = facts_of(device, options.commit)
-        print("  ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+        print_row(facts)
         parts = {
             "prepare": (gpu_processes.prepare, options),
             "times": (measure_kernels, options, device, facts),
