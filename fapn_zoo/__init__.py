@@ -10,17 +10,17 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "create_model": "_factory",
-    "list_models": "_registry",
-    "register_model": "_registry",
-    "ModelSpec": "_spec",
-    "DataSpec": "_spec",
-    "WeightsSpec": "_spec",
-    "Backbone": "backbones",
-    "FPN": "necks",
-    "FaPN": "necks",
-    "deform_conv2d": "layers.deform_conv",
-    "deform_conv_backend": "layers.deform_conv",
+    "create_model": "create",
+    "list_models": "zoo.registry",
+    "register_model": "zoo.registry",
+    "ModelSpec": "zoo.spec",
+    "DataSpec": "zoo.spec",
+    "WeightsSpec": "zoo.spec",
+    "Backbone": "modules.backbones",
+    "FPN": "modules.necks",
+    "FaPN": "modules.necks",
+    "deform_conv2d": "modules.deform_conv.conv",
+    "deform_conv_backend": "modules.deform_conv.conv",
 }
 
 __all__ = sorted(_PUBLIC)

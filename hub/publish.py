@@ -20,12 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo._card import check_card, render_card
-from fapn_zoo._card_facts import METRICS
-from fapn_zoo._files import write_text
-from fapn_zoo._labels import label_set
-from fapn_zoo._registry import get_spec, get_weights, list_models
-from fapn_zoo._spec import ModelSpec, WeightsSpec
+from fapn_zoo.runtime.files import write_text
+from fapn_zoo.weights.card import check_card, render_card
+from fapn_zoo.weights.card_facts import METRICS
+from fapn_zoo.zoo.labels import label_set
+from fapn_zoo.zoo.registry import get_spec, get_weights, list_models
+from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 HUB = Path(__file__).resolve().parent
 CARDS, RESULTS = HUB / "cards", HUB / "results"
@@ -78,7 +78,7 @@ def publish(names: Sequence[str], owner: str, out: Path, *, upload: bool = False
         print(f"{model.name:<{width}}  {model.status}")
     if not upload:
         return
-    from fapn_zoo import push
+    from fapn_zoo.export import push
 
     for model in ready:
         if model.package is not None:
@@ -129,11 +129,11 @@ def _all_rows() -> Iterator[dict[str, str]]:
 def _embedded(weights: WeightsSpec, rows: Sequence[Mapping[str, str]], name: str, repository: str) -> Ready:
     """A whole repository: reloaded, compared with its stored outputs and the registry, measured, with an example."""
     import fapn_zoo
-    from fapn_zoo import push
-    from fapn_zoo._load import read_config
     from fapn_zoo.data.scenes import generate_scene
+    from fapn_zoo.export import push
+    from fapn_zoo.weights.folder import read_config
 
-    folder = Path(fapn_zoo.__file__).parent / "weights" / weights.location
+    folder = Path(fapn_zoo.__file__).parent / "weights" / "embedded" / weights.location
     config = read_config(folder)
     if config.get("license") != weights.license:
         raise ValueError(f"{folder} states the licence {config.get('license')!r}, the registry {weights.license!r}")

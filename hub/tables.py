@@ -14,9 +14,9 @@ import csv
 import io
 from pathlib import Path
 
-from fapn_zoo._files import write_text
-from fapn_zoo._registry import get_spec, list_models
-from fapn_zoo._spec import ModelSpec
+from fapn_zoo.runtime.files import write_text
+from fapn_zoo.zoo.registry import get_spec, list_models
+from fapn_zoo.zoo.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -87,7 +87,7 @@ def _reported(spec: ModelSpec) -> str:
 
 def network_size(spec: ModelSpec) -> tuple[int, int]:
     """(H, W) of the network's input at the model's test size, without padding."""
-    from fapn_zoo._inputs import input_size
+    from fapn_zoo.predict.inputs import input_size
 
     square = spec.data.test_size or 512
     return input_size(spec.data, IMAGE_SIZES.get(spec.label_set, (square, square)))
@@ -95,8 +95,8 @@ def network_size(spec: ModelSpec) -> tuple[int, int]:
 
 def count_model(name: str) -> dict[str, int | str]:
     """One row of the counts."""
-    from fapn_zoo._flops import count
-    from fapn_zoo._inputs import padded_size
+    from fapn_zoo.benchmark.flops import count
+    from fapn_zoo.predict.inputs import padded_size
 
     spec = get_spec(name)[0]
     size = network_size(spec)

@@ -10,6 +10,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["toys.hub.fixtures"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 

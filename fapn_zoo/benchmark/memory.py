@@ -59,9 +59,9 @@ def forget_peak() -> None:
 def _measure(job: Mapping[str, Any]) -> int:
     import torch
 
-    from fapn_zoo._build import build
-    from fapn_zoo._spec import ModelSpec
     from fapn_zoo.benchmark.run import prepare
+    from fapn_zoo.model import build
+    from fapn_zoo.zoo.spec import ModelSpec
 
     torch.set_num_threads(job["threads"])
     with torch.no_grad():

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo._files import check_writable, make_folder, read_text, write_text
+from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
 
 CSV_COLUMNS = (
     "model size batch device dtype compile channels_last threads rounds params macs macs_backbone macs_neck macs_head "

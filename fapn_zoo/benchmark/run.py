@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fapn_zoo import postprocess
-from fapn_zoo._flops import PARTS, count
-from fapn_zoo._inputs import padded_size
-from fapn_zoo._precision import autocast, resolve_amp
+from fapn_zoo.benchmark.flops import PARTS, count
 from fapn_zoo.benchmark.memory import peak_memory, weight_bytes
 from fapn_zoo.evaluate import git_commit, versions
-from fapn_zoo.necks.fapn import ModulatedDeformConv
+from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
+from fapn_zoo.predict.inputs import padded_size
+from fapn_zoo.runtime.precision import autocast, resolve_amp
 
 # Of weights and input; "auto" is as in `predict`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": torch.float32}
@@ -279,7 +279,7 @@ def _build(
 def create(name: str, num_classes: int | None = None) -> nn.Module:
     """A model to time: random weights but for folders, and offsets of the size that training gives."""
     from fapn_zoo import create_model
-    from fapn_zoo._registry import get_spec
+    from fapn_zoo.zoo.registry import get_spec
 
     if Path(name).is_dir():
         name = f"local-dir:{name}"

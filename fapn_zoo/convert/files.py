@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fapn_zoo import _probe
-from fapn_zoo._build import build
-from fapn_zoo._hub import file_sha256
-from fapn_zoo._labels import with_labels
-from fapn_zoo._load import (
+from fapn_zoo.convert.names import model_shapes, rename, to_zoo
+from fapn_zoo.convert.reading import read_checkpoint
+from fapn_zoo.model import SegmentationModel, build
+from fapn_zoo.weights import probe
+from fapn_zoo.weights.folder import (
     CARD,
     CONFIG,
     WEIGHTS,
@@ -32,11 +32,10 @@ from fapn_zoo._load import (
     read_tensors,
     save_model,
 )
-from fapn_zoo._registry import get_spec, list_models
-from fapn_zoo._spec import ModelSpec, WeightsSpec
-from fapn_zoo.convert.names import model_shapes, rename, to_zoo
-from fapn_zoo.convert.reading import read_checkpoint
-from fapn_zoo.models import SegmentationModel
+from fapn_zoo.weights.hub import file_sha256
+from fapn_zoo.zoo.labels import with_labels
+from fapn_zoo.zoo.registry import get_spec, list_models
+from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +203,7 @@ def _write(
         again = build(read_spec(partial), empty=True)
         load_weights(again, partial)
         _compare(partial / WEIGHTS, again.state_dict())
-        _probe.check(again, read_config(partial)["probe"])
+        probe.check(again, read_config(partial)["probe"])
         _move(partial, out)
     except SafetensorError as error:  # how a full disk shows
         raise OSError(f"cannot write {partial / WEIGHTS}: {error}") from error

@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from fapn_zoo._build import build
-from fapn_zoo._spec import DataSpec, ModelSpec
 from fapn_zoo.convert.key_maps import DROPPED, official_names
+from fapn_zoo.model import build
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fapn_zoo._load import read_tensors
-from fapn_zoo.convert._pickle_arrays import ADMITTED, PickledArray, RefusedPickle, load_arrays
+from fapn_zoo.convert.pickle_arrays import ADMITTED, PickledArray, RefusedPickle, load_arrays
+from fapn_zoo.weights.folder import read_tensors
 
 # the number that torch.save began its files with before they were zip archives, as a pickle of any protocol
 LEGACY_TORCH = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)

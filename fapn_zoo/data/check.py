@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .labels import LabelMap
-from .sources import (
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sources import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIX,
     DataError,

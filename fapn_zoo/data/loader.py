@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .sources import DataError, Sample, SegmentationDataset
+from fapn_zoo.data.sources import DataError, Sample, SegmentationDataset
 
 CACHE_BYTES = 1 << 30
 _ORDER, _CHANGE = 0, 1  # keeps the two uses of the seed apart

@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .labels import LabelMap
-from .sources import DataError, Sample, ScenesDataset, _is_scenes, read_image
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sources import DataError, Sample, ScenesDataset, _is_scenes, read_image
 
 Segments = tuple[dict[str, Any], ...]
 
@@ -57,13 +57,13 @@ class PanopticScenes(ScenesDataset):
     """The scenes of `ScenesDataset` with their segments; cars, pedestrians and bicyclists are things, never crowds."""
 
     def __init__(self, spec: str, split: str):
-        from .scenes import THINGS
+        from fapn_zoo.data.scenes import THINGS
 
         super().__init__(spec, split)
         self.things = tuple(THINGS)
 
     def sample(self, index: int) -> PanopticSample:
-        from .scenes import generate_scene
+        from fapn_zoo.data.scenes import generate_scene
 
         seed = self.seed(index)
         scene = generate_scene(seed, self.size(index))

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from .labels import LabelMap
+from fapn_zoo.data.labels import LabelMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
@@ -67,7 +67,7 @@ def read_image(path: Path) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 RGB, read exactly as `predict` reads it (EXIF turn, transparency over white,
     16-bit greys scaled to 0..255, rounded). Raises UnreadableFile, naming the file.
     """
-    from fapn_zoo.images import ImageError, load_image  # imports torch
+    from fapn_zoo.data.images import ImageError, load_image  # imports torch
 
     try:
         pixels = load_image(path).pixels.permute(1, 2, 0).numpy()
@@ -275,7 +275,7 @@ class ScenesDataset:
     """
 
     def __init__(self, spec: str, split: str, num_classes: int | None = None):
-        from . import scenes
+        from fapn_zoo.data import scenes
 
         spec = spec.strip()
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
@@ -304,7 +304,7 @@ class ScenesDataset:
         return self._size
 
     def sample(self, index: int) -> Sample:
-        from . import scenes
+        from fapn_zoo.data import scenes
 
         seed = self.seed(index)
         scene = scenes.generate_scene(seed, self._size)

@@ -7,13 +7,13 @@ processes.py how several share the work; report.py, folder.py and plots.py write
 
 from __future__ import annotations
 
-from fapn_zoo.evaluate.classes import check_classes, match_classes
+from fapn_zoo.data.classes import check_classes, match_classes
 from fapn_zoo.evaluate.compare import compare, render_comparison
-from fapn_zoo.evaluate.harness import evaluate
-from fapn_zoo.evaluate.network import class_maps
-from fapn_zoo.evaluate.processes import on_cpu
-from fapn_zoo.evaluate.provenance import git_commit, versions
+from fapn_zoo.evaluate.evaluate import evaluate
 from fapn_zoo.evaluate.report import CSV_COLUMNS, render, write_report
+from fapn_zoo.predict.run import class_maps
+from fapn_zoo.runtime.processes import on_cpu
+from fapn_zoo.runtime.provenance import git_commit, versions
 
 __all__ = [
     "CSV_COLUMNS",

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fapn_zoo.evaluate.evaluate import make_report
 from fapn_zoo.evaluate.folder import check_folder, write_folder
-from fapn_zoo.evaluate.harness import make_report
 from fapn_zoo.evaluate.measure import ImageScore, Measured, Options, measure
 from fapn_zoo.evaluate.report import BY_CLASS, MEANS, NEAR_BOUNDARIES, manner, percent, to_json, write
-from fapn_zoo.evaluate.tasks import Measure, plain
+from fapn_zoo.tasks.semantic import Measure, plain
 
 CONFIDENCE = 0.95
 

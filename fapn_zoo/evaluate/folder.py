@@ -21,15 +21,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from fapn_zoo._files import check_writable
+from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.evaluate.loading import load_batch
 from fapn_zoo.evaluate.measure import ImageScore, Measured, Options
-from fapn_zoo.evaluate.plots import plot_classes, plot_confusion, require_matplotlib
 from fapn_zoo.evaluate.report import MEANS, render, to_json, write
-from fapn_zoo.images import load_image
-from fapn_zoo.predict import inference
-from fapn_zoo.result import Result, save_image
+from fapn_zoo.predict.predict import inference
+from fapn_zoo.runtime.files import check_writable
+from fapn_zoo.tasks.result import Result, save_image
+from fapn_zoo.visualize.plots import plot_classes, plot_confusion, require_matplotlib
 
 PANEL = 1024  # longest side of a picture's panels, in pixels
 GAP = 6

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from fapn_zoo._spec import DataSpec
-from fapn_zoo._views import Views
-from fapn_zoo.images import load_image
+from fapn_zoo.data.images import load_image
+from fapn_zoo.predict.views import Views
+from fapn_zoo.zoo.spec import DataSpec
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 

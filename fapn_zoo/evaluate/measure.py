@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fapn_zoo._precision import check_amp, resolve_amp
-from fapn_zoo._views import Views, views_for
-from fapn_zoo.evaluate.classes import Classes, match_classes
+from fapn_zoo.data.classes import Classes, match_classes
 from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan_batches
-from fapn_zoo.evaluate.processes import Processes, processes
-from fapn_zoo.evaluate.provenance import data_fingerprint, device_name, versions, weights_fingerprint
 from fapn_zoo.evaluate.state import Counted, State
-from fapn_zoo.evaluate.task_table import TASKS
-from fapn_zoo.evaluate.tasks import Task
-from fapn_zoo.predict import device_and_type, inference
+from fapn_zoo.predict.predict import device_and_type, inference
+from fapn_zoo.predict.views import Views, views_for
+from fapn_zoo.runtime.precision import check_amp, resolve_amp
+from fapn_zoo.runtime.processes import Processes, processes
+from fapn_zoo.runtime.provenance import data_fingerprint, device_name, versions, weights_fingerprint
+from fapn_zoo.tasks.protocol import TASKS
+from fapn_zoo.tasks.semantic import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo._files import check_writable, make_folder, read_text, write_text
+from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
 
 FIRST_COLUMNS = (
     "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "

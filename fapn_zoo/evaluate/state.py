@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fapn_zoo._files import make_folder, write_text, write_whole
+from fapn_zoo.runtime.files import make_folder, write_text, write_whole
 
 FORMAT = 1
 SECONDS = 20.0  # between parts

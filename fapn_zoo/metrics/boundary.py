@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics._accumulator import UNIT, Accumulator
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator
 from fapn_zoo.metrics.semantic import as_ids, bad_prediction, bad_truth, check_shapes, flat, scores, tables_for
 
 
@@ -76,13 +76,13 @@ class BoundaryBands(Accumulator):
         Raises:
             ValueError: when shapes differ or are no maps, a dtype is not integer, or an id is out of range.
         """
-        from fapn_zoo.metrics import _kernels
+        from fapn_zoo.metrics import kernels
 
         k, cells = self.num_classes, self.counts.numel()
         for found, truth, void in _compact_maps(pred, target, k, self.ignore_index):
-            zones = _kernels.rings(truth, void, not self.void_borders, False, np.array(self.widths))
+            zones = kernels.rings(truth, void, not self.void_borders, False, np.array(self.widths))
             tables, apart = tables_for(cells)
-            _kernels.count_zones(zones.ravel(), truth.ravel(), found.ravel(), void, k, tables, apart)
+            kernels.count_zones(zones.ravel(), truth.ravel(), found.ravel(), void, k, tables, apart)
             self.counts += torch.from_numpy(tables.reshape(-1, *self.counts.shape).sum(0))
 
     def confusion(self, width: int) -> Tensor:
@@ -129,14 +129,14 @@ class BoundaryIoU(Accumulator):
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
         """Adds one or more class maps; arguments and errors as for `BoundaryBands.update`."""
-        from fapn_zoo.metrics import _kernels
+        from fapn_zoo.metrics import kernels
 
         k = self.num_classes
         for found, truth, void in _compact_maps(pred, target, k, self.ignore_index):
             radii = np.array([boundary_width(*truth.shape, self.dilation_ratio)])
-            regions = [_kernels.rings(m, void, False, True, radii).ravel() for m in (truth, found)]
+            regions = [kernels.rings(m, void, False, True, radii).ravel() for m in (truth, found)]
             tables, apart = tables_for((k + 1) ** 2)
-            _kernels.count_regions(*regions, truth.ravel(), found.ravel(), void, k, tables, apart)
+            kernels.count_regions(*regions, truth.ravel(), found.ravel(), void, k, tables, apart)
             both = torch.from_numpy(tables.reshape(-1, k + 1, k + 1).sum(0))
             self.counts += torch.stack([both.diagonal(), both.sum(1), both.sum(0)])[:, :k]
 
@@ -208,18 +208,18 @@ class BoundaryFScore(Accumulator):
 
     def _match(self, found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Precision and recall (tolerances, K), 0 where undefined, and which classes have a contour (K,)."""
-        from fapn_zoo.metrics import _kernels
+        from fapn_zoo.metrics import kernels
 
         diagonal = math.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)
         radii = [t if t >= 1 else math.ceil(t * diagonal) for t in self.tolerances]
         radii, level = np.unique(radii, return_inverse=True)  # shares may reach further than pixels listed after them
         offsets, levels = _disc(radii)
         pad = int(np.abs(offsets).max())
-        sides = [(m, *_kernels.contours(m, pad, self.num_classes)) for m in (found, truth)]
+        sides = [(m, *kernels.contours(m, pad, self.num_classes)) for m in (found, truth)]
         shares = []
         for mine, other in (sides, sides[::-1]):
             hits = np.zeros((self.num_classes, len(radii) + 1), np.int64)
-            _kernels.match_contours(*mine[:2], *other, pad, offsets, levels, hits)
+            kernels.match_contours(*mine[:2], *other, pad, offsets, levels, hits)
             matched, size = hits.cumsum(1).T[level], mine[-1]
             shares.append(np.divide(matched, size, out=np.zeros(matched.shape), where=size > 0))
         return *shares, (sides[0][-1] + sides[1][-1]) > 0
@@ -260,7 +260,7 @@ def boundary_region(masks: Tensor | np.ndarray, dilation_ratio: float = 0.02) ->
     Returns:
         bool, shape of `masks`.
     """
-    from fapn_zoo.metrics import _kernels
+    from fapn_zoo.metrics import kernels
 
     masks = _as_masks(masks)
     out = np.zeros(masks.shape, bool)
@@ -270,7 +270,7 @@ def boundary_region(masks: Tensor | np.ndarray, dilation_ratio: float = 0.02) ->
         if rows.size:  # beyond its box a mask ends just as it does at the border of the image
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
             part = np.ascontiguousarray(mask[box]).view(np.uint8)
-            region[box] = (_kernels.rings(part, np.uint8(0), False, True, radii) == 0) & mask[box]
+            region[box] = (kernels.rings(part, np.uint8(0), False, True, radii) == 0) & mask[box]
     return out
 
 
@@ -326,7 +326,7 @@ def _compact_maps(
     pred: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, ignore_index: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
     """Checked maps (H, W) of prediction and truth in the smallest dtype that holds classes and void; and void."""
-    from fapn_zoo.metrics import _kernels
+    from fapn_zoo.metrics import kernels
 
     pred, target = as_ids(pred, "pred").cpu(), as_ids(target, "target").cpu()
     check_shapes(pred, target)
@@ -335,9 +335,9 @@ def _compact_maps(
     dtype = np.uint8 if num_classes < 256 else np.uint16
     void = np.iinfo(dtype).max
     found, truth = (np.empty(tuple(pred.shape), dtype) for _ in range(2))
-    if _kernels.compact(flat(pred), num_classes, False, 0, void, found.reshape(-1)):
+    if kernels.compact(flat(pred), num_classes, False, 0, void, found.reshape(-1)):
         raise bad_prediction(pred, num_classes)
-    if _kernels.compact(flat(target), num_classes, True, ignore_index, void, truth.reshape(-1)):
+    if kernels.compact(flat(target), num_classes, True, ignore_index, void, truth.reshape(-1)):
         raise bad_truth(target, num_classes, ignore_index)
     if pred.numel():
         size = pred.shape[-2:]

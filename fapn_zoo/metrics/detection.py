@@ -15,7 +15,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from fapn_zoo.metrics._accumulator import check_settings
+from fapn_zoo.metrics.accumulator import check_settings
 
 KINDS = ("masks", "boxes")
 LIMITS = (1, 10, 100)  # detections of one class in one image that recall is measured at; precision at the last

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fapn_zoo.metrics._accumulator import UNIT, Accumulator
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator
 
 _TP, _FP, _FN, _IOU = range(4)
 
@@ -168,7 +168,7 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
     """
     from torchvision.io import decode_png, read_file
 
-    from fapn_zoo.metrics._kernels import ids_of_colours
+    from fapn_zoo.metrics.kernels import ids_of_colours
 
     path = os.fspath(path)
     try:
@@ -199,7 +199,7 @@ def _as_map(ids: Tensor | np.ndarray, what: str) -> np.ndarray:
 
 def _overlaps(gt: np.ndarray, pred: np.ndarray, where: str) -> dict[tuple[int, int], int]:
     """Pixels of every pair (true id, predicted id) that occurs."""
-    from fapn_zoo.metrics._kernels import count_overlaps
+    from fapn_zoo.metrics.kernels import count_overlaps
 
     if gt.dtype != pred.dtype:
         gt, pred = gt.astype(np.int64), pred.astype(np.int64)

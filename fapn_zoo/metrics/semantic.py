@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics._accumulator import Accumulator
+from fapn_zoo.metrics.accumulator import Accumulator
 
 
 class ConfusionMatrix(Accumulator):
@@ -102,10 +102,10 @@ class ConfusionMatrix(Accumulator):
 def _kernels() -> ModuleType | None:
     """The loops that numba compiles, or None where numba cannot be imported."""
     try:
-        from fapn_zoo.metrics import _kernels
+        from fapn_zoo.metrics import kernels
     except ImportError:
         return None
-    return _kernels
+    return kernels
 
 
 def scores(counts: Tensor, ignore_index: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fapn_zoo._files import make_folder, write_text
+from fapn_zoo.runtime.files import make_folder, write_text
 from fapn_zoo.train.settings import Settings
 
 RUN_FILES = ("settings.json", "log.jsonl", "metrics.csv", "eval.json", "checkpoint", "model")

@@ -17,15 +17,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from fapn_zoo._card_facts import METRICS
-from fapn_zoo._files import write_text
 from fapn_zoo.evaluate import check_classes, evaluate, on_cpu
-from fapn_zoo.train._process import Interrupted, ahead, on_main, stop_signals
-from fapn_zoo.train._run_log import RunLog, rows_before
+from fapn_zoo.runtime.files import write_text
 from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
+from fapn_zoo.train.process import Interrupted, ahead, on_main, stop_signals
+from fapn_zoo.train.run_log import RunLog, rows_before
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.task import SemanticTask, build_task, build_transform, train_mode
+from fapn_zoo.train.setup import SemanticTask, build_task, build_transform, train_mode
+from fapn_zoo.weights.card_facts import METRICS
 
 logger = logging.getLogger(__name__)
 SCORES = ("miou", "pixel_acc", "mean_acc", "fwiou")
@@ -226,7 +226,7 @@ class Run:
 
     def finish(self) -> Path:
         """Evaluates, and writes OUT/model and OUT/eval.json."""
-        from fapn_zoo._load import save_model
+        from fapn_zoo.weights.folder import save_model
 
         folder = self.out / "model"
         report = self.evaluate(final=True)

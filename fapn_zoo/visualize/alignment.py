@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo._files import make_folder, write_text, write_whole
-from fapn_zoo._inputs import network_input, resize_for
-from fapn_zoo.images import load_image
-from fapn_zoo.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
-from fapn_zoo.predict import inference
+from fapn_zoo.data.images import load_image
+from fapn_zoo.modules.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
+from fapn_zoo.predict.inputs import network_input, resize_for
+from fapn_zoo.predict.predict import inference
+from fapn_zoo.runtime.files import make_folder, write_text, write_whole
 
 TAPS = 9  # of the deformable convolution
 
@@ -215,7 +215,7 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
         What ``alignment.json`` holds: see `summary`, and "files", the names of all files. ``alignment.npz`` has the
         arrays behind the pictures, see `arrays`. Every file appears whole or not at all.
     """
-    from fapn_zoo.result import save_image
+    from fapn_zoo.tasks.result import save_image
     from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
 
     found = read_alignment(model, image)

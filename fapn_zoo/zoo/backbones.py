@@ -31,9 +31,9 @@ BACKBONES: dict[str, str] = {
     "convnextv2_l": "convnextv2_large.fcmae_ft_in22k_in1k",
 }
 
-# What rehearsing a timm architecture on the meta device finds (`fapn_zoo.backbones`): the levels at strides 4 to 32,
-# and the divisor that images are padded to. Swins and deep ResNets take up to a second to rehearse, in every process;
-# a test compares the table with the rehearsal. What is not listed is rehearsed.
+# What rehearsing a timm architecture on the meta device finds (`fapn_zoo.modules.backbones`): the levels at strides 4
+# to 32, and the divisor that images are padded to. Swins and deep ResNets take up to a second to rehearse, in every
+# process; a test compares the table with the rehearsal. What is not listed is rehearsed.
 REHEARSED: dict[str, tuple[tuple[int, ...], int]] = {
     "resnet18": ((1, 2, 3, 4), 1),
     "resnet34": ((1, 2, 3, 4), 1),

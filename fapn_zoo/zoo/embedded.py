@@ -6,7 +6,7 @@ weights of that shape: both start from random values.
 
 from __future__ import annotations
 
-from fapn_zoo._spec import DataSpec, ModelSpec, WeightsSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec, WeightsSpec
 
 SLIM = {
     "backbone_channels": (48, 96, 160, 240), "neck_out_channels": 64, "neck_norm": "bn", "head_mask_channels": 0,

@@ -7,7 +7,7 @@ deep stem, and dilations 1, 2, 4 in the last stage.
 
 from __future__ import annotations
 
-from fapn_zoo._spec import DataSpec, ModelSpec, WeightsSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec, WeightsSpec
 
 # label set -> (classes, short and long side at test time, split that scores are reported on)
 DATASETS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fapn_zoo._spec import DataSpec, ModelSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 REALTIME = {
     "neck_out_channels": 128, "neck_select": "fsm", "neck_norm": "bn", "neck_deform_groups": 4,

@@ -27,10 +27,10 @@ from PIL import Image
 from table import print_row, run_facts, write_csv
 
 from fapn_zoo import create_model
-from fapn_zoo._inputs import network_input, resize_for
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.evaluate import evaluate
+from fapn_zoo.predict.inputs import network_input, resize_for
 
 COLUMNS = ("model", "size", "threads", "images", "forward_ms", "evaluate_ms", "overhead_percent", "inside_percent")
 

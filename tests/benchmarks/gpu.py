@@ -37,7 +37,7 @@ import torch
 import torchvision
 from table import print_row, run_facts, write_csv
 
-from fapn_zoo.layers.deform_conv import deform_conv2d, deform_conv_backend
+from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
 
 ROOT = gpu_processes.ROOT
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask
@@ -297,10 +297,10 @@ def measure_all(options, timer, facts):
 
 def tuning_rows():
     """What the tuner measured in this process."""
-    from fapn_zoo.layers import _deform_tuning
+    from fapn_zoo.modules.deform_conv.cuda import tuning
 
     rows = []
-    for (kernel, *key), (best, times) in _deform_tuning.chosen().items():
+    for (kernel, *key), (best, times) in tuning.chosen().items():
         for config, ms in sorted(times.items(), key=lambda item: item[1]):
             rows.append({"kernel": kernel, "ms": round(ms, 4), "chosen": config == best, **config._asdict(),
                          "call": " ".join(map(str, key))})

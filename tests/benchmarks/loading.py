@@ -36,8 +36,9 @@ def measure(way: str, cache: str) -> dict[str, float]:
     from safetensors.torch import load_file
 
     import fapn_zoo
-    from fapn_zoo import _build, _load, backbones  # noqa: F401  (timm and all: imports are not what is measured)
-    from fapn_zoo._registry import get_spec
+    from fapn_zoo import model as parts
+    from fapn_zoo.modules import backbones  # noqa: F401  (timm and all: imports are not what is measured)
+    from fapn_zoo.zoo.registry import get_spec
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -47,7 +48,7 @@ def measure(way: str, cache: str) -> dict[str, float]:
         model = fapn_zoo.create_model(NAME, pretrained=True, cache_dir=cache)
         middle = start
     else:
-        model = _build.build(get_spec(NAME)[0])
+        model = parts.build(get_spec(NAME)[0])
         middle = time.perf_counter()
         model.load_state_dict(load_file(Path(cache) / "official" / f"{NAME}.paper" / "model.safetensors"))
     end = time.perf_counter()
@@ -58,16 +59,17 @@ def measure(way: str, cache: str) -> dict[str, float]:
 
 def fill_cache(cache: Path) -> None:
     """The official weights folder of `NAME`, of random weights, with the record that its download would leave."""
-    from fapn_zoo import _official, create_model
-    from fapn_zoo._hub import file_sha256
-    from fapn_zoo._registry import get_spec
+    from fapn_zoo import create_model
+    from fapn_zoo.convert import official
+    from fapn_zoo.weights.hub import file_sha256
+    from fapn_zoo.zoo.registry import get_spec
 
     spec = get_spec(NAME)[0]
     weights = spec.weights["paper"]
     folder = cache / "official" / f"{NAME}.paper"
     create_model(NAME).save(folder, license=weights.license, source=weights.location)
-    (folder / _official.RECORD).write_text(json.dumps({
-        "url": _official.address(weights), "converter": _official.CONVERTER,
+    (folder / official.RECORD).write_text(json.dumps({
+        "url": official.address(weights), "converter": official.CONVERTER,
         "sha256": file_sha256(folder / "model.safetensors"),
         "sizes": {path.name: path.stat().st_size for path in folder.iterdir()},
     }))

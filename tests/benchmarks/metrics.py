@@ -39,8 +39,8 @@ from fapn_zoo.metrics import (
 from fapn_zoo.metrics.detection import SCORES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import detection_references
-import metric_references as reference
+from toys import detection_references
+from toys import metric_references as reference
 
 try:
     import cv2

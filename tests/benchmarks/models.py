@@ -30,10 +30,10 @@ from table import print_row, run_facts, write_csv
 
 import fapn_zoo
 from fapn_zoo import postprocess
-from fapn_zoo._flops import flop_counter
-from fapn_zoo._inputs import padded_size
-from fapn_zoo._precision import autocast, resolve_amp
+from fapn_zoo.benchmark.flops import flop_counter
 from fapn_zoo.benchmark.run import device_name, draw_offsets, find_device
+from fapn_zoo.predict.inputs import padded_size
+from fapn_zoo.runtime.precision import autocast, resolve_amp
 
 MANNERS = ("defaults", "fp32", "bf16")
 # Group: input size (H, W), classes, models, and by which of them the others' times are divided. Others' models have the

@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from convert.tiny import BY_NAME, first_version, official_state, write
 from safetensors.torch import load_file, save_file
+from toys.tiny_official import BY_NAME, first_version, official_state, write
 
 import fapn_zoo
-from fapn_zoo import _registry, cli
-from fapn_zoo._load import read_config
-from fapn_zoo._spec import ModelSpec, WeightsSpec
+from fapn_zoo import cli
 from fapn_zoo.convert import convert, convert_file, files, to_official, to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.convert.reading import read_checkpoint
+from fapn_zoo.weights.folder import read_config
+from fapn_zoo.zoo import registry
+from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 pytestmark = pytest.mark.unit
 METRICS = {"Toys val mIoU": 44.5, "Toys val mIoU multi-scale": 46.7}
@@ -35,9 +36,9 @@ METRICS = {"Toys val mIoU": 44.5, "Toys val mIoU multi-scale": 46.7}
 @pytest.fixture(autouse=True)
 def only_these(monkeypatch, request):
     """The converter finds the models that a test registers, and no others, which take time to compare."""
-    monkeypatch.setattr(_registry, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     if "official" not in request.node.name:
-        monkeypatch.setattr(files, "list_models", lambda: list(_registry._registered))
+        monkeypatch.setattr(files, "list_models", lambda: list(registry._registered))
 
 
 def register(spec: ModelSpec, location: str = "", **kwargs) -> ModelSpec:
@@ -360,7 +361,7 @@ def test_safetensors_of_official_names(tmp_path):
 
 def test_nothing_is_imported_unasked():
     """`convert` reads pickles: it is loaded by those who ask for it only."""
-    code = ("import sys, fapn_zoo\nfrom fapn_zoo import _factory, cli, models, predict\n"
+    code = ("import sys, fapn_zoo\nfrom fapn_zoo import cli, create, model, predict\n"
             "assert not any(name.startswith('fapn_zoo.convert') for name in sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fapn_zoo.__file__).parents[1], env=os.environ)
 

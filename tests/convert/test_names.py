@@ -8,14 +8,14 @@ import re
 
 import pytest
 import torch
-from convert.tiny import BY_NAME, SPECS, first_version, official_state
-from parity.rule import Golden
+from toys.golden_rule import Golden
+from toys.tiny_official import BY_NAME, SPECS, first_version, official_state
 
-from fapn_zoo._build import build
-from fapn_zoo._registry import get_spec, list_models
 from fapn_zoo.convert import to_official, to_zoo
 from fapn_zoo.convert.key_maps import relative_position_index
 from fapn_zoo.convert.names import model_shapes
+from fapn_zoo.model import build
+from fapn_zoo.zoo.registry import get_spec, list_models
 
 pytestmark = pytest.mark.unit
 SPEC = BY_NAME["maskformer_fapn"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from panoptic_toys import write_coco
 from PIL import Image
+from toys.panoptic import write_coco
 
 from fapn_zoo.data import DataError, PanopticDataset, open_panoptic
 from fapn_zoo.data.scenes import CLASSES, PALETTE, THINGS, generate_scene

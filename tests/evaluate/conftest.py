@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_toys import small_model
+from toys.evaluation import small_model
 
 
 @pytest.fixture(scope="session")

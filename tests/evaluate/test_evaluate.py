@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate_toys import NAMES, Noise
 from PIL import Image
+from toys.evaluation import NAMES, Noise
 
 import fapn_zoo
 from fapn_zoo import create_model

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub.server import Hub
 from safetensors.torch import load_file
+from toys.hub.server import Hub
 
 import fapn_zoo
-from fapn_zoo._card import check_card
-from fapn_zoo._hub import file_sha256
-from fapn_zoo._registry import get_spec, list_models
-from fapn_zoo.cli import EMBEDDED
+from fapn_zoo.cli.main import EMBEDDED
+from fapn_zoo.weights.card import check_card
+from fapn_zoo.weights.hub import file_sha256
+from fapn_zoo.zoo.registry import get_spec, list_models
 
 pytestmark = pytest.mark.hub
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def publish():
 def registered(monkeypatch):
     """Adds models to the zoo for one test."""
     models: dict[str, fapn_zoo.ModelSpec] = {}
-    monkeypatch.setattr("fapn_zoo._registry._registered", models)
+    monkeypatch.setattr("fapn_zoo.zoo.registry._registered", models)
 
     def register(name: str, weights: fapn_zoo.WeightsSpec, **more: fapn_zoo.WeightsSpec) -> str:
         models[name] = fapn_zoo.ModelSpec(name, "maskformer", "fpn", "resnet50", 150, label_set="ade20k",
@@ -91,7 +91,7 @@ def test_every_card_is_in_step_with_the_facts(tmp_path):
 
 def test_a_card_without_a_licence_stops_everything(publish, registered, capsys, tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr("fapn_zoo.push.upload", sent.append)
+    monkeypatch.setattr("fapn_zoo.export.push.upload", sent.append)
     for license in ("unknown", ""):
         name = registered("zz_unlicensed", released(license=license))
         assert error(publish, capsys, name, "--out", tmp_path) == "error: zz_unlicensed: the registry names no licence"

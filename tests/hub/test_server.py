@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hub.server import Hub
+from toys.hub.server import Hub
 
 pytestmark = pytest.mark.hub
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_references import band, confusion, f_scores, region, region_counts, scene_pair
+from toys.metric_references import band, confusion, f_scores, region, region_counts, scene_pair
 
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
 from fapn_zoo.metrics.boundary import boundary_width

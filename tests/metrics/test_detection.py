@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from detection_references import NUM_CLASSES, CocoReference, boxes_of, detection_pair, feed
+from toys.detection_references import NUM_CLASSES, CocoReference, boxes_of, detection_pair, feed
 
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_references import SCENE_CATEGORIES, PanopticReference, disturbed, panoptic_pair, read_png
 from PIL import Image
+from toys.metric_references import SCENE_CATEGORIES, PanopticReference, disturbed, panoptic_pair, read_png
 
 from fapn_zoo.metrics import PanopticQuality, read_ids
 

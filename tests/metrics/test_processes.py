@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from detection_references import detection_pair
-from metric_references import SCENE_CATEGORIES, panoptic_pair, scene_pair
+from toys.detection_references import detection_pair
+from toys.metric_references import SCENE_CATEGORIES, panoptic_pair, scene_pair
 
 from fapn_zoo.metrics import (
     AveragePrecision,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_references import confusion, scene_pair
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+from toys.metric_references import confusion, scene_pair
 
 from fapn_zoo.metrics import semantic
 from fapn_zoo.metrics.semantic import ConfusionMatrix

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parity.rule import NOISE_FACTOR, Golden
 from torch import Tensor, nn
+from toys.golden_rule import NOISE_FACTOR, Golden
 
 import fapn_zoo
 from fapn_zoo.convert import to_zoo
-from fapn_zoo.layers.deform_conv import available_backends, deform_conv_backend
+from fapn_zoo.modules.deform_conv.conv import available_backends, deform_conv_backend
 from fapn_zoo.postprocess import semantic_scores
 
 pytestmark = pytest.mark.parity

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.train import loop
-from fapn_zoo.train._process import ahead
 from fapn_zoo.train.loop import resolve_amp, step_seed, train
+from fapn_zoo.train.process import ahead
 from fapn_zoo.train.settings import Settings
 
 pytestmark = pytest.mark.train

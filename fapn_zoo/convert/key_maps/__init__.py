@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fapn_zoo._spec import ModelSpec
 from fapn_zoo.convert.key_maps import detectron2, maskformer, resnet, swin
-from fapn_zoo.convert.key_maps._template import KeyMap, Rule
+from fapn_zoo.convert.key_maps.template import KeyMap, Rule
 from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.spec import ModelSpec
 
 Pairs = list[tuple[str, str]]
 

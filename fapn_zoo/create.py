@@ -1,0 +1,137 @@
+"""From a string to a model: the only place that resolves names, sources and keyword arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fapn_zoo.model import SegmentationModel, build
+from fapn_zoo.weights import hub
+from fapn_zoo.weights.folder import load_weights, read_spec
+from fapn_zoo.zoo.labels import with_labels
+from fapn_zoo.zoo.parts import NECKS
+from fapn_zoo.zoo.registry import get_spec, get_weights
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    pretrained_backbone: bool = False,
+    backbone: str | None = None,
+    neck: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    data: DataSpec | None = None,
+    **kwargs: Any,
+) -> SegmentationModel:
+    """Builds a model, and loads weights where asked.
+
+    Args:
+        name: a listed name, with or without ``.tag``; an architecture (``"maskformer_fapn"`` with ``backbone=``, or
+            ``"perpixel_fapn_convnextv2_tiny"``); ``"hf-hub:owner/name@revision"``; or ``"local-dir:path"``.
+        pretrained: load the weights of the name, the Hub repository or the folder.
+        pretrained_backbone: start the backbone from its ImageNet weights (through timm). Not with ``pretrained``.
+        backbone, neck: replace those of the name; a short name or any timm pyramid.
+        num_classes: replaces the label set; pretrained weights keep all but the classifier.
+        in_chans: channels of the input; pretrained weights of the first convolution are adapted as timm does.
+        checkpoint_path: a safetensors file or weights folder whose tensors must fit the model exactly.
+        cache_dir: where downloads are kept; None is the Hub client's own place.
+        data: replaces preprocessing and labels.
+        kwargs: arguments of the parts, prefixed: ``backbone_norm="frozen_bn"``, ``neck_out_channels=128``,
+            ``head_num_queries=50``. They win over those of the name.
+
+    Returns:
+        A model in training mode, with ``load_report`` set where weights were loaded.
+
+    Raises:
+        ValueError: unknown names, tags, keyword arguments or sources (with the nearest known ones), or weights that do
+            not fit. FileNotFoundError: a folder or file that is not there.
+    """
+    if pretrained and pretrained_backbone:
+        raise ValueError("pretrained=True brings backbone weights already; choose it or pretrained_backbone=True")
+    spec, folder, in_cache = _resolve(name, pretrained, cache_dir)
+    wanted = _override(spec, backbone, neck, num_classes, in_chans, data, kwargs)
+    saved = read_spec(folder) if pretrained else None
+    # Where every tensor comes from the file, nothing is initialised first.
+    whole = saved is not None and (saved.num_classes, saved.in_chans) == (wanted.num_classes, wanted.in_chans)
+    model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole, cache_dir=cache_dir)
+    if saved is not None:
+        model.load_report = load_weights(model, folder, saved=saved, share=in_cache)
+    if checkpoint_path is not None:
+        model.load_report = load_weights(model, checkpoint_path)
+    return model
+
+
+def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:
+    """The description; the weights folder, where the name or ``pretrained`` leads to one; whether that is in a cache.
+
+    Nobody writes to files in a cache, so that weights may stay in them.
+    """
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme == "local-dir":
+        return read_spec(Path(rest)), Path(rest), False
+    if colon and scheme == "hf-hub":
+        folder = hub.download(rest, cache_dir=cache_dir, weights=pretrained)
+        return read_spec(folder), folder, True
+    if colon or "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} is no model name; folders are given as 'local-dir:PATH', Hub repositories as "
+                         "'hf-hub:OWNER/NAME' or 'hf-hub:OWNER/NAME@REVISION'")
+    spec, tag = get_spec(name)
+    spec = dataclasses.replace(spec, data=with_labels(spec))
+    if not pretrained:
+        return spec, None, False
+    weights = get_weights(spec, tag)
+    if weights.source == "embedded":
+        return spec, Path(__file__).parent / "weights" / "embedded" / weights.location, False
+    if weights.source == "official":
+        from fapn_zoo.convert import official
+
+        return spec, official.fetch(spec, weights, cache_dir), True
+    repository = f"{weights.location}@{weights.revision}" if weights.revision else weights.location
+    return spec, hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256), True
+
+
+def _override(
+    spec: ModelSpec, backbone: str | None, neck: str | None, num_classes: int | None, in_chans: int | None,
+    data: DataSpec | None, kwargs: Mapping[str, Any],
+) -> ModelSpec:
+    if neck is not None and neck not in NECKS:
+        raise ValueError(f"unknown neck {neck!r}; expected one of {', '.join(NECKS)}")
+    for key, value in (("num_classes", num_classes), ("in_chans", in_chans)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key}={value!r}; expected a whole number of 1 or more")
+    args = dict(spec.args)
+    if backbone is not None and backbone != spec.backbone:
+        # What a description says of its own backbone (frozen norms, windows) need not fit another one.
+        args = {key: value for key, value in args.items() if not key.startswith("backbone_")}
+    changes: dict[str, Any] = {"args": args | dict(kwargs), "data": data or spec.data}
+    changes |= {k: v for k, v in {"backbone": backbone, "neck": neck, "in_chans": in_chans}.items() if v is not None}
+    if num_classes is not None and num_classes != spec.num_classes:
+        changes |= {"num_classes": num_classes, "label_set": None}
+        if data is None:
+            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=())
+    if num_classes is None and spec.num_classes is None and data is not None and data.labels:
+        changes["num_classes"] = len(data.labels)
+    spec = dataclasses.replace(spec, **changes)
+    if spec.num_classes is not None and spec.data.labels and len(spec.data.labels) != spec.num_classes:
+        raise ValueError(f"num_classes={spec.num_classes}, but data has {len(spec.data.labels)} labels")
+    return dataclasses.replace(spec, data=_fit_channels(spec.data, spec.in_chans))
+
+
+def _fit_channels(data: DataSpec, in_chans: int) -> DataSpec:
+    """Repeats mean and std cyclically when the image has another number of channels than they were given for."""
+    if len(data.mean) == in_chans:
+        return data
+    count = len(data.mean)
+    return dataclasses.replace(
+        data, mean=tuple(data.mean[i % count] for i in range(in_chans)),
+        std=tuple(data.std[i % count] for i in range(in_chans)),
+    )

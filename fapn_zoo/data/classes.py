@@ -1,0 +1,170 @@
+"""Whether model and data speak of the same classes, and how to score them where they do not."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fapn_zoo.data.sources import bad_ids, describe_bad_ids
+from fapn_zoo.tasks.result import full_names
+
+SHOWN = 30  # classes of a suggested map that fit into one line of an error
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How the model's answers and the data's labels become ids that can be compared.
+
+    Attributes:
+        names: of the data set.
+        columns: number of ids; with a class map one more than names, for answers that are no class of the data.
+        ignore_index: the id that is not scored.
+        answers: id of the data, or ``len(names)``, per class of the model; None where they are the same.
+        truth: the same per value of the data's labels.
+        mapping: the class map by name, for the report; None without one.
+        unscored: names that no class of the model is mapped to: their pixels are ignored.
+    """
+
+    names: tuple[str, ...]
+    columns: int
+    ignore_index: int
+    answers: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    mapping: Mapping[str, str | None] | None = None
+    unscored: tuple[str, ...] = field(default=())
+
+    def of_answer(self, found: Tensor) -> Tensor:
+        """Class ids of the model -> ids to compare."""
+        return found if self.answers is None else torch.from_numpy(self.answers).to(found.device)[found.long()]
+
+    def of_truth(self, labels: np.ndarray, labels_of: Any) -> np.ndarray:
+        """Label values -> ids to compare. ValueError for values that are neither a class nor ignored."""
+        if self.truth is None:
+            return labels
+        found = bad_ids(labels, labels_of)
+        if found:
+            raise ValueError(describe_bad_ids(found, labels_of))
+        return self.truth[labels]
+
+
+def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Classes:
+    """The classes that are scored.
+
+    Args:
+        class_map: None where model and data have the same table. A mapping, or a JSON file with one, from every class
+            of the model (by name or id) to a class of the data (by name or id), or to None for answers that count as
+            wrong wherever they are given; several may go to one. ``"names"`` pairs equal names, whatever their case
+            and order. Classes of the data that nothing is mapped to are not scored.
+
+    Raises:
+        ValueError: the tables differ and there is no map (the map that would fix it is named), or the map names
+            classes that are not there or leaves some of the model's out.
+    """
+    labels = dataset.labels
+    if class_map is None:
+        check_classes(model, dataset)
+        return Classes(labels.names, labels.num_classes, labels.ignore_index)
+    names = full_names(model.data.labels, model.num_classes)
+    mapping = _resolved(class_map, names, labels.names, dataset.name)
+    other = labels.num_classes
+    ids = {name: i if i != labels.ignore_index else other for i, name in enumerate(labels.names)}
+    dtype = np.uint8 if other < 256 else np.int64
+    answers = np.array([other if mapping[n] is None else ids[mapping[n]] for n in names], dtype)
+    truth = np.full(max(other, labels.ignore_index + 1), other, dtype)
+    scored = sorted(set(answers.tolist()) - {other})
+    truth[scored] = scored
+    unscored = tuple(n for i, n in enumerate(labels.names) if i not in scored)
+    return Classes(labels.names, other + 1, other, answers, truth, mapping, unscored)
+
+
+def check_classes(model: nn.Module, dataset: Any) -> None:
+    """ValueError naming the differences when model and data do not speak of the same classes in the same order."""
+    ours, theirs = tuple(model.data.labels), tuple(dataset.labels.names)
+    if not ours and model.num_classes == len(theirs):
+        return
+    if ours == theirs:
+        return
+    hint = _hint(full_names(ours, model.num_classes), theirs)
+    if not ours or len(ours) != len(theirs):
+        count = len(ours) or model.num_classes
+        only_model = ", ".join(n for n in ours if n not in theirs) or "-"
+        only_data = ", ".join(n for n in theirs if n not in ours) or "-"
+        raise ValueError(
+            f"the model has {count} classes, {dataset.name} has {len(theirs)}; "
+            f"only in the model: {only_model}; only in the data: {only_data}; {hint}"
+        )
+    different = [f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+    raise ValueError(f"model and {dataset.name} name classes differently: {', '.join(different[:5])}{more}; {hint}")
+
+
+def _hint(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Which class map would help."""
+    pairs = _by_name(ours, theirs)
+    if None not in pairs.values():
+        return "to evaluate all the same, pair them by name with --map names"
+    shown = json.dumps(dict(list(pairs.items())[:SHOWN]), ensure_ascii=False)
+    more = f" and so on for {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+    return (
+        f"to evaluate all the same, write --map FILE.json with {shown}{more}, "
+        "where null (always wrong) may be replaced by a class of the data"
+    )
+
+
+def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str | None]:
+    """Class of the model -> class of the data with the same letters and digits, or None."""
+    plain = {re.sub(r"[\W_]+", "", name).casefold(): name for name in theirs}
+    return {name: plain.get(re.sub(r"[\W_]+", "", name).casefold()) for name in ours}
+
+
+def _resolved(class_map: Any, ours: Sequence[str], theirs: Sequence[str], data: str) -> dict[str, str | None]:
+    if class_map == "names":
+        pairs = _by_name(ours, theirs)
+        if not any(pairs.values()):
+            shown = f"{', '.join(ours)} / {', '.join(theirs)}"
+            raise ValueError(f"no class of {data} has the name of one of the model: {shown}")
+        return pairs
+    where = "class_map"
+    if isinstance(class_map, (str, os.PathLike)):
+        where, class_map = str(class_map), _read(Path(class_map))
+    if not isinstance(class_map, Mapping):
+        raise ValueError(f"{where}: expected an object from classes of the model to classes of the data")
+    found = {
+        _one_of(key, ours, f"{where}: the model has no class"): None
+        if value is None
+        else _one_of(value, theirs, f"{where}: {data} has no class")
+        for key, value in class_map.items()
+    }
+    missing = [name for name in ours if name not in found]
+    if missing:
+        raise ValueError(f"{where} leaves out {', '.join(missing)}; map them to null to count them as wrong")
+    return found
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no class map {path}; write a JSON file, or names to pair equal names")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from None
+
+
+def _one_of(key: Any, names: Sequence[str], complaint: str) -> str:
+    """The class meant by a name, an id, or an id as text."""
+    if key in names:
+        return key
+    if isinstance(key, (int, str)) and str(key).isdecimal() and int(key) < len(names):
+        return names[int(key)]
+    near = difflib.get_close_matches(str(key), names, 3)
+    raise ValueError(f"{complaint} {key!r}" + (f"; nearest: {', '.join(near)}" if near else ""))

@@ -1,9 +1,0 @@
-"""Heads: from a neck's pyramid and the backbone's features to raw outputs."""
-
-from fapn_zoo.heads._outputs import MaskFormerOutput, SemanticOutput
-from fapn_zoo.heads.maskformer import MaskFormerHead, PerPixelPlusHead
-from fapn_zoo.heads.per_pixel import PerPixelHead, SemanticFPNHead
-
-__all__ = [
-    "MaskFormerHead", "MaskFormerOutput", "PerPixelHead", "PerPixelPlusHead", "SemanticFPNHead", "SemanticOutput",
-]

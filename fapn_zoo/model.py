@@ -1,0 +1,132 @@
+"""The model class, and `build`: from a complete description to backbone, neck and head, joined."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fapn_zoo.modules.backbones.backbone import Backbone
+from fapn_zoo.weights.folder import WithoutInit
+from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.registry import nearest
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+
+
+class SegmentationModel(nn.Module):
+    """``head(neck(backbone(x)), backbone(x))``.
+
+    Args:
+        backbone: image (N, in_chans, H, W) -> maps at strides 4, 8, 16, 32.
+        neck: those maps -> maps of equal width at the same sizes.
+        head: pyramid and backbone maps -> raw output.
+        spec: the description; its ``data`` says how images become input.
+
+    Raises:
+        ValueError: channels of backbone and neck differ.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module, spec: ModelSpec):
+        super().__init__()
+        if tuple(backbone.out_channels) != tuple(neck.in_channels):
+            raise ValueError(f"the backbone makes {backbone.out_channels} channels, the neck takes {neck.in_channels}")
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.spec = spec
+
+    @property
+    def data(self) -> DataSpec:
+        return self.spec.data
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec.num_classes
+
+    def forward(self, x: Tensor):
+        """Normalised image (N, in_chans, H, W) -> the head's raw output at stride 4 (see `fapn_zoo.modules.heads`).
+
+        Normalising, padding and post-processing are not done here but by `predict`.
+        """
+        features = self.backbone(x)
+        return self.head(self.neck(features), features)
+
+    def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **options: Any):
+        """Predicts on images of any kind and size; see `fapn_zoo.predict.predict`."""
+        from fapn_zoo.predict import predict
+
+        return predict(self, x, task=task, tile=tile, **options)
+
+    def save(self, folder: str | Path, **card: Any) -> Path:
+        """Writes a weights folder that ``create_model("local-dir:...")`` reads; see `weights.folder.save_model`."""
+        from fapn_zoo.weights.folder import save_model
+
+        return save_model(self, folder, **card)
+
+    def classifier_keys(self) -> list[str]:
+        """State-dict names whose shape depends on ``num_classes``."""
+        prefixes = tuple(f"head.{name}." for name in self.head.classifier)
+        return [key for key in self.state_dict() if key.startswith(prefixes)]
+
+
+# Arguments of the parts that building itself decides.
+RESERVED = {
+    "backbone": {"self", "name", "pretrained", "in_chans", "cache_dir"},
+    "neck": {"self", "in_channels", "num_outputs", "extra_blocks"},
+    "head": {"self", "in_channels", "feature_channels", "num_classes"},
+}
+
+
+def build(
+    spec: ModelSpec, *, pretrained_backbone: bool = False, empty: bool = False, cache_dir: str | Path | None = None
+) -> SegmentationModel:
+    """The modules of a complete description, with fresh weights; or with none yet, for `assign_tensors`.
+
+    Raises ValueError where the description is not complete.
+    """
+    if spec.backbone is None:
+        raise ValueError(f"{spec.name!r} is an architecture: pass backbone= (a short name or any timm pyramid)")
+    if spec.num_classes is None:
+        raise ValueError(f"{spec.name!r} has no label set: pass num_classes=")
+    neck_class, fixed = NECKS[spec.neck]
+    neck_class, head_class = _part(neck_class), _part(HEADS[spec.head])
+    args = _split_args(spec, neck_class, head_class)
+
+    with WithoutInit() if empty else nullcontext():
+        backbone = Backbone(
+            spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, cache_dir=cache_dir,
+            **args["backbone"],
+        )
+        neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
+        neck = neck_class(backbone.out_channels, num_outputs=head_class.pyramid_levels, **neck_args)
+        head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
+        return SegmentationModel(backbone, neck, head, spec)
+
+
+def _part(path: str) -> type[nn.Module]:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str, dict[str, Any]]:
+    """``{"neck_norm": "gn"}`` -> ``{"neck": {"norm": "gn"}}``; raises ValueError for what no part takes."""
+    parts = {"backbone": Backbone, "neck": neck_class, "head": head_class}
+    split: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    allowed = {
+        f"{part}_{name}"
+        for part, cls in parts.items()
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if name not in RESERVED[part] and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    for key, value in spec.args.items():
+        part, _, name = key.partition("_")
+        # The backbone hands what it does not know to timm, which refuses unknown arguments itself.
+        if key not in allowed and not (part == "backbone" and name and name not in RESERVED[part]):
+            raise ValueError(f"unknown argument {key!r} for {spec.name!r}{nearest(key, sorted(allowed))}; "
+                             f"known: {', '.join(sorted(allowed))}")
+        split[part][name] = value
+    return split

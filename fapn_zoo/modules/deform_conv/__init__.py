@@ -1,0 +1,1 @@
+"""Deformable convolution (DCN v1 and v2): `conv` is its door, `cpu` and `cuda` hold the kernels."""

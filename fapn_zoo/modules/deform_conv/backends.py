@@ -1,0 +1,167 @@
+"""Which backend of deformable convolution runs: the choice, what can run here, and which dtypes each takes."""
+
+import contextlib
+import os
+import warnings
+
+import torch
+
+NAMES = ("auto", "reference", "pytorch", "numba", "triton")
+# What a backend takes as it is; the door turns everything else into float32.
+NATIVE_DTYPES = {
+    "reference": (torch.float32, torch.float64),
+    "pytorch": (torch.float32, torch.float64),
+    "numba": (torch.float32, torch.float64, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+_CHOSEN_BY = "chosen by FAPN_ZOO_DEFORM_CONV or deform_conv_backend"
+_selected = os.environ.get("FAPN_ZOO_DEFORM_CONV", "auto")
+_numba_works = None
+_triton_works = None
+_triton_starts = None
+
+
+def _check_name(name):
+    if name not in NAMES:
+        raise ValueError(
+            f"unknown deformable convolution backend {name!r} ({_CHOSEN_BY}); choose one of {', '.join(NAMES)}"
+        )
+    return name
+
+
+def _imports(package, load):
+    """Whether `load` says that the package can be used; a broken installation shows only when it is tried."""
+    try:
+        return load()
+    except ModuleNotFoundError:
+        return False
+    except Exception as error:
+        text = f"{package} cannot be used, so deformable convolution will be slow: {error}"
+        warnings.warn(text, stacklevel=3)
+        return False
+
+
+def _load_numba():
+    import numba
+
+    # Switched off (NUMBA_DISABLE_JIT), it would interpret the kernels.
+    return not numba.config.DISABLE_JIT
+
+
+def _load_triton():
+    import triton  # noqa: F401
+
+    from fapn_zoo.modules.deform_conv.cuda import kernels  # noqa: F401
+
+    return True
+
+
+def _start_triton():
+    from triton.runtime import driver
+
+    # Built by a C compiler, with Python's headers: systems that only run things may lack either.
+    return driver.active.utils is not None
+
+
+def numba_works():
+    """Whether numba can be used; tried once."""
+    global _numba_works
+    if _numba_works is None:
+        _numba_works = _imports("numba", _load_numba)
+    return _numba_works
+
+
+def triton_works():
+    """Whether Triton can be imported; tried once."""
+    global _triton_works
+    if _triton_works is None:
+        _triton_works = _imports("triton", _load_triton)
+    return _triton_works
+
+
+def triton_starts():
+    """Whether Triton can start kernels on a GPU; tried once."""
+    global _triton_starts
+    if _triton_starts is None:
+        _triton_starts = triton_works() and _imports("triton", _start_triton)
+    return _triton_starts
+
+
+def triton_interpreted():
+    """Whether Triton's interpreter (TRITON_INTERPRET=1) runs the kernels, which it does on CPU tensors."""
+    if not triton_works():
+        return False
+    from fapn_zoo.modules.deform_conv.cuda import launch
+
+    return launch.INTERPRETED
+
+
+def _suits_triton(index):
+    """Whether the CUDA device `index` (None: the current one) is one that Triton's kernels are written for."""
+    if not torch.cuda.is_available() or torch.version.hip or not triton_works() or triton_interpreted():
+        return False
+    return torch.cuda.get_device_capability(index) >= (8, 0) and triton_starts()
+
+
+def available_backends() -> list[str]:
+    """Names that `deform_conv_backend` accepts and that can run here, 'auto' first."""
+    works = {"numba": numba_works, "triton": lambda: torch.cuda.is_available() and _suits_triton(None)}
+    return [name for name in NAMES if name not in works or works[name]()]
+
+
+@torch.compiler.assume_constant_result
+def resolve(name, device_type, index=None, dtype=torch.float32, well_filled=True):
+    """The backend that `name` means for tensors of a device, of the dtype `dtype` before any conversion.
+
+    `well_filled`: matrix products by blocks of channels are not mostly padding (`auto` avoids Triton otherwise).
+    """
+    _check_name(name)
+    if name == "auto":
+        if device_type == "cpu":
+            return "numba" if numba_works() else "pytorch"
+        if device_type == "cuda" and well_filled and dtype in NATIVE_DTYPES["triton"] and _suits_triton(index):
+            return "triton"
+        return "reference"
+    wrong = f"deformable convolution backend {name!r}, {_CHOSEN_BY},"
+    if name == "numba":
+        if not numba_works():
+            raise ValueError(f"{wrong} cannot run: numba is missing, broken or switched off")
+    if name in ("numba", "pytorch") and device_type not in ("cpu", "meta"):
+        raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
+    if name == "triton":
+        interpreted = triton_works() and triton_interpreted()
+        if not triton_works() or (device_type == "cuda" and not interpreted and not triton_starts()):
+            raise ValueError(f"{wrong} cannot run: triton is missing or broken")
+        if device_type not in ("cpu" if interpreted else "cuda", "meta"):
+            raise ValueError(f"{wrong} runs on cuda, not on {device_type}")
+        if dtype not in NATIVE_DTYPES["triton"]:
+            raise ValueError(f"{wrong} takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}")
+    return name
+
+
+def selected() -> str:
+    """The name chosen by the environment variable or `deform_conv_backend`."""
+    return _selected
+
+
+def active_backend(device: str | torch.device = "cpu") -> str:
+    """Name of the backend that a call on `device` takes now: 'reference', 'pytorch', 'numba' or 'triton'."""
+    device = torch.device(device)
+    return resolve(_selected, device.type, device.index)
+
+
+@contextlib.contextmanager
+def deform_conv_backend(name: str):
+    """Use the backend `name` inside the block; 'reference' puts torchvision's operator in exports.
+
+    The choice holds for the whole process, so that threads of data or gradients follow it.
+
+    Raises:
+        ValueError: `name` is none of auto, reference, pytorch, numba, triton.
+    """
+    global _selected
+    before, _selected = _selected, _check_name(name)
+    try:
+        yield
+    finally:
+        _selected = before

@@ -1,0 +1,155 @@
+"""The one door to deformable convolution (DCN v1 and v2); backends stand behind it.
+
+The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, pytorch, numba or triton) chooses at import,
+`deform_conv_backend` for a while. `auto` takes the fastest that works: on the CPU numba, or PyTorch's operators where
+numba does not work; Triton on CUDA for shapes that fill its blocks; else torchvision's operator.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from fapn_zoo.modules.deform_conv import backends, reference
+from fapn_zoo.modules.deform_conv import ops as ops  # registers the operators
+from fapn_zoo.modules.deform_conv.backends import active_backend, available_backends, deform_conv_backend
+from fapn_zoo.modules.deform_conv.geometry import useful_share
+
+__all__ = ["active_backend", "available_backends", "deform_conv2d", "deform_conv_backend"]
+
+# With more padding than this, torchvision's operator is as good.
+_LEAST_USEFUL_SHARE = 0.25
+
+
+def _pair(value, name, least):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(isinstance(number, (int, torch.SymInt)) and number >= least for number in pair):
+        raise ValueError(f"{name} must be an int or a pair of ints, each at least {least}; got {value!r}")
+    return list(pair)
+
+
+def _check_kinds(tensors):
+    """Refuse what the operators would turn into garbage in silence; `tensors` by name, some None, the input given."""
+    device = tensors["input"].device
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be of floating point, not {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, but the input is on {device}")
+        if unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{name} has a tangent, but deformable convolution has no forward-mode gradient")
+
+
+def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
+    four = {"input": input, "offset": offset, "weight": weight, "mask": mask}
+    for name, tensor in four.items():
+        if tensor is not None and tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions; got {tensor.dim()}")
+    out_channels, group_channels, *kernel = weight.shape
+    taps = kernel[0] * kernel[1]
+    if taps == 0:
+        raise ValueError(f"weight has a kernel of {kernel[0]}x{kernel[1]}")
+    channels = input.shape[1]
+    if group_channels == 0 or channels % group_channels:
+        raise ValueError(f"input has {channels} channels, not a multiple of the weight's {group_channels} per group")
+    groups = channels // group_channels
+    if groups == 0 or out_channels % groups:
+        raise ValueError(f"weight has {out_channels} output channels, not a multiple of its {groups} groups")
+    offset_groups = offset.shape[1] // (2 * taps)
+    if offset_groups == 0 or offset.shape[1] % (2 * taps):
+        raise ValueError(f"offset has {offset.shape[1]} channels, not a multiple of 2 * {taps} kernel taps")
+    if channels % offset_groups:
+        raise ValueError(f"input has {channels} channels, not a multiple of the {offset_groups} offset groups")
+    if mask is not None and mask.shape[1] != offset_groups * taps:
+        raise ValueError(f"mask has {mask.shape[1]} channels, but the offset asks for {offset_groups * taps}")
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, but the weight has {out_channels} output channels")
+    size = [
+        (length + 2 * pad - spread * (taps_along - 1) - 1) // step + 1
+        for length, taps_along, step, pad, spread in zip(
+            input.shape[2:], kernel, stride, padding, dilation, strict=True
+        )
+    ]
+    if size[0] <= 0 or size[1] <= 0:
+        raise ValueError(f"input of {input.shape[2]}x{input.shape[3]} gives an output of {size[0]}x{size[1]}")
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        if tensor is None:
+            continue
+        if tensor.shape[0] != input.shape[0]:
+            raise ValueError(f"{name} has batch size {tensor.shape[0]}, but the input has {input.shape[0]}")
+        if tensor.shape[2] != size[0] or tensor.shape[3] != size[1]:
+            got = f"{tensor.shape[2]}x{tensor.shape[3]}"
+            raise ValueError(f"{name} is {got}, but the output is {size[0]}x{size[1]}")
+
+
+def _fills_blocks(input, offset, weight):
+    """Whether Triton's blocks of channels would hold more than padding."""
+    channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
+    offset_groups = offset.shape[1] // (2 * kernel[0] * kernel[1])
+    return useful_share(channels, channels // group_channels, offset_groups, out_channels) >= _LEAST_USEFUL_SHARE
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Deformable convolution, the contract of `torchvision.ops.deform_conv2d`.
+
+    Args:
+        input: (B, C, H, W), floating point of any precision.
+        offset: (B, 2 * G * kh * kw, Ho, Wo) in pixels of the input; G offset groups. For group g and tap k, channel
+            2 * (g * kh * kw + k) moves the tap down and the next one moves it right.
+        weight: (O, C / groups, kh, kw); `groups` follows from its shape.
+        bias: (O,).
+        stride, padding, dilation: an int or a (vertical, horizontal) pair.
+        mask: (B, G * kh * kw, Ho, Wo), a factor for each sample.
+
+    Returns:
+        (B, O, Ho, Wo) in the dtype of `input`, under autocast in autocast's. Half precision is computed in float32,
+        but for Triton, which multiplies it as it is and adds up in float32.
+
+    Raises:
+        ValueError: shapes do not fit, a tensor is not of floating point or is on another device than `input`, or the
+            chosen backend cannot run.
+        NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
+    """
+    stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
+    dilation = _pair(dilation, "dilation", 1)
+    _check_kinds({"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
+    _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
+    device = input.device
+    dtype = input.dtype
+    for tensor in (offset, weight, bias, mask):
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
+    backend = backends.resolve(backends.selected(), device.type, device.index, dtype, well_filled)
+    result = input.dtype
+    autocast = dtype != torch.float64 and reference.autocast_enabled(device.type)
+    if autocast:
+        result = torch.get_autocast_dtype(device.type)
+    if backend != "reference" and dtype != torch.float64:
+        # Offsets and masks go in as they are: the kernels compute with them in float32.
+        compute = result if autocast else torch.promote_types(input.dtype, weight.dtype)
+        if compute not in backends.NATIVE_DTYPES[backend]:
+            compute = torch.float32
+        input, weight = input.to(compute), weight.to(compute)
+        bias = None if bias is None else bias.to(compute)
+    else:
+        compute = result if autocast else dtype
+        if compute not in backends.NATIVE_DTYPES[backend]:
+            compute = torch.promote_types(dtype, torch.float32)
+        tensors = [None if t is None else t.to(compute) for t in (input, offset, weight, bias, mask)]
+        input, offset, weight, bias, mask = tensors
+    if backend == "reference":
+        output = reference.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+    else:
+        output = torch.ops.fapn_zoo.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+    return output.to(result)

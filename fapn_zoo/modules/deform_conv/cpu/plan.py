@@ -1,0 +1,136 @@
+"""How the CPU kernels of deformable convolution cut up a call, and the memory they work in."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fapn_zoo.modules.layers.layout import is_channels_last
+
+
+class Plan(NamedTuple):
+    """Sizes that the kernels read beside the geometry; lengths and steps are in elements.
+
+    A column has a row for each pixel of a tile: the samples of a piece of the channels, (taps, channels of the piece).
+    """
+
+    taps: int
+    pixels: int  # of an output image
+    tile: int  # output pixels
+    piece: int  # channels
+    depth: int  # of a row of the column: taps * piece
+    deep: int  # rounded up to whole blocks of the matrix product
+    column: int  # from row to row of the column
+    outs: int  # output channels per weight group
+    wide: int  # rounded up to whole vectors
+    row: int  # from pixel to pixel of a tile's output
+    weight: int  # from row to row of the packed weight
+    rows: int  # of a block of the matrix product
+    lanes: int
+    offset_groups: int  # of the whole call, where the geometry is a part of it
+    # From channel to channel and from pixel to pixel:
+    offset_steps: tuple[int, int]
+    mask_steps: tuple[int, int]
+    output_steps: tuple[int, int]
+    plane_steps: tuple[int, int]
+    sum_steps: tuple[int, int]
+    bias_steps: tuple[int, int]
+    block_steps: tuple[int, int]  # in the block of `make_pack`
+
+
+class Work(NamedTuple):
+    """Memory of one thread. `real` is float32 or float64, the dtype of all but `base` and a bfloat16 `column`."""
+
+    origin_y: np.ndarray  # (tile,)
+    origin_x: np.ndarray
+    planes: np.ndarray  # (3 * taps, tile): offsets, vertical and horizontal for each tap; factors
+    base: np.ndarray  # (taps, tile), int32
+    weights: np.ndarray  # (taps, 4, tile)
+    sums: np.ndarray  # (tile, row): the output, or its gradient
+    column: np.ndarray  # (tile, column)
+    # Of the backward pass:
+    grad_column: np.ndarray  # (tile, column)
+    dots: np.ndarray  # (taps, tile, 4)
+    slopes: np.ndarray  # like planes
+
+
+def _run(geometry):
+    """How many neighbouring channels share weight group and offset group."""
+    return math.gcd(geometry.channels // geometry.groups, geometry.channels // geometry.offset_groups)
+
+
+def vector_length(geometry):
+    """Channels that the kernels sample at once: the most that divide the runs of channels."""
+    return next(vec for vec in (32, 16, 8, 4, 1) if _run(geometry) % vec == 0)
+
+
+def _round_up(number, unit):
+    return -(-number // unit) * unit
+
+
+def _spread(number):
+    """At least `number` elements, an odd multiple of 16: rows that far apart spread over the whole cache."""
+    return (-(-number // 16) | 1) * 16
+
+
+def steps(tensor):
+    """From channel to channel and from pixel to pixel of a dense tensor, NCHW or channels-last."""
+    return (1, tensor.shape[1]) if is_channels_last(tensor) else (tensor.shape[2] * tensor.shape[3], 1)
+
+
+def make_plan(geometry, offset, mask, output, offset_groups, backward=False):
+    """The plan of a pass over `geometry`; the tensors, of the whole call, are dense, and `mask` may be None."""
+    from fapn_zoo.modules.deform_conv.cpu.vectors import block_shape
+
+    rows, lanes = block_shape(8 if output.dtype == torch.float64 else 4)
+    # Enough tiles for every thread; a multiple of `rows`, and of the 16 pixels whose samples are found at once.
+    tile = 96 if geometry.batch * geometry.pixels > 4096 else 48
+    run, taps, vec = _run(geometry), geometry.taps, vector_length(geometry)
+    # Columns of a hundred kilobytes: with their part of the weight, they share the second level of cache.
+    pieces = [n for n in range(vec, run + 1, vec) if run % n == 0 and n * taps <= 288]
+    piece = max(pieces, default=vec)
+    depth, outs = taps * piece, geometry.out_channels // geometry.groups
+    wide, deep = _round_up(outs, lanes), _round_up(depth, math.lcm(rows, lanes))
+    row = _spread(geometry.groups * wide)
+    return Plan(
+        taps=taps,
+        pixels=geometry.pixels,
+        tile=tile,
+        piece=piece,
+        depth=depth,
+        deep=deep,
+        column=_spread(deep) if backward else depth,
+        outs=outs,
+        wide=wide,
+        row=row,
+        weight=_spread(deep if backward else wide),
+        rows=rows,
+        lanes=lanes,
+        offset_groups=offset_groups,
+        offset_steps=steps(offset),
+        mask_steps=(1, 1) if mask is None else steps(mask),
+        output_steps=steps(output),
+        plane_steps=(tile, 1),
+        sum_steps=(1, row),
+        bias_steps=(1, 0),
+        block_steps=(1, 16),
+    )
+
+
+def make_work(plan, dtype, backward=False):
+    """Memory for one thread that computes in `dtype`; zeros, and factors of one, where the kernels do not write."""
+    real = np.float64 if dtype == torch.float64 else np.float32
+    samples, column = plan.taps * plan.tile, plan.tile * plan.column
+    return Work(
+        origin_y=np.zeros(plan.tile, real),
+        origin_x=np.zeros(plan.tile, real),
+        planes=np.ones(3 * samples, real),
+        base=np.zeros(samples, np.int32),
+        weights=np.zeros(4 * samples, real),
+        sums=np.zeros(plan.tile * plan.row, real),
+        column=np.zeros(column, np.uint16 if dtype == torch.bfloat16 else real),
+        grad_column=np.zeros(column if backward else 0, real),
+        dots=np.zeros(4 * samples if backward else 0, real),
+        slopes=np.zeros(3 * samples if backward else 0, real),
+    )

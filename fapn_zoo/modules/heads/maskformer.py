@@ -1,0 +1,181 @@
+"""MaskFormer's heads (Cheng et al., NeurIPS 2021): a transformer decoder whose queries become masks.
+
+What it computes is described in FACTS section 2. N images, Q queries, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
+from fapn_zoo.modules.layers.conv import ConvNormAct
+from fapn_zoo.modules.layers.position import sine_position
+
+
+class DecoderLayer(nn.Module):
+    """One post-norm DETR decoder layer: self-attention, cross-attention, feed-forward."""
+
+    def __init__(self, channels: int, heads: int, feedforward: int, dropout: float):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
+        self.cross_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
+        self.linear1 = nn.Linear(channels, feedforward)
+        self.linear2 = nn.Linear(feedforward, channels)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
+        """x, queries (N, Q, C); memory and keys (= memory + position) (N, h * w, C) -> (N, Q, C)."""
+        q = x + queries
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x, need_weights=False)[0]))
+        x = self.norm2(x + self.dropout(self.cross_attn(x + queries, keys, memory, need_weights=False)[0]))
+        update = self.linear2(self.dropout(self.linear1(x).relu()))
+        return self.norm3(x + self.dropout(update))
+
+
+class QueryDecoder(nn.Module):
+    """Learned queries that read a feature map through a stack of decoder layers.
+
+    Args:
+        in_channels: channels of the map.
+        channels: C. num_queries: Q. layers, heads, feedforward, dropout: of the decoder.
+    """
+
+    def __init__(
+        self, in_channels: int, *, channels: int = 256, num_queries: int = 100, layers: int = 6, heads: int = 8,
+        feedforward: int = 2048, dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.input_proj = ConvNormAct(in_channels, channels, 1)
+        self.query_embed = nn.Embedding(num_queries, channels)
+        self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, feature: Tensor) -> list[Tensor]:
+        """(N, in_channels, h, w) -> the normalised queries (N, Q, C) after every layer, first layer first."""
+        memory = self.input_proj(feature)
+        height, width = memory.shape[-2:]
+        position = sine_position(height, width, memory.shape[1], device=memory.device, dtype=memory.dtype)
+        keys = (memory + position).flatten(2).transpose(1, 2)
+        memory = memory.flatten(2).transpose(1, 2)
+        queries = self.query_embed.weight.expand(memory.shape[0], -1, -1)  # not len(): exporters would fix it
+        x = torch.zeros_like(queries)
+        states = []
+        for layer in self.layers:
+            x = layer(x, queries, memory, keys)
+            states.append(self.norm(x))
+        return states
+
+
+class MLP(nn.Sequential):
+    """``layers`` linear layers with ReLU between, all (..., C) -> (..., C) but the last, which ends in ``out``."""
+
+    def __init__(self, channels: int, out: int, layers: int):
+        modules: list[nn.Module] = []
+        for _ in range(layers - 1):
+            modules += [nn.Linear(channels, channels), nn.ReLU(inplace=True)]
+        super().__init__(*modules, nn.Linear(channels, out))
+
+
+class QueryMaskHead(nn.Module):
+    """What both heads below share: learned queries whose embeddings, times the mask features, are masks.
+
+    Args:
+        in_channels: channels of the neck's outputs.
+        feature_channels: channels of the coarsest backbone map, which the decoder reads.
+        num_queries: Q.
+        class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
+        mask_channels: channels of mask features and mask embeddings.
+        channels, layers, heads, feedforward, dropout: of the decoder, see `QueryDecoder`.
+
+    Attributes:
+        deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
+    """
+
+    stride = 4
+    pyramid_levels = 1  # only the finest neck output is read
+    default_dialect = "maskformer"
+
+    def __init__(
+        self, in_channels: int, feature_channels: int, num_queries: int, class_scores: int, *, mask_channels: int,
+        channels: int, layers: int, heads: int, feedforward: int, dropout: float,
+    ):
+        super().__init__()
+        self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
+        self.decoder = QueryDecoder(
+            feature_channels, channels=channels, num_queries=num_queries, layers=layers, heads=heads,
+            feedforward=feedforward, dropout=dropout,
+        )
+        if class_scores:
+            self.class_embed = nn.Linear(channels, class_scores)
+        self.mask_embed = MLP(channels, mask_channels, 3)
+        self.deep_supervision: bool | None = None
+
+    def queries_and_masks(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Queries (N, Q, C) and masks (N, Q, h, w) of every decoder layer asked for, the last layer last.
+
+        Masks are read from ``pyramid[0]`` (N, in_channels, h, w), queries from ``features[-1]``, the raw backbone map.
+        """
+        mask_features = self.mask_features(pyramid[0])
+        states = self.decoder(features[-1])
+        deep = self.training if self.deep_supervision is None else self.deep_supervision
+        return [
+            (state, torch.einsum("nqc,nchw->nqhw", self.mask_embed(state), mask_features))
+            for state in (states if deep else states[-1:])
+        ]
+
+
+class MaskFormerHead(QueryMaskHead):
+    """Class and mask per query.
+
+    Args:
+        in_channels, feature_channels, mask_channels and those of the decoder: see `QueryMaskHead`.
+        num_classes: K, without "no object".
+        num_queries: Q.
+    """
+
+    classifier = ("class_embed",)
+
+    def __init__(
+        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
+        channels: int = 256, num_queries: int = 100, layers: int = 6, heads: int = 8, feedforward: int = 2048,
+        dropout: float = 0.1,
+    ):
+        super().__init__(
+            in_channels, feature_channels, num_queries, num_classes + 1, mask_channels=mask_channels,
+            channels=channels, layers=layers, heads=heads, feedforward=feedforward, dropout=dropout,
+        )
+
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> MaskFormerOutput:
+        """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
+        layers = [(self.class_embed(state), masks) for state, masks in self.queries_and_masks(pyramid, features)]
+        return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]))
+
+
+class PerPixelPlusHead(QueryMaskHead):
+    """MaskFormer's baseline "PerPixelBaseline+": one query per class, whose mask is the map of that class's logits.
+
+    Trained with cross-entropy over pixels on every decoder layer (FACTS section 2). Arguments as `MaskFormerHead`.
+    """
+
+    classifier = ("decoder.query_embed",)
+
+    def __init__(
+        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
+        channels: int = 256, layers: int = 6, heads: int = 8, feedforward: int = 2048, dropout: float = 0.1,
+    ):
+        super().__init__(
+            in_channels, feature_channels, num_classes, 0, mask_channels=mask_channels, channels=channels,
+            layers=layers, heads=heads, feedforward=feedforward, dropout=dropout,
+        )
+
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:
+        """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""
+        *aux, logits = (masks for _, masks in self.queries_and_masks(pyramid, features))
+        return SemanticOutput(logits, tuple(aux))

@@ -1,0 +1,118 @@
+"""The set loss of MaskFormer: classification of every query, focal and dice loss of the matched masks.
+
+Formulas and weights: MaskFormer section 3.2 and FACTS section 2, "Training recipe".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fapn_zoo.modules.heads import MaskFormerOutput
+from fapn_zoo.modules.losses.matcher import FOCAL_ALPHA, FOCAL_GAMMA, match
+
+Segments = list[tuple[Tensor, Tensor]]  # per image: classes (M,) int64, masks (M, H, W) bool
+
+
+class SetCriterion(nn.Module):
+    """Set loss over the last decoder layer and all earlier ones (deep supervision), each matched anew.
+
+    Args:
+        num_classes: K. ignore_index: label value of semantic targets that belongs to no mask.
+        class_weight, mask_weight, dice_weight: of the loss terms, and of the matching costs.
+        no_object_weight: weight of "no object" in the class-weighted mean of the cross-entropy.
+    """
+
+    def __init__(
+        self, num_classes: int, *, ignore_index: int = 255, class_weight: float = 1.0, mask_weight: float = 20.0,
+        dice_weight: float = 1.0, no_object_weight: float = 0.1,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.weights = {"class": class_weight, "mask": mask_weight, "dice": dice_weight}
+        self.no_object_weight = no_object_weight
+
+    def segments(self, targets: dict) -> Segments:
+        """Semantic labels become one mask per class present; targets with ``masks`` and ``classes`` pass through.
+
+        ``{"labels": (N, H, W)}``, or ``{"masks": [(M_i, H, W) bool], "classes": [(M_i,) int64]}`` with any M_i >= 0.
+        """
+        if "masks" in targets:
+            return list(zip(targets["classes"], targets["masks"], strict=True))
+        result = []
+        for labels in targets["labels"]:
+            classes = labels.unique()
+            classes = classes[classes != self.ignore_index]
+            result.append((classes, labels[None] == classes[:, None, None]))
+        return result
+
+    def count(self, targets: dict) -> Tensor:
+        """(number of images, number of true masks), float64."""
+        segments = self.segments(targets)
+        return torch.tensor([len(segments), sum(len(classes) for classes, _ in segments)], dtype=torch.float64)
+
+    def forward(self, output: MaskFormerOutput, targets: dict, normalizer: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns ``loss`` and its unweighted terms ``class``, ``mask``, ``dice`` (last layer), ``class_0`` ... (aux).
+
+        ``normalizer`` replaces `count`, as a pair (images, masks) of the whole batch.
+        """
+        segments = self.segments(targets)
+        images, masks = (self.count(targets) if normalizer is None else normalizer).tolist()
+        layers = [("", (output.class_logits, output.mask_logits))]
+        layers += [(f"_{i}", pair) for i, pair in enumerate(output.aux)]
+        losses, total = {}, 0
+        for suffix, (class_logits, mask_logits) in layers:
+            terms = self._layer(class_logits, mask_logits, segments, images, masks)
+            total = total + sum(self.weights[name] * value for name, value in terms.items())
+            losses |= {name + suffix: value for name, value in terms.items()}
+        return {"loss": total} | losses
+
+    def _layer(
+        self, class_logits: Tensor, mask_logits: Tensor, segments: Segments, images: float, masks: float
+    ) -> dict[str, Tensor]:
+        matches = [
+            match(class_logits[i], mask_logits[i], *segment, class_weight=self.weights["class"],
+                  mask_weight=self.weights["mask"], dice_weight=self.weights["dice"])
+            for i, segment in enumerate(segments)
+        ]
+        mask_loss = dice_loss = mask_logits.sum() * 0  # keeps the graph where no image has a mask
+        for i, (queries, chosen) in enumerate(matches):
+            if len(queries):
+                target = segments[i][1][chosen.to(mask_logits.device)]
+                focal, dice = _mask_losses(mask_logits[i][queries.to(mask_logits.device)], target)
+                mask_loss, dice_loss = mask_loss + focal, dice_loss + dice
+        return {
+            "class": self._class_loss(class_logits, segments, matches, images, masks),
+            "mask": mask_loss / max(masks, 1),
+            "dice": dice_loss / max(masks, 1),
+        }
+
+    def _class_loss(
+        self, class_logits: Tensor, segments: Segments, matches: list[tuple[Tensor, Tensor]], images: float,
+        masks: float,
+    ) -> Tensor:
+        """Class-weighted mean. The sum of weights follows from the counts, so it is known for the whole batch."""
+        target = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)
+        for i, (queries, chosen) in enumerate(matches):
+            target[i, queries.to(target.device)] = segments[i][0][chosen.to(target.device)]
+        weight = torch.ones(self.num_classes + 1, device=class_logits.device)
+        weight[-1] = self.no_object_weight
+        loss = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), weight, reduction="sum")
+        queries = images * class_logits.shape[1]
+        matched = min(masks, queries)
+        return loss / (matched + self.no_object_weight * (queries - matched))
+
+
+def _mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, h, w) logits, upsampled to the (M, H, W) masks -> focal (mean over pixels) and dice, summed over masks."""
+    logits = F.interpolate(logits[None].float(), size=target.shape[-2:], mode="bilinear", align_corners=False)[0]
+    logits, target = logits.flatten(1), target.flatten(1).float()
+    p = logits.sigmoid()
+    p_true = p * target + (1 - p) * (1 - target)
+    alpha = FOCAL_ALPHA * target + (1 - FOCAL_ALPHA) * (1 - target)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = (alpha * (1 - p_true) ** FOCAL_GAMMA * entropy).mean(1).sum()
+    dice = (1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)).sum()
+    return focal, dice

@@ -1,6 +1,0 @@
-"""Necks: maps from a backbone, fine to coarse, to maps of equal width, fine to coarse."""
-
-from fapn_zoo.necks.fapn import FaPN
-from fapn_zoo.necks.fpn import FPN
-
-__all__ = ["FPN", "FaPN"]

@@ -1,0 +1,1 @@
+"""What this machine can do: devices, precision, threads, compilers, processes, provenance, whole files."""

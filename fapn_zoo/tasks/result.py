@@ -1,0 +1,243 @@
+"""What a prediction gives back: maps, segments, names and colours of one image, and pictures of them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fapn_zoo.runtime.files import make_folder, write_whole
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+@dataclass(eq=False, repr=False)
+class Result:
+    """The prediction for one image; every map has the image's own height and width.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, upright as a viewer shows it.
+        labels: (H, W) class ids: uint8 if all ids and ``ignore_index`` fit, else int64. ``ignore_index`` marks pixels
+            that got no class, which only panoptic and instance predictions have.
+        scores: (H, W) float32 in 0..1. Semantic: probability of the chosen class (softmax, or for MaskFormer its share
+            of all class scores). Panoptic: class times mask probability of the winner. Instance: the mask's score.
+        segments: dicts with ``id`` (from 1), ``category_id``, ``name``, ``isthing``, ``area`` (pixels), ``score``
+            (0..1) and ``bbox`` [x, y, width, height] in pixels. Semantic: one per class present, largest first.
+        names: class names; the index is the class id.
+        palette: an RGB triple (0..255) per class.
+        ignore_index: see ``labels``.
+        name: what the image is called, usually its file name.
+        task: ``"semantic"``, ``"panoptic"`` or ``"instance"``.
+        segment_map: (H, W) int32 segment ids, 0 for none; None for semantic. For instances, the best on top.
+        masks: (M, H, W) bool, one per instance, in the order of ``segments``; None for the other tasks.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    segments: list[dict[str, Any]]
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int = 255
+    name: str = "image"
+    task: str = "semantic"
+    segment_map: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.class_shares().items())[:4])
+        count = "" if self.task == "semantic" else f", {len(self.segments)} segments"
+        return f"Result({self.name!r}, {width}x{height} pixels, {self.task}{count}: {top or 'nothing found'})"
+
+    def class_shares(self) -> dict[str, float]:
+        """Share of the image per class present, largest first; together 1 less the share without a class."""
+        counts = np.bincount(self.labels.ravel())
+        ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and not self._is_unlabelled(i)]
+        ids.sort(key=lambda i: (-counts[i], i))
+        shares: dict[str, float] = {}
+        for i in ids:
+            name = self.names[i] if self.names[i] not in shares else f"{self.names[i]} ({i})"
+            shares[name] = float(counts[i]) / self.labels.size
+        return shares
+
+    def to_dict(self) -> dict[str, Any]:
+        """A summary for JSON: name, task, size [H, W], class shares (six decimals) and segments, without any map."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "size": [int(side) for side in self.labels.shape],
+            "classes": {name: round(share, 6) for name, share in self.class_shares().items()},
+            "segments": [dict(segment) for segment in self.segments],
+        }
+
+    def overlay(self, alpha: float = 0.5, boundaries: bool = True, legend: bool = False) -> Image.Image:
+        """The image with the classes laid over it in their colours.
+
+        Args:
+            alpha: 0 shows the image only, 1 the colours only.
+            boundaries: draw a thin line between classes (between segments, where the task has them).
+            legend: list the largest classes in the upper left corner.
+
+        Returns:
+            An RGB image of the input's size. Pixels without a class keep the image.
+
+        Raises:
+            ValueError: if alpha is outside 0..1.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha={alpha}; expected 0..1")
+        ids = self.labels if self.segment_map is None else self.segment_map
+        table, coloured = self._colours()
+        weight = round(alpha * 256)
+        mixed = self.image.astype(np.uint16) * (256 - weight)
+        mixed += table[ids].astype(np.uint16) * weight
+        picture = np.where(coloured[ids][:, :, None], mixed >> 8, self.image).astype(np.uint8)
+        if boundaries:
+            line = _boundaries(ids, thickness=max(1, round(min(ids.shape) / 700)))
+            dark = table.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
+            picture[line] = np.where(dark, table // 2 + 127, table // 2)[ids[line]]
+        picture = Image.fromarray(picture)
+        if legend:
+            self._draw_legend(picture)
+        return picture
+
+    def label_image(self) -> Image.Image:
+        """The class map as an image whose pixel values are the class ids.
+
+        Mode "P" with the palette's colours (black where no class is), or "I;16" if the ids need 16 bits.
+        """
+        if self.labels.dtype != np.uint8:
+            return Image.fromarray(self.labels.astype(np.uint16))
+        image = Image.fromarray(self.labels)
+        colours = np.zeros((256, 3), np.uint8)
+        colours[: len(self.palette)] = self.palette
+        image.putpalette(colours.tobytes())
+        return image
+
+    def save(
+        self, path: str | Path, *, alpha: float = 0.5, boundaries: bool = True, legend: bool = False
+    ) -> list[Path]:
+        """Writes pictures; each appears whole or not at all.
+
+        Args:
+            path: a file ending in .png, .jpg, .jpeg or .webp gets the overlay. A folder (made if missing) gets
+                ``NAME_overlay.png`` and ``NAME_labels.png``, NAME being the image's name without its ending.
+            alpha, boundaries, legend: see `overlay`.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: for another ending.
+        """
+        path = Path(path)
+        overlay = self.overlay(alpha, boundaries, legend)
+        if path.suffix and not path.is_dir():
+            save_image(overlay, path)
+            return [path]
+        make_folder(path)
+        stem = Path(self.name).stem or "image"
+        files = [path / f"{stem}_overlay.png", path / f"{stem}_labels.png"]
+        for file, image in zip(files, (overlay, self.label_image()), strict=True):
+            save_image(image, file)
+        return files
+
+    def _is_unlabelled(self, class_id: int) -> bool:
+        # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
+        return self.task != "semantic" and class_id == self.ignore_index
+
+    def _colours(self) -> tuple[np.ndarray, np.ndarray]:
+        """Colour per value of the map that is drawn, (V, 3) uint8, and whether that value is drawn at all, (V,)."""
+        palette = np.array(self.palette, np.uint8).reshape(-1, 3)
+        if self.segment_map is None:
+            size = max(int(self.labels.max()), len(palette)) + 1
+            table = np.zeros((size, 3), np.uint8)
+            table[: len(palette)] = palette
+            return table, np.arange(size) < len(palette)
+        table = np.zeros((max((s["id"] for s in self.segments), default=0) + 1, 3), np.uint8)
+        seen: dict[int, int] = {}
+        for segment in self.segments:  # objects of one class differ in brightness
+            category = segment["category_id"]
+            step = seen[category] = seen.get(category, -1) + 1
+            table[segment["id"]] = palette[category] * (1.0, 0.7, 0.85, 0.55)[step % 4]
+        return table, np.arange(len(table)) > 0
+
+    def _draw_legend(self, picture: Image.Image, limit: int = 12) -> None:
+        """Draws up to ``limit`` classes, as many as the height holds, on a dark panel."""
+        size = max(10, min(picture.size) // 32)
+        font = ImageFont.load_default(size)
+        line = round(size * 1.4)
+        rows = list(self.class_shares().items())[: max(1, min(limit, picture.height // line - 1))]
+        if not rows:
+            return
+        colours = dict(zip(self.names, self.palette, strict=True))
+        texts = [f"{name} {share:.1%}" for name, share in rows]
+        width = round(max(font.getlength(text) for text in texts)) + 3 * size
+        panel = Image.new("RGBA", (width, line * len(rows) + size // 2), (0, 0, 0, 150))
+        draw = ImageDraw.Draw(panel)
+        for row, ((name, _), text) in enumerate(zip(rows, texts, strict=True)):
+            top = size // 4 + row * line
+            colour = colours.get(name, (128, 128, 128))
+            draw.rectangle((size // 2, top + size // 5, size // 2 + size, top + size // 5 + size), fill=tuple(colour))
+            draw.text((2 * size, top), text, fill="white", font=font)
+        picture.paste(panel.convert("RGB"), (0, 0), panel.getchannel("A"))
+
+
+def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[int, dict[str, Any]]:
+    """Area, bounding box and mean score of every value of a map.
+
+    Args:
+        ids: (H, W) integers of 0 or more.
+        scores: (H, W) float32, or None.
+
+    Returns:
+        value -> ``{"area", "bbox": [x, y, width, height]}``, with ``"score"`` where scores are given.
+    """
+    from scipy import ndimage
+
+    ids = ids.astype(np.int32)
+    areas = np.bincount(ids.ravel())
+    sums = None if scores is None else np.bincount(ids.ravel(), weights=scores.ravel())
+    regions: dict[int, dict[str, Any]] = {}
+    for value, box in enumerate(ndimage.find_objects(ids + 1)):
+        if box is None:
+            continue
+        rows, columns = box
+        regions[value] = {
+            "area": int(areas[value]),
+            "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+        }
+        if sums is not None:
+            regions[value]["score"] = round(float(sums[value] / areas[value]), 6)
+    return regions
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image whole or not at all, in the format of the file's ending (ValueError for an unknown one)."""
+    image_format = _FORMATS.get(path.suffix.lower())
+    if image_format is None:
+        raise ValueError(f"cannot write {path}: the name must end in one of {' '.join(_FORMATS)}")
+    write_whole(path, lambda file: image.save(file, format=image_format))
+
+
+def _boundaries(ids: np.ndarray, thickness: int) -> np.ndarray:
+    """(H, W) bool: within ``thickness`` pixels left of or above another value, so a line is drawn once."""
+    line = np.zeros(ids.shape, bool)
+    line[:, :-thickness] |= ids[:, :-thickness] != ids[:, thickness:]
+    line[:-thickness] |= ids[:-thickness] != ids[thickness:]
+    return line
+
+
+def label_dtype(num_classes: int, ignore_index: int) -> type[np.generic]:
+    """uint8 where all class ids and the ignore index fit, else int64."""
+    return np.uint8 if 0 <= ignore_index <= 255 and num_classes <= 256 else np.int64
+
+
+def full_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names, or class_0, class_1, ... for a model that has none."""
+    return tuple(names) or tuple(f"class_{i}" for i in range(num_classes))

@@ -1,0 +1,125 @@
+"""The picture of a `Comparison`: predictions beside each other, and what is wrong with them or differs between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fapn_zoo.visualize import drawing
+from fapn_zoo.visualize.comparison import Comparison, percent, with_labels
+
+WIDTHS = (320, 640)  # of a panel; larger images are reduced, smaller ones enlarged
+TEXT = 16
+WRONG, WRONG_NEAR, UNLABELLED = (205, 25, 40), (255, 165, 0), (105, 105, 115)
+DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (20, 150, 80), (60, 20, 30)
+
+
+def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
+    """One sheet: the image and every model's classes; below, the truth and every model's errors where there are labels;
+    then where the models differ, and the legends.
+
+    Args:
+        found: the results. row: its numbers, as `compare` returns them for an image.
+    """
+    size = _panel_size(found.results[0].image.shape[:2])
+    letters = [chr(ord("A") + i) for i in range(len(found.models))]
+    panels = [_panel(found.results[0].image, "image", size)]
+    for letter, name, result in zip(letters, found.models, found.results, strict=True):
+        picture = np.asarray(result.overlay(alpha=0.65))
+        panels.append(_panel(picture, f"{letter}  {name}", size))
+    rows = [drawing.beside(panels)]
+    if found.labels is not None:
+        truth = np.asarray(with_labels(found.results[0], found.labels).overlay(alpha=0.65))
+        panels = [_panel(truth, "truth", size)]
+        for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
+            scores = row["scores"][name]
+            words = (f"mIoU {percent(scores['miou'])}, acc {percent(scores['pixel_acc'])}; near boundaries: "
+                     f"mIoU {percent(scores['band_miou'])}, acc {percent(scores['band_acc'])}")
+            panels.append(_panel(_errors(found, index), f"errors of {letter}", size, words))
+        rows.append(drawing.beside(panels))
+    difference, legend = _difference(found, letters)
+    words = f"all agree on {percent(found.agreement)} % of the pixels"
+    rows.append(drawing.beside([_panel(difference, "where they differ", size, words),
+                                _legends(found, legend, rows[0].width - size[0] - drawing.GAP, size[1])]))
+    title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
+    return drawing.framed(drawing.stacked([title, *rows]))
+
+
+def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
+    width = min(max(size[1], WIDTHS[0]), WIDTHS[1])
+    return width, max(round(width * size[0] / size[1]), 1)
+
+
+def _panel(pixels: np.ndarray, caption: str, size: tuple[int, int], detail: str = "") -> Image.Image:
+    return drawing.captioned(drawing.enlarged(pixels, size), caption, TEXT, detail)
+
+
+def _pale(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 in light greys, on which colours stand out."""
+    grey = image.astype(np.float32).mean(2, keepdims=True)
+    return np.repeat((165 + grey * (85 / 255)).astype(np.uint8), 3, 2)
+
+
+def _errors(found: Comparison, index: int) -> np.ndarray:
+    picture, wrong = _pale(found.results[index].image), found.wrong(index)
+    picture[wrong] = WRONG
+    picture[wrong & found.near] = WRONG_NEAR
+    picture[~found.valid] = UNLABELLED
+    return picture
+
+
+def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict[str, tuple[int, int, int]]]:
+    """Where models differ, in colours, and what the colours mean: of two models with labels, which one is right."""
+    picture = _pale(found.results[0].image)
+    if found.labels is None or len(found.results) > 2:
+        picture[found.differ] = DIFFERENT
+        return picture, {"the models differ": DIFFERENT}
+    first, second = (found.wrong(index) for index in (0, 1))
+    differ = found.differ & found.valid
+    picture[differ & ~first] = ONLY_FIRST
+    picture[differ & ~second] = ONLY_SECOND
+    picture[differ & first & second] = NEITHER
+    picture[~found.valid] = UNLABELLED
+    return picture, {
+        f"only {letters[0]} is right": ONLY_FIRST, f"only {letters[1]} is right": ONLY_SECOND,
+        "both are wrong, in different ways": NEITHER,
+    }
+
+
+def _legends(found: Comparison, legend: dict[str, tuple[int, int, int]], width: int, height: int) -> Image.Image:
+    """What the colours of errors and differences mean, and beside it the classes that occur, as many as fit."""
+    entries = dict(legend)
+    if found.labels is not None:
+        errors = {"wrong": WRONG, f"wrong, at most {found.band} px from a boundary": WRONG_NEAR}
+        entries = errors | entries | ({} if found.valid.all() else {"not labelled": UNLABELLED})
+    first = found.results[0]
+    ids = np.unique(np.concatenate([np.unique(r.labels) for r in found.results]
+                                   + ([] if found.labels is None else [np.unique(found.labels)])))
+    classes = {first.names[i]: tuple(first.palette[i]) for i in ids if i < len(first.names) and i != first.ignore_index}
+    line = drawing.text_height(TEXT)
+    per_column = max((height + line) // line, 1)
+    blocks = [list(entries.items())]
+    rows = list(classes.items())
+    blocks += [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
+    pictures: list[Image.Image] = []
+    for block in blocks:
+        picture = _swatches(block)
+        if sum(p.width + 2 * drawing.GAP for p in pictures) + picture.width > width and pictures:
+            break  # a narrow sheet shows the first classes only
+        pictures.append(picture)
+    return drawing.beside(pictures, 2 * drawing.GAP)
+
+
+def _swatches(entries: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+    face, line = drawing.font(TEXT - 1), drawing.text_height(TEXT)
+    width = round(max(face.getlength(name) for name, _ in entries)) + line + 6
+    sheet = Image.new("RGB", (width, line * len(entries) + line), drawing.PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, colour) in enumerate(entries):
+        top = line * row + line  # in line with the picture beside it, which has a caption
+        draw.rectangle((0, top + 3, line - 6, top + line - 4), fill=tuple(colour), outline=drawing.GREY)
+        draw.text((line + 2, top), name, drawing.INK, face)
+    return sheet

@@ -1,0 +1,1 @@
+"""Weights folders: reading, writing, fetching and describing them."""

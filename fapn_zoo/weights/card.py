@@ -1,0 +1,290 @@
+"""The model card of a weights folder: Markdown with the Hub's metadata, rendered from facts and from nothing else.
+
+The facts are `config.json`, the registry, and rows that `fapn-zoo eval --csv` wrote. Metadata follows the Hub's model
+card specification (huggingface/hub-docs, modelcard.md).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from fapn_zoo.weights.card_facts import (
+    DATASETS,
+    HUB_LICENSES,
+    METRICS,
+    MULTI_SCALE,
+    NO_LICENSE,
+    Score,
+    collect_scores,
+    license_metadata,
+    one_line,
+    parse_metric,
+)
+from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.registry import get_spec
+from fapn_zoo.zoo.spec import WeightsSpec
+
+EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
+BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+LABELS_SHOWN = 30
+# Official models whose backbones started from the weights that these timm names carry (FACTS section 1). The deep-stem
+# ResNet is missing: its first weights were DeepLab's, which timm does not have.
+OFFICIAL_STARTS = ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
+PAPERS = {
+    "maskformer": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
+    "perpixel_plus": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
+    "fapn": ("FaPN: Feature-aligned Pyramid Network for Dense Image Prediction", "2108.07058"),
+    "fpn": ("Feature Pyramid Networks for Object Detection", "1612.03144"),
+}
+
+
+def render_card(
+    config: Mapping[str, Any], text: str = "", *, repository: str | None = None,
+    rows: Sequence[Mapping[str, str]] = (), example: str | None = None, pointer: bool = False,
+) -> str:
+    """The text of a README.md.
+
+    Args:
+        config: what `config.json` holds.
+        text: own words, kept between two comments so that `own_words` finds them again.
+        repository: ``owner/name`` or ``owner/name@revision`` that the card is for; None is a folder on disk.
+        rows: lines of a result table (columns of `fapn_zoo.evaluate.CSV_COLUMNS`), of this model and these weights.
+        example: URL of an example image, whose overlay lies beside the card as overlay.png.
+        pointer: the card of an official model that comes without its weights.
+    """
+    official = official_release(config)
+    scores = collect_scores(config, rows, reported=official is not None)
+    model = config["model"]
+    title = repository.partition("@")[0].rpartition("/")[2] if repository else model["name"]
+    metadata = _metadata(config, title, scores, official, example)
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip()
+    lines = ["---", front, "---", "", f"# {_cell(title)}", ""]
+    if text.strip():
+        lines += [BEGIN, text.strip(), END, ""]
+    if example:
+        lines += [f"![example with its overlay]({OVERLAY})", ""]
+    lines += _usage(config, repository, official if pointer else None)
+    lines += _scores_section(scores, official)
+    lines += ["## Model", "", "| | |", "|---|---|"]
+    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in _facts(config, rows).items()]
+    lines += ["", *_license_section(_license(config), official)]
+    training = config.get("training") or {}
+    if training:
+        lines += ["## Training", "", "| setting | value |", "|---|---|"]
+        lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in training.items()] + [""]
+    papers = dict.fromkeys(PAPERS[part] for part in (model["head"], model["neck"]) if part in PAPERS)
+    if papers:
+        lines += ["## Papers", ""] + [f"- [{title}](https://arxiv.org/abs/{key})" for title, key in papers] + [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def own_words(card: str) -> str:
+    """The paragraphs that a card was given as ``text``, or nothing."""
+    _, begin, rest = card.partition(f"{BEGIN}\n")
+    words, end, _ = rest.rpartition(f"\n{END}")
+    return words if begin and end else ""
+
+
+def check_card(text: str) -> None:
+    """Reads a card with the Hub client's own parser and against the Hub's rules.
+
+    Raises:
+        ValueError: metadata that the Hub would refuse or not understand, a missing licence, or keys that every card
+            of this package has.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard(text)
+        again = ModelCard(str(card)).data.to_dict()
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"metadata of the card cannot be read: {one_line(error)}") from error
+    data = card.data.to_dict()
+    if data != again:
+        raise ValueError("metadata of the card changes when it is read and written")
+    for key, value in {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"}.items():
+        if data.get(key) != value:
+            raise ValueError(f"{key} of the card is {data.get(key)!r}; expected {value!r}")
+    if data.get("license") in (None, "unknown"):
+        raise ValueError("the card has no licence")
+    if data["license"] == "other" and not (data.get("license_name") and data.get("license_link")):
+        raise ValueError(f"licence {data.get('license_name')!r} is no id that the Hub knows; write a link after it, as "
+                         "in 'my-terms https://example.org/terms'")
+    if data["license"] not in HUB_LICENSES | {"other"}:
+        raise ValueError(f"licence {data['license']!r} is no id that the Hub knows")
+    for key in ("datasets", "base_model"):
+        ids = data.get(key, [])
+        for name in [ids] if isinstance(ids, str) else ids:
+            if not HUB_ID.fullmatch(name):
+                raise ValueError(f"{key} of the card: {name!r} is no Hub id 'owner/name'")
+    tags = data.get("tags") or []
+    if "fapn-zoo" not in tags or not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f"tags of the card are {tags}; expected names, 'fapn-zoo' among them")
+    for entry in data.get("widget", []):
+        if not str(entry.get("src", "")).startswith(("https://", "http://")):
+            raise ValueError(f"widget of the card: {entry.get('src')!r} is no URL")
+    if not re.search(r"^# \S", card.text, re.MULTILINE) or "create_model(" not in card.text:
+        raise ValueError("the card lacks its title or the lines that load the model")
+
+
+def official_release(config: Mapping[str, Any]) -> WeightsSpec | None:
+    """The registered release that the weights come from, where the configuration's source names it."""
+    source = str(config.get("source") or "")
+    known = registered(config["model"]["name"]).values() if source else ()
+    return next((w for w in known if w.source == "official" and (w.location in source or w.page == source)), None)
+
+
+def registered(name: str) -> Mapping[str, WeightsSpec]:
+    """The weights of a name, none where it is no name of the zoo."""
+    try:
+        return get_spec(name)[0].weights
+    except ValueError:
+        return {}
+
+
+def _metadata(
+    config: Mapping[str, Any], title: str, scores: Sequence[Score], official: WeightsSpec | None, example: str | None
+) -> dict[str, Any]:
+    model = config["model"]
+    tags = ["image-segmentation", f"{model['task']}-segmentation", "fapn-zoo", model["head"], model["neck"]]
+    metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"}
+    metadata |= license_metadata(_license(config), official.page if official else "")
+    metadata["tags"] = list(dict.fromkeys(map(one_line, tags)))
+    base = _base_model(config, official)
+    if base and HUB_ID.fullmatch(base):
+        metadata["base_model"] = base
+    # A folder's name is no id of the Hub; only the data sets of the official models are known for certain.
+    dataset = DATASETS.get(model.get("label_set") or "", ("", None))[1] if official else None
+    if dataset:
+        metadata["datasets"] = [dataset]
+    if example:
+        metadata["widget"] = [{"src": example, "example_title": "Example"}]
+    results = _results(scores, model["task"], official)
+    if results:
+        metadata["metrics"] = list(dict.fromkeys(m["type"] for result in results for m in result["metrics"]))
+        metadata["model-index"] = [{"name": one_line(title), "results": results}]
+    return metadata
+
+
+def _base_model(config: Mapping[str, Any], official: WeightsSpec | None) -> str | None:
+    training, backbone = config.get("training") or {}, config["model"]["backbone"]
+    if training.get("pretrained"):
+        start = str(training.get("model") or config["model"]["name"])
+        if start.startswith("hf-hub:"):
+            return start.removeprefix("hf-hub:").partition("@")[0]
+        return next((w.location for w in registered(start).values() if w.source == "hub"), None)
+    if training.get("pretrained_backbone"):
+        return _timm_repository(backbone)
+    return _timm_repository(backbone) if official and backbone in OFFICIAL_STARTS else None
+
+
+def _timm_repository(backbone: str) -> str | None:
+    if backbone in BACKBONES:
+        return f"timm/{BACKBONES[backbone]}"
+    from timm.models import get_pretrained_cfg  # the model that is saved was built by timm, so this costs nothing
+
+    found = get_pretrained_cfg(backbone, allow_unregistered=True)
+    return found.hf_hub_id if found else None
+
+
+def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -> list[dict[str, Any]]:
+    """The model-index: one entry per data set and split. Where a split was measured, reported values stay out."""
+    types = {metric: kind for metric, kind in METRICS.values()}
+    results = []
+    for data, split in dict.fromkeys((score.data, score.split) for score in scores):
+        here = [score for score in scores if (score.data, score.split) == (data, split)]
+        here = [score for score in here if score.origin != "release"] or here
+        known = next((id for title, id in DATASETS.values() if title == data and id), None)
+        result = {
+            "task": {"type": "image-segmentation", "name": f"{one_line(task).capitalize()} segmentation"},
+            "dataset": {"name": data, "type": known or re.sub(r"[^\w.+-]+", "-", data.lower()), "split": split},
+            "metrics": [
+                {"type": types[score.metric.removesuffix(MULTI_SCALE)], "value": round(score.value, 2),
+                 "name": score.metric} for score in here
+            ],
+        }
+        if official and official.page and here[0].origin == "release":
+            result["source"] = {"url": official.page, "name": _reporters(official)}
+        results.append(result)
+    return results
+
+
+def _usage(config: Mapping[str, Any], repository: str | None, pointer: WeightsSpec | None) -> list[str]:
+    name = f"hf-hub:{repository}" if repository else "local-dir:PATH/OF/THIS/FOLDER"
+    lines = ["## Use", ""]
+    if pointer:
+        name = config["model"]["name"]
+        lines += [
+            f"No weights are kept here. `create_model` fetches the authors' file from [their release]({pointer.page}), "
+            "checks and converts it on your machine, and keeps the result in the cache.", "",
+        ]
+    return [
+        *lines, "```python", "import fapn_zoo", "", f'model = fapn_zoo.create_model("{name}", pretrained=True)',
+        'model.predict("photo.jpg").overlay().save("overlay.png")', "```", "",
+    ]
+
+
+def _scores_section(scores: Sequence[Score], official: WeightsSpec | None) -> list[str]:
+    if not scores:
+        return []
+    by = {"row": "`fapn-zoo eval`", "config": "own evaluation"}
+    by |= {"release": _cell(_reporters(official))} if official else {}
+    lines = ["## Scores", "", "| data | split | metric | % | from |", "|---|---|---|---|---|"]
+    for score in scores:
+        cells = [_cell(score.data), _cell(score.split), _cell(score.metric), f"{score.value:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {by[score.origin]} |")
+    return [*lines, ""]
+
+
+def _reporters(official: WeightsSpec) -> str:
+    return official.note.partition(";")[0] or "reported by the authors"
+
+
+def _facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    model, data = config["model"], config["model"]["data"]
+    facts = {"name": model["name"], "head, neck, backbone": f"{model['head']}, {model['neck']}, {model['backbone']}"}
+    params = {row["params"] for row in rows if row.get("params")}
+    if len(params) == 1:
+        facts["parameters"] = f"{int(params.pop()):,}"
+    labels = list(data["labels"])
+    more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
+    shown = f": {', '.join(map(str, labels[:LABELS_SHOWN]))}{more}" if labels else ""
+    facts["classes"] = f"{model['num_classes']}{shown}"
+    size = f"short side {data['test_size']}" if data.get("test_size") else "as they come"
+    facts["image size"] = size + (f", long side at most {data['test_max_size']}" if data.get("test_max_size") else "")
+    if config.get("source"):
+        facts["source"] = re.sub(r"gdrive:([\w-]+)", r"https://drive.google.com/file/d/\1", str(config["source"]))
+    others = {k: v for k, v in (config.get("metrics") or {}).items() if parse_metric(k, v) is None}
+    facts |= {f"{k} (%)": f"{v:.2f}" if isinstance(v, float) else v for k, v in others.items()}
+    if config.get("versions"):
+        facts["made with"] = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+    return facts
+
+
+def _license(config: Mapping[str, Any]) -> str:
+    return str(config.get("license") or "")
+
+
+def _license_section(license: str, official: WeightsSpec | None) -> list[str]:
+    fields = license_metadata(license, official.page if official else "")
+    if fields["license"] == "unknown":
+        return ["## Licence", "", "Unknown: nobody has stated yet what may be done with these weights.", ""]
+    if fields.get("license_name") in NO_LICENSE and official:
+        return ["## Licence", "", f"[The release]({official.page}) states none; ask its authors.", ""]
+    text = _cell(fields.get("license_name") or fields["license"])
+    if "license_link" in fields:
+        text = f"[{text}](<{fields['license_link']}>)"
+    if official:
+        text += f", as [the release]({official.page}) states"
+    return ["## Licence", "", f"Of the weights: {text}.", ""]
+
+
+def _cell(value: Any) -> str:
+    """Text that stays text inside a Markdown table."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", one_line(value)).replace("<", "&lt;").replace(">", "&gt;")

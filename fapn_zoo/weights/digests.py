@@ -1,0 +1,60 @@
+"""Whether a file's content is what its digest says, hashing large files once only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from fapn_zoo.runtime.files import cache_root, write_text
+
+REMEMBERED = 2**20  # bytes; smaller files are hashed every time, which takes milliseconds
+_BLOCK = 2**20
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file has this content.
+
+    A file of ``REMEMBERED`` bytes or more that passed is noted below `cache_root`, and not read again for as long as
+    its place, size and time of change stay the same.
+
+    Args:
+        path: an existing file.
+        digest: 64 hexadecimal digits are a sha256. 40 are git's id of the file (a sha1 that counts a header in), which
+            is how the Hub names small files; some mirrors give the plain sha1, so that passes too.
+
+    Raises:
+        ValueError: digits of another number. OSError: the file cannot be read.
+    """
+    path = path.resolve()
+    seen = path.stat()
+    facts = {"path": str(path), "size": seen.st_size, "mtime_ns": seen.st_mtime_ns}
+    note = cache_root() / "verified" / f"{digest}.json"
+    if seen.st_size >= REMEMBERED:
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(note.read_text(encoding="utf-8")) == facts:
+                return True
+    if digest not in digests(path, len(digest)):
+        return False
+    if seen.st_size >= REMEMBERED:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, json.dumps(facts))
+    return True
+
+
+def digests(path: Path, length: int) -> list[str]:
+    """Hexadecimal digests of that length which could name a file's content; see `has_digest`."""
+    if length == 64:
+        hashers = [hashlib.sha256()]
+    elif length == 40:
+        hashers = [hashlib.sha1(b"blob %d\0" % os.path.getsize(path)), hashlib.sha1()]
+    else:
+        raise ValueError(f"a digest of {length} hexadecimal digits; expected 64 (sha256) or 40 (git)")
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            for hasher in hashers:
+                hasher.update(block)
+    return [hasher.hexdigest() for hasher in hashers]

@@ -1,0 +1,260 @@
+"""Weights folders: reading them into a model, and writing them.
+
+A folder holds ``model.safetensors``, ``config.json`` (the description) and ``README.md`` (the card). Only safetensors
+are read; what is adapted on purpose is reported tensor by tensor, everything else that does not fit raises.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fapn_zoo.runtime.files import make_folder
+from fapn_zoo.weights.card import render_card
+from fapn_zoo.weights.probe import probe
+from fapn_zoo.zoo.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from fapn_zoo.model import SegmentationModel
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did. ``adapted`` and ``fresh`` name tensors that were changed to fit or left at random values."""
+
+    loaded: int
+    adapted: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} tensors loaded"]
+        parts += [f"adapted: {', '.join(self.adapted)}"] if self.adapted else []
+        parts += [f"left random: {', '.join(self.fresh)}"] if self.fresh else []
+        return "; ".join([*parts, *self.notes])
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The parsed ``config.json``. Raises FileNotFoundError or ValueError naming the file."""
+    path = Path(folder) / CONFIG
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no weights folder {str(folder)!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(config, dict) or "model" not in config:
+        raise ValueError(f"{path} has no 'model' entry; is it the config of another library?")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {config.get('format')!r}, this version reads {FORMAT}")
+    return config
+
+
+def read_spec(folder: str | Path) -> ModelSpec:
+    """The model description of a weights folder. Raises as `read_config`, and ValueError for what it cannot mean."""
+    config = read_config(folder)
+    try:
+        return ModelSpec.from_config(config["model"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG}: {error}") from error
+
+
+def load_weights(
+    model: SegmentationModel, source: str | Path, *, saved: ModelSpec | None = None, share: bool = False
+) -> LoadReport:
+    """Reads weights into a model.
+
+    Args:
+        model: any dtype, any device.
+        source: a safetensors file or a weights folder.
+        saved: the description that the tensors were saved with. Where its ``num_classes`` or ``in_chans`` differ from
+            the model's, the classifier stays random and the first convolution is adapted; without it all must fit.
+        share: leave the weights in the mapped file, see `assign_tensors`; for files that nobody writes to.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not safetensors, or tensors missing, unexpected or of another
+            shape, naming up to five.
+    """
+    path = Path(source)
+    path = path / WEIGHTS if path.is_dir() else path
+    tensors = read_tensors(path)
+    state = model.state_dict()
+    adapted, fresh = [], []
+    if saved is not None and saved.num_classes != model.num_classes:
+        fresh = model.classifier_keys()
+        for key in fresh:
+            tensors.pop(key, None)
+    if saved is not None and saved.in_chans != model.spec.in_chans:
+        adapted = _adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
+    assign_tensors(model, tensors, path, fresh=fresh, share=share)
+    report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
+    logger.log(logging.WARNING if adapted or fresh else logging.INFO, "%s: %s", path, report)
+    return report
+
+
+class WithoutInit(TorchFunctionMode):
+    """Modules made in this context keep their parameters unwritten, for weights that replace every one of them.
+
+    Operations in place on parameters are left out. Buffers get their values, since those that are not stored with the
+    weights must have them. As modes are per thread, models made meanwhile in other threads are whole.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
+            target = args[0] if args else kwargs.get("tensor")  # torch.nn.init hands its tensor on by name
+            if isinstance(target, nn.Parameter):
+                return target
+        return function(*args, **(kwargs or {}))
+
+
+def assign_tensors(
+    model: SegmentationModel, tensors: Mapping[str, Tensor], origin: str | Path, *, fresh: Sequence[str] = (),
+    share: bool = False,
+) -> None:
+    """Gives a model the values of tensors, all or none.
+
+    Args:
+        model: any dtype, any device; it may have been made in `WithoutInit`.
+        tensors: one for every name of the model's state dict, of any floating-point dtype.
+        origin: the file that an error names.
+        fresh: names that keep the values they have.
+        share: use the tensors themselves where their dtype is the model's, instead of copies. Those of `read_tensors`
+            then live in the mapped file until something writes to them: nothing is read before it is needed, and
+            processes share it; but the file must not be overwritten in place, and the last bits of results may differ
+            from those of a copy, whose memory is aligned otherwise.
+
+    Raises:
+        ValueError: tensors missing, unexpected or of another shape, naming up to five.
+    """
+    state = model.state_dict()
+    _check(tensors, state, set(fresh), Path(origin))
+    if share:
+        fitting = {key: value.to(state[key].dtype) for key, value in tensors.items()}
+        model.load_state_dict(fitting, strict=not fresh, assign=True)
+        return
+    with torch.no_grad():
+        for key, value in tensors.items():
+            state[key].copy_(value)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises FileNotFoundError, or ValueError where it is something else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        with open(path, "rb") as file:
+            head = file.read(4)
+        # Pickles start with their protocol opcode, torch.save files are zip archives of one.
+        if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head == b"PK\x03\x04":
+            raise ValueError(f"{path} is a pickle, which can run code when read; only safetensors are loaded") from None
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def save_model(
+    model: SegmentationModel, folder: str | Path, *, dtype: torch.dtype | None = None, license: str = "unknown",
+    metrics: Mapping[str, float] | None = None, source: str = "", training: Mapping[str, Any] | None = None,
+    text: str = "",
+) -> Path:
+    """Writes a weights folder; every file appears whole or not at all, the description last.
+
+    The description holds a few outputs of the model (`fapn_zoo.weights.probe`), for whoever reads the folder later.
+
+    Args:
+        folder: made where it does not exist; files of the three names are replaced.
+        dtype: floating-point tensors are stored in it; None keeps theirs.
+        license: of the weights. metrics: reported values in percent. source: where the weights come from.
+        training: settings worth keeping with them. text: further paragraphs of the card.
+    """
+    folder = Path(folder)
+    tensors = {}
+    for key, value in model.state_dict().items():
+        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
+        tensors[key] = value.contiguous().clone()
+    config = {
+        "format": FORMAT, "library": "fapn-zoo", "model": model.spec.to_config(), "license": license,
+        "metrics": dict(metrics or {}), "source": source, "training": dict(training or {}),
+        "versions": _versions(), "probe": _probe_of(model, dtype),
+    }
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
+        partial = Path(partial)
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / CARD).write_text(render_card(config, text), encoding="utf-8")
+        (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        readable = (partial / CONFIG).stat().st_mode & 0o777  # safetensors makes files that only their owner reads
+        (partial / WEIGHTS).chmod(readable)
+        for name in (WEIGHTS, CARD, CONFIG):
+            os.replace(partial / name, folder / name)
+    return folder
+
+
+def _probe_of(model: SegmentationModel, dtype: torch.dtype | None) -> dict[str, Any]:
+    try:
+        return probe(model, dtype)
+    except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
+        logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
+        return {}
+
+
+def _versions() -> dict[str, str]:
+    import timm
+    import torchvision
+
+    from fapn_zoo import __version__
+
+    return {"fapn_zoo": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "timm": timm.__version__}
+
+
+def _adapt_input(tensors: dict[str, Tensor], state: Mapping[str, Tensor], saved: int, wanted: int) -> list[str]:
+    """Fits the one tensor that reads the image to another number of channels, as timm does for its own weights."""
+    from timm.models import adapt_input_conv
+
+    keys = [
+        key for key, value in tensors.items()
+        if key.startswith("backbone.") and key in state and value.dim() == 4 and value.shape != state[key].shape
+        and value.shape[1] == saved and state[key].shape[1] == wanted
+    ]
+    for key in keys:
+        weight = tensors[key]
+        if saved == 3:
+            tensors[key] = adapt_input_conv(wanted, weight)
+        else:  # repeat cyclically, and keep the sum over channels
+            index = torch.arange(wanted) % saved
+            tensors[key] = weight[:, index] * (saved / wanted)
+    return keys
+
+
+def _check(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: set[str], path: Path) -> None:
+    problems = [f"{key} is missing" for key in state if key not in tensors and key not in fresh]
+    problems += [f"{key} is unexpected" for key in tensors if key not in state]
+    problems += [
+        f"{key} has shape {tuple(value.shape)}, the model {tuple(state[key].shape)}"
+        for key, value in tensors.items() if key in state and value.shape != state[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"{path} does not fit the model: {shown}")

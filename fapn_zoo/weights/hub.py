@@ -1,0 +1,328 @@
+"""The only module that talks to the Hugging Face Hub.
+
+The transfer and the cache are huggingface_hub's. Added here: every file is compared with the digest that the Hub gave
+for it, passing trouble is waited for within bounds, and what remains is said in one line with what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fapn_zoo.runtime.files import write_text
+from fapn_zoo.weights.digests import digests, has_digest
+from fapn_zoo.weights.hub_errors import PASSING_STATUS, Absent, Failure, Local, Missing, Offline, explained
+
+logger = logging.getLogger(__name__)
+
+CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
+
+ATTEMPTS = 3
+FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
+LONGEST_PAUSE = 60.0  # seconds; where the Hub asks for more, the user is told instead
+PATIENCE = 60.0  # seconds after which no further attempt is begun; the client makes some of its own, too
+STALE = 3600.0  # seconds without a write after which the partial file of a killed download is removed
+REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path in the cache
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One revision of a repository and how to get at it; ``name`` is what the user wrote."""
+
+    name: str
+    repo_id: str
+    revision: str
+    cache_dir: str | None
+    token: str | None
+
+    @property
+    def pinned(self) -> bool:
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
+    @property
+    def cache(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(self.cache_dir or constants.HF_HUB_CACHE)
+
+    def explained(self, filename: str, size: int | None = None) -> contextlib.AbstractContextManager[None]:
+        return explained(self.repo_id, self.revision, filename, cache=self.cache, size=size)
+
+    def cached(self, filename: str, commit: str | None = None) -> Path | None:
+        """The file in the cache, whatever the Hub says."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            self.repo_id, filename, cache_dir=self.cache_dir, revision=commit or self.revision,
+        )
+        return Path(found) if isinstance(found, str) else None
+
+
+def download(
+    repository: str, *, cache_dir: str | Path | None = None, sha256: str | None = None, weights: bool = True,
+    token: str | None = None,
+) -> Path:
+    """Fetches a weights folder through huggingface_hub's cache and returns its path.
+
+    A revision that is a commit and lies in the cache needs no network. A branch or tag is looked up at the Hub; where
+    that fails and the cache holds all of what it last pointed to, that is used, and a log line says so.
+
+    Args:
+        repository: ``owner/name`` or ``owner/name@revision`` (a branch, a tag or the 40 digits of a commit).
+        cache_dir: None is the client's own place (``HF_HOME``). ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``
+            are honoured by the client.
+        sha256: expected digest of ``model.safetensors``, in addition to the one that the Hub gives for each file.
+        weights: False fetches the description only.
+        token: of a Hub account; None is the client's own (``HF_TOKEN`` or the one that was logged in with).
+
+    Raises:
+        ValueError: a malformed name, or a repository, revision or file that cannot be had, in one line that says why
+            and what to do. What is whole stays in the cache, what is damaged does not.
+    """
+    source = _source(repository, cache_dir, token)
+    try:
+        commit = _commit(source, [CONFIG, WEIGHTS][:1 + weights])
+        folder = _file(source, commit, CONFIG).parent
+        if weights:
+            _check_registered(source, _file(source, commit, WEIGHTS, sha256), sha256)
+        with contextlib.suppress(Failure):  # nothing needs the card to run
+            _file(source, commit, CARD, attempts=1)
+        _point(source, folder)
+    except Failure as failure:
+        raise ValueError(f"cannot fetch {repository!r} from the Hub: {failure}") from failure
+    return folder
+
+
+def download_file(
+    repository: str, filename: str, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> Path | None:
+    """One file of any repository, in the same way as `download`; None where the repository holds no such file."""
+    source = _source(repository, cache_dir, token)
+    try:
+        commit = _commit(source, [filename])
+        path = _file(source, commit, filename)
+        _point(source, path.parent)
+    except Missing:
+        return None
+    except Failure as failure:
+        raise ValueError(f"cannot fetch {filename} of {repository!r} from the Hub: {failure}") from failure
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source(repository: str, cache_dir: str | Path | None, token: str | None) -> _Source:
+    repo_id, at, revision = repository.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or (at and not REVISION.fullmatch(revision)):
+        raise ValueError(f"Hub repository {repository!r}; expected 'owner/name' or 'owner/name@revision'")
+    cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
+    return _Source(repository, repo_id, revision or "main", cache, token)
+
+
+def _commit(source: _Source, wanted: list[str]) -> str:
+    """The commit that the revision points to: at the Hub, or in the cache where that cannot be reached."""
+    if source.pinned:
+        return source.revision
+    known = source.cached(wanted[0])
+    commit = known.parent.name if known else None
+    missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
+    try:
+        found = _patiently(
+            lambda: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1,
+        )
+        return found.commit_hash
+    except Failure as failure:
+        if missing or isinstance(failure, Absent):
+            raise
+        if isinstance(failure, Offline):
+            logger.info("%s: HF_HUB_OFFLINE is set; taking commit %s from the cache", source.name, commit[:12])
+        else:
+            logger.warning("%s: %s; taking commit %s from the cache", source.name, failure.reason, commit[:12])
+        return commit
+
+
+def _file(
+    source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = ATTEMPTS
+) -> Path:
+    """One whole file of a commit, from the cache or the Hub."""
+    def attempt() -> Path:
+        path = source.cached(filename, commit)
+        if path is not None:
+            _check_content(path, None)
+            return path
+        found = _metadata(source, commit, filename)
+        if sha256 is not None and len(found.etag) == 64 and found.etag != sha256:
+            raise _other_digest(source, filename, found.etag, sha256)
+        return _fetch(source, commit, filename, found)
+
+    return _patiently(attempt, attempts)
+
+
+def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
+    """A file that is not in the cache, from Xet storage where it lies there, and over HTTP where that fails."""
+    try:
+        return _transfer(source, commit, filename, found)
+    except Failure as failure:
+        if getattr(found, "xet_file_data", None) is None or isinstance(failure, Local):
+            raise
+        logger.warning("%s; trying without Xet storage", failure.reason)
+    with _without_xet():
+        return _transfer(source, commit, filename, found)
+
+
+def _metadata(source: _Source, revision: str, filename: str) -> Any:
+    """What the Hub says of a file without sending it: ``commit_hash``, ``etag``, ``size``."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    with source.explained(filename), _without_clients_pauses():
+        found = get_hf_file_metadata(
+            hf_hub_url(source.repo_id, filename, revision=revision), token=source.token, **_library(),
+        )
+    if found.commit_hash is None or found.etag is None:
+        raise Failure(f"{constants.ENDPOINT} does not answer as a Hub does", "check HF_ENDPOINT, proxy and firewall")
+    return found
+
+
+def _transfer(source: _Source, commit: str, filename: str, found: Any) -> Path:
+    """Lets the client fetch a file into its cache, which it does whole or not at all, and verifies it."""
+    from huggingface_hub import hf_hub_download
+
+    with source.explained(filename, found.size), _without_clients_pauses():
+        path = Path(hf_hub_download(
+            source.repo_id, filename, revision=commit, cache_dir=source.cache_dir, token=source.token, **_library(),
+        ))
+    _check_content(path, found.etag)
+    blob = _blob(path)
+    for part in blob.parent.glob(f"{blob.name}.*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > STALE:
+                part.unlink()
+    return path
+
+
+def _library() -> dict[str, str]:
+    """Who asks, for the Hub's counts of downloads per library."""
+    from fapn_zoo import __version__
+
+    return {"library_name": "fapn-zoo", "library_version": __version__}
+
+
+def _patiently(call: Callable[[], T], attempts: int) -> T:
+    """Calls up to so many times for as long as the failure may pass."""
+    begin = time.monotonic()
+    for attempt in range(1, attempts + 1):
+        try:
+            return call()
+        except Failure as failure:
+            pause = max(FIRST_PAUSE * 2 ** (attempt - 1), failure.pause or 0)
+            last = attempt == attempts or pause > LONGEST_PAUSE or time.monotonic() - begin > PATIENCE
+            if last or not failure.passing:
+                raise
+            logger.warning("%s; trying again in %.0f s (%d of %d)", failure.reason, pause, attempt, attempts - 1)
+            time.sleep(pause)
+    raise AssertionError("attempts must be at least 1")
+
+
+@contextlib.contextmanager
+def _without_clients_pauses() -> Iterator[None]:
+    """Makes the client raise at once where it would wait and ask again, which it does for as long as the Hub says.
+
+    For this thread's requests only. Versions of huggingface_hub before 1.0 have no such hooks and hardly wait.
+    """
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    thread = threading.get_ident()
+
+    def refuse(response: Any) -> None:
+        if threading.get_ident() == thread and response.status_code in PASSING_STATUS:
+            response.read()
+            hf_raise_for_status(response)
+
+    hooks = getattr(get_session(), "event_hooks", {}).get("response", [])
+    hooks.append(refuse)
+    try:
+        yield
+    finally:
+        hooks.remove(refuse)
+
+
+@contextlib.contextmanager
+def _without_xet() -> Iterator[None]:
+    """Makes the client fetch over HTTP, for which it has no other means than this setting."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+def _blob(path: Path) -> Path:
+    """What a file of a snapshot links to, whose name is the Hub's digest; itself in a cache without links."""
+    return path.parent / os.readlink(path) if path.is_symlink() else path
+
+
+def _check_content(path: Path, etag: str | None) -> None:
+    """Throws a file that is not what the Hub announced out of the cache, and raises.
+
+    ``etag`` is what the Hub says now; a cache with links has it in the name of the linked file.
+    """
+    blob = _blob(path)
+    digest = blob.name if path.is_symlink() else etag
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest or ""):
+        return  # a mirror with etags of its own
+    try:
+        seen = path.stat()
+        if has_digest(path, digest):
+            return
+        found = digests(path, len(digest))[0]
+        real = path.resolve()
+        # Not where another process has replaced it in the meantime.
+        if (real.stat().st_size, real.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
+            for place in (real, blob, path):
+                place.unlink(missing_ok=True)
+    except FileNotFoundError as error:  # another process that found the same
+        raise Failure(f"{path.name} has vanished from the cache", "try again", passing=True) from error
+    raise Failure(f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away",
+                  "try again later or over another connection", passing=True)
+
+
+def _check_registered(source: _Source, path: Path, sha256: str | None) -> None:
+    if sha256 is not None and _blob(path).name != sha256 and not has_digest(path, sha256):
+        raise _other_digest(source, path.name, file_sha256(path), sha256)
+
+
+def _other_digest(source: _Source, filename: str, found: str, expected: str) -> Failure:
+    return Failure(f"{filename} has sha256 {found}, expected {expected}", "the repository has changed since this "
+                   f"version of fapn-zoo: update that, or take the repository as it is with 'hf-hub:{source.name}'")
+
+
+def _point(source: _Source, folder: Path) -> None:
+    """Notes in the cache which commit a branch or tag points to, for when the Hub cannot be reached."""
+    if source.pinned:
+        return
+    known = source.cached(WEIGHTS)
+    if known is not None and not (folder / WEIGHTS).exists():
+        return  # a whole older state is worth more offline than a description
+    reference = folder.parent.parent / "refs" / source.revision
+    with contextlib.suppress(OSError):
+        if not reference.is_file() or reference.read_text() != folder.name:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_text(reference, folder.name)

@@ -1,0 +1,70 @@
+"""Class names, colours and things of the public data sets our weights were trained on.
+
+Each set is one JSON file in `fapn_zoo/zoo/label_sets/`; its `source` says where every fact comes from and what it was
+checked against. The files hold names and colours only, never images or annotations.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+from importlib.resources import files
+
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+
+_SUFFIX = ".json"
+
+
+def _folder():
+    return files("fapn_zoo") / "zoo" / "label_sets"
+
+
+@cache
+def list_label_sets() -> tuple[str, ...]:
+    """Names that `label_set` accepts, sorted."""
+    return tuple(sorted(f.name.removesuffix(_SUFFIX) for f in _folder().iterdir() if f.name.endswith(_SUFFIX)))
+
+
+@cache
+def _read(name: str) -> dict:
+    raw = json.loads((_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))
+    return {
+        "names": tuple(raw["names"]),
+        "palette": tuple(tuple(colour) for colour in raw["palette"]),
+        "things": tuple(raw["things"]),
+        "ignore_index": raw["ignore_index"],
+        "source": tuple(raw["source"]),
+        "licence_note": raw["licence_note"],
+    }
+
+
+def label_set(name: str) -> dict:
+    """The classes of one data set, read once and kept.
+
+    Args:
+        name: One of `list_label_sets()`, e.g. `ade20k` or `cityscapes`.
+
+    Returns:
+        A new dict of unchangeable values: `names` (K unique strings, index = class id), `palette` (K RGB triples,
+        0..255), `things` (increasing class ids; empty where the data set does not say), `ignore_index` (the value of
+        unlabelled pixels in the data set's label maps, never a class id; 65 for `mapillary_vistas`, 65535 for
+        `ade20k_full`, else 255), `source` (sentences) and `licence_note`.
+
+    Raises:
+        ValueError: No set has this name.
+    """
+    # Checked against the list before a path is built from it, so a name can never reach another file.
+    if name not in list_label_sets():
+        raise ValueError(f"unknown label set {name!r}; known: {', '.join(list_label_sets())}")
+    return dict(_read(name))
+
+
+def with_labels(spec: ModelSpec) -> DataSpec:
+    """The model's preprocessing, with names and colours from its label set where it has none of its own."""
+    if spec.label_set is None or spec.data.labels:
+        return spec.data
+    table = label_set(spec.label_set)
+    return dataclasses.replace(
+        spec.data, labels=tuple(table["names"]), palette=tuple(map(tuple, table["palette"])),
+        things=tuple(table["things"]), ignore_index=table["ignore_index"],
+    )

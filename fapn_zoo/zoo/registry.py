@@ -1,0 +1,131 @@
+"""Names: listing them, parsing them, and answering an unknown one with its neighbours. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
+
+FAMILIES = ("official", "realtime", "embedded")
+
+_registered: dict[str, ModelSpec] = {}
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, ModelSpec]:
+    specs = {f"{head}_{neck}": ModelSpec(f"{head}_{neck}", head, neck) for head in HEADS for neck in NECKS}
+    for family in FAMILIES:
+        for spec in importlib.import_module(f"fapn_zoo.zoo.{family}").MODELS:
+            if spec.name in specs:
+                raise ValueError(f"model {spec.name!r} is declared twice")
+            specs[spec.name] = spec
+    return specs
+
+
+def _all() -> dict[str, ModelSpec]:
+    return _shipped() | _registered
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key under which resnet18 comes before resnet101."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def list_models(
+    pattern: str | Sequence[str] = "*", *, pretrained: bool = False, task: str | None = None
+) -> list[str]:
+    """Names of the zoo's models in natural order.
+
+    Args:
+        pattern: shell wildcards (``"maskformer_*ade20k"``), or several of them.
+        pretrained: only models with weights; then each name carries its tag where it has several.
+        task: only models whose default task is this one.
+
+    Architectures such as ``maskformer_fapn`` are listed once, without the backbones that may be appended to them.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    names = []
+    for name, spec in _all().items():
+        if not any(fnmatch.fnmatchcase(name, p) for p in patterns):
+            continue
+        if (pretrained and not spec.weights) or (task is not None and spec.task != task):
+            continue
+        names += [f"{name}.{tag}" for tag in spec.weights] if pretrained and len(spec.weights) > 1 else [name]
+    return sorted(names, key=natural_key)
+
+
+def register_model(spec: ModelSpec, *, overwrite: bool = False) -> ModelSpec:
+    """Adds a model of the user's own to this process. Raises ValueError for a bad or taken name or unknown parts."""
+    if not re.fullmatch(r"[A-Za-z0-9_]+", spec.name):
+        raise ValueError(f"model name {spec.name!r}; only letters, digits and '_' (a dot separates a weights tag)")
+    if spec.head not in HEADS:
+        raise ValueError(f"head {spec.head!r} of {spec.name!r}; expected one of {', '.join(HEADS)}")
+    if spec.neck not in NECKS:
+        raise ValueError(f"neck {spec.neck!r} of {spec.name!r}; expected one of {', '.join(NECKS)}")
+    if spec.name in _all() and not overwrite:
+        raise ValueError(f"model {spec.name!r} exists already; overwrite=True replaces it")
+    _registered[spec.name] = spec
+    return spec
+
+
+def get_spec(name: str) -> tuple[ModelSpec, str | None]:
+    """``name`` or ``name.tag`` -> the model and its tag (None: the default one).
+
+    A name that begins with a head and a neck (``perpixel_fapn_convnextv2_tiny``) and goes on with a backbone, short
+    or timm's, is an architecture of that backbone. Raises ValueError with the nearest names otherwise.
+    """
+    stem, _, tag = name.partition(".")
+    specs = _all()
+    if stem in specs:
+        spec = specs[stem]
+        if tag and tag not in spec.weights:
+            known = ", ".join(spec.weights) or "none"
+            raise ValueError(f"model {stem!r} has no weights {tag!r}; its weights: {known}")
+        return spec, tag or None
+    parsed = _parse_architecture(stem)
+    if parsed is None or tag:
+        near = nearest(stem, list(specs))
+        raise ValueError(f"unknown model {name!r}{near}; fapn_zoo.list_models() lists all")
+    return parsed, None
+
+
+def get_weights(spec: ModelSpec, tag: str | None) -> WeightsSpec:
+    """The weights of a tag, or the default ones. Raises ValueError where there are none."""
+    if not spec.weights:
+        raise ValueError(
+            f"model {spec.name!r} has no released weights yet; list_models(pretrained=True) lists those that have, "
+            "pretrained_backbone=True starts from ImageNet weights"
+        )
+    return spec.weights[tag or next(iter(spec.weights))]
+
+
+def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
+    """``"; nearest: a, b"`` for an error message, or nothing when no known name is similar."""
+    matches = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    return f"; nearest: {', '.join(matches)}" if matches else ""
+
+
+def _parse_architecture(name: str) -> ModelSpec | None:
+    for head in HEADS:
+        for neck in sorted(NECKS, key=len, reverse=True):
+            prefix = f"{head}_{neck}_"
+            backbone = name.removeprefix(prefix)
+            if name.startswith(prefix) and _is_backbone(backbone):
+                return ModelSpec(name, head, neck, backbone)
+    return None
+
+
+def _is_backbone(name: str) -> bool:
+    from fapn_zoo.zoo.backbones import BACKBONES
+
+    if name in BACKBONES:
+        return True
+    import timm  # only an unusual name costs this import, and building it needs timm anyhow
+
+    return timm.is_model(name)

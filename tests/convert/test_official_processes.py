@@ -1,0 +1,167 @@
+"""Official weights when processes are killed, interrupted, run at once, or offline: each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toys.hub.faults import Fault
+from toys.hub.official_toys import DRIVE, HTTPS, assert_whole, cached, parts, predict
+
+from fapn_zoo.convert import official
+
+pytestmark = pytest.mark.hub
+
+
+# What `fapn-zoo` does, after the toys are registered. {before} may change what is to be caught in the act.
+PROGRAM = """
+import pickle, signal, sys, time
+from fapn_zoo import cli
+from fapn_zoo.convert import official
+from fapn_zoo.zoo import registry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+official.PAUSE = 0.05
+for spec in pickle.load(open({specs!r}, "rb")):
+    registry.register_model(spec)
+{before}
+codes = [cli.main(["predict", {photo!r}, "--model", name, "--out", {out!r}, "--device", "cpu"]) for name in {names!r}]
+print("codes", *codes)
+"""
+# The folder is converted, and not yet where it belongs.
+STOP_AFTER_CONVERSION = """
+import fapn_zoo.convert as convert
+real = convert.convert_file
+def convert_file(*args, **kwargs):
+    real(*args, **kwargs)
+    print("converted", flush=True)
+    time.sleep(600)
+convert.convert_file = convert_file
+"""
+
+
+@pytest.fixture
+def start(releases, toys, photo, tmp_path):
+    """Starts a program; what still runs at the end of the test is killed."""
+    running = []
+    specs = tmp_path / "specs.pkl"
+    specs.write_bytes(pickle.dumps([toy[0] for toy in toys.values()]))
+
+    def start(*names: str, before: str = "", **environment: str) -> subprocess.Popen:
+        code = PROGRAM.format(
+            specs=str(specs), before=before, photo=str(photo), out=str(tmp_path / f"out{len(running)}"), names=names,
+        )
+        running.append(subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | environment,
+        ))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+HOLD = Fault("hold", match=r"\.pkl$", fraction=0.6)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_a_download_that_was_ended_goes_on(how, start, releases, toys, photo, tmp_path, row):
+    releases.faults.append(HOLD)
+    process = start(HTTPS)
+    wait_until(lambda: sum(p.stat().st_size for p in parts(tmp_path)) >= 2**21, process)
+    process.send_signal(getattr(signal, how))
+    out, err = process.communicate(timeout=60)
+    if how == "SIGINT":
+        assert out.splitlines()[-1] == "codes 130" and err.strip().splitlines()[-1] == "interrupted"
+        assert "Traceback" not in err
+    assert not cached(tmp_path, HTTPS).exists() and len(parts(tmp_path)) == 1
+    size = parts(tmp_path)[0].stat().st_size
+    releases.reset()
+    assert predict(photo, HTTPS, tmp_path) == 0
+    assert_whole(cached(tmp_path, HTTPS), toys[HTTPS])
+    assert [r.range for r in releases.requests] == ["", f"bytes={size}-"] and parts(tmp_path) == []
+    row(f"{how} during the download", "next run resumes, right weights")
+
+
+def test_a_conversion_that_was_killed_is_made_again(start, releases, toys, photo, tmp_path, row):
+    process = start(HTTPS, before=STOP_AFTER_CONVERSION)
+    assert process.stdout.readline() == "converted\n"
+    process.kill()
+    process.communicate()
+    assert not cached(tmp_path, HTTPS).exists()
+    releases.reset()
+    assert predict(photo, HTTPS, tmp_path) == 0
+    assert_whole(cached(tmp_path, HTTPS), toys[HTTPS])
+    assert releases.requests == [] and parts(tmp_path) == []
+    row("SIGKILL during the conversion", "next run converts again without a download")
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(start, releases, toys, tmp_path, row):
+    releases.faults.append(HOLD)
+    first = start(HTTPS)
+    wait_until(lambda: releases.bytes_sent > 0, first)
+    second = start(HTTPS)
+    assert "another process is fetching" in second.stderr.readline()
+    releases.go.set()
+    for process in (first, second):
+        out, err = process.communicate(timeout=120)
+        assert out.splitlines()[-1] == "codes 0", err
+    assert len(releases.requests) == 1
+    assert_whole(cached(tmp_path, HTTPS), toys[HTTPS])
+    row("two processes at once", "one downloads, the other waits; both right")
+
+
+def test_offline_with_a_warm_and_a_cold_cache(start, releases, toys, tmp_path, row):
+    assert_whole(official.fetch(toys[HTTPS][0], toys[HTTPS][0].weights["paper"]), toys[HTTPS])
+    releases.reset()
+    out, err = start(HTTPS, DRIVE, HF_HUB_OFFLINE="1").communicate(timeout=120)
+    assert out.splitlines()[-1] == "codes 0 1", err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert f"{DRIVE} is not in the cache and HF_HUB_OFFLINE is set" in line and "drive.google.com" in line
+    assert releases.requests == []
+    row("offline, warm cache", "right weights")
+    row("offline, cold cache", f"exit 1: {line}")
+
+
+DAMAGES = {
+    "weights missing": lambda folder: (folder / "model.safetensors").unlink(),
+    "weights cut": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "description missing": lambda folder: (folder / "config.json").unlink(),
+    "record missing": lambda folder: (folder / "record.json").unlink(),
+    "record of another converter": lambda folder: rewrite(folder / "record.json", '"converter": 1', '"converter": 0'),
+    "record of another release": lambda folder: rewrite(folder / "record.json", "model_final_", "model_other_"),
+}
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_made_again(damage, releases, toys, tmp_path, row):
+    spec = toys[HTTPS][0]
+    folder = official.fetch(spec, spec.weights["paper"])
+    DAMAGES[damage](folder)
+    releases.reset()
+    assert official.fetch(spec, spec.weights["paper"]) == folder
+    assert len(releases.requests) == 1
+    assert_whole(folder, toys[HTTPS])
+    row(f"cached folder: {damage}", "made again, right weights")

@@ -1,0 +1,351 @@
+"""Pictures of alignment and of comparisons: the numbers behind them are exact, and models stay as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import fapn_zoo
+from fapn_zoo.cli import main
+from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
+from fapn_zoo.data.sources import DataError
+from fapn_zoo.metrics import BoundaryBands, ConfusionMatrix
+from fapn_zoo.modules.heads import SemanticOutput
+from fapn_zoo.visualize import (
+    compare,
+    data_items,
+    drawing,
+    image_items,
+    read_alignment,
+    render,
+    visualize_alignment,
+)
+from fapn_zoo.visualize.alignment_pictures import feature_colours
+from fapn_zoo.visualize.comparison import Comparison, Item, near_boundary
+from fapn_zoo.visualize.comparison_pictures import WRONG, WRONG_NEAR, _errors
+from fapn_zoo.zoo.spec import DataSpec
+
+pytestmark = pytest.mark.unit
+
+TINY = {"backbone": "resnet10t", "backbone_channels": (8, 8, 16, 16), "neck_out_channels": 16}
+GROUPS = {"neck_deform_groups": 2}
+SIZE = (90, 70)  # neither side is a multiple of any stride
+
+
+def tiny(name: str, **args) -> nn.Module:
+    torch.manual_seed(0)
+    return fapn_zoo.create_model(name, num_classes=11, **{**TINY, **args})
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(generate_scene(5, SIZE).image)
+
+
+# Alignment ----------------------------------------------------------------------------------------------------------
+
+
+def test_levels_hold_what_the_neck_computes():
+    model = tiny("perpixel_fapn", neck_select="fsm", **GROUPS).eval()
+    with torch.no_grad():
+        for align in model.neck.align:
+            align.dcn.offset_mask.weight.normal_(std=0.05)
+        pixels = torch.rand(3, *SIZE)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.data.mean, model.data.std))
+        x = ((255 * pixels - mean) / std)[None]
+        features = model.backbone(x)
+        top = model.neck.top(features[-1])
+        lateral = model.neck.lateral[2]
+        fine = lateral(features[2])
+        aligned = model.neck.align[2](fine, top, model.neck.output[2].norm) - fine
+        gate = lateral.gate(features[2].mean((2, 3), keepdim=True)).sigmoid().flatten()
+        up = F.interpolate(top, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+    level = read_alignment(model, pixels).levels[2]
+    assert (level.index, level.stride) == (2, 16)
+    for found, expected in ((level.before, up[0]), (level.after, aligned[0]), (level.gate, gate)):
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_offsets_are_told_by_direction_and_in_pixels(photo):
+    model = tiny("perpixel_fam", data=DataSpec(size_divisor=32), **GROUPS)  # what is padded is not shown
+    down, right, mask = torch.tensor([1.5, -0.5]), torch.tensor([-2.0, 2.0]), 0.75
+    with torch.no_grad():
+        for align in model.neck.align:
+            bias = align.dcn.offset_mask.bias
+            bias[:36].view(2, 9, 2)[:] = torch.stack([down, right], 1)[:, None]
+            bias[36:] = torch.tensor(mask).logit()
+    for level in read_alignment(model, photo).levels:
+        rows, columns = (-(-side // level.stride) for side in SIZE)
+        assert level.before.shape == level.after.shape == (16, rows, columns)
+        assert level.offsets.shape == (2, 9, 2, rows, columns)
+        np.testing.assert_allclose(level.displacement[0], 0.5, atol=1e-6)
+        np.testing.assert_allclose(level.displacement[1], 0.0, atol=1e-6)
+        np.testing.assert_allclose(level.distance, (2.5 + np.hypot(0.5, 2)) / 2, atol=1e-6)
+        np.testing.assert_allclose(level.modulation, mask, atol=1e-6)
+
+
+VARIANTS = {
+    "perpixel_fapn": (GROUPS, ["selection"]), "semantic_fpn_fapn": (GROUPS, []), "maskformer_fam_se": (GROUPS, []),
+    "perpixel_fam_noref_fsm": (GROUPS, []), "perpixel_plus_fam": (GROUPS, ["selection"]),
+    "perpixel_deconv_fsm": ({}, ["offsets"]),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_aligning_neck_gives_its_pictures_and_says_what_it_lacks(name, photo, tmp_path):
+    args, lacks = VARIANTS[name]
+    numbers = visualize_alignment(tiny(name, **args), photo, tmp_path / "new" / "folder")
+    assert [level["stride"] for level in numbers["levels"]] == [4, 8, 16]
+    for level in numbers["levels"]:
+        assert [any(word in line for line in level["absent"]) for word in ("offsets", "selection")] == [
+            "offsets" in lacks, "selection" in lacks
+        ]
+        assert ("displacement_px" in level) == ("offsets" not in lacks)
+        assert ("selection" in level) == ("selection" not in lacks)
+    folder = tmp_path / "new" / "folder"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(numbers["files"])
+    assert json.loads((folder / "alignment.json").read_text()) == numbers
+    with np.load(folder / "alignment.npz") as arrays:
+        assert ("level0_displacement" in arrays) == ("offsets" not in lacks)
+        assert ("level2_gate" in arrays) == ("selection" not in lacks)
+    widths = [Image.open(folder / f"level{i}.png").width for i in range(3)]
+    assert len(set(widths)) == 1 and widths[0] > 600
+
+
+def test_the_model_is_left_as_it_was(photo, tmp_path):
+    model = tiny("perpixel_fapn", neck_norm="bn", neck_select="fsm", **GROUPS).train()
+    model.backbone.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    visualize_alignment(model, photo, tmp_path)
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+    def fail(*_):
+        raise RuntimeError("a head that fails")
+
+    model.head.forward = fail
+    with pytest.raises(RuntimeError, match="a head that fails"):
+        read_alignment(model, photo)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert modes == {name: module.training for name, module in model.named_modules()}
+
+
+def test_a_model_without_alignment_is_refused(photo):
+    with pytest.raises(ValueError, match=r"^perpixel_fpn aligns no features \(its neck is FPN\); choose a model whose"):
+        read_alignment(tiny("perpixel_fpn"), photo)
+    with pytest.raises(ValueError, match="it has no neck"):
+        read_alignment(nn.Conv2d(3, 3, 1), photo)
+
+
+def test_colours_of_features_can_be_compared():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(6, 9, 11)).astype(np.float32) * np.arange(1, 7)[:, None, None]
+    first, second = feature_colours(before, before[[3, 1, 5, 0, 2, 4]] * 7 + 2)  # the same content in other channels
+    assert first.shape == (9, 11, 3) and first.std() > 20
+    np.testing.assert_allclose(first.astype(int), second.astype(int), atol=1)
+    again = feature_colours(before, before)
+    assert np.array_equal(*again) and np.array_equal(again[0], feature_colours(before, before)[0])
+    for channels in (1, 2):
+        assert feature_colours(before[:channels], before[:channels])[0].shape == (9, 11, 3)
+    flat = np.ones((4, 3, 5), np.float32)
+    assert np.isfinite(np.stack(feature_colours(flat, flat))).all()
+
+
+def test_directions_have_their_own_colours_and_arrows_point_along_them():
+    down, right = np.array([[0.0, 0, 1, 0, -1]]), np.array([[0.0, 1, 0, -1, 0]])
+    colours = drawing.directions(down, right, 1.0)[0].astype(int)
+    assert (colours[0] == 255).all()  # no movement is white
+    assert min(np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]) > 150
+    blank = Image.new("RGB", (60, 60), "white")
+    for dy, dx in ((0, 1), (1, 0), (-1, 0), (0, -1)):
+        field = np.full((6, 6), dy, float), np.full((6, 6), dx, float)
+        ink = 255 - np.asarray(drawing.arrows(blank, *field, step=60, longest=1.0).convert("L"), float)
+        rows, columns = np.mgrid[:60, :60] - 29.5
+        centre = (ink * rows).sum() / ink.sum(), (ink * columns).sum() / ink.sum()  # the head is heavier than the tail
+        assert centre[0] * dy + centre[1] * dx > 1 and abs(centre[0] * dx + centre[1] * dy) < 0.5
+
+
+def test_ramps_reach_both_ends():
+    pixels = drawing.ramp(np.array([-1.0, 0, 5, 10, 11]), drawing.HEAT, 0, 10)
+    assert tuple(pixels[0]) == tuple(pixels[1]) == drawing.HEAT[0]
+    assert tuple(pixels[3]) == tuple(pixels[4]) == drawing.HEAT[-1]
+
+
+# Comparison ---------------------------------------------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """Knows the class of every grey value, and answers with a map moved right by some pixels."""
+
+    def __init__(self, by: int, labels: tuple[str, ...] = ("left", "middle", "right")):
+        super().__init__()
+        palette = ((200, 0, 0), (0, 200, 0), (0, 0, 200))[: len(labels)]
+        self.by, self.num_classes = by, len(labels)
+        self.data = DataSpec(labels=labels, palette=palette, mean=(0.0,) * 3, std=(1.0,) * 3)
+        self.head = nn.Identity()
+        self.head.stride = 1
+        self.register_buffer("anchor", torch.zeros(1))
+
+    def forward(self, x):
+        ids = (x[:, 0] / 100).round().long().clamp(max=self.num_classes - 1)
+        ids = torch.roll(ids, self.by, dims=2)
+        return SemanticOutput(F.one_hot(ids, self.num_classes).permute(0, 3, 1, 2).float())
+
+
+@pytest.fixture
+def stripes() -> tuple[np.ndarray, np.ndarray]:
+    """A picture of three stripes and its labels, some of them unlabelled."""
+    labels = np.repeat([0, 1, 2], 20)[None].repeat(30, 0).astype(np.uint8)
+    image = np.repeat((100 * labels)[..., None], 3, 2)
+    labels[:5] = 255
+    return image, labels
+
+
+def test_the_band_is_that_of_the_metric():
+    rng = np.random.default_rng(1)
+    for width in (1, 2, 5):
+        labels = np.kron(rng.integers(0, 4, (5, 6)), np.ones((7, 8))).astype(np.uint8)
+        labels[rng.random(labels.shape) < 0.1] = 255
+        near = near_boundary(labels, width, 255)
+        for row, column in rng.integers(0, (35, 48), (60, 2)):
+            patch = labels[max(row - width, 0) : row + width + 1, max(column - width, 0) : column + width + 1]
+            others = set(patch.ravel().tolist()) - {255, int(labels[row, column])}
+            assert near[row, column] == bool(others and labels[row, column] != 255)
+        bands = BoundaryBands(4, widths=(width,))
+        bands.update(np.zeros_like(labels), labels)
+        assert int(bands.confusion(width).sum()) == near.sum()
+
+
+def test_numbers_and_colours_of_a_comparison(stripes, tmp_path):
+    image, labels = stripes
+    models = {"exact": Shifted(0), "moved": Shifted(4)}
+    items = [Item(image, labels, "stripes.png"), Item(image, labels, "stripes.jpg"), Item(image, None, "bare")]
+    report = compare(models, items, tmp_path / "out", band=2)
+    assert [row["file"] for row in report["images"]] == ["stripes.png", "stripes_2.png", "bare.png"]
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["bare.png", "compare.json", "stripes.png", "stripes_2.png"]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == report
+    first = report["images"][0]
+    # rolled by 4: 4 columns behind each of the two borders, and 4 where the last stripe comes in at the left
+    assert first["agree"] == pytest.approx(1 - 12 / 60)
+    assert first["scores"]["exact"] == {"miou": 1, "pixel_acc": 1, "band_miou": 1, "band_acc": 1}
+    assert first["scores"]["moved"]["pixel_acc"] == pytest.approx(48 / 60)
+    assert first["scores"]["moved"]["band_acc"] == pytest.approx(0.5)  # the two columns behind each border are wrong
+    assert report["total"]["scores"]["moved"]["miou"] == pytest.approx(first["scores"]["moved"]["miou"])
+    assert "scores" not in report["images"][2]
+    found = Comparison("", list(models), [fapn_zoo.predict.predict(m, image) for m in models.values()], labels, 2)
+    colours = _errors(found, 1)
+    assert (colours[10, [20, 21]] == WRONG_NEAR).all() and (colours[10, [22, 23]] == WRONG).all()
+    assert not (colours[10, 24:40] == WRONG).all(1).any() and not (_errors(found, 0) == WRONG).all(2).any()
+    text = render(report).splitlines()
+    assert text[:2] == ["A = exact", "B = moved"] and text[3].split()[:2] == ["stripes.png", "80.00"]
+    assert text[-2].startswith("all") and "2 rows" in text[-1]
+
+
+def test_totals_count_pixels_not_images(stripes, tmp_path):
+    image, labels = stripes
+    small = image[:, :40], np.ascontiguousarray(labels[:, :40])
+    models = {"exact": Shifted(0), "moved": Shifted(4)}
+    report = compare(models, [Item(image, labels, "a"), Item(*small, "b")], tmp_path)
+    matrix = ConfusionMatrix(3)
+    for picture, truth in ((image, labels), small):
+        matrix.update(fapn_zoo.predict.predict(models["moved"], picture).labels, truth)
+    assert report["total"]["scores"]["moved"]["miou"] == matrix.compute()["miou"]
+
+
+def test_three_models_and_no_labels(stripes, tmp_path):
+    models = {str(i): Shifted(i) for i in range(3)}
+    report = compare(models, [Item(stripes[0], None, "x")], tmp_path)
+    assert report["images"][0]["agree"] == pytest.approx(1 - 3 * 2 / 60)
+    assert "scores" not in report["total"] and len(render(report).splitlines()) == 6
+    assert Image.open(tmp_path / "x.png").width > 4 * 320
+
+
+def test_what_cannot_be_compared(stripes, tmp_path):
+    image, labels = stripes
+    one, two = Shifted(0), Shifted(1)
+    with pytest.raises(ValueError, match="two models or more"):
+        compare({"one": one}, [], tmp_path)
+    with pytest.raises(ValueError, match="one has 3 classes, less has 2"):
+        compare({"one": one, "less": Shifted(0, ("a", "b"))}, [], tmp_path)
+    with pytest.raises(ValueError, match="class 1 is 'middle' for one and 'centre' for other"):
+        compare({"one": one, "other": Shifted(0, ("left", "centre", "right"))}, [], tmp_path)
+    with pytest.raises(ValueError, match="band=0"):
+        compare({"one": one, "two": two}, [], tmp_path, band=0)
+    with pytest.raises(ValueError, match="no image"):
+        compare({"one": one, "two": two}, [], tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    with pytest.raises(ValueError, match="the models have 3 classes, scenes:1 has 11"):
+        data_items(one, "scenes:1")
+
+
+def test_images_with_their_label_files(stripes, tmp_path):
+    image, labels = stripes
+    model = Shifted(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in ("2", "10"):
+        Image.fromarray(image).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{name}.png")
+    items = list(image_items(model, [tmp_path / "images"], [tmp_path / "labels"]))
+    assert [item.name for item in items] == ["2.png", "10.png"] and np.array_equal(items[1].labels, labels)
+    assert [item.labels for item in image_items(model, [tmp_path / "images"])] == [None, None]
+    files = [tmp_path / "images" / "2.png"]
+    with pytest.raises(ValueError, match="2 label files for 1 images"):
+        image_items(model, files, ["a.png", "b.png"])
+    with pytest.raises(FileNotFoundError, match="no label file .*missing.png"):
+        list(image_items(model, files, [tmp_path / "missing.png"]))
+    Image.fromarray(labels[:7]).save(tmp_path / "short.png")
+    with pytest.raises(DataError, match="sizes differ: .*short.png is 60x7"):
+        list(image_items(model, files, [tmp_path / "short.png"]))
+    Image.fromarray(labels // 255 * 77).save(tmp_path / "odd.png")
+    with pytest.raises(DataError, match=r"odd.png: class ids out of range: 77 \(300 pixels\)"):
+        list(image_items(model, files, [tmp_path / "odd.png"]))
+
+
+# Command line -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    data = DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
+    args = {"fapn": GROUPS, "fpn": {}}
+    return {
+        neck: tiny(f"perpixel_{neck}", data=data, **args[neck]).save(root / neck) for neck in ("fapn", "fpn")
+    }
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    out = capsys.readouterr()
+    return code, out.out, out.err.splitlines()[-1] if out.err else ""
+
+
+def test_verbs(capsys, folders, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    words = folders["fapn"], tmp_path / "photo.png", "--out", tmp_path / "a"
+    code, out, _ = run(capsys, "visualize", "alignment", *words)
+    assert code == 0 and len(out.splitlines()) == 6 and all(Path(line).is_file() for line in out.splitlines())
+    code, _, err = run(capsys, "visualize", "alignment", folders["fpn"], tmp_path / "photo.png")
+    assert code == 1 and err.startswith("error: perpixel_fpn") and "aligns no features" in err
+    both = [folders["fpn"], folders["fapn"]]
+    code, out, _ = run(capsys, "compare", *both, tmp_path / "photo.png", "--out", tmp_path / "c")
+    assert code == 0 and "photo.png" in out and (tmp_path / "c" / "photo.png").is_file()
+    code, out, _ = run(capsys, "compare", *both, "--data", "scenes:2@64x96", "--limit", 1, "--out", tmp_path / "d")
+    assert code == 0 and "mIoU near" in out and len(list((tmp_path / "d").glob("scene_*.png"))) == 1
+    for words, told in (
+        (both, "name images"), ([*both, "x.png", "--data", "scenes:1"], "name images"),
+        ([folders["fpn"], folders["fpn"], "x.png"], "named twice"), ([*both, tmp_path / "no.png"], "no.png"),
+    ):
+        code, _, err = run(capsys, "compare", *words)
+        assert code == 1 and err.startswith("error: ") and told in err

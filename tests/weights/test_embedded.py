@@ -1,0 +1,78 @@
+"""The model inside the package: it is what its name says, small, licensed, and it finds its way in a street."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fapn_zoo
+from fapn_zoo.cli.main import EMBEDDED, main
+from fapn_zoo.data.scenes import CLASSES, generate_scene
+from fapn_zoo.evaluate import evaluate
+from fapn_zoo.weights.folder import read_config, read_spec
+from fapn_zoo.zoo.registry import get_spec, get_weights
+
+pytestmark = pytest.mark.unit
+FOLDER = Path(fapn_zoo.__file__).parent / "weights" / "embedded" / EMBEDDED
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fapn_zoo.create_model(EMBEDDED, pretrained=True)
+
+
+def test_it_is_listed_with_its_source():
+    assert EMBEDDED in fapn_zoo.list_models(pretrained=True)
+    weights = get_weights(*get_spec(EMBEDDED))
+    assert weights.source == "embedded" and weights.license == "cc-by-nc-4.0"
+
+
+def test_folder_is_small_whole_and_licensed(model):
+    assert sorted(p.name for p in FOLDER.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (FOLDER / "model.safetensors").stat().st_size < 8e6
+    config = read_config(FOLDER)
+    assert config["license"] == "cc-by-nc-4.0" and config["metrics"]["CamVid test mIoU"] > 50
+    card = (FOLDER / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card and "CamVid" in card and "seed" in card
+    saved = read_spec(FOLDER)
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in saved.args.items()} == dict(model.spec.args)
+    assert saved.data.labels == model.data.labels == tuple(CLASSES)
+
+
+def test_weights_are_those_that_were_declared():
+    from fapn_zoo.weights.hub import file_sha256
+
+    assert file_sha256(FOLDER / "model.safetensors") == get_weights(*get_spec(EMBEDDED)).sha256
+
+
+def test_it_scores_on_scenes_it_was_not_trained_on(model):
+    report = evaluate(model, "scenes:8", split="test", progress=False)
+    assert report["miou"] > 0.5 and report["pixel_acc"] > 0.85
+
+
+def test_prediction_follows_the_picture(model):
+    scene = generate_scene(11, (180, 240))
+    result = model.predict(scene.image)
+    flipped = model.predict(np.ascontiguousarray(scene.image[:, ::-1]))
+    assert result.labels.shape == (180, 240)
+    assert (result.labels == flipped.labels[:, ::-1]).mean() > 0.85
+
+
+def test_adapting_it_to_other_classes(model):
+    other = fapn_zoo.create_model(EMBEDDED, pretrained=True, num_classes=3)
+    assert other.load_report.fresh == ("head.predictor.weight", "head.predictor.bias")
+    assert (other.backbone.state_dict()["body.conv1.weight"] == model.backbone.state_dict()["body.conv1.weight"]).all()
+
+
+def test_demo(capsys, tmp_path):
+    photo = tmp_path / "my photo.jpg"
+    Image.fromarray(generate_scene(5, (120, 160)).image).save(photo)
+    assert main(["demo", str(photo), "--out", str(tmp_path / "demo"), "--scenes", "2"]) == 0
+    assert "mean IoU" in capsys.readouterr().out
+    assert main(["demo", str(tmp_path / "gone.jpg"), "--out", str(tmp_path / "again"), "--scenes", "1"]) == 1
+    assert "gone.jpg" in capsys.readouterr().err
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert {"scene_1_overlay.png", "scene_2_overlay.png", "my photo_overlay.png", "my photo_labels.png"} <= names

@@ -1,0 +1,210 @@
+"""Models by `hf-hub:` names, and backbones with timm's weights, through the real Hub client against loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+from toys.hub.client import WEIGHTS, environment, finish, start
+from toys.hub.faults import Fault
+from toys.hub.server import Hub
+
+import fapn_zoo
+from fapn_zoo.weights import digests
+from fapn_zoo.weights.folder import read_tensors
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = fapn_zoo.create_model(
+        "perpixel_fapn", backbone="resnet10t", num_classes=3, backbone_channels=(8, 8, 16, 16), neck_out_channels=16,
+        neck_deform_groups=2,
+    )
+    return model.save(tmp_path_factory.mktemp("hub") / "streets", license="mit")
+
+
+@pytest.fixture
+def hub(folder):
+    with Hub() as server:
+        server.add("me/streets", folder, tags=("v2",))
+        yield server
+
+
+def run(code: str, *arguments: str, hub: Hub, root: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120,
+                          env=environment(hub, root), cwd=root)
+
+
+def test_a_repository_becomes_a_model_bit_for_bit(hub, folder, tmp_path):
+    commit = hub.repositories["me/streets"].branches["main"]
+    for name in ("me/streets", "me/streets@v2", f"me/streets@{commit}"):
+        path = Path(finish(start(name, hub, tmp_path))[0]["folder"])
+        assert path.name == commit
+    state = fapn_zoo.create_model(f"local-dir:{path}", pretrained=True).state_dict()
+    expected = read_tensors(folder / WEIGHTS)
+    assert state.keys() == expected.keys() and all(torch.equal(state[k], v) for k, v in expected.items())
+    assert hub.count("^GET .*model.safetensors") == 1  # the second and third name came from the cache
+
+
+def test_a_branch_moves_and_a_pin_does_not(hub, folder, tmp_path):
+    first = hub.repositories["me/streets"].branches["main"]
+    finish(start("me/streets", hub, tmp_path))
+    second = hub.add("me/streets", {path.name: path.read_bytes() for path in folder.iterdir()} | {"README.md": b"new"})
+    answers = [finish(start(name, hub, tmp_path))[0]["folder"] for name in ("me/streets", f"me/streets@{first}")]
+    assert [Path(answer).name for answer in answers] == [second.id, first]
+    assert Path(answers[0], "README.md").read_bytes() == b"new"
+    assert hub.count("^GET .*model.safetensors") == 1  # the same content is one file in the cache
+    offline = finish(start("me/streets", hub, tmp_path, HF_HUB_OFFLINE="1"))[0]["folder"]
+    assert Path(offline).name == second.id
+
+
+def test_a_failed_update_leaves_the_old_state_usable(hub, folder, tmp_path):
+    first = finish(start("me/streets", hub, tmp_path))[0]
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add("me/streets", files | {WEIGHTS: files[WEIGHTS][::-1]})
+    hub.faults = [Fault("wrong")]
+    assert "was damaged" in finish(start("me/streets", hub, tmp_path))[0]["error"]
+    assert finish(start("me/streets", hub, tmp_path, HF_HUB_OFFLINE="1"))[0] == first
+
+
+def test_the_description_alone(hub, tmp_path):
+    path = Path(finish(start("me/streets", hub, tmp_path, {"weights": False}))[0]["folder"])
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", "config.json"]
+    assert "folder" in finish(start("me/streets", hub, tmp_path, {"weights": False}, HF_HUB_OFFLINE="1"))[0]
+    whole = finish(start("me/streets", hub, tmp_path, HF_HUB_OFFLINE="1"))[0]
+    assert "HF_HUB_OFFLINE is set and model.safetensors is not in the cache" in whole["error"]
+
+
+def test_a_repository_without_a_card(hub, folder, tmp_path):
+    hub.add("me/bare", {name: (folder / name).read_bytes() for name in ("config.json", WEIGHTS)})
+    assert "folder" in finish(start("me/bare", hub, tmp_path))[0]
+    hub.add("me/empty", {"README.md": b""})
+    assert "me/empty holds no config.json" in finish(start("me/empty", hub, tmp_path))[0]["error"]
+
+
+@pytest.mark.parametrize("name", ["streets", "me/streets/x", "me/streets@", "me/streets@../../x", "me/streets@/v2"])
+def test_malformed_names(name):
+    with pytest.raises(ValueError, match="expected 'owner/name' or 'owner/name@revision'"):
+        fapn_zoo.create_model(f"hf-hub:{name}")
+
+
+CLI = """
+import contextlib, io, json, sys
+from fapn_zoo import cli
+from fapn_zoo.weights import hub
+hub.FIRST_PAUSE = 0.05
+seen = {}
+for name in sys.argv[1:]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        seen[name] = cli.main(["predict", "photo.png", "--model", f"hf-hub:{name}", "--out", "out", "--device", "cpu"])
+    seen[name] = [seen[name], [line for line in err.getvalue().splitlines() if line.startswith("error: ")]]
+print(json.dumps(seen))
+"""
+
+
+def test_the_command_line_says_it_in_one_line_and_exits_with_1(hub, folder, tmp_path, photo):
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("gated", "private", "busy", "damaged"):
+        hub.add(f"me/{name}", files, gated=name == "gated", private=name == "private")
+    hub.faults = [Fault("status", "me/busy", status=429, headers={"Retry-After": "300"}),
+                  Fault("wrong", "cdn/me/damaged")]
+    expected = {
+        "me/none": "no repository me/none", "me/streets@v9": "no revision 'v9'", "me/gated": "accept its terms at",
+        "me/private": "set HF_TOKEN", "me/busy": "wait 300 s", "me/damaged": "was damaged",
+    }
+    done = run(CLI, "me/streets", *expected, hub=hub, root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen.pop("me/streets") == [0, []]
+    assert (tmp_path / "out" / "summary.json").is_file()
+    for name, words in expected.items():
+        code, lines = seen[name]
+        assert code == 1 and len(lines) == 1 and words in lines[0], (name, seen[name])
+    command = [sys.executable, "-m", "fapn_zoo.cli", "predict", str(photo), "--model", "hf-hub:me/gated"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(hub, tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: cannot fetch 'me/gated' from the Hub: me/gated is gated; ")
+    assert "Traceback" not in done.stderr
+
+
+TIMM = """
+import json, sys
+from safetensors.torch import load_file
+from fapn_zoo import create_model
+from fapn_zoo.weights import hub
+hub.FIRST_PAUSE = 0.05
+def build(backbone):
+    return create_model("perpixel_fapn", backbone=backbone, num_classes=2, pretrained_backbone=True, cache_dir="kept")
+state, expected, seen = build("resnet10t").backbone.body.state_dict(), load_file(sys.argv[1]), {}
+seen["same"] = all(bool((value == expected[key]).all()) for key, value in state.items())
+for backbone in ("resnet14t", "resnet26t"):
+    try:
+        build(backbone)
+    except OSError as error:
+        seen[backbone] = str(error)
+print(json.dumps(seen))
+"""
+
+
+def test_timm_weights_of_a_backbone(tmp_path):
+    """From the Hub like our own: verified, in the given cache, and with one line where they cannot be had."""
+    torch.manual_seed(0)
+    weights = save(timm.create_model("resnet10t").state_dict())
+    (tmp_path / WEIGHTS).write_bytes(weights)
+    with Hub() as hub:
+        hub.add("timm/resnet10t.c3_in1k", {"config.json": b"{}", WEIGHTS: weights})
+        hub.add("timm/resnet26t.ra2_in1k", {"config.json": b"{}", WEIGHTS: weights})
+        hub.faults = [Fault("wrong", "cdn/timm/resnet26t")]
+        done = run(TIMM, str(tmp_path / WEIGHTS), hub=hub, root=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert hub.count("^GET .*resnet10t") == 1
+    seen = json.loads(done.stdout)
+    assert seen["same"]
+    for backbone, words in {"resnet14t": "no repository timm/resnet14t.c3_in1k", "resnet26t": "was damaged"}.items():
+        assert seen[backbone].startswith(f"no ImageNet weights for backbone '{backbone}") and words in seen[backbone]
+        assert "\n" not in seen[backbone] and seen[backbone].endswith("pretrained_backbone=False goes on without them")
+    assert list(tmp_path.glob("kept/models--timm--resnet10t.c3_in1k/snapshots/*/model.safetensors"))
+    assert not list(tmp_path.glob("kept/models--timm--resnet26t*/blobs/*"))
+
+
+def test_large_files_are_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAPN_ZOO_CACHE", str(tmp_path / "own"))
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(2 * digests.REMEMBERED))
+    right, = digests.digests(path, 64)
+    reads = []
+    monkeypatch.setattr(digests, "digests", lambda *a, digests=digests.digests: reads.append(a) or digests(*a))
+    assert [digests.has_digest(path, right) for _ in range(3)] == [True] * 3 and len(reads) == 1
+    assert [digests.has_digest(path, "ab" * 32) for _ in range(2)] == [False] * 2 and len(reads) == 3
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+    assert digests.has_digest(path, right) and len(reads) == 4
+    content = bytearray(path.read_bytes())
+    content[7] = 1
+    path.write_bytes(content)
+    assert not digests.has_digest(path, right)
+    copy = tmp_path / "copy"
+    copy.write_bytes(content)
+    assert not digests.has_digest(copy, right)  # the note is of one place
+
+
+def test_small_files_are_named_by_git(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"hello\n")
+    assert digests.has_digest(path, "ce013625030ba8dba906f756967f9e9ca394464a")  # git hash-object
+    assert digests.has_digest(path, "f572d396fae9206628714fb2ce00f72e94f2258f")  # sha1sum
+    assert not digests.has_digest(path, "0" * 40)
+    with pytest.raises(ValueError, match="12 hexadecimal digits; expected 64"):
+        digests.has_digest(path, "0" * 12)

@@ -1,0 +1,183 @@
+"""Every registered model, tested by being registered: large ones on the meta device, small stand-ins for real numbers.
+
+What a name's structure does is tested on its own head and neck with a small backbone of the same kind; what only the
+name itself can get wrong (channels, counts, labels, arguments) is tested on the model it makes, without memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import fapn_zoo
+from fapn_zoo.modules.losses import build_loss
+from fapn_zoo.zoo.registry import get_spec
+
+pytestmark = pytest.mark.unit
+
+NAMED = [name for name in fapn_zoo.list_models() if get_spec(name)[0].backbone]
+ARCHITECTURES = [name for name in fapn_zoo.list_models() if not get_spec(name)[0].backbone]
+# structure (head, neck and their arguments) -> one name that has it
+STRUCTURES = {
+    (s.head, s.neck, tuple(sorted((k, str(v)) for k, v in s.args.items() if not k.startswith("backbone_")))): name
+    for name in NAMED + ARCHITECTURES
+    for s in [get_spec(name)[0]]
+}
+ODD_SIZES = [(250, 333), (97, 131), (64, 64)]
+
+
+def small(name: str, **kwargs) -> nn.Module:
+    """The structure of a name on a tiny backbone with narrow necks and heads."""
+    spec = get_spec(name)[0]
+    options = {"neck_out_channels": 32, "neck_deform_groups": 4}
+    if "fpn" in spec.neck:
+        del options["neck_deform_groups"]
+    if spec.head in ("maskformer", "perpixel_plus"):
+        options |= {"head_layers": 2, "head_channels": 32, "head_feedforward": 32}
+    if spec.head == "maskformer":
+        options |= {"head_num_queries": 7}
+    options |= {"backbone": "resnet10t", "num_classes": 5, "backbone_channels": (16, 24, 32, 48)}
+    torch.manual_seed(0)
+    return fapn_zoo.create_model(name, **(options | kwargs))
+
+
+def logits(output):
+    return output.logits if hasattr(output, "logits") else output.mask_logits
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("changes", [{}, {"num_classes": 5, "in_chans": 4}], ids=["as named", "changed"])
+def test_shapes_on_meta(name, changes):
+    with torch.device("meta"):
+        model = fapn_zoo.create_model(name, **changes).eval()
+        x = torch.empty(2, changes.get("in_chans", 3), 97, 131)
+        assert logits(model(x)).shape[-2:] == (25, 33)
+    classes = changes.get("num_classes", get_spec(name)[0].num_classes)
+    assert model.num_classes == classes
+    if get_spec(name)[0].head == "maskformer":
+        assert model.head.class_embed.out_features == classes + 1
+    else:
+        assert logits(model(x)).shape[1] == classes
+    assert len(model.data.labels) == (0 if "num_classes" in changes else classes)
+    assert len(model.data.mean) == len(model.data.std) == changes.get("in_chans", 3)
+    assert model.data.size_divisor in (1, 32)
+
+
+@pytest.mark.parametrize("name", STRUCTURES.values())
+def test_forward_backward_odd_sizes(name):
+    model = small(name).train()
+    criterion = build_loss(model)
+    for height, width in ODD_SIZES:
+        out = model(torch.randn(2, 3, height, width))
+        assert logits(out).shape[-2:] == (-(-height // 4), -(-width // 4))
+        labels = torch.randint(0, 5, (2, height, width))
+        labels[:, :8] = 255
+        criterion(out, {"labels": labels})["loss"].backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not silent
+
+
+@pytest.mark.parametrize("name", STRUCTURES.values())
+def test_save_and_load(name, tmp_path):
+    model = small(name).eval()
+    x = torch.randn(1, 3, 64, 96)
+    model.save(tmp_path / "m", license="apache-2.0")
+    again = fapn_zoo.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    assert again.spec == dataclasses.replace(model.spec, weights={})  # a folder is one set of weights, not a table
+    with torch.no_grad():
+        assert torch.equal(logits(again(x)), logits(model(x)))
+
+
+@pytest.mark.parametrize("name", STRUCTURES.values())
+def test_adapting_a_saved_model(name, tmp_path):
+    model = small(name)
+    model.save(tmp_path)
+    folder = f"local-dir:{tmp_path}"
+    fewer = fapn_zoo.create_model(folder, pretrained=True, num_classes=3, in_chans=4)
+    report = fewer.load_report
+    assert sorted(report.fresh) == sorted(model.classifier_keys())
+    assert len(report.adapted) == 1 and report.adapted[0].startswith("backbone.")
+    kept = {k for k in model.state_dict() if k not in report.fresh + report.adapted}
+    state = fewer.state_dict()
+    assert all(torch.equal(state[k], model.state_dict()[k]) for k in kept)
+    fewer(torch.randn(2, 4, 64, 64))
+
+
+@pytest.mark.parametrize("name", [n for n in STRUCTURES.values() if n.startswith(("perpixel", "maskformer"))][:6])
+def test_batch_does_not_mix_images(name):
+    model = small(name).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.allclose(logits(model(x))[1:], logits(model(x[1:])), atol=1e-4)
+
+
+PARAMETERS = {
+    "maskformer_fapn_resnet50_ade20k": 44_911_839,
+    "maskformer_fapn_resnet101_cocostuff10k": 63_857_140,
+    "maskformer_fapn_swin_l_ade20k": 215_232_723,
+    "maskformer_fpn_resnet50_ade20k": 41_254_743,
+    "perpixel_fpn_resnet50_ade20k": 31_033_942,
+    "perpixel_fapn_resnet50_ade20k": 34_691_038,
+    # by hand from the rows above: the transformer without its classifier, and a query per class instead of 100
+    "perpixel_plus_fpn_resnet50_ade20k": 41_254_743 - (256 + 1) * 151 + 50 * 256,
+}
+
+
+@pytest.mark.parametrize("name, count", PARAMETERS.items())
+def test_official_parameter_counts(name, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in fapn_zoo.create_model(name).parameters()) == count
+
+
+# FACTS section 5, PointRend semantic R50 on Cityscapes: the counted rows without their point head (207,123)
+ABLATION = {
+    "fpn": 28_632_678, "fapn": 33_075_182, "fam": 31_699_694, "fam_se": 33_075_182, "fpn_extra3x3": 33_353_318,
+    "fam_noref_fsm": 32_681_966,
+}
+
+
+@pytest.mark.parametrize("neck, count", ABLATION.items())
+def test_ablation_parameter_counts(neck, count):
+    with torch.device("meta"):
+        model = fapn_zoo.create_model(
+            f"semantic_fpn_{neck}_resnet50", num_classes=19, backbone_norm="frozen_bn", neck_dialect="detectron2"
+        )
+    assert sum(p.numel() for p in model.parameters()) + 207_123 == count
+
+
+def test_compile_and_export():
+    """One graph without breaks, and a program whose batch and size are free."""
+    model = small("perpixel_fapn").eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x).logits
+        assert torch.allclose(compiled, expected, atol=1e-5)
+        dims = {0: torch.export.Dim("batch", min=1, max=8), 2: 32 * torch.export.Dim("h", min=1, max=32),
+                3: 32 * torch.export.Dim("w", min=1, max=32)}
+        program = torch.export.export(model, (x,), dynamic_shapes=({**dims},))
+        other = torch.randn(3, 3, 96, 64)
+        assert torch.allclose(program.module()(other).logits, model(other).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maskformer_fapn", "semantic_fpn_fapn"])
+def test_exported_batches_are_free(name):
+    """Of heads with queries, and of necks that treat single images in a way of their own."""
+    model = small(name).eval()
+    with torch.no_grad():
+        dims = {0: torch.export.Dim("batch", max=8)}
+        program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(dims,)).module()
+        for count in (1, 3):
+            x = torch.randn(count, 3, 64, 64)
+            assert torch.allclose(logits(program(x)), logits(model(x)), atol=1e-4)
+
+
+def test_maskformer_compiles():
+    model = small("maskformer_fapn").eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        out = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+        assert torch.allclose(out.mask_logits, model(x).mask_logits, atol=1e-4)
