@@ -18,6 +18,7 @@ from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
+
 def create_model(
     name: str,
     pretrained: bool = False,
@@ -82,8 +83,10 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
         folder = hub.download(rest, cache_dir=cache_dir, weights=pretrained)
         return read_spec(folder), folder, True
     if colon or "/" in name or "\\" in name:
-        raise ValueError(f"{name!r} is no model name; folders are given as 'local-dir:PATH', Hub repositories as "
-                         "'hf-hub:OWNER/NAME' or 'hf-hub:OWNER/NAME@REVISION'")
+        raise ValueError(
+            f"{name!r} is no model name; folders are given as 'local-dir:PATH', Hub repositories as "
+            "'hf-hub:OWNER/NAME' or 'hf-hub:OWNER/NAME@REVISION'"
+        )
     spec, tag = get_spec(name)
     spec = dataclasses.replace(spec, data=with_labels(spec))
     if not pretrained:
@@ -100,8 +103,13 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
 
 
 def _override(
-    spec: ModelSpec, backbone: str | None, neck: str | None, num_classes: int | None, in_chans: int | None,
-    data: DataSpec | None, kwargs: Mapping[str, Any],
+    spec: ModelSpec,
+    backbone: str | None,
+    neck: str | None,
+    num_classes: int | None,
+    in_chans: int | None,
+    data: DataSpec | None,
+    kwargs: Mapping[str, Any],
 ) -> ModelSpec:
     if neck is not None and neck not in NECKS:
         raise ValueError(f"unknown neck {neck!r}; expected one of {', '.join(NECKS)}")
@@ -132,6 +140,7 @@ def _fit_channels(data: DataSpec, in_chans: int) -> DataSpec:
         return data
     count = len(data.mean)
     return dataclasses.replace(
-        data, mean=tuple(data.mean[i % count] for i in range(in_chans)),
+        data,
+        mean=tuple(data.mean[i % count] for i in range(in_chans)),
         std=tuple(data.std[i % count] for i in range(in_chans)),
     )

@@ -98,7 +98,10 @@ def build(
 
     with WithoutInit() if empty else nullcontext():
         backbone = Backbone(
-            spec.backbone, pretrained=pretrained_backbone, in_chans=spec.in_chans, cache_dir=cache_dir,
+            spec.backbone,
+            pretrained=pretrained_backbone,
+            in_chans=spec.in_chans,
+            cache_dir=cache_dir,
             **args["backbone"],
         )
         neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
@@ -126,7 +129,9 @@ def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str
         part, _, name = key.partition("_")
         # The backbone hands what it does not know to timm, which refuses unknown arguments itself.
         if key not in allowed and not (part == "backbone" and name and name not in RESERVED[part]):
-            raise ValueError(f"unknown argument {key!r} for {spec.name!r}{nearest(key, sorted(allowed))}; "
-                             f"known: {', '.join(sorted(allowed))}")
+            raise ValueError(
+                f"unknown argument {key!r} for {spec.name!r}{nearest(key, sorted(allowed))}; "
+                f"known: {', '.join(sorted(allowed))}"
+            )
         split[part][name] = value
     return split

@@ -21,8 +21,25 @@ from fapn_zoo.evaluate import evaluate, render, write_report
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "hub" / "results" / "semantic.csv"
 # Settings worth telling in the card; folders of the machine that trained are not.
-TOLD = ("train_split", "crop", "scale", "rare_classes", "rare_prob", "class_weights", "steps", "batch_size",
-        "optimizer", "lr", "weight_decay", "poly_power", "warmup_steps", "clip_norm", "ema", "amp", "seed")
+TOLD = (
+    "train_split",
+    "crop",
+    "scale",
+    "rare_classes",
+    "rare_prob",
+    "class_weights",
+    "steps",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "poly_power",
+    "warmup_steps",
+    "clip_norm",
+    "ema",
+    "amp",
+    "seed",
+)
 TEXT = """\
 A small street-scene model that ships inside the package, so that everything can be tried without a download: a
 per-pixel classifier on a FaPN of 64 channels over a narrow ResNet-18, trained from random weights in two stages: 4500
@@ -54,7 +71,9 @@ def main() -> None:
     print(render(report))
     write_report(report, csv=RESULTS)
     model.save(
-        folder, dtype=torch.float16, license="cc-by-nc-4.0",
+        folder,
+        dtype=torch.float16,
+        license="cc-by-nc-4.0",
         metrics={"CamVid test mIoU": 100 * report["miou"], "CamVid test pixel accuracy": 100 * report["pixel_acc"]},
         source="recipes/perpixel_fapn_resnet18_slim_camvid.py, then perpixel_fapn_resnet18_slim_camvid_balanced.py",
         training={key: settings[key] for key in TOLD},

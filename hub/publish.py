@@ -157,8 +157,10 @@ def _official(spec: ModelSpec, weights: WeightsSpec, rows: Sequence[Mapping[str,
     if spec.label_set and not data.labels:
         data = dataclasses.replace(data, labels=label_set(spec.label_set)["names"])
     config = {
-        "model": dataclasses.replace(spec, data=data).to_config(), "license": weights.license,
-        "metrics": dict(weights.metrics), "source": weights.location,
+        "model": dataclasses.replace(spec, data=data).to_config(),
+        "license": weights.license,
+        "metrics": dict(weights.metrics),
+        "source": weights.location,
     }
     card = render_card(config, rows=rows, pointer=True)
     check_card(card)

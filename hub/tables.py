@@ -24,9 +24,20 @@ SCORES = ROOT / "hub" / "results" / "semantic.csv"
 COUNTS = ROOT / "hub" / "results" / "models.csv"
 MODEL_SPEED = ROOT / "hub" / "results" / "models_speed.csv"
 DEFORM_SPEED = ROOT / "hub" / "results" / "deform_conv.csv"
-SCORE_COLUMNS = {"model": "model", "weights": "weights", "data": "data", "split": "split", "amp": "amp", "miou": "mIoU",
-                 "band_3": "3 px band", "band_8": "8 px band", "boundary_f_3": "boundary F, 3 px",
-                 "pixel_acc": "pixel acc", "params": "parameters", "seed": "seed"}
+SCORE_COLUMNS = {
+    "model": "model",
+    "weights": "weights",
+    "data": "data",
+    "split": "split",
+    "amp": "amp",
+    "miou": "mIoU",
+    "band_3": "3 px band",
+    "band_8": "8 px band",
+    "boundary_f_3": "boundary F, 3 px",
+    "pixel_acc": "pixel acc",
+    "params": "parameters",
+    "seed": "seed",
+}
 MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported mIoU", "measured mIoU", "weights")
 COUNT_COLUMNS = ("model", "size", "params", "macs", "macs_backbone", "macs_neck", "macs_head")
 # Height and width of the images of a label set; those of the others vary, and count as squares of the test size.
@@ -55,10 +66,17 @@ def model_table() -> str:
             continue
         row = counts[name]
         weights = "; ".join(f"{w.source}, {w.license}" for w in spec.weights.values()) or "none released"
-        rows.append([
-            f"`{name}`", f"{int(row['params']) / 1e6:.1f} M", f"{int(row['macs']) / 1e9:.1f} G", row["size"],
-            _reported(spec), measured.get(name, ""), weights.replace("none-stated", "no licence stated"),
-        ])
+        rows.append(
+            [
+                f"`{name}`",
+                f"{int(row['params']) / 1e6:.1f} M",
+                f"{int(row['macs']) / 1e9:.1f} G",
+                row["size"],
+                _reported(spec),
+                measured.get(name, ""),
+                weights.replace("none-stated", "no licence stated"),
+            ]
+        )
     return _markdown(MODEL_COLUMNS, rows)
 
 
@@ -122,8 +140,15 @@ def speed_table() -> str:
     rows = []
     for (group, size, model, gmacs), ms in found.items():
         library, _, other = model.rpartition(":")
-        rows.append([group, f"{library} {other}" if library else f"`{model}`", size, f"{gmacs} G",
-                     *(f"{float(ms[manner]):.0f}" for manner in manners)])
+        rows.append(
+            [
+                group,
+                f"{library} {other}" if library else f"`{model}`",
+                size,
+                f"{gmacs} G",
+                *(f"{float(ms[manner]):.0f}" for manner in manners),
+            ]
+        )
     return _markdown(("group", "model", "size", "multiply-adds", *manners), rows)
 
 
@@ -140,10 +165,24 @@ def deform_table() -> str:
     for (shape, direction), by_name in found.items():
         ours, half = by_name["ours float32"], by_name["ours bfloat16"]
         peaks = (f"{float(by_name[name]['peak_mib']):.0f}" for name in ("ours float32", "torchvision float32"))
-        table.append([shape, direction, f"{ours['times_faster_than_torchvision']} times", f"{ours['times_conv']} times",
-                      f"{half['times_conv']} times", " / ".join(peaks)])
-    columns = ("shape", "pass", "faster than torchvision", "time of a 3x3 convolution", "the same in bfloat16",
-               "peak MiB, ours / torchvision")
+        table.append(
+            [
+                shape,
+                direction,
+                f"{ours['times_faster_than_torchvision']} times",
+                f"{ours['times_conv']} times",
+                f"{half['times_conv']} times",
+                " / ".join(peaks),
+            ]
+        )
+    columns = (
+        "shape",
+        "pass",
+        "faster than torchvision",
+        "time of a 3x3 convolution",
+        "the same in bfloat16",
+        "peak MiB, ours / torchvision",
+    )
     return _markdown(columns, table)
 
 

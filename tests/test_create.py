@@ -18,8 +18,13 @@ from fapn_zoo.zoo.registry import _registered, get_spec, natural_key
 
 pytestmark = pytest.mark.unit
 
-TINY = {"backbone": "resnet10t", "backbone_channels": (8, 8, 16, 16), "num_classes": 4, "neck_out_channels": 16,
-        "neck_deform_groups": 2}
+TINY = {
+    "backbone": "resnet10t",
+    "backbone_channels": (8, 8, 16, 16),
+    "num_classes": 4,
+    "neck_out_channels": 16,
+    "neck_deform_groups": 2,
+}
 
 
 def tiny(**kwargs):
@@ -32,8 +37,10 @@ def test_listing_needs_no_torch_and_little_time():
         "assert names; print(time.perf_counter() - t, 'torch' in sys.modules, 'timm' in sys.modules)"
     )
     best = min(
-        (subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-         for _ in range(3)),
+        (
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+            for _ in range(3)
+        ),
         key=lambda words: float(words[0]),
     )
     assert best[1:] == ["False", "False"]
@@ -46,7 +53,9 @@ def test_wildcards_order_and_filters():
     assert names.index("maskformer_fapn_resnet50_ade20k") < names.index("maskformer_fapn_resnet101_ade20k")
     assert len(names) == 6
     assert fapn_zoo.list_models(["perpixel_fpn_swin*", "maskformer_fpn_swin_t*"]) == [
-        "maskformer_fpn_swin_t_ade20k", *[f"perpixel_fpn_swin_{s}_ade20k" for s in "blst"]]
+        "maskformer_fpn_swin_t_ade20k",
+        *[f"perpixel_fpn_swin_{s}_ade20k" for s in "blst"],
+    ]
     assert fapn_zoo.list_models(task="semantic") == fapn_zoo.list_models()
     assert fapn_zoo.list_models(task="panoptic") == []
     assert fapn_zoo.list_models("nothing*") == []
@@ -54,11 +63,16 @@ def test_wildcards_order_and_filters():
 
 
 def test_issue_names_are_there():
-    wanted = {
-        f"{head}_{neck}_{backbone}_ade20k" for head in ("maskformer", "perpixel") for neck in ("fapn", "fpn")
-        for backbone in ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
-    } | {"maskformer_fapn_resnet101_cocostuff10k"} | {
-        f"perpixel_fapn_{b}_{d}" for b in ("resnet18", "resnet34") for d in ("cityscapes", "cocostuff10k")}
+    wanted = (
+        {
+            f"{head}_{neck}_{backbone}_ade20k"
+            for head in ("maskformer", "perpixel")
+            for neck in ("fapn", "fpn")
+            for backbone in ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
+        }
+        | {"maskformer_fapn_resnet101_cocostuff10k"}
+        | {f"perpixel_fapn_{b}_{d}" for b in ("resnet18", "resnet34") for d in ("cityscapes", "cocostuff10k")}
+    )
     assert wanted <= set(fapn_zoo.list_models())
 
 
@@ -69,38 +83,47 @@ def test_architecture_of_any_backbone():
     assert get_spec("maskformer_fam_noref_fsm_swin_t")[0].neck == "fam_noref_fsm"
 
 
-@pytest.mark.parametrize("name, message", [
-    ("maskformer_fapn_resnet50_ade2k", r"unknown model 'maskformer_fapn_resnet50_ade2k'; nearest: maskformer_fapn_res"),
-    ("zzz", "unknown model 'zzz'"),
-    ("perpixel_fapn_resnet50_ade20k.paper", "has no weights 'paper'"),
-    ("runs/x", "'runs/x' is no model name; folders are given as 'local-dir:PATH'"),
-    ("ftp:x", "'ftp:x' is no model name"),
-    ("maskformer_fapn", "is an architecture: pass backbone="),
-    ("maskformer_fapn_resnet18", "has no label set: pass num_classes="),
-    ("hf-hub:onlyname", "Hub repository 'onlyname'; expected 'owner/name'"),
-])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "maskformer_fapn_resnet50_ade2k",
+            r"unknown model 'maskformer_fapn_resnet50_ade2k'; nearest: maskformer_fapn_res",
+        ),
+        ("zzz", "unknown model 'zzz'"),
+        ("perpixel_fapn_resnet50_ade20k.paper", "has no weights 'paper'"),
+        ("runs/x", "'runs/x' is no model name; folders are given as 'local-dir:PATH'"),
+        ("ftp:x", "'ftp:x' is no model name"),
+        ("maskformer_fapn", "is an architecture: pass backbone="),
+        ("maskformer_fapn_resnet18", "has no label set: pass num_classes="),
+        ("hf-hub:onlyname", "Hub repository 'onlyname'; expected 'owner/name'"),
+    ],
+)
 def test_bad_names(name, message):
     with pytest.raises(ValueError, match=message):
         fapn_zoo.create_model(name)
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    ({"neck_norms": "gn"}, r"unknown argument 'neck_norms' for 'perpixel_fapn'; nearest: neck_norm"),
-    ({"queries": 5}, "unknown argument 'queries'"),
-    ({"head_num_queries": 5}, "unknown argument 'head_num_queries'"),
-    ({"backbone_name": "x"}, "unknown argument 'backbone_name'"),
-    ({"neck": "bifpn"}, "unknown neck 'bifpn'; expected one of fpn, fapn"),
-    ({"backbone": "resnett18"}, "unknown backbone 'resnett18'; nearest: resnet18"),
-    ({"num_classes": 0}, "num_classes=0; expected a whole number of 1 or more"),
-    ({"in_chans": 2.5}, "in_chans=2.5"),
-    ({"neck_norm": "ln"}, "norm 'ln'; expected one of gn, bn, none"),
-    ({"neck_deform_groups": 3}, "16 channels cannot be split into 3 deformable groups"),
-    ({"neck_align": "x"}, "align 'x'; expected one of fam, dcn, deconv"),
-    ({"neck_select": "x"}, "select 'x'; expected one of fsm, se, none"),
-    ({"neck_dialect": "x"}, "dialect 'x'; expected one of detectron2, maskformer"),
-    ({"pretrained": True}, "has no released weights"),
-    ({"data": DataSpec(labels=("a", "b"))}, "num_classes=4, but data has 2 labels"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"neck_norms": "gn"}, r"unknown argument 'neck_norms' for 'perpixel_fapn'; nearest: neck_norm"),
+        ({"queries": 5}, "unknown argument 'queries'"),
+        ({"head_num_queries": 5}, "unknown argument 'head_num_queries'"),
+        ({"backbone_name": "x"}, "unknown argument 'backbone_name'"),
+        ({"neck": "bifpn"}, "unknown neck 'bifpn'; expected one of fpn, fapn"),
+        ({"backbone": "resnett18"}, "unknown backbone 'resnett18'; nearest: resnet18"),
+        ({"num_classes": 0}, "num_classes=0; expected a whole number of 1 or more"),
+        ({"in_chans": 2.5}, "in_chans=2.5"),
+        ({"neck_norm": "ln"}, "norm 'ln'; expected one of gn, bn, none"),
+        ({"neck_deform_groups": 3}, "16 channels cannot be split into 3 deformable groups"),
+        ({"neck_align": "x"}, "align 'x'; expected one of fam, dcn, deconv"),
+        ({"neck_select": "x"}, "select 'x'; expected one of fsm, se, none"),
+        ({"neck_dialect": "x"}, "dialect 'x'; expected one of detectron2, maskformer"),
+        ({"pretrained": True}, "has no released weights"),
+        ({"data": DataSpec(labels=("a", "b"))}, "num_classes=4, but data has 2 labels"),
+    ],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         tiny(**kwargs)
@@ -194,13 +217,16 @@ class TestWeightsFolders:
         with pytest.raises(FileNotFoundError, match="has no config.json"):
             fapn_zoo.create_model(f"local-dir:{tmp_path}")
 
-    @pytest.mark.parametrize("text, message", [
-        ("{", "config.json is no valid JSON"),
-        ("{}", "has no 'model' entry"),
-        ('{"model": {}, "format": 9}', "has format 9, this version reads 1"),
-        ('{"model": {"name": "x"}, "format": 1}', "config.json: the model description lacks head"),
-        ('{"model": {"name": "x", "colour": 1}, "format": 1}', "config.json: unknown ModelSpec keys"),
-    ])
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("{", "config.json is no valid JSON"),
+            ("{}", "has no 'model' entry"),
+            ('{"model": {}, "format": 9}', "has format 9, this version reads 1"),
+            ('{"model": {"name": "x"}, "format": 1}', "config.json: the model description lacks head"),
+            ('{"model": {"name": "x", "colour": 1}, "format": 1}', "config.json: unknown ModelSpec keys"),
+        ],
+    )
     def test_bad_config(self, folder, text, message):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -222,6 +248,7 @@ class TestWeightsFolders:
         class Evil:
             def __reduce__(self):
                 import pathlib
+
                 return (pathlib.Path.touch, (marker,))
 
         torch.save({"x": Evil()}, folder / "model.safetensors", _use_new_zipfile_serialization=zipped)
@@ -260,7 +287,8 @@ def test_public_names_exist():
 
 def test_import_time_of_the_command_line():
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "fapn_zoo.cli", "list", "maskformer_fapn*"], capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fapn_zoo.cli", "list", "maskformer_fapn*"], capture_output=True, text=True, check=True
+    )
     assert "maskformer_fapn_swin_l_ade20k" in done.stdout
     assert time.perf_counter() - start < 5

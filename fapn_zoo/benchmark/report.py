@@ -33,21 +33,46 @@ def render(report: Mapping[str, Any]) -> str:
     manner = [report["device"], settings["dtype"], f"batch {settings['batch']}", f"{settings['rounds']} rounds"]
     manner += [name for name in ("compile", "channels_last") if settings[name]]
     lines = [
-        ["model", "size", "params", "MACs", "latency", "p10..p90", "backbone", "neck", "head", "post", "FPS", "FPS fwd",
-         "memory", "ratio"]
+        [
+            "model",
+            "size",
+            "params",
+            "MACs",
+            "latency",
+            "p10..p90",
+            "backbone",
+            "neck",
+            "head",
+            "post",
+            "FPS",
+            "FPS fwd",
+            "memory",
+            "ratio",
+        ]
     ]
     for row in report["rows"]:
         latency, stages, peak = row["latency_ms"], row["stages_ms"], row["peak_bytes"]
-        lines.append([
-            row["model"], _size(row), f"{row['params'] / 1e6:.1f} M", f"{row['macs'] / 1e9:.1f} G",
-            f"{latency['median']:.1f}", f"{latency['p10']:.1f}..{latency['p90']:.1f}",
-            *(f"{ms:.1f}" for ms in stages.values()), f"{row['fps']:.1f}", f"{row['fps_forward']:.1f}",
-            "-" if peak is None else f"{peak / 2**20:.0f} MiB", f"{row['ratio']:.2f}",
-        ])
+        lines.append(
+            [
+                row["model"],
+                _size(row),
+                f"{row['params'] / 1e6:.1f} M",
+                f"{row['macs'] / 1e9:.1f} G",
+                f"{latency['median']:.1f}",
+                f"{latency['p10']:.1f}..{latency['p90']:.1f}",
+                *(f"{ms:.1f}" for ms in stages.values()),
+                f"{row['fps']:.1f}",
+                f"{row['fps_forward']:.1f}",
+                "-" if peak is None else f"{peak / 2**20:.0f} MiB",
+                f"{row['ratio']:.2f}",
+            ]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     table = [
-        "  ".join(f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-                  for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     note = "Milliseconds, medians; ratio: latency to that of the first model of this size; FPS fwd: forward pass only."

@@ -115,7 +115,12 @@ def _circumstances() -> dict[str, Any]:
 
 
 def prepare(
-    model: nn.Module, size: tuple[int, int], *, batch: int = 1, dtype: str = "fp32", channels_last: bool = False,
+    model: nn.Module,
+    size: tuple[int, int],
+    *,
+    batch: int = 1,
+    dtype: str = "fp32",
+    channels_last: bool = False,
     mark: Callable[[str], Any] = lambda name: None,
 ) -> Callable[[], Tensor]:
     """Brings a model into dtype and memory format; returns a function that does one inference (see `benchmark`).
@@ -264,8 +269,7 @@ def _environment(threads: int | None) -> Iterator[None]:
 
 
 def _build(
-    jobs: Sequence[tuple[str, tuple[int, int]]], device: torch.device, settings: dict[str, Any],
-    num_classes: int | None,
+    jobs: Sequence[tuple[str, tuple[int, int]]], device: torch.device, settings: dict[str, Any], num_classes: int | None
 ) -> list[_Run]:
     """Jobs of one name share a model."""
     models = {name: create(name, num_classes).to(device) for name in dict.fromkeys(name for name, _ in jobs)}
@@ -339,9 +343,13 @@ def _row(run: _Run, peak: int | None, batch: int, firsts: dict[tuple[int, int], 
     forwards = [total - after for total, after in zip(totals, stages["postprocess"], strict=True)]
     p10, median, p90 = (float(value) for value in np.percentile(totals, (10, 50, 90)))
     return {
-        "model": run.name, "size": list(run.size), **count(run.model.spec, padded_size(run.model.data, run.size)),
+        "model": run.name,
+        "size": list(run.size),
+        **count(run.model.spec, padded_size(run.model.data, run.size)),
         "latency_ms": {"median": median, "p10": p10, "p90": p90},
         "stages_ms": {stage: float(np.median(times)) for stage, times in stages.items()},
-        "fps": 1e3 * batch / median, "fps_forward": 1e3 * batch / float(np.median(forwards)),
-        "peak_bytes": peak, "ratio": median / firsts.setdefault(run.size, median),
+        "fps": 1e3 * batch / median,
+        "fps_forward": 1e3 * batch / float(np.median(forwards)),
+        "peak_bytes": peak,
+        "ratio": median / firsts.setdefault(run.size, median),
     }

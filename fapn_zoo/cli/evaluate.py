@@ -15,8 +15,12 @@ def add_arguments(verb: argparse.ArgumentParser, size: Callable[[str], tuple[int
     verb.add_argument("model", nargs="+", help="name, hf-hub:..., or weights folder; several: compared with the first")
     verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
     verb.add_argument("--split", default="test")
-    verb.add_argument("--task", choices=("semantic", "panoptic", "instance"), default="semantic",
-                      help="mean IoU; PQ; AP of masks and boxes. The last two on COCO's panoptic folders or scenes:N")
+    verb.add_argument(
+        "--task",
+        choices=("semantic", "panoptic", "instance"),
+        default="semantic",
+        help="mean IoU; PQ; AP of masks and boxes. The last two on COCO's panoptic folders or scenes:N",
+    )
     verb.add_argument("--json", type=Path, help="write the report here")
     verb.add_argument("--csv", type=Path, help="append a row here")
     verb.add_argument("--out", type=Path, help="folder for the report, plots, scores by image and the worst images")
@@ -49,10 +53,22 @@ def run(args: argparse.Namespace, load: Callable[[str, str | None], Any]) -> Non
     if args.json is not None:
         check_writable(args.json)
     options = {
-        "split": args.split, "task": args.task, "batch_size": args.batch_size, "amp": args.amp, "limit": args.limit,
-        "scales": args.scales, "flip": args.flip, "window": args.window, "stride": args.stride,
-        "class_map": args.map, "boundary": args.boundary, "resume": args.resume, "out": args.out, "worst": args.worst,
-        "seed": args.seed, "progress": sys.stderr.isatty(),
+        "split": args.split,
+        "task": args.task,
+        "batch_size": args.batch_size,
+        "amp": args.amp,
+        "limit": args.limit,
+        "scales": args.scales,
+        "flip": args.flip,
+        "window": args.window,
+        "stride": args.stride,
+        "class_map": args.map,
+        "boundary": args.boundary,
+        "resume": args.resume,
+        "out": args.out,
+        "worst": args.worst,
+        "seed": args.seed,
+        "progress": sys.stderr.isatty(),
     }
     models = [load(name, args.device) for name in args.model]
     try:
@@ -60,8 +76,9 @@ def run(args: argparse.Namespace, load: Callable[[str, str | None], Any]) -> Non
             report = evaluate(models[0], args.data, weights=args.model[0], **options)
             reports, text = [report], render(report)
         else:
-            report = compare(models, args.data, args.model, resamples=args.resamples,
-                             bootstrap_seed=args.bootstrap_seed, **options)
+            report = compare(
+                models, args.data, args.model, resamples=args.resamples, bootstrap_seed=args.bootstrap_seed, **options
+            )
             reports, text = report["reports"], render_comparison(report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with --resume {args.resume}" if args.resume else "") from None

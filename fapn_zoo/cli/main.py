@@ -175,7 +175,13 @@ def _predict(args: argparse.Namespace) -> int:
 
     model = _model(args.model, args.device)
     summary = predict_files(
-        model, args.paths, args.out, task=args.task, tile=args.tile, batch_size=args.batch_size, amp=args.amp,
+        model,
+        args.paths,
+        args.out,
+        task=args.task,
+        tile=args.tile,
+        batch_size=args.batch_size,
+        amp=args.amp,
         progress=sys.stderr.isatty(),
     )
     print(f"{len(summary['images'])} done, {len(summary['failed'])} failed; see {args.out / 'summary.json'}")
@@ -255,9 +261,16 @@ def _benchmark(args: argparse.Namespace) -> None:
         csv_text(args.csv)  # a file that cannot take the rows is better known now
     report = benchmark(
         REALTIME if args.realtime else [(model, size) for size in sizes for model in args.models],
-        batch=args.batch, device=args.device, dtype=args.dtype, compile=args.compile,
-        channels_last=args.channels_last, threads=args.threads, rounds=args.rounds, num_classes=args.num_classes,
-        memory=not args.no_memory, progress=sys.stderr.isatty(),
+        batch=args.batch,
+        device=args.device,
+        dtype=args.dtype,
+        compile=args.compile,
+        channels_last=args.channels_last,
+        threads=args.threads,
+        rounds=args.rounds,
+        num_classes=args.num_classes,
+        memory=not args.no_memory,
+        progress=sys.stderr.isatty(),
     )
     print(render(report))
     if args.csv is not None:
@@ -268,8 +281,14 @@ def _push(args: argparse.Namespace) -> None:
     from fapn_zoo.export.push import push
 
     done = push(
-        args.folder, args.repository, private=args.private, revision=args.branch, license=args.license,
-        example=args.example, message=args.message, dry_run=args.dry_run,
+        args.folder,
+        args.repository,
+        private=args.private,
+        revision=args.branch,
+        license=args.license,
+        example=args.example,
+        message=args.message,
+        dry_run=args.dry_run,
     )
     print(done)
 
@@ -288,4 +307,3 @@ def _model(name: str, device: str | None):
         return create_model(name, pretrained=True).to(device)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is misspelt or not there
         raise ValueError(f"device {device!s}: {str(error).splitlines()[0]}") from error
-

@@ -120,8 +120,10 @@ def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, Weig
         return fitting[0]
     if fitting:
         raise ValueError(f"{path} fits {', '.join(spec.name for spec, _ in fitting)}: name the model (--model)")
-    raise ValueError(f"{path} is no official model that is known by its file name, and its {len(state)} tensors are "
-                     f"those of none; tried: {', '.join(spec.name for spec, _ in tried)}; name the model (--model)")
+    raise ValueError(
+        f"{path} is no official model that is known by its file name, and its {len(state)} tensors are "
+        f"those of none; tried: {', '.join(spec.name for spec, _ in tried)}; name the model (--model)"
+    )
 
 
 def _convert_one(path: Path, out: Path, model: str | None, before: list[Conversion] | None = None) -> Conversion:
@@ -171,14 +173,16 @@ def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None
         return weights, ""
     if named:
         raise ValueError(f"{path} has md5 {digest}, but its name promises {official.md5_prefix}...; fetch it again")
-    logger.warning("%s has md5 %s, the released file %s...: it is converted without the release's scores and licence",
-                   path, digest, official.md5_prefix)
+    logger.warning(
+        "%s has md5 %s, the released file %s...: it is converted without the release's scores and licence",
+        path,
+        digest,
+        official.md5_prefix,
+    )
     return None, f"Converted from a file with md5 {digest}, which has the structure of a release but is not its file."
 
 
-def _write(
-    path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, *, checked: bool = False
-) -> Conversion:
+def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, *, checked: bool = False) -> Conversion:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
     if weights is None:
@@ -194,8 +198,11 @@ def _write(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         save_model(
-            network, partial, license=weights.license if weights else "unknown",
-            metrics=weights.metrics if weights else None, text=" ".join([*words, note]).strip(),
+            network,
+            partial,
+            license=weights.license if weights else "unknown",
+            metrics=weights.metrics if weights else None,
+            text=" ".join([*words, note]).strip(),
             source=", ".join([*([weights.location] if weights else []), f"sha256 {digest}"]),
         )
         _compare(partial / WEIGHTS, network.state_dict())
@@ -243,8 +250,11 @@ def _is_made_of(folder: Path, digest: str, spec: ModelSpec) -> bool:
 def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError where a safetensors file does not hold just these tensors."""
     stored = read_tensors(file)
-    other = [key for key in stored.keys() | tensors.keys()
-             if key not in stored or key not in tensors or not torch.equal(stored[key], tensors[key])]
+    other = [
+        key
+        for key in stored.keys() | tensors.keys()
+        if key not in stored or key not in tensors or not torch.equal(stored[key], tensors[key])
+    ]
     if other:
         raise ValueError(f"{file} does not hold what was written or read, in {', '.join(sorted(other)[:5])}")
 

@@ -53,7 +53,9 @@ def to_official(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     official = {renamed[key]: tensor for key, tensor in state.items()}
     second, _ = names.aliases.translate(official, back=True)
     made = {
-        name: make(tensor) for rule, make in names.derived for key, tensor in official.items()
+        name: make(tensor)
+        for rule, make in names.derived
+        for key, tensor in official.items()
         if (name := rule.translate(key)) is not None
     }
     return official | {alias: official[key] for key, alias in second.items()} | made
@@ -65,9 +67,7 @@ def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
         return {key: tensor.shape for key, tensor in build(spec, empty=True).state_dict().items()}
 
 
-def rename(
-    state: Mapping[str, Tensor], spec: ModelSpec, shapes: Shapes
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def rename(state: Mapping[str, Tensor], spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`to_zoo` for a model whose shapes are known."""
     maps = official_names(spec)
     written = second_version(state)  # second version's name -> the name in the file
@@ -76,8 +76,9 @@ def rename(
     dropped = {}
     for alias, key in aliases.items():
         if key in written and not torch.equal(state[written[alias]], state[written[key]]):
-            raise ValueError(f"{written[alias]!r} and {written[key]!r} are one tensor in {spec.name!r}, "
-                             "but their values differ")
+            raise ValueError(
+                f"{written[alias]!r} and {written[key]!r} are one tensor in {spec.name!r}, but their values differ"
+            )
         dropped[written[alias]] = "a second name of another tensor"
     unknown = []
     for key in rest:
@@ -121,16 +122,19 @@ def second_version(keys: Iterable[str]) -> dict[str, str]:
 def _other_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, called) -> list[str]:
     return [
         f"{called(key)} {tuple(tensor.shape)} instead of {tuple(shapes[key])}"
-        for key, tensor in tensors.items() if key in shapes and tensor.shape != shapes[key]
+        for key, tensor in tensors.items()
+        if key in shapes and tensor.shape != shapes[key]
     ]
 
 
 def _report(spec: ModelSpec, unknown: list[str], missing: list[str], other: list[str]) -> None:
     """Raises ValueError where one of the lists is not empty."""
     problems = [
-        f"{len(keys)} {what}: " + ", ".join(keys[:NAMES_SHOWN])
+        f"{len(keys)} {what}: "
+        + ", ".join(keys[:NAMES_SHOWN])
         + (f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else "")
-        for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", other)) if keys
+        for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", other))
+        if keys
     ]
     if problems:
         raise ValueError(f"the tensors are not those of {spec.name!r}: {'; '.join(problems)}")

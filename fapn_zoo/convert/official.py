@@ -91,9 +91,8 @@ def _is_whole(folder: Path, weights: WeightsSpec) -> bool:
     """Whether the folder holds what its record says, made from this release by this converter."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return (
-            (record["url"], record["converter"]) == (address(weights), CONVERTER)
-            and all((folder / name).stat().st_size == record["sizes"][name] for name in (WEIGHTS, CONFIG, CARD))
+        return (record["url"], record["converter"]) == (address(weights), CONVERTER) and all(
+            (folder / name).stat().st_size == record["sizes"][name] for name in (WEIGHTS, CONFIG, CARD)
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -144,8 +143,9 @@ def _refuse_offline(url: str, name: str) -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it to download {url}, "
-                                f"or {_by_hand(name)}")
+        raise FileNotFoundError(
+            f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it to download {url}, or {_by_hand(name)}"
+        )
 
 
 def _source_file(work: Path, weights: WeightsSpec) -> Path:
@@ -163,8 +163,10 @@ def _fetch_checked(url: str, source: Path, spec: ModelSpec, weights: WeightsSpec
             is_page = file.read(512).lstrip().startswith(b"<")
         if is_page:
             source.unlink()
-            raise ValueError(f"{url} answered with a web page instead of a checkpoint; a proxy or a login page may be "
-                             f"in between; {_by_hand(spec.name)}")
+            raise ValueError(
+                f"{url} answered with a web page instead of a checkpoint; a proxy or a login page may be "
+                f"in between; {_by_hand(spec.name)}"
+            )
         damage = _damage(source, weights)
         if damage is None:
             return
@@ -206,9 +208,12 @@ def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpe
     try:
         convert_file(source, spec, converted, weights=weights)
         record = {
-            "url": url, "converter": CONVERTER, "fapn_zoo": __version__,
+            "url": url,
+            "converter": CONVERTER,
+            "fapn_zoo": __version__,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source_sha256": file_sha256(source), "sha256": file_sha256(converted / WEIGHTS),
+            "source_sha256": file_sha256(source),
+            "sha256": file_sha256(converted / WEIGHTS),
             "sizes": {name: (converted / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)},
         }
         (converted / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -246,17 +251,17 @@ def _attempt(url: str, source: Path, name: str) -> str | None:
 
     before, progress = _size_so_far(source), _Progress(source)
     try:
-        gdown.download(
-            url, str(source), quiet=True, resume=True, use_cookies=False, timeout=TIMEOUT, progress=progress,
-        )
+        gdown.download(url, str(source), quiet=True, resume=True, use_cookies=False, timeout=TIMEOUT, progress=progress)
         return None
     except requests.HTTPError as error:
         status, words = error.response.status_code, f"HTTP {error.response.status_code} {error.response.reason}"
         if status >= 500 or status in (408, 429):
             return words
         kind = FileNotFoundError if status in (404, 410) else PermissionError
-        raise kind(f"{url} answers {words}: the release was moved or withdrawn, or its server refuses this machine; "
-                   f"see the page of the release, or {_by_hand(name)}") from error
+        raise kind(
+            f"{url} answers {words}: the release was moved or withdrawn, or its server refuses this machine; "
+            f"see the page of the release, or {_by_hand(name)}"
+        ) from error
     except (gdown.FileURLRetrievalError, KeyError, AssertionError) as error:  # the latter two: an unforeseen page
         words = " ".join(str(error).split())
         if "too many users" in words.lower() or "quota" in words.lower():
@@ -310,8 +315,11 @@ class _Progress:
 
 def _parts(source: Path, delete: bool = False) -> list[Path]:
     """What gdown has of a file that is not whole: the name, eight characters of its own, and ``.part``."""
-    parts = [path for path in source.parent.iterdir()
-             if path.name.startswith(source.name) and path.suffix == ".part" and path != source]
+    parts = [
+        path
+        for path in source.parent.iterdir()
+        if path.name.startswith(source.name) and path.suffix == ".part" and path != source
+    ]
     for path in parts if delete else ():
         path.unlink()
     return parts
@@ -331,8 +339,10 @@ def _disk_full(error: Exception) -> str | None:
 
 def _no_room(doing: str, why: str, need: str, folder: Path) -> OSError:
     free = _readable(shutil.disk_usage(folder).free)
-    return OSError(f"no room for {doing} ({why}): {need}; {free} are free in {folder}; make room, or choose another "
-                   "place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept")
+    return OSError(
+        f"no room for {doing} ({why}): {need}; {free} are free in {folder}; make room, or choose another "
+        "place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept"
+    )
 
 
 def _cause(error: Exception) -> str:

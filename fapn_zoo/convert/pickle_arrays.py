@@ -68,8 +68,10 @@ class PickledArray:
             if not isinstance(self.dtype, PickledDtype):
                 raise ValueError("an array without data")
             dtype, shape = self.dtype.numpy(), self.shape
-            if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS or not all(
-                type(side) is int and 0 <= side < 2**63 for side in shape
+            if (
+                not isinstance(shape, tuple)
+                or len(shape) > _MOST_DIMENSIONS
+                or not all(type(side) is int and 0 <= side < 2**63 for side in shape)
             ):
                 raise ValueError("an array whose shape is none")
             data = self.data.encode("latin-1") if isinstance(self.data, str) else self.data
@@ -140,17 +142,36 @@ ADMITTED: dict[str, Callable[..., Any]] = {
     f"numpy.{core}.{name}": function
     for core in ("core", "_core")
     for name, function in (
-        ("multiarray._reconstruct", _reconstruct), ("multiarray.scalar", _scalar), ("numeric._frombuffer", _frombuffer),
+        ("multiarray._reconstruct", _reconstruct),
+        ("multiarray.scalar", _scalar),
+        ("numeric._frombuffer", _frombuffer),
     )
 }
 
 _VALUES = {
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES",
-    "BINBYTES", "BINBYTES8", "BYTEARRAY8", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "LONG4",
+    "BINFLOAT",
+    "SHORT_BINSTRING",
+    "BINSTRING",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
 }
 _CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list, "EMPTY_DICT": dict,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
 }
 _MARK = object()
 

@@ -55,11 +55,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     elif 8 + int.from_bytes(head[:8], "little") <= size and head[8:9] == b"{":
         content = read_tensors(path)
     elif head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise ValueError(f"{path} is a web page, not a checkpoint; Google Drive sends one instead of a file that too "
-                         "many people have fetched: try again later")
+        raise ValueError(
+            f"{path} is a web page, not a checkpoint; Google Drive sends one instead of a file that too "
+            "many people have fetched: try again later"
+        )
     else:
-        raise ValueError(f"{path} is no checkpoint: neither safetensors, nor a torch file, nor a pickle of protocol 2 "
-                         f"to 5 (it begins with {head[:8]!r}); nothing was run")
+        raise ValueError(
+            f"{path} is no checkpoint: neither safetensors, nor a torch file, nor a pickle of protocol 2 "
+            f"to 5 (it begins with {head[:8]!r}); nothing was run"
+        )
     return _weights(content, path)
 
 
@@ -127,6 +131,7 @@ def _first_foreign_global(path: Path) -> str | None:
 
     Names that were put together in a roundabout way are missed: this only explains what was refused already.
     """
+
     def scan(file: BinaryIO) -> str | None:
         texts: list[str] = []
         for operation, argument, _ in pickletools.genops(file):

@@ -152,8 +152,9 @@ class CocoPanoptic:
         for place, (entry, area) in enumerate(zip(listed, areas, strict=True), 1):
             label = self._class_of[entry["category_id"]]
             crowd = int(bool(entry.get("iscrowd", 0)))
-            segments.append({"id": place, "category_id": label, "isthing": label in self.things, "iscrowd": crowd,
-                             "area": area})
+            segments.append(
+                {"id": place, "category_id": label, "isthing": label in self.things, "iscrowd": crowd, "area": area}
+            )
         return ids, tuple(segments)
 
 

@@ -2,6 +2,7 @@
 
 Colour is drawn at twice the size and averaged down, object numbers without antialiasing. Pixels see only integer or
 plain IEEE arithmetic (no exp, sin, float resampling), so a seed gives the same arrays on every machine."""
+
 # fmt: off
 from __future__ import annotations
 

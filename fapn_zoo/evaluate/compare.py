@@ -112,7 +112,9 @@ def bootstrap_sums(table: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def difference(
-    measure: Measure, whole: tuple[np.ndarray, np.ndarray], resampled: tuple[np.ndarray, np.ndarray],
+    measure: Measure,
+    whole: tuple[np.ndarray, np.ndarray],
+    resampled: tuple[np.ndarray, np.ndarray],
     names: Sequence[str],
 ) -> dict[str, Any]:
     """One measure of two models: values, difference and interval, of the mean over classes and of every class.

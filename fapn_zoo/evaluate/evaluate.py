@@ -84,8 +84,20 @@ def evaluate(
         FileNotFoundError: no such data or class map.
     """
     options = Options(
-        split=split, task=task, batch_size=batch_size, device=device, amp=amp, limit=limit, progress=progress,
-        scales=scales, flip=flip, window=window, stride=stride, class_map=class_map, boundary=boundary, threads=threads,
+        split=split,
+        task=task,
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        limit=limit,
+        progress=progress,
+        scales=scales,
+        flip=flip,
+        window=window,
+        stride=stride,
+        class_map=class_map,
+        boundary=boundary,
+        threads=threads,
     )
     if out is not None:
         check_folder(out, worst)

@@ -1,10 +1,10 @@
 """Everything about one evaluation in a folder.
 
-    report.json, report.txt    the report
-    images.csv                 the score of every image
-    classes.png                the score of every class
-    confusion.csv, .png        pixel counts of (true, predicted) class, where every pixel has one
-    worst/01_NAME.png ...      prediction, truth and errors of the images with the lowest score, worst first
+report.json, report.txt    the report
+images.csv                 the score of every image
+classes.png                the score of every class
+confusion.csv, .png        pixel counts of (true, predicted) class, where every pixel has one
+worst/01_NAME.png ...      prediction, truth and errors of the images with the lowest score, worst first
 """
 
 from __future__ import annotations

@@ -124,8 +124,12 @@ def measure(
     left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
     mine = left[group.rank :: group.world]
     with tqdm(
-        total=total, initial=total - sum(map(len, left)), unit="img", desc="evaluate",
-        disable=not (options.progress and group.main), leave=False,
+        total=total,
+        initial=total - sum(map(len, left)),
+        unit="img",
+        desc="evaluate",
+        disable=not (options.progress and group.main),
+        leave=False,
     ) as bar:
         for batch in _counted(model, dataset, task, mine, options, views, state):
             for entry in batch:
@@ -136,7 +140,12 @@ def measure(
 
 
 def _counted(
-    model: nn.Module, dataset: Any, task: Task, batches: Sequence[tuple[int, ...]], options: Options, views: Views,
+    model: nn.Module,
+    dataset: Any,
+    task: Task,
+    batches: Sequence[tuple[int, ...]],
+    options: Options,
+    views: Views,
     state: State | None,
 ) -> Iterator[list[Counted]]:
     """Runs and counts this process's batches; what is done is kept in the state, also after an error or Ctrl-C."""

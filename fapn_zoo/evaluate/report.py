@@ -15,11 +15,14 @@ FIRST_COLUMNS = (
     "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
     "torch fapn_zoo commit seed date command"
 ).split()
-CSV_COLUMNS = FIRST_COLUMNS + (
-    "scales flip window class_map band_3 band_5 band_8 band_12 boundary_iou "
-    "boundary_f_3 boundary_f_5 boundary_f_9 boundary_f_12 "
-    "pq sq rq pq_things pq_stuff ap ap50 ap75 aps apm apl ar box_ap"
-).split()
+CSV_COLUMNS = (
+    FIRST_COLUMNS
+    + (
+        "scales flip window class_map band_3 band_5 band_8 band_12 boundary_iou "
+        "boundary_f_3 boundary_f_5 boundary_f_9 boundary_f_12 "
+        "pq sq rq pq_things pq_stuff ap ap50 ap75 aps apm apl ar box_ap"
+    ).split()
+)
 MEANS = {
     "semantic": {"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},
     "panoptic": {

@@ -60,8 +60,15 @@ class Package:
 
 
 def push(
-    folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None,
-    license: str | None = None, example: Any = None, message: str | None = None, dry_run: bool = False,
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    example: Any = None,
+    message: str | None = None,
+    dry_run: bool = False,
 ) -> str:
     """Uploads a weights folder, so that ``create_model("hf-hub:owner/name", pretrained=True)`` gives the same model.
 
@@ -91,8 +98,13 @@ def push(
 
 
 def prepare(
-    folder: str | Path, repo_id: str, *, revision: str | None = None, license: str | None = None,
-    example: Any = None, rows: Sequence[Mapping[str, str]] = (),
+    folder: str | Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    license: str | None = None,
+    example: Any = None,
+    rows: Sequence[Mapping[str, str]] = (),
 ) -> Package:
     """All that `push` does without network. ``rows``: lines of a result table for the card."""
     from huggingface_hub import constants
@@ -112,7 +124,10 @@ def prepare(
     pictures = _example(model, example) if example is not None else {}
     words = own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
     card = render_card(
-        config, words, repository=f"{repo_id}@{revision}" if revision else repo_id, rows=rows,
+        config,
+        words,
+        repository=f"{repo_id}@{revision}" if revision else repo_id,
+        rows=rows,
         example=f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{EXAMPLE}" if pictures else None,
     )
     try:
@@ -159,8 +174,10 @@ def upload(package: Package, *, private: bool = False, message: str | None = Non
     found = _ask(lambda: api.get_paths_info(repo_id, [WEIGHTS], revision=commit.oid), repo_id)
     digest = found[0].lfs.sha256 if found and found[0].lfs else None
     if digest != package.sha256:
-        raise OSError(f"{repo_id} now holds {WEIGHTS} with sha256 {digest}, the folder's has {package.sha256}; "
-                      "push again, nothing else writing to the folder or the repository")
+        raise OSError(
+            f"{repo_id} now holds {WEIGHTS} with sha256 {digest}, the folder's has {package.sha256}; "
+            "push again, nothing else writing to the folder or the repository"
+        )
     return commit.commit_url
 
 
@@ -191,11 +208,15 @@ def _failure(error: Exception, repo_id: str) -> OSError | None:
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if status == 401:
-        return PermissionError("the Hub does not accept the token (401); run `hf auth login`, or set HF_TOKEN to one "
-                               f"that may write to {repo_id}")
+        return PermissionError(
+            "the Hub does not accept the token (401); run `hf auth login`, or set HF_TOKEN to one "
+            f"that may write to {repo_id}"
+        )
     if status == 403:
-        return PermissionError(f"the token may not write to {repo_id} (403: {said}); name a repository of your own, or "
-                               "set HF_TOKEN to a token with write access")
+        return PermissionError(
+            f"the token may not write to {repo_id} (403: {said}); name a repository of your own, or "
+            "set HF_TOKEN to a token with write access"
+        )
     if status == 404:
         return FileNotFoundError(f"the Hub finds no {repo_id} that this token may write to (404: {said})")
     if status in (409, 412):
@@ -206,8 +227,9 @@ def _failure(error: Exception, repo_id: str) -> OSError | None:
         return OSError(f"the Hub refuses the upload to {repo_id} ({status or 'card'}: {said})")
     # hf_xet, which carries large files, says everything with RuntimeError.
     if packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError)):
-        return ConnectionError(f"no connection to {constants.ENDPOINT}, or it broke ({said}); nothing is half there, "
-                               "push again")
+        return ConnectionError(
+            f"no connection to {constants.ENDPOINT}, or it broke ({said}); nothing is half there, push again"
+        )
     return None
 
 
@@ -231,11 +253,15 @@ def _license(config: Mapping[str, Any], folder: Path, wanted: str | None) -> str
     license = stated if wanted is None else wanted.strip()
     release = official_release(config)
     if release is not None and not has_license(release.license):
-        raise ValueError(f"{folder} holds weights of {release.page}, which states no licence, so they cannot be passed "
-                         "on; others get them with create_model by name")
+        raise ValueError(
+            f"{folder} holds weights of {release.page}, which states no licence, so they cannot be passed "
+            "on; others get them with create_model by name"
+        )
     if release is not None and license_metadata(license) != license_metadata(release.license):
-        raise ValueError(f"{folder} holds weights of {release.page} under {release.license}; they cannot be pushed "
-                         f"under {license or 'no licence'!r}")
+        raise ValueError(
+            f"{folder} holds weights of {release.page} under {release.license}; they cannot be pushed "
+            f"under {license or 'no licence'!r}"
+        )
     if not has_license(license):
         said = f"states no licence but {license!r}" if license else "states no licence"
         raise ValueError(f"{folder} {said}; name one, as in --license apache-2.0")
@@ -243,8 +269,9 @@ def _license(config: Mapping[str, Any], folder: Path, wanted: str | None) -> str
     parents = registered(str(training.get("model"))).values() if training.get("pretrained") else ()
     for parent in parents:
         if "-nc" in parent.license and "-nc" not in license.lower():
-            logger.warning("training started from weights under %s, which the licence %s does not repeat",
-                           parent.license, license)
+            logger.warning(
+                "training started from weights under %s, which the licence %s does not repeat", parent.license, license
+            )
             break
     return license
 

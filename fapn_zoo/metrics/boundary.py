@@ -178,9 +178,7 @@ class BoundaryFScore(Accumulator):
         ValueError: for num_classes outside 1..65535 or tolerances that are not ascending positive numbers.
     """
 
-    def __init__(
-        self, num_classes: int, tolerances: Sequence[float] = (3, 5, 9, 12), ignore_index: int = 255
-    ) -> None:
+    def __init__(self, num_classes: int, tolerances: Sequence[float] = (3, 5, 9, 12), ignore_index: int = 255) -> None:
         _check_classes(num_classes)
         tolerances = list(tolerances)
         if not tolerances or tolerances[0] <= 0 or tolerances != sorted(set(tolerances)):
@@ -274,9 +272,7 @@ def boundary_region(masks: Tensor | np.ndarray, dilation_ratio: float = 0.02) ->
     return out
 
 
-def boundary_iou(
-    first: Tensor | np.ndarray, second: Tensor | np.ndarray, dilation_ratio: float = 0.02
-) -> np.ndarray:
+def boundary_iou(first: Tensor | np.ndarray, second: Tensor | np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
     """Boundary IoU of every mask of one list with every mask of another, for instances.
 
     Boundary AP and PQ of the paper score a pair by the smaller one of this and the IoU of the whole masks.

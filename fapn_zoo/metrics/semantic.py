@@ -67,9 +67,7 @@ class ConfusionMatrix(Accumulator):
         k = self.num_classes
         cells = (k + 2) * k
         tables, apart = tables_for(cells)
-        bad = _kernels().count_pairs(
-            flat(target), flat(pred), self._row_of_byte, self.ignore_index, k, tables, apart
-        )
+        bad = _kernels().count_pairs(flat(target), flat(pred), self._row_of_byte, self.ignore_index, k, tables, apart)
         return torch.from_numpy(tables.reshape(-1, k + 2, k).sum(0)), bad > 0
 
     def _count_there(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:

@@ -14,6 +14,14 @@ from fapn_zoo.postprocess.decoders import (
 )
 
 __all__ = [
-    "Instances", "Panoptic", "Segment", "SemanticOutput", "choose", "instances", "panoptic", "semantic",
-    "semantic_labels", "semantic_scores",
+    "Instances",
+    "Panoptic",
+    "Segment",
+    "SemanticOutput",
+    "choose",
+    "instances",
+    "panoptic",
+    "semantic",
+    "semantic_labels",
+    "semantic_scores",
 ]

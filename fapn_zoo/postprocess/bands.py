@@ -45,9 +45,7 @@ def band_height(source: Source, out_size: tuple[int, int]) -> int:
     return max(int(budget / max(per_row, 1)), 1)
 
 
-def bands(
-    source: Source, out_size: tuple[int, int], step: int | None = None
-) -> Iterator[tuple[int, int, Tensor]]:
+def bands(source: Source, out_size: tuple[int, int], step: int | None = None) -> Iterator[tuple[int, int, Tensor]]:
     """Yields (first, last, band) of the source resized to out_size, ``step`` rows at a time or what fits the budget."""
     step = step or band_height(source, out_size)
     for first in range(0, out_size[0], step):
@@ -55,9 +53,7 @@ def bands(
         yield first, last, _resized_rows(source.rows, source.size, out_size, first, last)
 
 
-def _resized_rows(
-    rows: Rows, image_size: tuple[int, int], out_size: tuple[int, int], first: int, last: int
-) -> Tensor:
+def _resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, int], first: int, last: int) -> Tensor:
     """Rows ``first``..``last`` of the bilinear resize (align_corners False) of a map that ``rows`` can compute."""
     if image_size == out_size:
         return rows(first, last)

@@ -64,7 +64,11 @@ def best_of_logits(
 
 
 def best_of_masks(
-    maps: Tensor, weights: Tensor, image_size: tuple[int, int], factor: int, out_size: tuple[int, int],
+    maps: Tensor,
+    weights: Tensor,
+    image_size: tuple[int, int],
+    factor: int,
+    out_size: tuple[int, int],
     shares: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The class of the largest score, the sum over Q queries of the sigmoid of its enlarged map times its weight.

@@ -248,9 +248,7 @@ def _score_bands(
     yield from bands(score_source(output, n, image_size, stride), out_size)
 
 
-def score_source(
-    output: SemanticOutput | MaskFormerOutput, n: int, image_size: tuple[int, int], stride: int
-) -> Source:
+def score_source(output: SemanticOutput | MaskFormerOutput, n: int, image_size: tuple[int, int], stride: int) -> Source:
     """The class scores of image ``n`` at image_size, a band at a time. Arguments and errors as `semantic_scores`."""
     _batch_size(output, image_size, image_size, stride)
     width = image_size[1]

@@ -26,7 +26,7 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 
 def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.float32) -> str:
-    """"bf16", "fp16" or "no", a key of `AMP`: what the network multiplies in; "no" is the precision of its weights.
+    """ "bf16", "fp16" or "no", a key of `AMP`: what the network multiplies in; "no" is the precision of its weights.
 
     Args:
         amp: one of these, or "auto": bfloat16 for float32 weights where ``device`` is fast in it.

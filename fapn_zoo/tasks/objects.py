@@ -81,8 +81,13 @@ class _ObjectTask:
         return {i: category for i, category in found.items() if category in self.scored}
 
     def _run(
-        self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], amp: str,
-        pick: Callable[..., list[Any]], **options: Any,
+        self,
+        model: nn.Module,
+        images: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        amp: str,
+        pick: Callable[..., list[Any]],
+        **options: Any,
     ) -> list[Any]:
         """What ``pick``, a function of `fapn_zoo.postprocess`, makes of every image: the way of `predict`.
 
@@ -115,8 +120,13 @@ class PanopticTask(_ObjectTask):
         self.measures = (Measure("pq", "mean", 0, 2), Measure("rq", "mean", 2, 4))
 
     def answer(
-        self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], views: Views,
-        amp: str, batch_size: int,
+        self,
+        model: nn.Module,
+        images: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        views: Views,
+        amp: str,
+        batch_size: int,
     ) -> list[postprocess.Panoptic]:
         return self._run(model, images, sizes, amp, postprocess.panoptic)
 
@@ -198,8 +208,13 @@ class InstanceTask(_ObjectTask):
             raise ValueError(f"{who} has no class of countable objects, which task 'instance' needs")
 
     def answer(
-        self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]], views: Views,
-        amp: str, batch_size: int,
+        self,
+        model: nn.Module,
+        images: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        views: Views,
+        amp: str,
+        batch_size: int,
     ) -> list[postprocess.Instances]:
         options = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
         return self._run(model, images, sizes, amp, postprocess.instances, **options)

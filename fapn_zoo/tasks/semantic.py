@@ -61,8 +61,15 @@ class Task(Protocol):
     measures: tuple[Measure, ...]
     rank_by: str
 
-    def answer(self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]],
-               views: Views, amp: str, batch_size: int) -> list[Any]:
+    def answer(
+        self,
+        model: nn.Module,
+        images: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        views: Views,
+        amp: str,
+        batch_size: int,
+    ) -> list[Any]:
         """The model's answers for one batch of prepared images, each for its size (H, W)."""
         ...
 
@@ -117,8 +124,15 @@ class SemanticTask:
             part.counts = torch.from_numpy(values.reshape(part.counts.shape))
         return self._parts
 
-    def answer(self, model: nn.Module, images: Sequence[list[Tensor]], sizes: Sequence[tuple[int, int]],
-               views: Views, amp: str, batch_size: int) -> list[Tensor]:
+    def answer(
+        self,
+        model: nn.Module,
+        images: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        views: Views,
+        amp: str,
+        batch_size: int,
+    ) -> list[Tensor]:
         """Class maps (H, W) of the model's ids."""
         return label_maps(model, images, sizes, views, amp, batch_size)
 

@@ -231,10 +231,15 @@ class Run:
         folder = self.out / "model"
         report = self.evaluate(final=True)
         if self.main:
-            metrics = {
-                f"{report['data']} {report['split']} {METRICS[n][0]}": round(100 * report[n], 2)
-                for n in SCORES if report[n] is not None
-            } if report else {}
+            metrics = (
+                {
+                    f"{report['data']} {report['split']} {METRICS[n][0]}": round(100 * report[n], 2)
+                    for n in SCORES
+                    if report[n] is not None
+                }
+                if report
+                else {}
+            )
             with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
                 save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:

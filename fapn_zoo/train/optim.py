@@ -14,11 +14,7 @@ NO_DECAY_NAMES = ("relative_position_bias_table", "absolute_pos_embed", "pos_emb
 
 
 def param_groups(
-    model: nn.Module,
-    lr: float,
-    weight_decay: float,
-    backbone_lr_mult: float = 1.0,
-    decay_bias: bool = True,
+    model: nn.Module, lr: float, weight_decay: float, backbone_lr_mult: float = 1.0, decay_bias: bool = True
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay; at most four groups.
 

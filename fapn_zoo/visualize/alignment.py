@@ -114,8 +114,10 @@ def find_neck(model: nn.Module) -> FaPN:
             return module
     neck, name = getattr(model, "neck", None), getattr(getattr(model, "spec", None), "name", type(model).__name__)
     kind = f"its neck is {type(neck).__name__}" if neck is not None else "it has no neck"
-    raise ValueError(f"{name} aligns no features ({kind}); choose a model whose neck is fapn, fam, fam_se, "
-                     "fam_noref_fsm or deconv_fsm")
+    raise ValueError(
+        f"{name} aligns no features ({kind}); choose a model whose neck is fapn, fam, fam_se, "
+        "fam_noref_fsm or deconv_fsm"
+    )
 
 
 @contextmanager
@@ -173,8 +175,13 @@ def summary(found: Alignment) -> dict[str, Any]:
     rows = []
     for level in found.levels:
         channels, height, width = level.before.shape
-        row: dict[str, Any] = {"level": level.index, "stride": level.stride, "size": [height, width],
-                               "channels": channels, "absent": level.absent}
+        row: dict[str, Any] = {
+            "level": level.index,
+            "stride": level.stride,
+            "size": [height, width],
+            "channels": channels,
+            "absent": level.absent,
+        }
         if level.offsets is not None:
             shift = np.hypot(*level.displacement) * level.stride
             row["displacement_px"] = _spread(shift)
@@ -184,8 +191,13 @@ def summary(found: Alignment) -> dict[str, Any]:
             row["selection"] = _spread(level.gate)
             row["selection"]["strongest_channels"] = np.argsort(-level.gate, kind="stable")[:8].tolist()
         rows.append(row)
-    return {"model": found.model, "image": found.name, "image_size": list(found.image.shape[:2]),
-            "input_size": list(found.input_size), "levels": rows}
+    return {
+        "model": found.model,
+        "image": found.name,
+        "image_size": list(found.image.shape[:2]),
+        "input_size": list(found.input_size),
+        "levels": rows,
+    }
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

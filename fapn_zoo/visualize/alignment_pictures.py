@@ -53,8 +53,7 @@ def _maps(level: Level, size: tuple[int, int], text: int, arrow_step: int) -> li
     """The panels that both sheets show: features before and after, and where there are any offsets and masks."""
     width = size[0]
     before, after = (drawing.enlarged(colours, size) for colours in feature_colours(level.before, level.after))
-    panels = [drawing.captioned(before, "before alignment", text),
-              drawing.captioned(after, "after alignment", text)]
+    panels = [drawing.captioned(before, "before alignment", text), drawing.captioned(after, "after alignment", text)]
     if level.offsets is None:
         return panels
     down, right = level.displacement
@@ -121,8 +120,12 @@ def contact_sheet(found: Alignment) -> Image.Image:
 def _sentences(found: Alignment) -> list[str]:
     """Means of every level, and what it does not have."""
     height, width = found.input_size
-    lines = ["", f"input {height} x {width} pixels; lengths here are in pixels of the input",
-             "arrows and colours point to where a pixel takes its samples from", ""]
+    lines = [
+        "",
+        f"input {height} x {width} pixels; lengths here are in pixels of the input",
+        "arrows and colours point to where a pixel takes its samples from",
+        "",
+    ]
     for level in found.levels:
         lines.append(f"stride {level.stride}")
         if level.offsets is not None:

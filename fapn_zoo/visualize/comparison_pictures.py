@@ -36,14 +36,22 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
         panels = [_panel(truth, "truth", size)]
         for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
             scores = row["scores"][name]
-            words = (f"mIoU {percent(scores['miou'])}, acc {percent(scores['pixel_acc'])}; near boundaries: "
-                     f"mIoU {percent(scores['band_miou'])}, acc {percent(scores['band_acc'])}")
+            words = (
+                f"mIoU {percent(scores['miou'])}, acc {percent(scores['pixel_acc'])}; near boundaries: "
+                f"mIoU {percent(scores['band_miou'])}, acc {percent(scores['band_acc'])}"
+            )
             panels.append(_panel(_errors(found, index), f"errors of {letter}", size, words))
         rows.append(drawing.beside(panels))
     difference, legend = _difference(found, letters)
     words = f"all agree on {percent(found.agreement)} % of the pixels"
-    rows.append(drawing.beside([_panel(difference, "where they differ", size, words),
-                                _legends(found, legend, rows[0].width - size[0] - drawing.GAP, size[1])]))
+    rows.append(
+        drawing.beside(
+            [
+                _panel(difference, "where they differ", size, words),
+                _legends(found, legend, rows[0].width - size[0] - drawing.GAP, size[1]),
+            ]
+        )
+    )
     title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
     return drawing.framed(drawing.stacked([title, *rows]))
 
@@ -84,7 +92,8 @@ def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict
     picture[differ & first & second] = NEITHER
     picture[~found.valid] = UNLABELLED
     return picture, {
-        f"only {letters[0]} is right": ONLY_FIRST, f"only {letters[1]} is right": ONLY_SECOND,
+        f"only {letters[0]} is right": ONLY_FIRST,
+        f"only {letters[1]} is right": ONLY_SECOND,
         "both are wrong, in different ways": NEITHER,
     }
 
@@ -96,8 +105,11 @@ def _legends(found: Comparison, legend: dict[str, tuple[int, int, int]], width: 
         errors = {"wrong": WRONG, f"wrong, at most {found.band} px from a boundary": WRONG_NEAR}
         entries = errors | entries | ({} if found.valid.all() else {"not labelled": UNLABELLED})
     first = found.results[0]
-    ids = np.unique(np.concatenate([np.unique(r.labels) for r in found.results]
-                                   + ([] if found.labels is None else [np.unique(found.labels)])))
+    ids = np.unique(
+        np.concatenate(
+            [np.unique(r.labels) for r in found.results] + ([] if found.labels is None else [np.unique(found.labels)])
+        )
+    )
     classes = {first.names[i]: tuple(first.palette[i]) for i in ids if i < len(first.names) and i != first.ignore_index}
     line = drawing.text_height(TEXT)
     per_column = max((height + line) // line, 1)

@@ -110,9 +110,7 @@ def framed(picture: Image.Image, margin: int = GAP) -> Image.Image:
     return sheet
 
 
-def colour_bar(
-    width: int, colours: Sequence[tuple[int, int, int]], low: str, high: str, size: int = 13
-) -> Image.Image:
+def colour_bar(width: int, colours: Sequence[tuple[int, int, int]], low: str, high: str, size: int = 13) -> Image.Image:
     """A strip from the lowest to the highest value, with both written beside it."""
     face, height = font(size), text_height(size)
     sheet = Image.new("RGB", (width, height), PAPER)

@@ -45,8 +45,13 @@ PAPERS = {
 
 
 def render_card(
-    config: Mapping[str, Any], text: str = "", *, repository: str | None = None,
-    rows: Sequence[Mapping[str, str]] = (), example: str | None = None, pointer: bool = False,
+    config: Mapping[str, Any],
+    text: str = "",
+    *,
+    repository: str | None = None,
+    rows: Sequence[Mapping[str, str]] = (),
+    example: str | None = None,
+    pointer: bool = False,
 ) -> str:
     """The text of a README.md.
 
@@ -114,8 +119,10 @@ def check_card(text: str) -> None:
     if data.get("license") in (None, "unknown"):
         raise ValueError("the card has no licence")
     if data["license"] == "other" and not (data.get("license_name") and data.get("license_link")):
-        raise ValueError(f"licence {data.get('license_name')!r} is no id that the Hub knows; write a link after it, as "
-                         "in 'my-terms https://example.org/terms'")
+        raise ValueError(
+            f"licence {data.get('license_name')!r} is no id that the Hub knows; write a link after it, as "
+            "in 'my-terms https://example.org/terms'"
+        )
     if data["license"] not in HUB_LICENSES | {"other"}:
         raise ValueError(f"licence {data['license']!r} is no id that the Hub knows")
     for key in ("datasets", "base_model"):
@@ -205,8 +212,12 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
             "task": {"type": "image-segmentation", "name": f"{one_line(task).capitalize()} segmentation"},
             "dataset": {"name": data, "type": known or re.sub(r"[^\w.+-]+", "-", data.lower()), "split": split},
             "metrics": [
-                {"type": types[score.metric.removesuffix(MULTI_SCALE)], "value": round(score.value, 2),
-                 "name": score.metric} for score in here
+                {
+                    "type": types[score.metric.removesuffix(MULTI_SCALE)],
+                    "value": round(score.value, 2),
+                    "name": score.metric,
+                }
+                for score in here
             ],
         }
         if official and official.page and here[0].origin == "release":
@@ -222,11 +233,18 @@ def _usage(config: Mapping[str, Any], repository: str | None, pointer: WeightsSp
         name = config["model"]["name"]
         lines += [
             f"No weights are kept here. `create_model` fetches the authors' file from [their release]({pointer.page}), "
-            "checks and converts it on your machine, and keeps the result in the cache.", "",
+            "checks and converts it on your machine, and keeps the result in the cache.",
+            "",
         ]
     return [
-        *lines, "```python", "import fapn_zoo", "", f'model = fapn_zoo.create_model("{name}", pretrained=True)',
-        'model.predict("photo.jpg").overlay().save("overlay.png")', "```", "",
+        *lines,
+        "```python",
+        "import fapn_zoo",
+        "",
+        f'model = fapn_zoo.create_model("{name}", pretrained=True)',
+        'model.predict("photo.jpg").overlay().save("overlay.png")',
+        "```",
+        "",
     ]
 
 

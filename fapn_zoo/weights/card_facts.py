@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Licence ids that the Hub knows (huggingface/hub-docs, repositories-licenses.md); all else is "other" with a name.
-HUB_LICENSES = frozenset("""
+HUB_LICENSES = frozenset(
+    """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
     afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
     cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
@@ -16,7 +17,8 @@ HUB_LICENSES = frozenset("""
     cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
     lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib
     pddl lgpl-lr
-""".split())
+""".split()
+)
 NO_LICENSE = frozenset({"", "unknown", "none", "none-stated", "other"})
 
 # Column of a result row -> its name in cards and in config.json, and the Hub's metric id.
@@ -100,8 +102,10 @@ def collect_scores(
         if twin is None or reported:
             scores.append(score)
         elif abs(twin.value - score.value) > 0.0051:  # rows keep two digits
-            raise ValueError(f"{' '.join(score[:3])} of {config['model']['name']}: config.json says "
-                             f"{score.value:.2f}, the result row {twin.value:.2f}")
+            raise ValueError(
+                f"{' '.join(score[:3])} of {config['model']['name']}: config.json says "
+                f"{score.value:.2f}, the result row {twin.value:.2f}"
+            )
     return scores
 
 

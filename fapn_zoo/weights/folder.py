@@ -128,7 +128,11 @@ class WithoutInit(TorchFunctionMode):
 
 
 def assign_tensors(
-    model: SegmentationModel, tensors: Mapping[str, Tensor], origin: str | Path, *, fresh: Sequence[str] = (),
+    model: SegmentationModel,
+    tensors: Mapping[str, Tensor],
+    origin: str | Path,
+    *,
+    fresh: Sequence[str] = (),
     share: bool = False,
 ) -> None:
     """Gives a model the values of tensors, all or none.
@@ -174,8 +178,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_model(
-    model: SegmentationModel, folder: str | Path, *, dtype: torch.dtype | None = None, license: str = "unknown",
-    metrics: Mapping[str, float] | None = None, source: str = "", training: Mapping[str, Any] | None = None,
+    model: SegmentationModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    license: str = "unknown",
+    metrics: Mapping[str, float] | None = None,
+    source: str = "",
+    training: Mapping[str, Any] | None = None,
     text: str = "",
 ) -> Path:
     """Writes a weights folder; every file appears whole or not at all, the description last.
@@ -194,9 +204,15 @@ def save_model(
         value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
         tensors[key] = value.contiguous().clone()
     config = {
-        "format": FORMAT, "library": "fapn-zoo", "model": model.spec.to_config(), "license": license,
-        "metrics": dict(metrics or {}), "source": source, "training": dict(training or {}),
-        "versions": _versions(), "probe": _probe_of(model, dtype),
+        "format": FORMAT,
+        "library": "fapn-zoo",
+        "model": model.spec.to_config(),
+        "license": license,
+        "metrics": dict(metrics or {}),
+        "source": source,
+        "training": dict(training or {}),
+        "versions": _versions(),
+        "probe": _probe_of(model, dtype),
     }
     make_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
@@ -225,8 +241,12 @@ def _versions() -> dict[str, str]:
 
     from fapn_zoo import __version__
 
-    return {"fapn_zoo": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "timm": timm.__version__}
+    return {
+        "fapn_zoo": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }
 
 
 def _adapt_input(tensors: dict[str, Tensor], state: Mapping[str, Tensor], saved: int, wanted: int) -> list[str]:
@@ -234,9 +254,14 @@ def _adapt_input(tensors: dict[str, Tensor], state: Mapping[str, Tensor], saved:
     from timm.models import adapt_input_conv
 
     keys = [
-        key for key, value in tensors.items()
-        if key.startswith("backbone.") and key in state and value.dim() == 4 and value.shape != state[key].shape
-        and value.shape[1] == saved and state[key].shape[1] == wanted
+        key
+        for key, value in tensors.items()
+        if key.startswith("backbone.")
+        and key in state
+        and value.dim() == 4
+        and value.shape != state[key].shape
+        and value.shape[1] == saved
+        and state[key].shape[1] == wanted
     ]
     for key in keys:
         weight = tensors[key]
@@ -253,7 +278,8 @@ def _check(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: se
     problems += [f"{key} is unexpected" for key in tensors if key not in state]
     problems += [
         f"{key} has shape {tuple(value.shape)}, the model {tuple(state[key].shape)}"
-        for key, value in tensors.items() if key in state and value.shape != state[key].shape
+        for key, value in tensors.items()
+        if key in state and value.shape != state[key].shape
     ]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

@@ -64,13 +64,17 @@ class _Source:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(
-            self.repo_id, filename, cache_dir=self.cache_dir, revision=commit or self.revision,
+            self.repo_id, filename, cache_dir=self.cache_dir, revision=commit or self.revision
         )
         return Path(found) if isinstance(found, str) else None
 
 
 def download(
-    repository: str, *, cache_dir: str | Path | None = None, sha256: str | None = None, weights: bool = True,
+    repository: str,
+    *,
+    cache_dir: str | Path | None = None,
+    sha256: str | None = None,
+    weights: bool = True,
     token: str | None = None,
 ) -> Path:
     """Fetches a weights folder through huggingface_hub's cache and returns its path.
@@ -92,7 +96,7 @@ def download(
     """
     source = _source(repository, cache_dir, token)
     try:
-        commit = _commit(source, [CONFIG, WEIGHTS][:1 + weights])
+        commit = _commit(source, [CONFIG, WEIGHTS][: 1 + weights])
         folder = _file(source, commit, CONFIG).parent
         if weights:
             _check_registered(source, _file(source, commit, WEIGHTS, sha256), sha256)
@@ -143,7 +147,7 @@ def _commit(source: _Source, wanted: list[str]) -> str:
     missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
     try:
         found = _patiently(
-            lambda: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1,
+            lambda: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1
         )
         return found.commit_hash
     except Failure as failure:
@@ -156,10 +160,9 @@ def _commit(source: _Source, wanted: list[str]) -> str:
         return commit
 
 
-def _file(
-    source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = ATTEMPTS
-) -> Path:
+def _file(source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = ATTEMPTS) -> Path:
     """One whole file of a commit, from the cache or the Hub."""
+
     def attempt() -> Path:
         path = source.cached(filename, commit)
         if path is not None:
@@ -191,7 +194,7 @@ def _metadata(source: _Source, revision: str, filename: str) -> Any:
 
     with source.explained(filename), _without_clients_pauses():
         found = get_hf_file_metadata(
-            hf_hub_url(source.repo_id, filename, revision=revision), token=source.token, **_library(),
+            hf_hub_url(source.repo_id, filename, revision=revision), token=source.token, **_library()
         )
     if found.commit_hash is None or found.etag is None:
         raise Failure(f"{constants.ENDPOINT} does not answer as a Hub does", "check HF_ENDPOINT, proxy and firewall")
@@ -203,9 +206,11 @@ def _transfer(source: _Source, commit: str, filename: str, found: Any) -> Path:
     from huggingface_hub import hf_hub_download
 
     with source.explained(filename, found.size), _without_clients_pauses():
-        path = Path(hf_hub_download(
-            source.repo_id, filename, revision=commit, cache_dir=source.cache_dir, token=source.token, **_library(),
-        ))
+        path = Path(
+            hf_hub_download(
+                source.repo_id, filename, revision=commit, cache_dir=source.cache_dir, token=source.token, **_library()
+            )
+        )
     _check_content(path, found.etag)
     blob = _blob(path)
     for part in blob.parent.glob(f"{blob.name}.*.incomplete"):
@@ -300,8 +305,11 @@ def _check_content(path: Path, etag: str | None) -> None:
                 place.unlink(missing_ok=True)
     except FileNotFoundError as error:  # another process that found the same
         raise Failure(f"{path.name} has vanished from the cache", "try again", passing=True) from error
-    raise Failure(f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away",
-                  "try again later or over another connection", passing=True)
+    raise Failure(
+        f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away",
+        "try again later or over another connection",
+        passing=True,
+    )
 
 
 def _check_registered(source: _Source, path: Path, sha256: str | None) -> None:
@@ -310,8 +318,11 @@ def _check_registered(source: _Source, path: Path, sha256: str | None) -> None:
 
 
 def _other_digest(source: _Source, filename: str, found: str, expected: str) -> Failure:
-    return Failure(f"{filename} has sha256 {found}, expected {expected}", "the repository has changed since this "
-                   f"version of fapn-zoo: update that, or take the repository as it is with 'hf-hub:{source.name}'")
+    return Failure(
+        f"{filename} has sha256 {found}, expected {expected}",
+        "the repository has changed since this "
+        f"version of fapn-zoo: update that, or take the repository as it is with 'hf-hub:{source.name}'",
+    )
 
 
 def _point(source: _Source, folder: Path) -> None:

@@ -61,9 +61,7 @@ class _Wish:
 
 
 @contextlib.contextmanager
-def explained(
-    repo_id: str, revision: str, filename: str, *, cache: Path, size: int | None = None
-) -> Iterator[None]:
+def explained(repo_id: str, revision: str, filename: str, *, cache: Path, size: int | None = None) -> Iterator[None]:
     """Turns what huggingface_hub raises into a `Failure`; what is no trouble of Hub, network or disk stays itself.
 
     Args:
@@ -87,8 +85,10 @@ def _failure(error: BaseException, wish: _Wish) -> Failure | None:
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return Offline(f"HF_HUB_OFFLINE is set and {wish.filename} is not in the cache {str(wish.cache)!r}",
-                       "unset it, or name a cache that has the file with cache_dir= or HF_HOME")
+        return Offline(
+            f"HF_HUB_OFFLINE is set and {wish.filename} is not in the cache {str(wish.cache)!r}",
+            "unset it, or name a cache that has the file with cache_dir= or HF_HOME",
+        )
     if getattr(error, "response", None) is not None:
         return _refusal(error, wish)
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
@@ -98,14 +98,17 @@ def _failure(error: BaseException, wish: _Wish) -> Failure | None:
     if number in NO_ROOM:
         return Local(_no_room(wish), f"make room, or {elsewhere}")
     if packages & TRANSPORTS or isinstance(error, (ConnectionError, RuntimeError)):  # hf_xet raises RuntimeError, too
-        return Failure(f"no answer from {constants.ENDPOINT} for {wish.filename} ({cause[:150]})",
-                       "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept",
-                       passing=True)
+        return Failure(
+            f"no answer from {constants.ENDPOINT} for {wish.filename} ({cause[:150]})",
+            "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept",
+            passing=True,
+        )
     if number in NOT_WRITABLE:
         return Local(f"the cache {str(wish.cache)!r} cannot be written ({cause})", elsewhere)
     if isinstance(error, OSError) and "Consistency check failed" in cause:
-        return Failure(f"{wish.filename} arrived with a wrong length", "try again later or over another connection",
-                       passing=True)
+        return Failure(
+            f"{wish.filename} arrived with a wrong length", "try again later or over another connection", passing=True
+        )
     return Failure(cause) if isinstance(error, (OSError, errors.HFValidationError)) else None
 
 
@@ -115,25 +118,35 @@ def _refusal(error: Any, wish: _Wish) -> Failure:
 
     repo_id, page, status = wish.repo_id, f"{constants.ENDPOINT}/{wish.repo_id}", error.response.status_code
     if isinstance(error, errors.GatedRepoError):
-        return Failure(f"{repo_id} is gated", f"accept its terms at {page} and set HF_TOKEN to a token of that account "
-                       "that may read gated repositories")
+        return Failure(
+            f"{repo_id} is gated",
+            f"accept its terms at {page} and set HF_TOKEN to a token of that account that may read gated repositories",
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return Absent(f"{repo_id} has no revision {wish.revision!r}", f"{page} lists its branches and tags")
     if isinstance(error, errors.EntryNotFoundError):
         return Missing(f"{repo_id} holds no {wish.filename}", f"{page} lists its files")
     if status == 401 and "Invalid credentials" in str(error):
-        return Failure("the token is not valid", f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens, or "
-                       "unset it for a public repository")
+        return Failure(
+            "the token is not valid",
+            f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens, or unset it for a public repository",
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return Failure(f"there is no repository {repo_id}, or it is private", "check the name, or set HF_TOKEN to a "
-                       "token that may read it")
+        return Failure(
+            f"there is no repository {repo_id}, or it is private",
+            "check the name, or set HF_TOKEN to a token that may read it",
+        )
     if status in (401, 403):
         return Failure(f"the Hub refuses {wish.filename} ({status})", "set HF_TOKEN to a token that may read it")
     if status == 429:
         seconds = _asked_pause(error.response.headers)
         wait = "a while" if seconds is None else f"{seconds} s"
-        return Failure("the Hub limits requests from here (429)", f"wait {wait}, or set HF_TOKEN for a higher limit",
-                       passing=True, pause=seconds)
+        return Failure(
+            "the Hub limits requests from here (429)",
+            f"wait {wait}, or set HF_TOKEN for a higher limit",
+            passing=True,
+            pause=seconds,
+        )
     return Failure(f"the Hub answers {status} for {wish.filename}", "try again later", passing=status in PASSING_STATUS)
 
 

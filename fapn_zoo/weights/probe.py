@@ -31,10 +31,13 @@ def probe(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Any]:
     if not plain or dtype not in (None, torch.float32):
         model = copy.deepcopy(model).to("cpu", dtype or torch.float32).float()
     outputs = [output.double() for output in _run(model)]
-    return {"size": list(SIZE), "outputs": [
-        {"shape": list(output.shape), "std": output.std().item(), "values": _samples(output).tolist()}
-        for output in outputs
-    ]}
+    return {
+        "size": list(SIZE),
+        "outputs": [
+            {"shape": list(output.shape), "std": output.std().item(), "values": _samples(output).tolist()}
+            for output in outputs
+        ],
+    }
 
 
 def check(model: nn.Module, stored: Mapping[str, Any]) -> float:
@@ -60,8 +63,10 @@ def check(model: nn.Module, stored: Mapping[str, Any]) -> float:
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the stored outputs cannot be read: {type(error).__name__} {error}") from error
     if not worst <= TOLERANCE:  # also where a value is not a number
-        raise ValueError(f"the model no longer computes its stored outputs: they differ by {worst:.2g} standard "
-                         f"deviations, {TOLERANCE} is allowed")
+        raise ValueError(
+            f"the model no longer computes its stored outputs: they differ by {worst:.2g} standard "
+            f"deviations, {TOLERANCE} is allowed"
+        )
     return worst
 
 

@@ -3,6 +3,7 @@
 Each set is one JSON file in `fapn_zoo/zoo/label_sets/`; its `source` says where every fact comes from and what it was
 checked against. The files hold names and colours only, never images or annotations.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -65,6 +66,9 @@ def with_labels(spec: ModelSpec) -> DataSpec:
         return spec.data
     table = label_set(spec.label_set)
     return dataclasses.replace(
-        spec.data, labels=tuple(table["names"]), palette=tuple(map(tuple, table["palette"])),
-        things=tuple(table["things"]), ignore_index=table["ignore_index"],
+        spec.data,
+        labels=tuple(table["names"]),
+        palette=tuple(map(tuple, table["palette"])),
+        things=tuple(table["things"]),
+        ignore_index=table["ignore_index"],
     )

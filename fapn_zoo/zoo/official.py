@@ -42,14 +42,26 @@ MASKFORMER_RELEASE = [
     ("maskformer", "swin_b", "ade20k", "ade20k/maskformer_swin_base_IN21k_384_bs16_160k_res640/45388b", 52.7, 53.9),
     ("maskformer", "swin_l", "ade20k", "ade20k/maskformer_swin_large_IN21k_384_bs16_160k_res640/aefa3b", 54.1, 55.6),
     ("perpixel", "resnet50", "cocostuff10k", "coco-stuff-10k/per_pixel_baseline_R50_bs32_60k/275ab0", 32.4, 34.4),
-    ("perpixel_plus", "resnet50", "cocostuff10k", "coco-stuff-10k/per_pixel_baseline_plus_R50_bs32_60k/1fa920",
-     34.2, 35.8),
+    (
+        "perpixel_plus",
+        "resnet50",
+        "cocostuff10k",
+        "coco-stuff-10k/per_pixel_baseline_plus_R50_bs32_60k/1fa920",
+        34.2,
+        35.8,
+    ),
     ("maskformer", "resnet50", "cocostuff10k", "coco-stuff-10k/maskformer_R50_bs32_60k/cb03eb", 37.1, 38.9),
     ("maskformer", "resnet101", "cocostuff10k", "coco-stuff-10k/maskformer_R101_bs32_60k/eb19bb", 38.1, 39.8),
     ("maskformer", "resnet101s", "cocostuff10k", "coco-stuff-10k/maskformer_R101c_bs32_60k/bffd25", 38.0, 39.3),
     ("perpixel", "resnet50", "ade20k_full", "ade20k-full/per_pixel_baseline_R50_bs16_200k/9f66a9", 12.4, None),
-    ("perpixel_plus", "resnet50", "ade20k_full", "ade20k-full/per_pixel_baseline_plus_R50_bs16_200k/4d31f2",
-     13.9, None),
+    (
+        "perpixel_plus",
+        "resnet50",
+        "ade20k_full",
+        "ade20k-full/per_pixel_baseline_plus_R50_bs16_200k/4d31f2",
+        13.9,
+        None,
+    ),
     ("maskformer", "resnet50", "ade20k_full", "ade20k-full/maskformer_R50_bs16_200k/f4e3f6", 16.0, None),
     ("maskformer", "resnet101", "ade20k_full", "ade20k-full/maskformer_R101_bs16_200k/88df33", 16.8, None),
     ("maskformer", "resnet101s", "ade20k_full", "ade20k-full/maskformer_R101c_bs16_200k/75d34e", 17.4, None),
@@ -83,14 +95,20 @@ def _released() -> dict[tuple[str, str, str, str], WeightsSpec]:
     for head, backbone, labels, file, single, several in MASKFORMER_RELEASE:
         folder, run, md5 = file.split("/")
         table[head, "fpn", backbone, labels] = WeightsSpec(
-            source="official", location=MASKFORMER_FILES.format(folder=folder, run=run, md5=md5),
-            license="cc-by-nc-4.0", metrics=_metrics(labels, single, several), page=MASKFORMER_PAGE,
+            source="official",
+            location=MASKFORMER_FILES.format(folder=folder, run=run, md5=md5),
+            license="cc-by-nc-4.0",
+            metrics=_metrics(labels, single, several),
+            page=MASKFORMER_PAGE,
             note="reported by the authors of MaskFormer",
         )
     for head, backbone, labels, drive_id, single, several in FAPN_RELEASE:
         table[head, "fapn", backbone, labels] = WeightsSpec(
-            source="official", location=f"gdrive:{drive_id}", license="none-stated",
-            metrics=_metrics(labels, single, several), page=FAPN_PAGE,
+            source="official",
+            location=f"gdrive:{drive_id}",
+            license="none-stated",
+            metrics=_metrics(labels, single, several),
+            page=FAPN_PAGE,
             note="reported by the authors of FaPN; their repository states no licence",
         )
     return table
@@ -101,8 +119,13 @@ def _model(head: str, neck: str, backbone: str, labels: str, weights: WeightsSpe
     short, long = TEST_SIZES.get((backbone, labels), (short, long))
     bare = head.startswith("perpixel") and backbone.startswith("resnet")
     return ModelSpec(
-        name=f"{head}_{neck}_{backbone}_{labels}", head=head, neck=neck, backbone=backbone, num_classes=classes,
-        args=BACKBONE_ARGS.get(backbone, {}), label_set=labels,
+        name=f"{head}_{neck}_{backbone}_{labels}",
+        head=head,
+        neck=neck,
+        backbone=backbone,
+        num_classes=classes,
+        args=BACKBONE_ARGS.get(backbone, {}),
+        label_set=labels,
         data=DataSpec(test_size=short, test_max_size=long, size_divisor=1 if bare else 32),
         weights={} if weights is None else {"paper": weights},
     )

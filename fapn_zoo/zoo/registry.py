@@ -37,9 +37,7 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def list_models(
-    pattern: str | Sequence[str] = "*", *, pretrained: bool = False, task: str | None = None
-) -> list[str]:
+def list_models(pattern: str | Sequence[str] = "*", *, pretrained: bool = False, task: str | None = None) -> list[str]:
     """Names of the zoo's models in natural order.
 
     Args:

@@ -198,8 +198,14 @@ print(memory.resident_peak() - before)
 
 def test_peak_memory_of_a_model(capfd):
     model = tiny("fapn")
-    job = {"model": model.spec.to_config(), "size": (768, 1024), "batch": 1, "dtype": "fp32", "channels_last": False,
-           "threads": 1}
+    job = {
+        "model": model.spec.to_config(),
+        "size": (768, 1024),
+        "batch": 1,
+        "dtype": "fp32",
+        "channels_last": False,
+        "threads": 1,
+    }
     weights = memory.weight_bytes(model)
     assert weights == sum(t.numel() * t.element_size() for t in model.state_dict().values())
     # at stride 4 the mask features alone are 256 channels of fp32
@@ -234,14 +240,19 @@ def test_sizes_as_they_are_written():
 def test_what_cannot_be_measured(folders, monkeypatch):
     job = [(folders["fpn"], SIZE)]
     for options, told in (
-        ({"dtype": "fp8"}, "dtype 'fp8'; expected one of fp32, bf16, fp16, auto"), ({"device": "warp"}, "device warp"),
-        ({"rounds": 0}, "rounds=0"), ({"batch": 0}, "batch=0"), ({"threads": -1}, "threads=-1"),
+        ({"dtype": "fp8"}, "dtype 'fp8'; expected one of fp32, bf16, fp16, auto"),
+        ({"device": "warp"}, "device warp"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"threads": -1}, "threads=-1"),
         ({"warmup": -1}, "warmup=-1"),
     ):
         with pytest.raises(ValueError, match=told):
             benchmark(job, memory=False, **options)
     for jobs, told in (
-        ([], "no model"), ([("nope", SIZE)], "unknown model 'nope'"), ([(folders["fpn"], (0, 3))], "size"),
+        ([], "no model"),
+        ([("nope", SIZE)], "unknown model 'nope'"),
+        ([(folders["fpn"], (0, 3))], "size"),
         ([("perpixel_fapn_resnet18", SIZE)], "has no label set: say how many classes"),
         ([("perpixel_fapn", SIZE)], "has no label set"),
     ):
@@ -282,8 +293,11 @@ def test_rows_of_a_csv_file(folders, tmp_path):
 
 def test_the_real_time_table_is_that_of_the_talk():
     assert {(name.split("_")[2], size) for name, size in REALTIME} == {
-        ("resnet18", (512, 1024)), ("resnet18", (768, 1536)), ("resnet18", (640, 640)),
-        ("resnet34", (1024, 2048)), ("resnet34", (640, 640)),
+        ("resnet18", (512, 1024)),
+        ("resnet18", (768, 1536)),
+        ("resnet18", (640, 640)),
+        ("resnet34", (1024, 2048)),
+        ("resnet34", (640, 640)),
     }
     for name, size in REALTIME:
         spec = get_spec(name)[0]
@@ -299,8 +313,11 @@ def test_verb(capsys, folders, tmp_path, monkeypatch):
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 5
     (tmp_path / "other.csv").write_text("a,b\n")
     for words, told in (
-        ([], "name models"), (["--realtime", both[0]], "name models"), (["--realtime", "--size", "64"], "name models"),
-        ([both[0], "--size", "6x"], "size '6x'"), ([both[0], "--dtype", "int4"], "dtype 'int4'"),
+        ([], "name models"),
+        (["--realtime", both[0]], "name models"),
+        (["--realtime", "--size", "64"], "name models"),
+        ([both[0], "--size", "6x"], "size '6x'"),
+        ([both[0], "--dtype", "int4"], "dtype 'int4'"),
         ([both[0], "--csv", str(tmp_path / "other.csv")], "has the columns a,b"),
     ):
         assert main(["benchmark", *words]) == 1

@@ -83,8 +83,16 @@ def measure(name: str, size: tuple[int, int], threads: int, options: argparse.Na
             whole = clock() - started
             rows.append((forward, whole, whole / forward - 1, whole / watch.seconds - 1))
     forward, whole, overhead, inside = (statistics.median(column) for column in zip(*rows[1:], strict=True))
-    values = (name, f"{size[0]}x{size[1]}", threads, options.images, 1e3 * forward / options.images,
-              1e3 * whole / options.images, 100 * overhead, 100 * inside)
+    values = (
+        name,
+        f"{size[0]}x{size[1]}",
+        threads,
+        options.images,
+        1e3 * forward / options.images,
+        1e3 * whole / options.images,
+        100 * overhead,
+        100 * inside,
+    )
     return {key: round(v, 1) if isinstance(v, float) else v for key, v in zip(COLUMNS, values, strict=True)}
 
 

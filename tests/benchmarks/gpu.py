@@ -163,12 +163,16 @@ def make_tensors(shape, dtype, device, seed=0):
 def make_call(contender, direction, tensors, grad):
     """A function that runs `contender` once and returns the output and, for `both`, all gradients."""
     if contender == "ours_nhwc":
-        tensors = {name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
-                   for name, value in tensors.items()}
+        tensors = {
+            name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+            for name, value in tensors.items()
+        }
         grad = grad.contiguous(memory_format=torch.channels_last)
     if contender == "conv":
-        tensors = {name: tensors[name].contiguous(memory_format=torch.channels_last) if name != "bias" else
-                   tensors[name] for name in ("input", "weight", "bias")}
+        tensors = {
+            name: tensors[name].contiguous(memory_format=torch.channels_last) if name != "bias" else tensors[name]
+            for name in ("input", "weight", "bias")
+        }
     function = {"conv": torch.conv2d, "torchvision": torchvision.ops.deform_conv2d}.get(contender, deform_conv2d)
     leaves = {name: value.detach().requires_grad_(direction == "both") for name, value in tensors.items()}
 
@@ -233,8 +237,9 @@ def measure(shape, direction, dtype, timer, rounds):
         if exact is not None and contender != "conv":
             found = errors(values, exact)
             row[f"{contender}_error"] = f"{found['output']:.1e}"
-            row[f"{contender}_worst_gradient"] = max((f"{v:.1e} {k}" for k, v in found.items() if k != "output"),
-                                                     key=lambda text: float(text.split()[0]))
+            row[f"{contender}_worst_gradient"] = max(
+                (f"{v:.1e} {k}" for k, v in found.items() if k != "output"), key=lambda text: float(text.split()[0])
+            )
         del values
     del exact
     for call in calls.values():
@@ -302,8 +307,15 @@ def tuning_rows():
     rows = []
     for (kernel, *key), (best, times) in tuning.chosen().items():
         for config, ms in sorted(times.items(), key=lambda item: item[1]):
-            rows.append({"kernel": kernel, "ms": round(ms, 4), "chosen": config == best, **config._asdict(),
-                         "call": " ".join(map(str, key))})
+            rows.append(
+                {
+                    "kernel": kernel,
+                    "ms": round(ms, 4),
+                    "chosen": config == best,
+                    **config._asdict(),
+                    "call": " ".join(map(str, key)),
+                }
+            )
     return rows
 
 

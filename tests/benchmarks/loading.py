@@ -23,8 +23,18 @@ from table import write_csv
 
 NAME = "maskformer_fapn_swin_l_ade20k"
 WAYS = ("ours", "plain")
-COLUMNS = ("way", "seconds", "with_first_read", "peak_mib", "time_ratio", "memory_ratio", "rounds", "torch", "commit",
-           "command")
+COLUMNS = (
+    "way",
+    "seconds",
+    "with_first_read",
+    "peak_mib",
+    "time_ratio",
+    "memory_ratio",
+    "rounds",
+    "torch",
+    "commit",
+    "command",
+)
 
 
 def measure(way: str, cache: str) -> dict[str, float]:
@@ -68,11 +78,16 @@ def fill_cache(cache: Path) -> None:
     weights = spec.weights["paper"]
     folder = cache / "official" / f"{NAME}.paper"
     create_model(NAME).save(folder, license=weights.license, source=weights.location)
-    (folder / official.RECORD).write_text(json.dumps({
-        "url": official.address(weights), "converter": official.CONVERTER,
-        "sha256": file_sha256(folder / "model.safetensors"),
-        "sizes": {path.name: path.stat().st_size for path in folder.iterdir()},
-    }))
+    (folder / official.RECORD).write_text(
+        json.dumps(
+            {
+                "url": official.address(weights),
+                "converter": official.CONVERTER,
+                "sha256": file_sha256(folder / "model.safetensors"),
+                "sizes": {path.name: path.stat().st_size for path in folder.iterdir()},
+            }
+        )
+    )
 
 
 def main() -> None:
@@ -95,8 +110,13 @@ def main() -> None:
 
 
 def child(way: str, cache: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, __file__, "--measure", way, cache], stdout=subprocess.PIPE, text=True,
-                          check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", way, cache],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
     return json.loads(done.stdout)
 
 
@@ -110,18 +130,38 @@ def report(runs: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
 
     table = [
         (way, median(name, key), median(name, "read"), median(name, "peak"))
-        for way, name, key in (("ours", "ours", "seconds"), ("plain", "plain", "seconds"),
-                               ("plain, model given", "plain", "load"))
+        for way, name, key in (
+            ("ours", "ours", "seconds"),
+            ("plain", "plain", "seconds"),
+            ("plain, model given", "plain", "load"),
+        )
     ]
     rows = []
     for way, seconds, read, peak in table:
-        rows.append(dict(zip(COLUMNS, (
-            way, f"{seconds:.3f}", f"{seconds + read:.3f}", f"{peak:.0f}", f"{table[0][1] / seconds:.2f}",
-            f"{table[0][3] / peak:.2f}", args.rounds, torch.__version__, git_commit(),
-            f"tests/benchmarks/loading.py --rounds {args.rounds}",
-        ), strict=True)))
-        print(f"{way:<20} {seconds:7.3f} s ({seconds + read:.3f} s with a first read)  {peak:6.0f} MiB   ours / this: "
-              f"{table[0][1] / seconds:5.2f} in time, {table[0][3] / peak:5.2f} in memory")
+        rows.append(
+            dict(
+                zip(
+                    COLUMNS,
+                    (
+                        way,
+                        f"{seconds:.3f}",
+                        f"{seconds + read:.3f}",
+                        f"{peak:.0f}",
+                        f"{table[0][1] / seconds:.2f}",
+                        f"{table[0][3] / peak:.2f}",
+                        args.rounds,
+                        torch.__version__,
+                        git_commit(),
+                        f"tests/benchmarks/loading.py --rounds {args.rounds}",
+                    ),
+                    strict=True,
+                )
+            )
+        )
+        print(
+            f"{way:<20} {seconds:7.3f} s ({seconds + read:.3f} s with a first read)  {peak:6.0f} MiB   ours / this: "
+            f"{table[0][1] / seconds:5.2f} in time, {table[0][3] / peak:5.2f} in memory"
+        )
     if args.csv:
         write_csv(args.csv, rows)
 

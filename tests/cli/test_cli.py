@@ -66,7 +66,8 @@ def test_list_and_info(capsys):
     assert code == 0 and "embedded" in out
     assert "no model matches 'nothing*'" in error(capsys, "list", "nothing*")
     assert "no model matches '*' --pretrained --task panoptic" in error(
-        capsys, "list", "--pretrained", "--task", "panoptic")
+        capsys, "list", "--pretrained", "--task", "panoptic"
+    )
     code, out, _ = run(capsys, "info")
     assert code == 0 and "deform conv" in out
     code, out, _ = run(capsys, "info", "maskformer_fapn_resnet50_ade20k")
@@ -131,8 +132,21 @@ def test_check_data(capsys, dataset, tmp_path):
 def test_eval_writes_table_json_and_csv(capsys, weights, dataset, tmp_path):
     rows = tmp_path / "rows.csv"
     for _ in range(2):
-        code, out, _ = run(capsys, "eval", weights, "--data", dataset, "--split", "test", "--json", tmp_path / "r.json",
-                           "--csv", rows, "--seed", 3)
+        code, out, _ = run(
+            capsys,
+            "eval",
+            weights,
+            "--data",
+            dataset,
+            "--split",
+            "test",
+            "--json",
+            tmp_path / "r.json",
+            "--csv",
+            rows,
+            "--seed",
+            3,
+        )
         assert code == 0 and "mean IoU" in out and "Bicyclist" in out
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["images"] == 6 and len(report["classes"]) == 11 and 0 <= report["miou"] <= 1
@@ -179,15 +193,24 @@ def test_a_newcomers_evening(capsys, dataset, tmp_path):
     """check-data, train, eval and predict from the folder that training wrote, on forty scenes."""
     assert run(capsys, "check-data", dataset)[0] == 0
     run_folder = tmp_path / "run"
-    words = ["train", "finetune_folder", f"data={dataset}", f"out={run_folder}", "steps=60", "crop=96,128",
-             "model_args.neck_out_channels=32", "lr=2e-3"]
+    words = [
+        "train",
+        "finetune_folder",
+        f"data={dataset}",
+        f"out={run_folder}",
+        "steps=60",
+        "crop=96,128",
+        "model_args.neck_out_channels=32",
+        "lr=2e-3",
+    ]
     code, out, err = run(capsys, *words)
     assert code == 0 and str(run_folder / "model") in out, err
     code, out, _ = run(capsys, "eval", run_folder / "model", "--data", dataset, "--json", tmp_path / "r.json")
     report = json.loads((tmp_path / "r.json").read_text())
     assert code == 0 and report["pixel_acc"] > 0.5, out  # always answering "Road" gives about 0.4
-    code, _, _ = run(capsys, "predict", dataset / "test/images", "--model", run_folder / "model", "--out",
-                     tmp_path / "out")
+    code, _, _ = run(
+        capsys, "predict", dataset / "test/images", "--model", run_folder / "model", "--out", tmp_path / "out"
+    )
     assert code == 0 and len(list((tmp_path / "out").glob("*_overlay.png"))) == 6
     model = fapn_zoo.create_model(f"local-dir:{run_folder / 'model'}", pretrained=True)
     assert model.data.labels == tuple(CLASSES)
@@ -195,37 +218,72 @@ def test_a_newcomers_evening(capsys, dataset, tmp_path):
 
 @pytest.mark.unit
 def test_ctrl_c_is_one_line(tmp_path):
-    code = ("import fapn_zoo.cli as c\n"
-            "def stop(args): raise KeyboardInterrupt\n"
-            "c._list = stop\n"
-            "raise SystemExit(c.main(['list']))")
+    code = (
+        "import fapn_zoo.cli as c\n"
+        "def stop(args): raise KeyboardInterrupt\n"
+        "c._list = stop\n"
+        "raise SystemExit(c.main(['list']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 
 @pytest.mark.unit
 def test_eval_with_everything(capsys, weights, dataset, tmp_path):
-    words = ["eval", weights, "--data", dataset, "--scales", "0.75,1", "--flip", "--boundary", "--worst", 2, "--out",
-             tmp_path / "out", "--resume", tmp_path / "state", "--map", "names", "--batch-size", 2]
+    words = [
+        "eval",
+        weights,
+        "--data",
+        dataset,
+        "--scales",
+        "0.75,1",
+        "--flip",
+        "--boundary",
+        "--worst",
+        2,
+        "--out",
+        tmp_path / "out",
+        "--resume",
+        tmp_path / "state",
+        "--map",
+        "names",
+        "--batch-size",
+        2,
+    ]
     code, out, _ = run(capsys, *words)
     assert code == 0 and "scales 0.75, 1; mirrored; classes mapped" in out and "mIoU, 3 px band" in out
     assert len(list((tmp_path / "out/worst").iterdir())) == 2 and (tmp_path / "out/report.txt").read_text() in out
     again = run(capsys, *words)[1]
     assert [line for line in again.splitlines() if " s on " not in line] == [
-        line for line in out.splitlines() if " s on " not in line]
+        line for line in out.splitlines() if " s on " not in line
+    ]
     code, out, _ = run(capsys, "eval", weights, "--data", dataset, "--window", "64x96", "--stride", 48, "--limit", 1)
     assert code == 0 and "windows 64 x 96 every 48 x 48" in out
-    assert "another evaluation: views (was" in error(capsys, *words[:4], "--boundary", "--map", "names", "--batch-size",
-                                                     2, "--resume", tmp_path / "state")
+    assert "another evaluation: views (was" in error(
+        capsys, *words[:4], "--boundary", "--map", "names", "--batch-size", 2, "--resume", tmp_path / "state"
+    )
 
 
 @pytest.mark.unit
 def test_eval_of_several_models_side_by_side(capsys, weights, dataset, tmp_path):
     data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
-    other = fapn_zoo.create_model("perpixel_fpn", num_classes=11, data=data, backbone="test_efficientnet",
-                                  neck_out_channels=16).save(tmp_path / "other")
-    code, out, _ = run(capsys, "eval", weights, other, "--data", dataset, "--resamples", 50, "--json",
-                       tmp_path / "c.json", "--csv", tmp_path / "rows.csv")
+    other = fapn_zoo.create_model(
+        "perpixel_fpn", num_classes=11, data=data, backbone="test_efficientnet", neck_out_channels=16
+    ).save(tmp_path / "other")
+    code, out, _ = run(
+        capsys,
+        "eval",
+        weights,
+        other,
+        "--data",
+        dataset,
+        "--resamples",
+        50,
+        "--json",
+        tmp_path / "c.json",
+        "--csv",
+        tmp_path / "rows.csv",
+    )
     assert code == 0 and "50 resamples, 95% intervals" in out and "B - A" in out and str(other) in out
     found = json.loads((tmp_path / "c.json").read_text())
     assert len(found["reports"]) == 2 and len(found["differences"][0]["measures"]["miou"]["classes"]) == 11

@@ -43,8 +43,12 @@ def only_these(monkeypatch, request):
 
 def register(spec: ModelSpec, location: str = "", **kwargs) -> ModelSpec:
     weights = WeightsSpec(
-        source="official", location=location or f"https://example.org/{spec.name}.pkl", license="cc-by-nc-4.0",
-        metrics=METRICS, page="https://example.org/zoo", note="reported by their authors",
+        source="official",
+        location=location or f"https://example.org/{spec.name}.pkl",
+        license="cc-by-nc-4.0",
+        metrics=METRICS,
+        page="https://example.org/zoo",
+        note="reported by their authors",
     )
     return fapn_zoo.register_model(dataclasses.replace(spec, weights={"paper": weights}, **kwargs))
 
@@ -138,8 +142,11 @@ def test_a_failure_leaves_the_older_folder(tmp_path, monkeypatch):
     convert(path, out, spec.name)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     other = write(tmp_path / "y.pkl", {key: value * 0.99 for key, value in state.items()})
-    for name, error in (("_compare", ValueError("differs")), ("_move", OSError("disk full")),
-                        ("save_model", files.SafetensorError("Error while serializing: I/O error (os error 28)"))):
+    for name, error in (
+        ("_compare", ValueError("differs")),
+        ("_move", OSError("disk full")),
+        ("save_model", files.SafetensorError("Error while serializing: I/O error (os error 28)")),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(files, name, lambda *a, error=error, **k: (_ for _ in ()).throw(error))
             with pytest.raises((ValueError, OSError), match="^differs$|^disk full$|^cannot write .*os error 28"):
@@ -165,8 +172,10 @@ def test_what_was_written_is_compared(tmp_path, monkeypatch):
         config["probe"]["outputs"][0]["values"][3] += 1
         (folder / "config.json").write_text(json.dumps(config))
 
-    for writer, words in ((wrong_value, r"does not hold what was written or read, in head\.predictor\.bias"),
-                          (wrong_probe, "no longer computes its stored outputs")):
+    for writer, words in (
+        (wrong_value, r"does not hold what was written or read, in head\.predictor\.bias"),
+        (wrong_probe, "no longer computes its stored outputs"),
+    ):
         monkeypatch.setattr(files, "save_model", writer)
         with pytest.raises(ValueError, match=words):
             convert(path, tmp_path / "out", spec.name)
@@ -178,8 +187,11 @@ def test_values_that_are_not_finite(tmp_path):
     state = official_state(spec)
     for value in (torch.tensor([0.0, 1, torch.nan, 3, 4]), torch.arange(5)):
         path = write(tmp_path / "x.pkl", state | {"sem_seg_head.predictor.bias": value})
-        with pytest.raises(ValueError, match=r"x\.pkl holds values that are no finite floating-point numbers, in head\."
-                                             r"predictor\.bias$"):
+        with pytest.raises(
+            ValueError,
+            match=r"x\.pkl holds values that are no finite floating-point numbers, in head\."
+            r"predictor\.bias$",
+        ):
             convert(path, tmp_path / "out", spec.name)
 
 
@@ -361,8 +373,10 @@ def test_safetensors_of_official_names(tmp_path):
 
 def test_nothing_is_imported_unasked():
     """`convert` reads pickles: it is loaded by those who ask for it only."""
-    code = ("import sys, fapn_zoo\nfrom fapn_zoo import cli, create, model, predict\n"
-            "assert not any(name.startswith('fapn_zoo.convert') for name in sys.modules)")
+    code = (
+        "import sys, fapn_zoo\nfrom fapn_zoo import cli, create, model, predict\n"
+        "assert not any(name.startswith('fapn_zoo.convert') for name in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fapn_zoo.__file__).parents[1], env=os.environ)
 
 

@@ -146,13 +146,26 @@ def test_registered_extensions(tmp_path, canary):
 @pytest.mark.parametrize(
     "payload",
     [
-        b"P1\n", text("1") + b"Q", text("storage") + b"\x85Q", b"\x97", b"\x90\x8f", b"\x8f", b"}b", b")R", b"](R",
-        named("numpy.dtype") + b"}" + text("__setstate__") + b"K\x01sb", named("numpy.ndarray") + b")\x81",
-        named("numpy.ndarray") + b")}\x92", named("collections.OrderedDict") + b")\x81",
+        b"P1\n",
+        text("1") + b"Q",
+        text("storage") + b"\x85Q",
+        b"\x97",
+        b"\x90\x8f",
+        b"\x8f",
+        b"}b",
+        b")R",
+        b"](R",
+        named("numpy.dtype") + b"}" + text("__setstate__") + b"K\x01sb",
+        named("numpy.ndarray") + b")\x81",
+        named("numpy.ndarray") + b")}\x92",
+        named("collections.OrderedDict") + b")\x81",
         b"(" + named("numpy.dtype") + b"o",
-        b"(inumpy\ndtype\n", call(named("numpy._core.multiarray._reconstruct"), b"}", b"K\x00\x85", text("b")),
-        call(named("_codecs.encode"), text("x"), text("bz2")), call(named("builtins.bytes"), b"J\xff\xff\xff\x7f"),
-        named("numpy.ndarray.__class__"), named("numpy.dtype.__init__.__globals__"),
+        b"(inumpy\ndtype\n",
+        call(named("numpy._core.multiarray._reconstruct"), b"}", b"K\x00\x85", text("b")),
+        call(named("_codecs.encode"), text("x"), text("bz2")),
+        call(named("builtins.bytes"), b"J\xff\xff\xff\x7f"),
+        named("numpy.ndarray.__class__"),
+        named("numpy.dtype.__init__.__globals__"),
     ],
     ids=range(20),
 )
@@ -214,12 +227,15 @@ def evil_folder(tmp_path, folder, evil) -> Path:
 @pytest.fixture
 def outcome(request, record_property, capsys) -> Callable[[str, str], None]:
     """Checks that an error is one line, and puts it into the table at the end of the run."""
+
     def note(place: str, line: str) -> None:
         assert line and "\n" not in line, line
         container = request.node.callspec.params["evil"]
         shown = line.replace(str(request.getfixturevalue("tmp_path")), "...")
-        record_property("row of malicious files: place, container and outcome",
-                        {"place": place, "container": container, "nothing run, and": shown})
+        record_property(
+            "row of malicious files: place, container and outcome",
+            {"place": place, "container": container, "nothing run, and": shown},
+        )
 
     return note
 
@@ -293,11 +309,21 @@ def test_files_where_a_photo_is_expected(evil, folder, capsys, tmp_path, outcome
 
 def recipe(tmp_path: Path, **settings: object) -> Path:
     path = tmp_path / "recipe.py"
-    arguments = {"data": "scenes:4", "crop": (32, 48), "steps": 2, "batch_size": 2, "val_data": "none", "threads": 1,
-                 "model": "perpixel_fapn", "model_args": {k: v for k, v in TINY.items() if k != "backbone"},
-                 "backbone": TINY["backbone"], "out": str(tmp_path / "run")} | settings
-    path.write_text("from fapn_zoo.train.settings import Settings\n\n\ndef recipe():\n"
-                    f"    return Settings(**{arguments!r})\n")
+    arguments = {
+        "data": "scenes:4",
+        "crop": (32, 48),
+        "steps": 2,
+        "batch_size": 2,
+        "val_data": "none",
+        "threads": 1,
+        "model": "perpixel_fapn",
+        "model_args": {k: v for k, v in TINY.items() if k != "backbone"},
+        "backbone": TINY["backbone"],
+        "out": str(tmp_path / "run"),
+    } | settings
+    path.write_text(
+        f"from fapn_zoo.train.settings import Settings\n\n\ndef recipe():\n    return Settings(**{arguments!r})\n"
+    )
     return path
 
 
@@ -349,8 +375,9 @@ def test_repositories(evil_folder, tmp_path, outcome):
     code = "import fapn_zoo; fapn_zoo.create_model('hf-hub:me/mine', pretrained=True)"
     with Hub() as hub:
         hub.add("me/mine", evil_folder)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
-                              env=environment(hub, tmp_path))
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment(hub, tmp_path)
+        )
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and line.startswith("ValueError: ") and "only safetensors are loaded" in line
     outcome("create_model('hf-hub:OWNER/NAME')", line)

@@ -73,9 +73,7 @@ def test_golden_round_trip(name, golden_name):
         assert official[alias] is official[key]
 
 
-OFFICIAL = [
-    name for name in list_models() if any(w.source == "official" for w in get_spec(name)[0].weights.values())
-]
+OFFICIAL = [name for name in list_models() if any(w.source == "official" for w in get_spec(name)[0].weights.values())]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -101,8 +99,11 @@ def test_first_version_of_the_heads(state):
 
 def test_both_versions_at_once(state):
     state["sem_seg_head.mask_features.bias"] = state["sem_seg_head.pixel_decoder.mask_features.bias"]
-    with pytest.raises(ValueError, match=r"'sem_seg_head\.pixel_decoder\.mask_features\.bias' and 'sem_seg_head\.mask_f"
-                                         r"eatures\.bias' are names of one tensor in two versions"):
+    with pytest.raises(
+        ValueError,
+        match=r"'sem_seg_head\.pixel_decoder\.mask_features\.bias' and 'sem_seg_head\.mask_f"
+        r"eatures\.bias' are names of one tensor in two versions",
+    ):
         to_zoo(state, SPEC)
 
 
@@ -118,8 +119,11 @@ def test_a_shared_norm_must_be_one(state):
     _, dropped = to_zoo(state, SPEC)
     assert dropped[ALIAS] == "a second name of another tensor"
     state[ALIAS] = state[ALIAS] + 1e-7
-    with pytest.raises(ValueError, match=rf"'{re.escape(ALIAS)}' and '{re.escape(LAYER)}' are one tensor in "
-                                         "'tiny_maskformer_fapn', but their values differ"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'{re.escape(ALIAS)}' and '{re.escape(LAYER)}' are one tensor in "
+        "'tiny_maskformer_fapn', but their values differ",
+    ):
         to_zoo(state, SPEC)
 
 
@@ -235,8 +239,15 @@ def test_relative_position_index(window):
     """Token by token: equal displacements have equal rows, counted along columns, then rows, from the upper left."""
     index = relative_position_index(torch.empty((2 * window - 1) ** 2, 3))
     assert index.dtype == torch.int64 and index.shape == (window**2, window**2)
-    rows = sorted({(qy - ky, qx - kx) for qy in range(window) for ky in range(window)
-                   for qx in range(window) for kx in range(window)})
+    rows = sorted(
+        {
+            (qy - ky, qx - kx)
+            for qy in range(window)
+            for ky in range(window)
+            for qx in range(window)
+            for kx in range(window)
+        }
+    )
     for query in range(window**2):
         for key in (0, window, window**2 - 1, query):
             (qy, qx), (ky, kx) = divmod(query, window), divmod(key, window)

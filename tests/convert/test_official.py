@@ -120,8 +120,14 @@ def test_faults_that_end_in_the_right_weights(title, name, faults, toys, release
     assert parts(tmp_path) == []
     resumed = [r for r in releases.requests if r.range and r.status == 206]
     assert bool(resumed) == (faults[0].kind in ("cut", "stall") and len(faults) == 1)
-    row(title, "right weights, resumed" if resumed else "right weights, downloaded again"
-                 if sum(r.sent > 0 for r in releases.requests) > 1 else "right weights, asked again")
+    row(
+        title,
+        "right weights, resumed"
+        if resumed
+        else "right weights, downloaded again"
+        if sum(r.sent > 0 for r in releases.requests) > 1
+        else "right weights, asked again",
+    )
 
 
 REFUSED = [

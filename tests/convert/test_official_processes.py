@@ -55,12 +55,17 @@ def start(releases, toys, photo, tmp_path):
 
     def start(*names: str, before: str = "", **environment: str) -> subprocess.Popen:
         code = PROGRAM.format(
-            specs=str(specs), before=before, photo=str(photo), out=str(tmp_path / f"out{len(running)}"), names=names,
+            specs=str(specs), before=before, photo=str(photo), out=str(tmp_path / f"out{len(running)}"), names=names
         )
-        running.append(subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | environment,
-        ))
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | environment,
+            )
+        )
         return running[-1]
 
     yield start

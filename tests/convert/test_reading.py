@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from fapn_zoo.convert import read_checkpoint
 
 pytestmark = [
-    pytest.mark.unit, pytest.mark.filterwarnings("ignore:invalid escape sequence"),  # in pickles damaged on purpose
+    pytest.mark.unit,
+    pytest.mark.filterwarnings("ignore:invalid escape sequence"),  # in pickles damaged on purpose
 ]
 
 ARRAYS = {
@@ -34,8 +35,10 @@ ARRAYS = {
     "nothing": np.zeros((0, 4), dtype=np.float32),
     "large": np.random.default_rng(0).standard_normal((100, 1000)).astype(np.float32),
 }
-TENSORS = {key: torch.from_numpy(np.ascontiguousarray(a).astype(a.dtype.newbyteorder("="))).reshape(a.shape)
-           for key, a in ARRAYS.items()}
+TENSORS = {
+    key: torch.from_numpy(np.ascontiguousarray(a).astype(a.dtype.newbyteorder("="))).reshape(a.shape)
+    for key, a in ARRAYS.items()
+}
 
 
 def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor] = TENSORS) -> None:
@@ -81,7 +84,10 @@ def test_other_forms(tmp_path, protocol):
     path = tmp_path / "any.name"
     scalars = {"plain": np.float32(2.5), "step": np.int64(7)}
     for content in (
-        ARRAYS, OrderedDict(ARRAYS), {"model": OrderedDict(ARRAYS)}, {"state_dict": ARRAYS, "epoch": 3, "none": None},
+        ARRAYS,
+        OrderedDict(ARRAYS),
+        {"model": OrderedDict(ARRAYS)},
+        {"state_dict": ARRAYS, "epoch": 3, "none": None},
         {"model_ema": ARRAYS, "note": ["é", 1.5, (1, (2,)), b"bytes", -1, 2**70]},
         {"model": ARRAYS, "scores": {"miou": np.float64(0.4), "names": np.array(["a", "b"]), "o": np.array([{}])}},
     ):
@@ -174,7 +180,9 @@ def test_torch_files(tmp_path, zipped):
     network(torch.ones(3)).sum().backward()
     optimizer.step()
     for content in (
-        tensors, {"model": OrderedDict(tensors)}, {"state_dict": tensors, "epoch": 3},
+        tensors,
+        {"model": OrderedDict(tensors)},
+        {"state_dict": tensors, "epoch": 3},
         {"model": tensors, "optimizer": optimizer.state_dict(), "scheduler": {"last_epoch": 3}, "iteration": 7},
         {"model": tensors, "best": np.float64(0.5), "history": np.arange(3.0), "counts": np.array([1, 2])},
     ):
@@ -324,8 +332,10 @@ def test_any_damage_is_an_error_of_one_line_or_other_numbers(tmp_path, kind):
 def test_lengths_beyond_the_file_ask_for_no_memory(tmp_path):
     path = tmp_path / "x.pkl"
     for data in (
-        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.", b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b".",
-        b"\x80\x02}r\xff\xff\xff\x7f.", b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
+        b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b".",
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+        b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.",
         b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b".",
     ):
         path.write_bytes(data)
@@ -337,9 +347,11 @@ def test_nested_tuples_take_no_time(tmp_path):
     nested = b"K\x01" + b"".join(b"q\x01h\x01\x86" for _ in range(60))
     path = tmp_path / "x.pkl"
     for data in (
-        b"\x80\x02}" + nested + b"K\x01s.", b"\x80\x02ccollections\nOrderedDict\n]" + nested + b"K\x01\x86a\x85R.",
+        b"\x80\x02}" + nested + b"K\x01s.",
+        b"\x80\x02ccollections\nOrderedDict\n]" + nested + b"K\x01\x86a\x85R.",
         b"\x80\x02c_codecs\nencode\n" + nested + nested + b"\x86R.",
-        ONE.replace(b"K\x01K\x01\x86", nested), ONE.replace(short(b"f4"), nested),
+        ONE.replace(b"K\x01K\x01\x86", nested),
+        ONE.replace(short(b"f4"), nested),
     ):
         path.write_bytes(data)
         refusal(path)

@@ -29,7 +29,9 @@ def test_a_folder_gives_what_was_written(tmp_path: Path, split: str | None):
         scene, sample = generate_scene(seed, (48, 64)), data.sample(seed)
         assert data.size(seed) == (48, 64) and sample.name == f"{seed:06d}" and data.files(seed)[2] == file
         for found, expected in (
-            (sample.image, scene.image), (sample.labels, scene.semantic), (sample.ids, scene.panoptic)
+            (sample.image, scene.image),
+            (sample.labels, scene.semantic),
+            (sample.ids, scene.panoptic),
         ):
             np.testing.assert_array_equal(found, expected)
         assert sample.ids.dtype == np.int32 and sample.labels.dtype == np.uint8

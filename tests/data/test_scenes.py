@@ -136,12 +136,12 @@ def test_every_class_appears(many):
 def test_class_shares_are_those_of_a_street(many):
     counts = sum(np.bincount(scene.semantic.ravel(), minlength=256) for scene in many)
     share = dict(zip(CLASSES, counts / counts.sum(), strict=False))
-    assert max(share, key=share.get) == "Road" and .2 < share["Road"] < .45
-    assert .1 < share["Sky"] < .3 and .1 < share["Building"] < .35
-    assert .03 < share["Tree"] < .2 and .03 < share["Pavement"] < .15 and .03 < share["Car"] < .15
+    assert max(share, key=share.get) == "Road" and 0.2 < share["Road"] < 0.45
+    assert 0.1 < share["Sky"] < 0.3 and 0.1 < share["Building"] < 0.35
+    assert 0.03 < share["Tree"] < 0.2 and 0.03 < share["Pavement"] < 0.15 and 0.03 < share["Car"] < 0.15
     for name in ("Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist"):
-        assert .001 < share[name] < .04, name
-    assert counts[VOID] / counts.sum() < .02
+        assert 0.001 < share[name] < 0.04, name
+    assert counts[VOID] / counts.sum() < 0.02
 
 
 def test_poles_are_thin():

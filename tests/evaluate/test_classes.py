@@ -84,7 +84,8 @@ def test_an_ignored_class_of_the_data_stays_ignored(model: torch.nn.Module):
 def test_wrong_maps(model: torch.nn.Module, tmp_path: Path):
     data = Noise(names=("a", "b", "c"))
     assert "no class of noise has the name of one of the model: ground, tree, sign / a, b, c" in refusal(
-        model, data, "names")
+        model, data, "names"
+    )
     assert "class_map leaves out tree, sign; map them to null" in refusal(model, data, {"ground": "a"})
     assert "the model has no class 'groud'; nearest: ground" in refusal(model, data, {"groud": "a"})
     assert "noise has no class 'd'" in refusal(model, data, {"ground": "d"})
@@ -103,7 +104,8 @@ def test_truth_is_checked_under_a_map_too(model: torch.nn.Module):
             return Sample(sample.image, np.full_like(sample.labels, 77), sample.name)
 
     assert refusal(model, Wrong(names=("a", "b")), {"ground": "a", "tree": "b", "sign": None}).startswith(
-        "noise_0: class ids out of range: 77 (2240 pixels)")
+        "noise_0: class ids out of range: 77 (2240 pixels)"
+    )
 
 
 def test_truth_of_another_size_is_named(model: torch.nn.Module):

@@ -111,7 +111,11 @@ def test_folders_and_states_are_apart(model: torch.nn.Module, other: torch.nn.Mo
     name = model.spec.name
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == [f"1_{name}", f"2_{name}"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        f"1_{name}", f"2_{name}", "comparison.json", "comparison.txt"}
+        f"1_{name}",
+        f"2_{name}",
+        "comparison.json",
+        "comparison.txt",
+    }
     assert json.loads((tmp_path / "out/comparison.json").read_text()) == found
     assert (tmp_path / f"out/2_{name}/report.json").is_file()
     data = Noise(3)

@@ -26,6 +26,7 @@ from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
 
+
 def with_data(net: torch.nn.Module, **changes) -> torch.nn.Module:
     net.spec = dataclasses.replace(net.spec, data=dataclasses.replace(net.spec.data, **changes))
     return net

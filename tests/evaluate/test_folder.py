@@ -45,7 +45,9 @@ def test_everything_about_an_evaluation(model: torch.nn.Module, tmp_path: Path):
         scores.append(one.compute()["miou"])
         total.merge(one)
     assert read(out / "images.csv") == [
-        ["index", "image", "miou"], *([str(i), f"noise_{i}", f"{s:.6f}"] for i, s in enumerate(scores))]
+        ["index", "image", "miou"],
+        *([str(i), f"noise_{i}", f"{s:.6f}"] for i, s in enumerate(scores)),
+    ]
     confusion = read(out / "confusion.csv")
     assert confusion[0] == ["true / predicted", *NAMES] and [row[0] for row in confusion[1:]] == list(NAMES)
     assert [list(map(int, row[1:])) for row in confusion[1:]] == total.counts.tolist()

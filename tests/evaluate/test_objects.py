@@ -114,11 +114,24 @@ def test_ap_of_mistakes_is_that_of_pycocotools(changes: dict[str, int]):
         found = postprocess.instances(output, size, size, **options)[0]
         objects = [s for s in sample.segments if s["isthing"]]
         masks = sample.ids == np.array([s["id"] for s in objects], int).reshape(-1, 1, 1)
-        truth = {"masks": masks, "boxes": boxes_of(masks), "areas": masks.sum((1, 2)),
-                 "classes": [s["category_id"] for s in objects], "crowd": [s["iscrowd"] for s in objects]}
+        truth = {
+            "masks": masks,
+            "boxes": boxes_of(masks),
+            "areas": masks.sum((1, 2)),
+            "classes": [s["category_id"] for s in objects],
+            "crowd": [s["iscrowd"] for s in objects],
+        }
         masks = found.masks.numpy()
-        reference.update({"masks": masks, "boxes": boxes_of(masks), "classes": [s.category_id for s in found.segments],
-                          "scores": [s.score for s in found.segments]}, truth, i)
+        reference.update(
+            {
+                "masks": masks,
+                "boxes": boxes_of(masks),
+                "classes": [s.category_id for s in found.segments],
+                "scores": [s.score for s in found.segments],
+            },
+            truth,
+            i,
+        )
     reports = [evaluate(model, data, task="instance", progress=False, batch_size=n) for n in (1, 3)]
     assert reports[0]["classes"] == reports[1]["classes"] and 0.05 < reports[0]["ap"] < 0.95
     for kind, prefix in (("masks", ""), ("boxes", "box_")):
@@ -204,8 +217,11 @@ def test_a_class_map_is_followed():
     for task, name in (("panoptic", "pq"), ("instance", "ap")):
         report = evaluate(model, data, task=task, progress=False, class_map=pairs)
         assert report[name] == 1 and report["unscored"] == ["Fence"] and report["class_map"] == pairs
-    fences = next(row for row in evaluate(model, data, task="panoptic", progress=False, class_map=pairs)["classes"]
-                  if row["name"] == "Fence")
+    fences = next(
+        row
+        for row in evaluate(model, data, task="panoptic", progress=False, class_map=pairs)["classes"]
+        if row["name"] == "Fence"
+    )
     assert fences["pq"] is None and fences["tp"] == fences["fp"] == fences["fn"] == 0
     lost = {**pairs, "CAR": None}
     report = evaluate(model, data, task="panoptic", progress=False, class_map={**lost, "Lawn": "Car"})

@@ -58,9 +58,7 @@ def lasting(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(
-    launch: Callable[..., subprocess.Popen], weights: Path, tmp_path: Path
-) -> Callable[..., subprocess.Popen]:
+def start(launch: Callable[..., subprocess.Popen], weights: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     """Starts an evaluation on its own or on several processes: `start("out.json", resume=..., processes=2)`."""
 
     def run(out: str, resume: Path | None = None, processes: int = 1) -> subprocess.Popen:

@@ -60,12 +60,19 @@ for line in sys.stdin:
 
 class Client:
     def __init__(self, endpoint: str, home: Path, **more: str):
-        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-                       "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **more,
+        }
         for name in {"HF_TOKEN", "HF_HUB_OFFLINE"} - set(more):
             environment.pop(name, None)
-        self.process = subprocess.Popen([sys.executable, "-c", CLIENT], env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def __call__(self, *words: object, token: str | None = "hf_mine") -> tuple[int | str, str, str]:
         self.process.stdin.write(json.dumps([[str(word) for word in words], token]) + "\n")
@@ -90,11 +97,20 @@ def original(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
     model = fapn_zoo.create_model(
-        "perpixel_fapn", backbone="resnet10t", num_classes=11, data=data, backbone_channels=(8, 8, 16, 16),
-        neck_out_channels=16, neck_deform_groups=2,
+        "perpixel_fapn",
+        backbone="resnet10t",
+        num_classes=11,
+        data=data,
+        backbone_channels=(8, 8, 16, 16),
+        neck_out_channels=16,
+        neck_deform_groups=2,
     )
-    return model.save(tmp_path_factory.mktemp("weights") / "streets", license="mit", text="Trained on a rainy day.",
-                      metrics={"town val mIoU": 41.5})
+    return model.save(
+        tmp_path_factory.mktemp("weights") / "streets",
+        license="mit",
+        text="Trained on a rainy day.",
+        metrics={"town val mIoU": 41.5},
+    )
 
 
 @pytest.fixture
@@ -155,8 +171,10 @@ def test_pushed_again(hub, client, folder):
     assert client("push", folder, "me/streets", "--license", "apache-2.0", "--message", "Other terms")[0] == 0
     head = hub.repositories["me/streets"].resolve("main")
     assert head.id != first and head.title == "Other terms"
-    assert json.loads(held(hub)["config.json"])["license"] == "apache-2.0" and "license: apache-2.0" in held(
-        hub)["README.md"].decode()
+    assert (
+        json.loads(held(hub)["config.json"])["license"] == "apache-2.0"
+        and "license: apache-2.0" in held(hub)["README.md"].decode()
+    )
     assert json.loads((folder / "config.json").read_text())["license"] == "mit"  # the folder is left alone
     assert hub.count("^PUT /lfs/") == 1  # the weights went up once
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text())))
@@ -170,8 +188,9 @@ def test_private_branch_and_example(hub, client, folder, tmp_path):
     exif[270] = "home"  # ImageDescription
     photo.save(tmp_path / "photo.jpg", exif=exif)
     assert b"home" in (tmp_path / "photo.jpg").read_bytes()
-    code, _, err = client("push", folder, "me/streets", "--private", "--branch", "v2", "--example",
-                          tmp_path / "photo.jpg")
+    code, _, err = client(
+        "push", folder, "me/streets", "--private", "--branch", "v2", "--example", tmp_path / "photo.jpg"
+    )
     assert code == 0, err
     assert hub.repositories["me/streets"].private and set(held(hub)) == {".gitattributes"}
     files = held(hub, revision="v2")
@@ -183,13 +202,16 @@ def test_private_branch_and_example(hub, client, folder, tmp_path):
     assert client("load", "hf-hub:me/streets@v2", tmp_path / "back.safetensors")[0] == 0
 
 
-@pytest.mark.parametrize("repo_id, token, words", [
-    ("me/streets", None, "no Hub token; run `hf auth login` or set HF_TOKEN"),
-    ("me/streets", "hf_wrong", "does not accept the token (401); run `hf auth login`"),
-    ("you/streets", "hf_mine", "may not write to you/streets (403: "),
-    ("you/gated", "hf_mine", "may not write to you/gated (403: "),
-    ("you/new", "hf_mine", "may not write to you/new (403: "),
-])
+@pytest.mark.parametrize(
+    "repo_id, token, words",
+    [
+        ("me/streets", None, "no Hub token; run `hf auth login` or set HF_TOKEN"),
+        ("me/streets", "hf_wrong", "does not accept the token (401); run `hf auth login`"),
+        ("you/streets", "hf_mine", "may not write to you/streets (403: "),
+        ("you/gated", "hf_mine", "may not write to you/gated (403: "),
+        ("you/new", "hf_mine", "may not write to you/new (403: "),
+    ],
+)
 def test_without_the_right_to(hub, client, folder, record_property, repo_id, token, words):
     hub.add("you/streets", {"README.md": b"# yours\n"})
     hub.add("you/gated", {"README.md": b"# yours\n"}, gated=True)
@@ -202,8 +224,10 @@ def test_without_the_right_to(hub, client, folder, record_property, repo_id, tok
 
 
 FAULTS = {
-    "card refused": (Fault("status", "^POST /api/validate-yaml", 1, 400),
-                     "the Hub refuses the upload to me/streets (card: Invalid metadata in README.md"),
+    "card refused": (
+        Fault("status", "^POST /api/validate-yaml", 1, 400),
+        "the Hub refuses the upload to me/streets (card: Invalid metadata in README.md",
+    ),
     "storage full": (Fault("status", "^POST .*/batch", 1, 413, message="too large"), "(413: too large)"),
     "commit in between": (Fault("status", "^POST .*/commit/", 1, 412), "by someone else at the same time (412); push"),
     "500 from the storage": (Fault("status", "^PUT /lfs/", None, 500), "the Hub answers 500"),
@@ -229,8 +253,10 @@ def test_it_passes_or_leaves_everything_as_it_was(hub, client, folder, record_pr
     else:
         outcome = client.error("push", folder, "me/streets")
         assert words in outcome
-        assert all(set(repository.resolve("main").files) == {".gitattributes"}  # made, but nothing in it
-                   for repository in hub.repositories.values())
+        assert all(
+            set(repository.resolve("main").files) == {".gitattributes"}  # made, but nothing in it
+            for repository in hub.repositories.values()
+        )
     record_property("row of Faults of an upload", {"fault": name, "outcome": outcome.replace(hub.url, "URL")})
     hub.faults.clear()
     assert client("push", folder, "me/streets")[0] == 0
@@ -261,7 +287,7 @@ def test_dry_run_says_what_would_go_up(folder, capsys):
     assert "perpixel_fapn -> me/streets" in out and "| town | val | mIoU | 41.50 |" in out
     listed = [line.split()[0] for line in out.split("\n\n")[0].splitlines()[1:4]]
     assert set(listed) == FILES - {".gitattributes"}
-    check_card(out[out.index("---\n"):])
+    check_card(out[out.index("---\n") :])
 
 
 @pytest.mark.parametrize(
@@ -318,8 +344,9 @@ def test_terms_of_what_training_started_from_are_called_to_mind(folder, caplog):
 
 
 def test_weights_of_a_release_keep_its_terms(folder, monkeypatch):
-    weights = fapn_zoo.WeightsSpec("official", "https://example.org/model_final_abcdef.pkl", license="cc-by-nc-4.0",
-                                   page="https://example.org/zoo")
+    weights = fapn_zoo.WeightsSpec(
+        "official", "https://example.org/model_final_abcdef.pkl", license="cc-by-nc-4.0", page="https://example.org/zoo"
+    )
     spec = fapn_zoo.ModelSpec("perpixel_fapn_there", "perpixel", "fapn", "resnet10t", 11, weights={"paper": weights})
     monkeypatch.setattr("fapn_zoo.zoo.registry._registered", {spec.name: spec})
     config = json.loads((folder / "config.json").read_text())

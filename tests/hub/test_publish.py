@@ -44,16 +44,23 @@ def registered(monkeypatch):
     monkeypatch.setattr("fapn_zoo.zoo.registry._registered", models)
 
     def register(name: str, weights: fapn_zoo.WeightsSpec, **more: fapn_zoo.WeightsSpec) -> str:
-        models[name] = fapn_zoo.ModelSpec(name, "maskformer", "fpn", "resnet50", 150, label_set="ade20k",
-                                          weights={"paper": weights} | more)
+        models[name] = fapn_zoo.ModelSpec(
+            name, "maskformer", "fpn", "resnet50", 150, label_set="ade20k", weights={"paper": weights} | more
+        )
         return name
 
     return register
 
 
 def released(**changes) -> fapn_zoo.WeightsSpec:
-    weights = fapn_zoo.WeightsSpec("official", "https://example.org/model_final_abcdef.pkl", license="cc-by-nc-4.0",
-                                   metrics={"ADE20K val mIoU": 44.5}, note="reported by its authors", page=PAGE)
+    weights = fapn_zoo.WeightsSpec(
+        "official",
+        "https://example.org/model_final_abcdef.pkl",
+        license="cc-by-nc-4.0",
+        metrics={"ADE20K val mIoU": 44.5},
+        note="reported by its authors",
+        page=PAGE,
+    )
     return dataclasses.replace(weights, **changes)
 
 
@@ -61,8 +68,14 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
     for name in {"HF_ENDPOINT", "HF_HUB_OFFLINE"} - set(environment):
         environment.pop(name, None)
-    return subprocess.run([sys.executable, "-m", "hub.publish", *map(str, words)], cwd=ROOT, env=environment, text=True,
-                          capture_output=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "hub.publish", *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
 
 
 def error(publish, capsys, *words: object) -> str:
@@ -77,8 +90,9 @@ def error(publish, capsys, *words: object) -> str:
 def test_every_card_is_in_step_with_the_facts(tmp_path):
     done = run("--all", "--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    made, kept = ({path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-                  for folder in (tmp_path, CARDS))
+    made, kept = (
+        {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} for folder in (tmp_path, CARDS)
+    )
     assert set(made) == {f"{name}.md" for name in list_models(pretrained=True)} and len(made) >= 25
     assert made == kept, "run python -m hub.publish --all"
     for name, card in made.items():
@@ -116,11 +130,20 @@ def test_wrong_use(publish, capsys):
 
 def test_only_rows_of_these_weights_count(publish, registered, monkeypatch, tmp_path):
     head = "model,weights,data,split,miou,params\n"
-    (tmp_path / "semantic.csv").write_text(head + "".join(f"{model},{weights},ade20k,val,{miou},1\n" for model, weights,
-                                           miou in [
-        ("zz_model", "runs/x", 10), ("zz_model", "zz_model", 20), ("zz_model", "zz_model.other", 30),
-        ("zz_model", "embedded", 40), ("another", "zz_model", 50), ("zz_model", "zz_model.paper", 44.38),
-    ]))
+    (tmp_path / "semantic.csv").write_text(
+        head
+        + "".join(
+            f"{model},{weights},ade20k,val,{miou},1\n"
+            for model, weights, miou in [
+                ("zz_model", "runs/x", 10),
+                ("zz_model", "zz_model", 20),
+                ("zz_model", "zz_model.other", 30),
+                ("zz_model", "embedded", 40),
+                ("another", "zz_model", 50),
+                ("zz_model", "zz_model.paper", 44.38),
+            ]
+        )
+    )
     (tmp_path / "speed.csv").write_text("model,weights,data,split,seconds\nzz_model,zz_model,ade20k,val,3\n")
     monkeypatch.setattr(publish, "RESULTS", tmp_path)
     registered("zz_model", released(), other=released(location="https://example.org/other.pkl"))
@@ -176,13 +199,32 @@ def test_what_stops_weights_of_ours(publish, own, capsys, tmp_path):
 def test_upload(tmp_path):
     with Hub() as hub:
         hub.tokens["hf_mine"] = "me"
-        done = run(EMBEDDED, "maskformer_fpn_resnet50_ade20k", "--upload", "--owner", "me", "--out", tmp_path,
-                   HF_ENDPOINT=hub.url, HF_TOKEN="hf_mine", HF_HOME=str(tmp_path / "home"))
+        done = run(
+            EMBEDDED,
+            "maskformer_fpn_resnet50_ade20k",
+            "--upload",
+            "--owner",
+            "me",
+            "--out",
+            tmp_path,
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN="hf_mine",
+            HF_HOME=str(tmp_path / "home"),
+        )
         assert done.returncode == 0, done.stderr
         assert set(hub.repositories) == {f"me/{EMBEDDED}"}  # nothing of an official release
         files = {path: blob.data for path, blob in hub.repositories[f"me/{EMBEDDED}"].resolve("main").files.items()}
-        denied = run(EMBEDDED, "--upload", "--owner", "you", "--out", tmp_path / "denied", HF_ENDPOINT=hub.url,
-                     HF_TOKEN="hf_mine", HF_HOME=str(tmp_path / "home"))
+        denied = run(
+            EMBEDDED,
+            "--upload",
+            "--owner",
+            "you",
+            "--out",
+            tmp_path / "denied",
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN="hf_mine",
+            HF_HOME=str(tmp_path / "home"),
+        )
     assert denied.returncode == 1
     assert denied.stderr.splitlines()[-1].startswith(f"error: the token may not write to you/{EMBEDDED}")
     pictures = {"example.jpg", "overlay.png"}

@@ -64,11 +64,16 @@ def test_the_real_client_uploads_and_gets_the_same_back(tmp_path):
     with Hub() as hub:
         hub.tokens["hf_mine"] = "me"
         environment = {
-            **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_mine", "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "hf_mine",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
-        done = subprocess.run([sys.executable, "-c", UPLOADS, str(folder)], capture_output=True, text=True,
-                              env=environment, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", UPLOADS, str(folder)], capture_output=True, text=True, env=environment, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
         repository = hub.repositories["me/streets"]
@@ -76,8 +81,11 @@ def test_the_real_client_uploads_and_gets_the_same_back(tmp_path):
     assert seen["user"] == "me" and seen["unchanged is no commit"] and seen["same"]
     assert seen["refs"] == ["dev", "main", "v1"]
     all_files = [".gitattributes", "README.md", "config.json", "model.safetensors"]
-    assert seen["files"] == {"v1": all_files, "dev": [*all_files, "notes/a.txt"],
-                             "main": [".gitattributes", "README.md", "model.safetensors"]}
+    assert seen["files"] == {
+        "v1": all_files,
+        "dev": [*all_files, "notes/a.txt"],
+        "main": [".gitattributes", "README.md", "model.safetensors"],
+    }
     assert seen["large"] == {"README.md": False, "model.safetensors": True}
     assert seen["another's name"] == 403 and seen["a repository that is not there"] == 404
     assert seen["a parent that is not the head"] == 412

@@ -36,26 +36,36 @@ def test_every_named_model_is_counted(tables, counts):
 
 
 # one of every head, neck, family of backbones and shape of images
-@pytest.mark.parametrize("name", [
-    "maskformer_fapn_swin_t_ade20k", "maskformer_fpn_resnet101s_cityscapes", "perpixel_plus_fpn_resnet50_ade20k_full",
-    "perpixel_fapn_resnet18_slim_camvid", "perpixel_fpn_resnet50_cocostuff10k",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "maskformer_fapn_swin_t_ade20k",
+        "maskformer_fpn_resnet101s_cityscapes",
+        "perpixel_plus_fpn_resnet50_ade20k_full",
+        "perpixel_fapn_resnet18_slim_camvid",
+        "perpixel_fpn_resnet50_cocostuff10k",
+    ],
+)
 def test_counts_are_those_of_the_models(name, tables, counts):
     assert {key: str(value) for key, value in tables.count_model(name).items()} == counts[name], "--count again"
 
 
 def test_sizes_are_those_of_the_tests(counts):
     for name, size in {
-        "maskformer_fpn_resnet101_cityscapes": "1024x2048", "perpixel_fapn_resnet18_cityscapes": "512x1024",
-        "maskformer_fapn_swin_l_ade20k": "640x640", "perpixel_fapn_resnet18_slim_camvid": "360x480",
+        "maskformer_fpn_resnet101_cityscapes": "1024x2048",
+        "perpixel_fapn_resnet18_cityscapes": "512x1024",
+        "maskformer_fapn_swin_l_ade20k": "640x640",
+        "perpixel_fapn_resnet18_slim_camvid": "360x480",
     }.items():
         assert counts[name]["size"] == size
 
 
 def test_the_table_holds_what_has_weights_or_scores(tables):
     lines = tables.model_table().splitlines()
-    rows = {cells[1].strip().strip("`"): [cell.strip() for cell in cells[2:-1]]
-            for cells in (line.split("|") for line in lines[2:])}
+    rows = {
+        cells[1].strip().strip("`"): [cell.strip() for cell in cells[2:-1]]
+        for cells in (line.split("|") for line in lines[2:])
+    }
     assert set(rows) == set(list_models(pretrained=True)) | set(tables.measured_scores())
     assert rows["maskformer_fapn_swin_l_ade20k"][3] == "55.2 (56.7)"
     assert rows["maskformer_fpn_resnet50_ade20k_full"][3] == "16.0"
@@ -64,9 +74,15 @@ def test_the_table_holds_what_has_weights_or_scores(tables):
 
 def test_scores_of_released_weights_come_before_those_of_runs(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "SCORES", tmp_path / "scores.csv")
-    rows = [("a", "runs/1/model", 50, "no"), ("a", "embedded", 51, "no"), ("a", "runs/2/model", 52, "no"),
-            ("b", "runs/1/model", 40, "no"), ("b", "runs/2/model", 41, "no"), ("a", "embedded", 53, "no"),
-            ("a", "embedded", 54, "bf16")]
+    rows = [
+        ("a", "runs/1/model", 50, "no"),
+        ("a", "embedded", 51, "no"),
+        ("a", "runs/2/model", 52, "no"),
+        ("b", "runs/1/model", 40, "no"),
+        ("b", "runs/2/model", 41, "no"),
+        ("a", "embedded", 53, "no"),
+        ("a", "embedded", 54, "bf16"),
+    ]
     text = "model,weights,miou,amp\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows)
     (tmp_path / "scores.csv").write_text(text)
     assert tables.measured_scores() == {"a": "53", "b": "41"}

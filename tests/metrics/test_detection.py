@@ -166,13 +166,16 @@ def test_what_is_refused(metric: AveragePrecision):
     refused("image 3: it has been added before", 3)
     refused(r"image x: classes of the prediction must lie in 0..10, got 11..11", classes=np.full(count, 11))
     refused("classes of the prediction must be integers", classes=nan)
-    refused(rf"scores of the prediction must be numbers \({count},\), got float32 \({count - 1},\)",
-            scores=predictions["scores"][1:])
+    refused(
+        rf"scores of the prediction must be numbers \({count},\), got float32 \({count - 1},\)",
+        scores=predictions["scores"][1:],
+    )
     refused("scores of the prediction must be finite, got nan", scores=nan)
     refused("boxes of the truth must be numbers", side="truth", boxes=targets["boxes"][:, :3])
     refused("x1 <= x2 and y1 <= y2, got", boxes=predictions["boxes"][:, [2, 1, 0, 3]])
-    refused(rf"masks of the prediction must be bool \({count}, H, W\), got uint8",
-            masks=predictions["masks"].view(np.uint8))
+    refused(
+        rf"masks of the prediction must be bool \({count}, H, W\), got uint8", masks=predictions["masks"].view(np.uint8)
+    )
     refused("the predicted masks are 100x160 pixels, the true ones 224x160", masks=predictions["masks"][..., :100])
     refused("image x: the prediction has no masks", masks=None)
     refused("crowd of the truth must be numbers", side="truth", crowd=[0])
@@ -186,8 +189,12 @@ def test_what_is_refused(metric: AveragePrecision):
     with pytest.raises(ValueError, match="cannot load"):
         metric.load(AveragePrecision(NUM_CLASSES, "boxes").state())
     assert repr(metric.state()) == before
-    for arguments, message in (((0,), "at least 1, got 0"), ((3, ("mask",)), "kinds must be of masks, boxes, got mask"),
-                               ((3, ()), "got none"), ((3, ("boxes", "boxes")), "got boxes, boxes")):
+    for arguments, message in (
+        ((0,), "at least 1, got 0"),
+        ((3, ("mask",)), "kinds must be of masks, boxes, got mask"),
+        ((3, ()), "got none"),
+        ((3, ("boxes", "boxes")), "got boxes, boxes"),
+    ):
         with pytest.raises(ValueError, match=message):
             AveragePrecision(*arguments)
 

@@ -46,9 +46,7 @@ def one(pred, pred_segments, gt, gt_segments) -> dict[int, tuple[int, int, int, 
 
 def listed(segments: dict) -> list[dict]:
     crowds = segments.get("crowd", ())
-    return [
-        {"id": i, "category_id": c, "iscrowd": int(i in crowds)} for i, c in segments.items() if i != "crowd"
-    ]
+    return [{"id": i, "category_id": c, "iscrowd": int(i in crowds)} for i, c in segments.items() if i != "crowd"]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -30,13 +30,20 @@ TABLE = f"parity with the official models: at most {NOISE_FACTOR} times the roun
 @pytest.fixture
 def compare(record_property):
     """``compare(golden, outputs)`` checks stored outputs, largest ratio last, and puts each into the table."""
+
     def run(golden: Golden, outputs: dict[str, Tensor]) -> None:
         for name, output in outputs.items():
             difference, noise = golden.check(name, output), golden.noise(name)
-            record_property(f"row of {TABLE}", {
-                "model": golden.folder.name, "tensor": name, "max difference": f"{difference:.3g}",
-                "noise floor": f"{noise:.3g}", "ratio": f"{difference / noise:.2f}",
-            })
+            record_property(
+                f"row of {TABLE}",
+                {
+                    "model": golden.folder.name,
+                    "tensor": name,
+                    "max difference": f"{difference:.3g}",
+                    "noise floor": f"{noise:.3g}",
+                    "ratio": f"{difference / noise:.2f}",
+                },
+            )
 
     return run
 
@@ -128,7 +135,8 @@ def test_official_detectron2_dialect(compare):
         "semantic_fpn_fapn_resnet50", num_classes=19, backbone_norm="frozen_bn", backbone_stride_in_1x1=True
     ).eval()
     coarse = {
-        key.replace(".coarse_sem_seg_head.", "."): value for key, value in golden.state().items()
+        key.replace(".coarse_sem_seg_head.", "."): value
+        for key, value in golden.state().items()
         if not key.startswith("sem_seg_head.point_head.")
     }
     model.load_state_dict(to_zoo(coarse, model.spec)[0])

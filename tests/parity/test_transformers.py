@@ -17,15 +17,22 @@ pytestmark = pytest.mark.parity
 STAGES = [f"stage{i}" for i in range(1, 5)]
 RESNET50 = transformers.ResNetConfig(depths=[3, 4, 6, 3], layer_type="bottleneck", out_features=STAGES)
 SWIN_T = transformers.MaskFormerSwinConfig(
-    embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, layer_norm_eps=1e-5, drop_path_rate=0.0,
+    embed_dim=96,
+    depths=[2, 2, 6, 2],
+    num_heads=[3, 6, 12, 24],
+    window_size=7,
+    layer_norm_eps=1e-5,
+    drop_path_rate=0.0,
     out_features=STAGES,
 )
 # their names -> ours, applied in order
 NAMES = [
     (r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.convolution\.", "backbone.body.conv1."),
     (r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.normalization\.", "backbone.body.bn1."),
-    (r"^model\.pixel_level_module\.encoder\.encoder\.stages\.(\d)\.layers\.",
-     lambda m: f"backbone.body.layer{int(m[1]) + 1}."),
+    (
+        r"^model\.pixel_level_module\.encoder\.encoder\.stages\.(\d)\.layers\.",
+        lambda m: f"backbone.body.layer{int(m[1]) + 1}.",
+    ),
     (r"shortcut\.convolution", "downsample.0"),
     (r"shortcut\.normalization", "downsample.1"),
     (r"layer\.(\d)\.convolution", lambda m: f"conv{int(m[1]) + 1}"),
@@ -33,8 +40,10 @@ NAMES = [
     (r"^model\.pixel_level_module\.encoder\.hidden_states_norms\.", "backbone.norm"),
     (r"^model\.pixel_level_module\.encoder\.model\.embeddings\.", "backbone.body.patch_embed."),
     (r"patch_embeddings\.projection", "proj"),
-    (r"^model\.pixel_level_module\.encoder\.model\.encoder\.layers\.(\d)\.downsample",
-     lambda m: f"backbone.body.layers_{int(m[1]) + 1}.downsample"),
+    (
+        r"^model\.pixel_level_module\.encoder\.model\.encoder\.layers\.(\d)\.downsample",
+        lambda m: f"backbone.body.layers_{int(m[1]) + 1}.downsample",
+    ),
     (r"^model\.pixel_level_module\.encoder\.model\.encoder\.layers\.", "backbone.body.layers_"),
     (r"layernorm_before", "norm1"),
     (r"layernorm_after", "norm2"),
@@ -45,8 +54,10 @@ NAMES = [
     (r"^(backbone.*)\.output\.dense", r"\1.mlp.fc2"),
     (r"^model\.pixel_level_module\.decoder\.fpn\.stem\.0", "neck.output.3.conv"),
     (r"^model\.pixel_level_module\.decoder\.fpn\.stem\.1", "neck.output.3.norm"),
-    (r"^model\.pixel_level_module\.decoder\.fpn\.layers\.(\d)\.(proj|block)\.(\d)",
-     lambda m: f"neck.{'lateral' if m[2] == 'proj' else 'output'}.{2 - int(m[1])}.{'norm' if int(m[3]) else 'conv'}"),
+    (
+        r"^model\.pixel_level_module\.decoder\.fpn\.layers\.(\d)\.(proj|block)\.(\d)",
+        lambda m: f"neck.{'lateral' if m[2] == 'proj' else 'output'}.{2 - int(m[1])}.{'norm' if int(m[3]) else 'conv'}",
+    ),
     (r"^model\.pixel_level_module\.decoder\.mask_projection", "head.mask_features.conv"),
     (r"^model\.transformer_module\.queries_embedder", "head.decoder.query_embed"),
     (r"^model\.transformer_module\.input_projection", "head.decoder.input_proj.conv"),
@@ -86,15 +97,21 @@ def from_ours(ours: dict[str, Tensor], their_keys: list[str]) -> dict[str, Tenso
     return theirs
 
 
-@pytest.mark.parametrize("name, backbone", [
-    ("maskformer_fpn_resnet50_ade20k", RESNET50), ("maskformer_fpn_swin_t_ade20k", SWIN_T),
-])
+@pytest.mark.parametrize(
+    "name, backbone", [("maskformer_fpn_resnet50_ade20k", RESNET50), ("maskformer_fpn_swin_t_ade20k", SWIN_T)]
+)
 def test_transformers_computes_the_same_logits(name, backbone):
     torch.manual_seed(0)
     model = fapn_zoo.create_model(name).eval()
     randomise(model)
-    decoder = DetrConfig(d_model=256, decoder_layers=6, decoder_attention_heads=8, decoder_ffn_dim=2048,
-                         encoder_layers=0, num_queries=100)
+    decoder = DetrConfig(
+        d_model=256,
+        decoder_layers=6,
+        decoder_attention_heads=8,
+        decoder_ffn_dim=2048,
+        encoder_layers=0,
+        num_queries=100,
+    )
     config = MaskFormerConfig(backbone_config=backbone, decoder_config=decoder, num_labels=150)
     other = MaskFormerForInstanceSegmentation(config).eval()
     missing, unexpected = other.load_state_dict(from_ours(model.state_dict(), list(other.state_dict())), strict=False)

@@ -147,8 +147,15 @@ def test_windows_are_averaged_exactly(size, window, stride):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("options", [{"window": (40, 44)}, {"window": 33, "stride": 20}, {"window": (64, 400)},
-                                     {"window": (40, 64), "scales": (0.75, 1.5), "flip": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": (40, 44)},
+        {"window": 33, "stride": 20},
+        {"window": (64, 400)},
+        {"window": (40, 64), "scales": (0.75, 1.5), "flip": True},
+    ],
+)
 def test_no_drift_in_windows(size, options):
     for shift, divisor in (((0, 0), 32), ((2, -4), 1)):
         # cells larger than a pixel would fray at the edges of windows

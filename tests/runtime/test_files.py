@@ -68,11 +68,14 @@ def test_text_that_is_none_is_named(file):
         read_text(file)
 
 
-@pytest.mark.parametrize("words", [
-    ("eval", EMBEDDED, "--data", "scenes:1", "--json", "FOLDER"),
-    ("eval", EMBEDDED, "--data", "scenes:1", "--csv", "FOLDER"),
-    ("benchmark", EMBEDDED, "--csv", "FOLDER"),
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", EMBEDDED, "--data", "scenes:1", "--json", "FOLDER"),
+        ("eval", EMBEDDED, "--data", "scenes:1", "--csv", "FOLDER"),
+        ("benchmark", EMBEDDED, "--csv", "FOLDER"),
+    ],
+)
 def test_a_place_for_results_is_tried_before_the_work(capsys, monkeypatch, tmp_path, words):
     room = importlib.import_module("fapn_zoo.cli.main")
     monkeypatch.setattr(room, "_model", lambda *_: pytest.fail("the model was built first"))

@@ -101,9 +101,10 @@ def test_what_auto_means(monkeypatch):
     assert not precision._cpu_has_bfloat16.__wrapped__()
 
 
-@pytest.mark.parametrize("amp, message", [
-    ("fp8", "amp='fp8'; expected auto, bf16, fp16, no"), ("fp16", "amp='fp16' needs a GPU; a CPU takes amp='bf16'"),
-])
+@pytest.mark.parametrize(
+    "amp, message",
+    [("fp8", "amp='fp8'; expected auto, bf16, fp16, no"), ("fp16", "amp='fp16' needs a GPU; a CPU takes amp='bf16'")],
+)
 def test_mistakes(capsys, tmp_path, amp, message):
     with pytest.raises(ValueError, match=message):
         predict(BrightSquare(), picture(), amp=amp)
@@ -131,9 +132,9 @@ def is_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-@pytest.mark.parametrize("name, backbone", [
-    ("perpixel_fapn", "resnet10t"), ("maskformer_fpn", "resnet10t"), ("perpixel_fpn", "swin_t"),
-])
+@pytest.mark.parametrize(
+    "name, backbone", [("perpixel_fapn", "resnet10t"), ("maskformer_fpn", "resnet10t"), ("perpixel_fpn", "swin_t")]
+)
 def test_maps_are_channels_last_and_mean_the_same(name, backbone):
     model = small(name, backbone).eval()
     pixels = [torch.from_numpy(picture(64, 96)).permute(2, 0, 1)]

@@ -46,7 +46,10 @@ class Noise:
 def small_model(seed: int = 0, names: tuple[str, ...] = NAMES) -> torch.nn.Module:
     torch.manual_seed(seed)
     net = create_model(
-        "perpixel_fpn", backbone="test_efficientnet", num_classes=len(names), neck_out_channels=16,
+        "perpixel_fpn",
+        backbone="test_efficientnet",
+        num_classes=len(names),
+        neck_out_channels=16,
         head_mask_channels=16,
     )
     with torch.no_grad():

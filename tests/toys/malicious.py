@@ -53,8 +53,10 @@ def payloads(canary: Path) -> dict[str, bytes]:
     inner = io.BytesIO()
     torch.save(_Reduced(f"touch {canary}"), inner)
     nested = pickle.dumps(_Reduced(f"touch {canary}"))
-    as_bytes = {name: b"B" + struct.pack("<I", len(data)) + data
-                for name, data in (("torch", inner.getvalue()), ("pickle", nested))}
+    as_bytes = {
+        name: b"B" + struct.pack("<I", len(data)) + data
+        for name, data in (("torch", inner.getvalue()), ("pickle", nested))
+    }
     imported = call(named("builtins.__import__"), text("os"))
     return {
         "os.system": call(system, shell),
@@ -84,13 +86,25 @@ def payloads(canary: Path) -> dict[str, bytes]:
         "OBJ": b"(" + system + shell + b"o",
         "NEWOBJ": named("subprocess.Popen") + b")\x81" + call(system, shell) + b"0",
         "STACK_GLOBAL": call(stacked("os", "system"), shell),
-        "STACK_GLOBAL from the memo": text("os") + b"\x94" + text("system") + b"\x94" + b"00" + call(
-            b"h\x00h\x01\x93", shell),
-        "a __setstate__ of its own": call(named("collections.OrderedDict")) + b"}" + text("__setstate__") + system
-        + b"sb" + shell + b"b",
+        "STACK_GLOBAL from the memo": text("os")
+        + b"\x94"
+        + text("system")
+        + b"\x94"
+        + b"00"
+        + call(b"h\x00h\x01\x93", shell),
+        "a __setstate__ of its own": call(named("collections.OrderedDict"))
+        + b"}"
+        + text("__setstate__")
+        + system
+        + b"sb"
+        + shell
+        + b"b",
         "in an array of objects": object_array(call(system, shell)),
-        "as an array's data": call(named("numpy._core.multiarray._reconstruct"), named("numpy.ndarray"), b"K\x00\x85",
-                                   b"C\x01b") + call(system, shell) + b"0",
+        "as an array's data": call(
+            named("numpy._core.multiarray._reconstruct"), named("numpy.ndarray"), b"K\x00\x85", b"C\x01b"
+        )
+        + call(system, shell)
+        + b"0",
         "as a key": b"}" + call(system, shell) + b"K\x01s",
         "dropped at once": call(system, shell) + b"0N",
         "builtins.map": call(named("builtins.list"), call(named("builtins.map"), system, b"](" + shell + b"e")),
@@ -119,8 +133,13 @@ def torch_zip(path: Path, pickled: bytes, names: tuple[str, ...] = ("m/data.pkl"
 
 def torch_legacy(path: Path, pickled: bytes, place: int = 3) -> Path:
     """What torch.save wrote before it wrote zips: four pickles one after the other, the last but one the content."""
-    parts = [MAGIC, pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2), pickle.dumps({}, 2),
-             pickle.dumps([], 2)]
+    parts = [
+        MAGIC,
+        pickle.dumps(1001, 2),
+        pickle.dumps({"little_endian": True}, 2),
+        pickle.dumps({}, 2),
+        pickle.dumps([], 2),
+    ]
     parts[place] = pickled
     path.write_bytes(b"".join(parts))
     return path

@@ -157,8 +157,16 @@ def small_maskformer(seed: int = 0, names: tuple[str, ...] = tuple(CLASSES)) -> 
     """A mask classification model with random weights that is sure of itself."""
     torch.manual_seed(seed)
     net = create_model(
-        "maskformer_fpn", backbone="test_efficientnet", num_classes=len(names), neck_out_channels=16,
-        head_mask_channels=16, head_channels=32, head_layers=1, head_feedforward=32, head_heads=2, head_num_queries=12,
+        "maskformer_fpn",
+        backbone="test_efficientnet",
+        num_classes=len(names),
+        neck_out_channels=16,
+        head_mask_channels=16,
+        head_channels=32,
+        head_layers=1,
+        head_feedforward=32,
+        head_heads=2,
+        head_num_queries=12,
     )
     with torch.no_grad():
         net.head.class_embed.weight.mul_(20)

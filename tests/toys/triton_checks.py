@@ -247,8 +247,10 @@ def check_opcheck(device, layout):
     shape = TRITON_SHAPES["pointwise"]
     tensors = moved(make_tensors(shape, torch.float32), device)
     if layout == "channels_last":
-        tensors = [t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() if t.dim() == 4 else t
-                   for t in tensors]
+        tensors = [
+            t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() if t.dim() == 4 else t
+            for t in tensors
+        ]
     input, offset, weight, bias, mask = tensors
     pairs = [list(pair) for pair in shape.arguments.values()]
     with deform_conv_backend("triton"):

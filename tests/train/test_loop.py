@@ -111,13 +111,7 @@ def test_two_processes_equal_one(tiny: Settings, tmp_path: Path, start):
 
 
 def test_maskformer_trains_by_the_same_loop(tiny: Settings):
-    settings = tiny.replace(
-        model="maskformer_fpn",
-        model_args=MASKFORMER,
-        steps=3,
-        micro_batch=2,
-        val_data="none",
-    )
+    settings = tiny.replace(model="maskformer_fpn", model_args=MASKFORMER, steps=3, micro_batch=2, val_data="none")
     train(settings)
     first = log_of(settings.out)[0]
     assert {"loss", "class", "mask", "dice"} <= first.keys()

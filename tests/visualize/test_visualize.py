@@ -18,15 +18,7 @@ from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.data.sources import DataError
 from fapn_zoo.metrics import BoundaryBands, ConfusionMatrix
 from fapn_zoo.modules.heads import SemanticOutput
-from fapn_zoo.visualize import (
-    compare,
-    data_items,
-    drawing,
-    image_items,
-    read_alignment,
-    render,
-    visualize_alignment,
-)
+from fapn_zoo.visualize import compare, data_items, drawing, image_items, read_alignment, render, visualize_alignment
 from fapn_zoo.visualize.alignment_pictures import feature_colours
 from fapn_zoo.visualize.comparison import Comparison, Item, near_boundary
 from fapn_zoo.visualize.comparison_pictures import WRONG, WRONG_NEAR, _errors
@@ -92,8 +84,11 @@ def test_offsets_are_told_by_direction_and_in_pixels(photo):
 
 
 VARIANTS = {
-    "perpixel_fapn": (GROUPS, ["selection"]), "semantic_fpn_fapn": (GROUPS, []), "maskformer_fam_se": (GROUPS, []),
-    "perpixel_fam_noref_fsm": (GROUPS, []), "perpixel_plus_fam": (GROUPS, ["selection"]),
+    "perpixel_fapn": (GROUPS, ["selection"]),
+    "semantic_fpn_fapn": (GROUPS, []),
+    "maskformer_fam_se": (GROUPS, []),
+    "perpixel_fam_noref_fsm": (GROUPS, []),
+    "perpixel_plus_fam": (GROUPS, ["selection"]),
     "perpixel_deconv_fsm": ({}, ["offsets"]),
 }
 
@@ -105,7 +100,8 @@ def test_every_aligning_neck_gives_its_pictures_and_says_what_it_lacks(name, pho
     assert [level["stride"] for level in numbers["levels"]] == [4, 8, 16]
     for level in numbers["levels"]:
         assert [any(word in line for line in level["absent"]) for word in ("offsets", "selection")] == [
-            "offsets" in lacks, "selection" in lacks
+            "offsets" in lacks,
+            "selection" in lacks,
         ]
         assert ("displacement_px" in level) == ("offsets" not in lacks)
         assert ("selection" in level) == ("selection" not in lacks)
@@ -319,9 +315,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     data = DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
     args = {"fapn": GROUPS, "fpn": {}}
-    return {
-        neck: tiny(f"perpixel_{neck}", data=data, **args[neck]).save(root / neck) for neck in ("fapn", "fpn")
-    }
+    return {neck: tiny(f"perpixel_{neck}", data=data, **args[neck]).save(root / neck) for neck in ("fapn", "fpn")}
 
 
 def run(capsys, *words) -> tuple[int, str, str]:
@@ -344,8 +338,10 @@ def test_verbs(capsys, folders, photo, tmp_path):
     code, out, _ = run(capsys, "compare", *both, "--data", "scenes:2@64x96", "--limit", 1, "--out", tmp_path / "d")
     assert code == 0 and "mIoU near" in out and len(list((tmp_path / "d").glob("scene_*.png"))) == 1
     for words, told in (
-        (both, "name images"), ([*both, "x.png", "--data", "scenes:1"], "name images"),
-        ([folders["fpn"], folders["fpn"], "x.png"], "named twice"), ([*both, tmp_path / "no.png"], "no.png"),
+        (both, "name images"),
+        ([*both, "x.png", "--data", "scenes:1"], "name images"),
+        ([folders["fpn"], folders["fpn"], "x.png"], "named twice"),
+        ([*both, tmp_path / "no.png"], "no.png"),
     ):
         code, _, err = run(capsys, "compare", *words)
         assert code == 1 and err.startswith("error: ") and told in err

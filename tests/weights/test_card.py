@@ -26,9 +26,28 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(fapn_zoo.__file__).parent / "weights" / "embedded" / EMBEDDED
 NASTY = [
-    'a "quoted" one', "it's: a colon", "- dash", "# no heading", "pipe | pipe", "`tick`", "<script>alert(1)</script>",
-    "line\nbreak\n---\nlicense: mit", "Straße", "道路", "{brace}", "[link](https://example.org)", "null", "true", "1.0",
-    "&anchor", "*alias", "!!python/object/apply:os.system [id]", "tab\there", "bell\x07", "\u202eright to left", "%",
+    'a "quoted" one',
+    "it's: a colon",
+    "- dash",
+    "# no heading",
+    "pipe | pipe",
+    "`tick`",
+    "<script>alert(1)</script>",
+    "line\nbreak\n---\nlicense: mit",
+    "Straße",
+    "道路",
+    "{brace}",
+    "[link](https://example.org)",
+    "null",
+    "true",
+    "1.0",
+    "&anchor",
+    "*alias",
+    "!!python/object/apply:os.system [id]",
+    "tab\there",
+    "bell\x07",
+    "\u202eright to left",
+    "%",
 ]
 
 
@@ -36,8 +55,14 @@ def config(**changes) -> dict:
     data = DataSpec(labels=("a", "b", "c"))
     spec = ModelSpec("perpixel_fapn_resnet50", "perpixel", "fapn", "resnet50", num_classes=3, data=data)
     made = {
-        "format": 1, "library": "fapn-zoo", "model": spec.to_config(), "license": "mit", "source": "", "training": {},
-        "metrics": {"town val mIoU": 61.239, "town val pixel accuracy": 90.0}, "versions": {"torch": "2.15.0"},
+        "format": 1,
+        "library": "fapn-zoo",
+        "model": spec.to_config(),
+        "license": "mit",
+        "source": "",
+        "training": {},
+        "metrics": {"town val mIoU": 61.239, "town val pixel accuracy": 90.0},
+        "versions": {"torch": "2.15.0"},
     }
     return json.loads(json.dumps(made | changes))  # as it comes from the disk
 
@@ -47,8 +72,9 @@ def official(name: str) -> dict:
     spec, _ = get_spec(name)
     weights = spec.weights["paper"]
     spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, labels=label_set(spec.label_set)["names"]))
-    return config(model=spec.to_config(), license=weights.license, metrics=dict(weights.metrics),
-                  source=weights.location)
+    return config(
+        model=spec.to_config(), license=weights.license, metrics=dict(weights.metrics), source=weights.location
+    )
 
 
 def metadata(card: str) -> dict:
@@ -67,7 +93,7 @@ def test_a_fine_tuned_model():
     assert data["pipeline_tag"] == "image-segmentation" and data["library_name"] == "fapn-zoo"
     assert {"fapn-zoo", "semantic-segmentation", "fapn", "perpixel"} <= set(data["tags"])
     assert "datasets" not in data and "widget" not in data  # "town" is a folder, no data set of the Hub
-    result, = ModelCard(card).data.eval_results[:1]
+    (result,) = ModelCard(card).data.eval_results[:1]
     assert (result.dataset_name, result.dataset_split) == ("town", "val")
     assert (result.metric_type, result.metric_name, result.metric_value) == ("mean_iou", "mIoU", 61.24)
     assert result.source_url is None
@@ -128,7 +154,11 @@ def test_result_rows_lead_and_must_agree():
     assert result.metric_value == float(rows[-1]["miou"]) and result.dataset_name == "CamVid"
     assert f"| parameters | {int(rows[-1]['params']):,} |" in card
     assert [s.metric for s in collect_scores(settings, rows)] == [
-        "mIoU", "pixel accuracy", "mean accuracy", "frequency-weighted IoU"]  # each once
+        "mIoU",
+        "pixel accuracy",
+        "mean accuracy",
+        "frequency-weighted IoU",
+    ]  # each once
     several = [rows[-1] | {"scales": "0.5 1 1.5", "flip": "yes", "miou": "53.10"}]
     assert ("mIoU multi-scale", 53.1) in [(s.metric, s.value) for s in collect_scores(settings, rows + several)]
     for other in ({"window": "64x64/32x32"}, {"class_map": "yes"}, {"flip": "yes"}):
@@ -160,7 +190,7 @@ def test_what_was_measured_is_told_from_what_was_reported():
     card = render_card(official("maskformer_fpn_resnet50_ade20k"), rows=[row])
     assert "| ADE20K | val | mIoU | 44.38 | `fapn-zoo eval` |" in card
     assert "| ADE20K | val | mIoU | 44.50 | reported by the authors of MaskFormer |" in card
-    result, = ModelCard(card).data.eval_results  # the index tells what was measured, and does not name the authors
+    (result,) = ModelCard(card).data.eval_results  # the index tells what was measured, and does not name the authors
     assert result.metric_value == 44.38 and result.source_url is None
     assert result.dataset_type == "zhoubolei/scene_parse_150"
 
@@ -173,12 +203,18 @@ def test_a_card_may_lack_a_licence_but_is_no_card_for_the_hub(text):
         check_card(card)
 
 
-@pytest.mark.parametrize("text, fields", [
-    ("apache-2.0", {"license": "apache-2.0"}), ("Apache-2.0", {"license": "apache-2.0"}),
-    ("CC BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
-    ("My Terms: 2 https://example.org/t?a=b", {
-        "license": "other", "license_name": "my-terms-2", "license_link": "https://example.org/t?a=b"}),
-])
+@pytest.mark.parametrize(
+    "text, fields",
+    [
+        ("apache-2.0", {"license": "apache-2.0"}),
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("CC BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
+        (
+            "My Terms: 2 https://example.org/t?a=b",
+            {"license": "other", "license_name": "my-terms-2", "license_link": "https://example.org/t?a=b"},
+        ),
+    ],
+)
 def test_licences(text, fields):
     assert license_metadata(text) == fields
     card = render_card(config(license=text))
@@ -202,7 +238,13 @@ def test_odd_names_stay_names():
         check_card(card)
         data = metadata(card)
         assert data["license"] == "mit" and set(data) <= {
-            "library_name", "pipeline_tag", "license", "tags", "metrics", "model-index"}
+            "library_name",
+            "pipeline_tag",
+            "license",
+            "tags",
+            "metrics",
+            "model-index",
+        }
         assert data["model-index"][0]["results"][0]["dataset"]["name"] == card_text(label)
         body = ModelCard(card).text
         assert "<script" not in body and "\x07" not in card
@@ -237,11 +279,14 @@ def test_a_wrong_card_is_refused():
     for old, new, words in [
         ("library_name: fapn-zoo", "library_name: timm", "library_name"),
         ("pipeline_tag: image-segmentation", "pipeline_tag: image-seg", "pipeline_tag"),
-        ("license: mit", "license: mitt", "'mitt' is no id"), ("license: mit\n", "", "no licence"),
+        ("license: mit", "license: mitt", "'mitt' is no id"),
+        ("license: mit\n", "", "no licence"),
         ("license: mit", "license: mit\ndatasets:\n- town", "datasets of the card: 'town'"),
         ("license: mit", "license: mit\nbase_model: resnet", "base_model of the card: 'resnet'"),
-        ("- fapn-zoo\n", "", "tags of the card"), ("src: https://example.org/", "src: ", "'a.jpg' is no URL"),
-        ("license: mit", "license: [", "cannot be read"), ("- name: streets\n  results", "- results", "cannot be read"),
+        ("- fapn-zoo\n", "", "tags of the card"),
+        ("src: https://example.org/", "src: ", "'a.jpg' is no URL"),
+        ("license: mit", "license: [", "cannot be read"),
+        ("- name: streets\n  results", "- results", "cannot be read"),
         ("# streets", "streets", "lacks its title"),
     ]:
         assert old in card

@@ -75,11 +75,14 @@ def test_loaded_weights_can_be_trained_and_the_file_stays(tmp_path, share):
     assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda s: s.pop("head.predictor.bias"), "head.predictor.bias is missing"),
-    (lambda s: s.update(more=torch.zeros(1)), "more is unexpected"),
-    (lambda s: s.update({"head.predictor.bias": torch.zeros(3)}), r"has shape \(3,\), the model \(11,\)"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda s: s.pop("head.predictor.bias"), "head.predictor.bias is missing"),
+        (lambda s: s.update(more=torch.zeros(1)), "more is unexpected"),
+        (lambda s: s.update({"head.predictor.bias": torch.zeros(3)}), r"has shape \(3,\), the model \(11,\)"),
+    ],
+)
 def test_what_does_not_fit_is_named(change, words):
     model = fapn_zoo.create_model("perpixel_fapn_resnet18_slim_camvid")
     state = dict(model.state_dict())

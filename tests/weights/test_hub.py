@@ -28,7 +28,11 @@ pytestmark = pytest.mark.hub
 def folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = fapn_zoo.create_model(
-        "perpixel_fapn", backbone="resnet10t", num_classes=3, backbone_channels=(8, 8, 16, 16), neck_out_channels=16,
+        "perpixel_fapn",
+        backbone="resnet10t",
+        num_classes=3,
+        backbone_channels=(8, 8, 16, 16),
+        neck_out_channels=16,
         neck_deform_groups=2,
     )
     return model.save(tmp_path_factory.mktemp("hub") / "streets", license="mit")
@@ -42,8 +46,14 @@ def hub(folder):
 
 
 def run(code: str, *arguments: str, hub: Hub, root: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120,
-                          env=environment(hub, root), cwd=root)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(hub, root),
+        cwd=root,
+    )
 
 
 def test_a_repository_becomes_a_model_bit_for_bit(hub, folder, tmp_path):
@@ -118,11 +128,17 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_1(hub, folder, tmp_
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name in ("gated", "private", "busy", "damaged"):
         hub.add(f"me/{name}", files, gated=name == "gated", private=name == "private")
-    hub.faults = [Fault("status", "me/busy", status=429, headers={"Retry-After": "300"}),
-                  Fault("wrong", "cdn/me/damaged")]
+    hub.faults = [
+        Fault("status", "me/busy", status=429, headers={"Retry-After": "300"}),
+        Fault("wrong", "cdn/me/damaged"),
+    ]
     expected = {
-        "me/none": "no repository me/none", "me/streets@v9": "no revision 'v9'", "me/gated": "accept its terms at",
-        "me/private": "set HF_TOKEN", "me/busy": "wait 300 s", "me/damaged": "was damaged",
+        "me/none": "no repository me/none",
+        "me/streets@v9": "no revision 'v9'",
+        "me/gated": "accept its terms at",
+        "me/private": "set HF_TOKEN",
+        "me/busy": "wait 300 s",
+        "me/damaged": "was damaged",
     }
     done = run(CLI, "me/streets", *expected, hub=hub, root=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -183,7 +199,7 @@ def test_large_files_are_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("FAPN_ZOO_CACHE", str(tmp_path / "own"))
     path = tmp_path / "weights"
     path.write_bytes(bytes(2 * digests.REMEMBERED))
-    right, = digests.digests(path, 64)
+    (right,) = digests.digests(path, 64)
     reads = []
     monkeypatch.setattr(digests, "digests", lambda *a, digests=digests.digests: reads.append(a) or digests(*a))
     assert [digests.has_digest(path, right) for _ in range(3)] == [True] * 3 and len(reads) == 1

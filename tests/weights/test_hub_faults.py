@@ -87,8 +87,7 @@ CASES = [
     Case("401 token not valid", "the token is not valid", environment={"HF_TOKEN": "hf_old"}),
     Case("401 gated, no token", "accept its terms at", flags={"gated": True}),
     Case("403 gated, token without leave", "accept its terms at", flags={"gated": True}, environment=STRANGER),
-    Case("403 gated, warm cache", None, flags={"gated": True}, environment=STRANGER, warm=True,
-         says=CACHED),
+    Case("403 gated, warm cache", None, flags={"gated": True}, environment=STRANGER, warm=True, says=CACHED),
     Case("gated, token with leave", None, flags={"gated": True}, environment=READER),
     Case("429 once, Retry-After 1 s", None, status(429, HEAD_CONFIG, 1, Retry_After="1")),
     Case("429 once on the body, ratelimit 1 s", None, status(429, BODY, 1, **LIMITED)),
@@ -111,8 +110,12 @@ CASES = [
     Case("wrong bytes once", None, (Fault("wrong", times=1),)),
     Case("wrong bytes for ever", "was damaged", (Fault("wrong"),)),
     Case("wrong bytes in a small file", "config.json was damaged", (Fault("wrong", "^GET .*config.json"),)),
-    Case("wrong bytes once, cache without links", None, (Fault("wrong", times=1),),
-         environment={"HF_HUB_DISABLE_SYMLINKS": "1"}),
+    Case(
+        "wrong bytes once, cache without links",
+        None,
+        (Fault("wrong", times=1),),
+        environment={"HF_HUB_DISABLE_SYMLINKS": "1"},
+    ),
     Case("truncated once", None, (Fault("short", times=1),)),
     Case("truncated for ever", "arrived with a wrong length", (Fault("short"),)),
     Case("truncated small file, lengths agree", "config.json was damaged", (Fault("short", "config.json"),)),
@@ -187,8 +190,11 @@ def play(case: Case, root: Path) -> Outcome:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory, request):
     """All chosen cases, several at a time, since they mostly wait."""
-    chosen = {item.callspec.params["case"].title for item in request.session.items
-              if item.originalname == "test_a_fault" and hasattr(item, "callspec")}
+    chosen = {
+        item.callspec.params["case"].title
+        for item in request.session.items
+        if item.originalname == "test_a_fault" and hasattr(item, "callspec")
+    }
     with ThreadPoolExecutor(6) as pool:
         # Those that wait longest begin first.
         cases = sorted((case for case in CASES if case.title in chosen), key=lambda case: -case.at_most)
@@ -198,8 +204,13 @@ def played(tmp_path_factory, request):
 def row(title: str, first: dict[str, str], seconds: float, requests: int, again: str) -> dict[str, str]:
     outcome = first.get("error", "right weights").partition(" from the Hub: ")
     outcome = outcome[2] or outcome[0]
-    return {"fault": title, "requests": str(requests), "seconds": f"{seconds:.1f}", "clean run after it": again,
-            "outcome": outcome if len(outcome) < 110 else outcome[:107] + "..."}
+    return {
+        "fault": title,
+        "requests": str(requests),
+        "seconds": f"{seconds:.1f}",
+        "clean run after it": again,
+        "outcome": outcome if len(outcome) < 110 else outcome[:107] + "...",
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
@@ -277,8 +288,11 @@ answer = attempt()
 print(json.dumps({"full": full, "left": left, "bytes": os.path.getsize(answer["folder"] + "/model.safetensors")}))
 sys.exit()
 """
-may_mount = shutil.which("unshare") and subprocess.run(
-    ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+may_mount = (
+    shutil.which("unshare")
+    and subprocess.run(["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode
+    == 0
+)
 
 
 @pytest.mark.skipif(not may_mount, reason="this user may not mount a small disk; 'disk full' above plays it by a limit")

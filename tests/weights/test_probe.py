@@ -18,8 +18,12 @@ def tiny(head: str = "perpixel", **kwargs):
     options = {"head_layers": 2, "head_channels": 32, "head_feedforward": 32} if head == "maskformer" else {}
     torch.manual_seed(0)
     return fapn_zoo.create_model(
-        f"{head}_fapn", backbone="resnet10t", backbone_channels=(16, 24, 32, 48), neck_out_channels=32,
-        neck_deform_groups=4, **({"num_classes": 4} | options | kwargs),
+        f"{head}_fapn",
+        backbone="resnet10t",
+        backbone_channels=(16, 24, 32, 48),
+        neck_out_channels=32,
+        neck_deform_groups=4,
+        **({"num_classes": 4} | options | kwargs),
     )
 
 

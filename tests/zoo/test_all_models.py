@@ -134,7 +134,11 @@ def test_official_parameter_counts(name, count):
 
 # FACTS section 5, PointRend semantic R50 on Cityscapes: the counted rows without their point head (207,123)
 ABLATION = {
-    "fpn": 28_632_678, "fapn": 33_075_182, "fam": 31_699_694, "fam_se": 33_075_182, "fpn_extra3x3": 33_353_318,
+    "fpn": 28_632_678,
+    "fapn": 33_075_182,
+    "fam": 31_699_694,
+    "fam_se": 33_075_182,
+    "fpn_extra3x3": 33_353_318,
     "fam_noref_fsm": 32_681_966,
 }
 
@@ -156,8 +160,11 @@ def test_compile_and_export():
         expected = model(x).logits
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x).logits
         assert torch.allclose(compiled, expected, atol=1e-5)
-        dims = {0: torch.export.Dim("batch", min=1, max=8), 2: 32 * torch.export.Dim("h", min=1, max=32),
-                3: 32 * torch.export.Dim("w", min=1, max=32)}
+        dims = {
+            0: torch.export.Dim("batch", min=1, max=8),
+            2: 32 * torch.export.Dim("h", min=1, max=32),
+            3: 32 * torch.export.Dim("w", min=1, max=32),
+        }
         program = torch.export.export(model, (x,), dynamic_shapes=({**dims},))
         other = torch.randn(3, 3, 96, 64)
         assert torch.allclose(program.module()(other).logits, model(other).logits, atol=1e-5)

@@ -1,4 +1,5 @@
 """The label sets in the package: well-formed, and right in the places where an off-by-one would show."""
+
 from __future__ import annotations
 
 import pytest

@@ -77,8 +77,11 @@ def relative_position_index(table: Tensor) -> Tensor:
 # Tensors of official files that follow from others: name of the source, own name, how.
 DERIVED: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
     ("sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight", empty_weight),
-    ("backbone.layers.{stage}.blocks.{block}.attn.relative_position_bias_table",
-     "backbone.layers.{stage}.blocks.{block}.attn.relative_position_index", relative_position_index),
+    (
+        "backbone.layers.{stage}.blocks.{block}.attn.relative_position_bias_table",
+        "backbone.layers.{stage}.blocks.{block}.attn.relative_position_index",
+        relative_position_index,
+    ),
 ]
 
 

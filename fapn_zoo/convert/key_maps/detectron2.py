@@ -15,8 +15,10 @@ FAN = [
     ("backbone.fan_align{level:2..4}.lateral_conv.conv.weight", "neck.lateral.{level-2}.reduce.conv.weight"),
     ("backbone.fan_align{level:2..4}.offset.weight", "neck.align.{level-2}.guide.conv.weight"),
     ("backbone.fan_align{level:2..4}.dcpack_L2.{what:weight|bias}", "neck.align.{level-2}.dcn.{what}"),
-    ("backbone.fan_align{level:2..4}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
-     "neck.align.{level-2}.dcn.offset_mask.{what}"),
+    (
+        "backbone.fan_align{level:2..4}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
+        "neck.align.{level-2}.dcn.offset_mask.{what}",
+    ),
     ("backbone.fan_align5.{what:weight|bias}", "neck.top.{what}"),
     ("backbone.fpn_output{level:2..4}.{what:weight|bias}", "neck.output.{level-2}.conv.{what}"),
 ]

@@ -24,14 +24,18 @@ FAPN = [
     ("sem_seg_head.pixel_decoder.layer_4.norm.{what:weight|bias}", "neck.top.norm.{what}"),
     ("sem_seg_head.pixel_decoder.align_{level:1..3}.offset.weight", "neck.align.{level-1}.guide.conv.weight"),
     ("sem_seg_head.pixel_decoder.align_{level:1..3}.dcpack_L2.{what:weight|bias}", "neck.align.{level-1}.dcn.{what}"),
-    ("sem_seg_head.pixel_decoder.align_{level:1..3}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
-     "neck.align.{level-1}.dcn.offset_mask.{what}"),
+    (
+        "sem_seg_head.pixel_decoder.align_{level:1..3}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
+        "neck.align.{level-1}.dcn.offset_mask.{what}",
+    ),
 ]
 
 # a second name of one norm, with the same values
 FAPN_ALIASES = [
-    ("sem_seg_head.pixel_decoder.align_{level:1..3}.offset.norm.{what:weight|bias}",
-     "sem_seg_head.pixel_decoder.layer_{level}.norm.{what}"),
+    (
+        "sem_seg_head.pixel_decoder.align_{level:1..3}.offset.norm.{what:weight|bias}",
+        "sem_seg_head.pixel_decoder.layer_{level}.norm.{what}",
+    )
 ]
 
 PER_PIXEL = [("sem_seg_head.predictor.{what:weight|bias}", "head.predictor.{what}")]
@@ -39,18 +43,30 @@ PER_PIXEL = [("sem_seg_head.predictor.{what:weight|bias}", "head.predictor.{what
 TRANSFORMER = [
     ("sem_seg_head.predictor.input_proj.{what:weight|bias}", "head.decoder.input_proj.conv.{what}"),
     ("sem_seg_head.predictor.query_embed.weight", "head.decoder.query_embed.weight"),
-    ("sem_seg_head.predictor.transformer.decoder.layers.{layer}.self_attn.in_proj_{what:weight|bias}",
-     "head.decoder.layers.{layer}.self_attn.in_proj_{what}"),
-    ("sem_seg_head.predictor.transformer.decoder.layers.{layer}.self_attn.out_proj.{what:weight|bias}",
-     "head.decoder.layers.{layer}.self_attn.out_proj.{what}"),
-    ("sem_seg_head.predictor.transformer.decoder.layers.{layer}.multihead_attn.in_proj_{what:weight|bias}",
-     "head.decoder.layers.{layer}.cross_attn.in_proj_{what}"),
-    ("sem_seg_head.predictor.transformer.decoder.layers.{layer}.multihead_attn.out_proj.{what:weight|bias}",
-     "head.decoder.layers.{layer}.cross_attn.out_proj.{what}"),
-    ("sem_seg_head.predictor.transformer.decoder.layers.{layer}.linear{n:1..2}.{what:weight|bias}",
-     "head.decoder.layers.{layer}.linear{n}.{what}"),
-    ("sem_seg_head.predictor.transformer.decoder.layers.{layer}.norm{n:1..3}.{what:weight|bias}",
-     "head.decoder.layers.{layer}.norm{n}.{what}"),
+    (
+        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.self_attn.in_proj_{what:weight|bias}",
+        "head.decoder.layers.{layer}.self_attn.in_proj_{what}",
+    ),
+    (
+        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.self_attn.out_proj.{what:weight|bias}",
+        "head.decoder.layers.{layer}.self_attn.out_proj.{what}",
+    ),
+    (
+        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.multihead_attn.in_proj_{what:weight|bias}",
+        "head.decoder.layers.{layer}.cross_attn.in_proj_{what}",
+    ),
+    (
+        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.multihead_attn.out_proj.{what:weight|bias}",
+        "head.decoder.layers.{layer}.cross_attn.out_proj.{what}",
+    ),
+    (
+        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.linear{n:1..2}.{what:weight|bias}",
+        "head.decoder.layers.{layer}.linear{n}.{what}",
+    ),
+    (
+        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.norm{n:1..3}.{what:weight|bias}",
+        "head.decoder.layers.{layer}.norm{n}.{what}",
+    ),
     ("sem_seg_head.predictor.transformer.decoder.norm.{what:weight|bias}", "head.decoder.norm.{what}"),
     # activations between the linear layers count here
     ("sem_seg_head.predictor.mask_embed.layers.{layer}.{what:weight|bias}", "head.mask_embed.{2*layer}.{what}"),

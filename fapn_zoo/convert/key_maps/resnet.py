@@ -8,11 +8,15 @@ from __future__ import annotations
 
 STAGES = [
     ("res{stage}.{block}.conv{conv}.weight", "layer{stage-1}.{block}.conv{conv}.weight"),
-    ("res{stage}.{block}.conv{conv}.norm.{stat:weight|bias|running_mean|running_var}",
-     "layer{stage-1}.{block}.bn{conv}.{stat}"),
+    (
+        "res{stage}.{block}.conv{conv}.norm.{stat:weight|bias|running_mean|running_var}",
+        "layer{stage-1}.{block}.bn{conv}.{stat}",
+    ),
     ("res{stage}.{block}.shortcut.weight", "layer{stage-1}.{block}.downsample.0.weight"),
-    ("res{stage}.{block}.shortcut.norm.{stat:weight|bias|running_mean|running_var}",
-     "layer{stage-1}.{block}.downsample.1.{stat}"),
+    (
+        "res{stage}.{block}.shortcut.norm.{stat:weight|bias|running_mean|running_var}",
+        "layer{stage-1}.{block}.downsample.1.{stat}",
+    ),
 ]
 
 # one 7x7 convolution

@@ -366,8 +366,10 @@ def _dilate_last_stage(body: nn.Module, dilations: Sequence[int], name: str) -> 
     """
     blocks = [block for block in getattr(body, "layer4", ()) if isinstance(block, Bottleneck)]
     if len(blocks) != len(dilations):
-        raise ValueError(f"multi_grid={tuple(dilations)} needs a ResNet with {len(dilations)} bottleneck blocks in its "
-                         f"last stage, and {name!r} has {len(blocks)}")
+        raise ValueError(
+            f"multi_grid={tuple(dilations)} needs a ResNet with {len(dilations)} bottleneck blocks in its "
+            f"last stage, and {name!r} has {len(blocks)}"
+        )
     for block, dilation in zip(blocks, dilations, strict=True):
         block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 

@@ -51,6 +51,7 @@ def _fetch_weights(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
     try:
         path = hub.download_file(config.hf_hub_id, "model.safetensors", cache_dir=cache_dir)
     except ValueError as error:
-        raise ConnectionError(f"no ImageNet weights for backbone {name!r}: {error}; pretrained_backbone=False goes on "
-                              "without them") from error
+        raise ConnectionError(
+            f"no ImageNet weights for backbone {name!r}: {error}; pretrained_backbone=False goes on without them"
+        ) from error
     return {"pretrained_cfg_overlay": {"file": str(path)}} if path is not None else elsewhere

@@ -5,5 +5,10 @@ from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.modules.heads.per_pixel import PerPixelHead, SemanticFPNHead
 
 __all__ = [
-    "MaskFormerHead", "MaskFormerOutput", "PerPixelHead", "PerPixelPlusHead", "SemanticFPNHead", "SemanticOutput",
+    "MaskFormerHead",
+    "MaskFormerOutput",
+    "PerPixelHead",
+    "PerPixelPlusHead",
+    "SemanticFPNHead",
+    "SemanticOutput",
 ]

@@ -45,8 +45,15 @@ class QueryDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, *, channels: int = 256, num_queries: int = 100, layers: int = 6, heads: int = 8,
-        feedforward: int = 2048, dropout: float = 0.1,
+        self,
+        in_channels: int,
+        *,
+        channels: int = 256,
+        num_queries: int = 100,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
     ):
         super().__init__()
         self.input_proj = ConvNormAct(in_channels, channels, 1)
@@ -103,14 +110,29 @@ class QueryMaskHead(nn.Module):
     default_dialect = "maskformer"
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_queries: int, class_scores: int, *, mask_channels: int,
-        channels: int, layers: int, heads: int, feedforward: int, dropout: float,
+        self,
+        in_channels: int,
+        feature_channels: int,
+        num_queries: int,
+        class_scores: int,
+        *,
+        mask_channels: int,
+        channels: int,
+        layers: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
     ):
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
         self.decoder = QueryDecoder(
-            feature_channels, channels=channels, num_queries=num_queries, layers=layers, heads=heads,
-            feedforward=feedforward, dropout=dropout,
+            feature_channels,
+            channels=channels,
+            num_queries=num_queries,
+            layers=layers,
+            heads=heads,
+            feedforward=feedforward,
+            dropout=dropout,
         )
         if class_scores:
             self.class_embed = nn.Linear(channels, class_scores)
@@ -143,13 +165,30 @@ class MaskFormerHead(QueryMaskHead):
     classifier = ("class_embed",)
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
-        channels: int = 256, num_queries: int = 100, layers: int = 6, heads: int = 8, feedforward: int = 2048,
+        self,
+        in_channels: int,
+        feature_channels: int,
+        num_classes: int,
+        *,
+        mask_channels: int = 256,
+        channels: int = 256,
+        num_queries: int = 100,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
         dropout: float = 0.1,
     ):
         super().__init__(
-            in_channels, feature_channels, num_queries, num_classes + 1, mask_channels=mask_channels,
-            channels=channels, layers=layers, heads=heads, feedforward=feedforward, dropout=dropout,
+            in_channels,
+            feature_channels,
+            num_queries,
+            num_classes + 1,
+            mask_channels=mask_channels,
+            channels=channels,
+            layers=layers,
+            heads=heads,
+            feedforward=feedforward,
+            dropout=dropout,
         )
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> MaskFormerOutput:
@@ -167,12 +206,29 @@ class PerPixelPlusHead(QueryMaskHead):
     classifier = ("decoder.query_embed",)
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
-        channels: int = 256, layers: int = 6, heads: int = 8, feedforward: int = 2048, dropout: float = 0.1,
+        self,
+        in_channels: int,
+        feature_channels: int,
+        num_classes: int,
+        *,
+        mask_channels: int = 256,
+        channels: int = 256,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
     ):
         super().__init__(
-            in_channels, feature_channels, num_classes, 0, mask_channels=mask_channels, channels=channels,
-            layers=layers, heads=heads, feedforward=feedforward, dropout=dropout,
+            in_channels,
+            feature_channels,
+            num_classes,
+            0,
+            mask_channels=mask_channels,
+            channels=channels,
+            layers=layers,
+            heads=heads,
+            feedforward=feedforward,
+            dropout=dropout,
         )
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:

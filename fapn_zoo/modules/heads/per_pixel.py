@@ -29,7 +29,12 @@ class PerPixelHead(nn.Module):
     classifier = ("predictor",)
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_classes: int, *, mask_channels: int = 256,
+        self,
+        in_channels: int,
+        feature_channels: int,
+        num_classes: int,
+        *,
+        mask_channels: int = 256,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -58,7 +63,13 @@ class SemanticFPNHead(nn.Module):
     classifier = ("predictor",)
 
     def __init__(
-        self, in_channels: int, feature_channels: int, num_classes: int, *, channels: int = 128, norm: str = "gn",
+        self,
+        in_channels: int,
+        feature_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 128,
+        norm: str = "gn",
         levels: int = 4,
     ):
         super().__init__()

@@ -29,7 +29,13 @@ class ConvNormAct(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, norm: str = "none", act: bool = False,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        norm: str = "none",
+        act: bool = False,
         bias: bool | None = None,
     ):
         super().__init__()

@@ -26,8 +26,10 @@ def build_loss(model: nn.Module, class_weights: Sequence[float] = ()) -> nn.Modu
     from fapn_zoo.modules.heads import MaskFormerHead
 
     if class_weights and (len(class_weights) != model.num_classes or min(class_weights) <= 0):
-        raise ValueError(f"class_weights has {len(class_weights)} values {tuple(class_weights)}; expected a positive "
-                         f"number for each of the {model.num_classes} classes")
+        raise ValueError(
+            f"class_weights has {len(class_weights)} values {tuple(class_weights)}; expected a positive "
+            f"number for each of the {model.num_classes} classes"
+        )
     if isinstance(model.head, MaskFormerHead):
         if class_weights:
             raise ValueError("class_weights is for per-pixel heads; MaskFormer's loss balances masks, not pixels")

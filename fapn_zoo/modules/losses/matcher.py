@@ -12,8 +12,14 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 @torch.no_grad()
 def match(
-    class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor, *, class_weight: float = 1.0,
-    mask_weight: float = 20.0, dice_weight: float = 1.0,
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    classes: Tensor,
+    masks: Tensor,
+    *,
+    class_weight: float = 1.0,
+    mask_weight: float = 20.0,
+    dice_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Assigns every true mask of one image to its own query at least cost.
 

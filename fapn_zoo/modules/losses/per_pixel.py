@@ -17,8 +17,9 @@ def upsample_to(maps: Tensor, height: int, width: int, stride: int = 4) -> Tenso
     The grid of a strided network reaches past an image whose size is no multiple of the stride, so stretching the
     map to the image's size would shift it by a fraction of a pixel (FACTS section 2, per-pixel baseline).
     """
-    maps = F.interpolate(maps, size=(maps.shape[-2] * stride, maps.shape[-1] * stride), mode="bilinear",
-                         align_corners=False)
+    maps = F.interpolate(
+        maps, size=(maps.shape[-2] * stride, maps.shape[-1] * stride), mode="bilinear", align_corners=False
+    )
     return maps[..., :height, :width]
 
 

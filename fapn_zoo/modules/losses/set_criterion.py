@@ -25,8 +25,14 @@ class SetCriterion(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, *, ignore_index: int = 255, class_weight: float = 1.0, mask_weight: float = 20.0,
-        dice_weight: float = 1.0, no_object_weight: float = 0.1,
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        class_weight: float = 1.0,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        no_object_weight: float = 0.1,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -73,8 +79,14 @@ class SetCriterion(nn.Module):
         self, class_logits: Tensor, mask_logits: Tensor, segments: Segments, images: float, masks: float
     ) -> dict[str, Tensor]:
         matches = [
-            match(class_logits[i], mask_logits[i], *segment, class_weight=self.weights["class"],
-                  mask_weight=self.weights["mask"], dice_weight=self.weights["dice"])
+            match(
+                class_logits[i],
+                mask_logits[i],
+                *segment,
+                class_weight=self.weights["class"],
+                mask_weight=self.weights["mask"],
+                dice_weight=self.weights["dice"],
+            )
             for i, segment in enumerate(segments)
         ]
         mask_loss = dice_loss = mask_logits.sum() * 0  # keeps the graph where no image has a mask
@@ -90,7 +102,11 @@ class SetCriterion(nn.Module):
         }
 
     def _class_loss(
-        self, class_logits: Tensor, segments: Segments, matches: list[tuple[Tensor, Tensor]], images: float,
+        self,
+        class_logits: Tensor,
+        segments: Segments,
+        matches: list[tuple[Tensor, Tensor]],
+        images: float,
         masks: float,
     ) -> Tensor:
         """Class-weighted mean. The sum of weights follows from the counts, so it is known for the whole batch."""

@@ -21,7 +21,10 @@ class Neck(nn.Module):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], out_channels: int, num_outputs: int | None = None,
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ):
         super().__init__()

@@ -111,8 +111,10 @@ class DeconvAlignment(nn.Module):
         up = self.deconv(coarse)
         height, width = fine.shape[-2:]
         if not torch.compiler.is_compiling() and (up.shape[-2] < height or up.shape[-1] < width):
-            raise ValueError(f"a stride-2 deconvolution makes {tuple(up.shape[-2:])} of the coarse map, "
-                             f"the fine map is {(height, width)}: levels must differ by a factor of 2")
+            raise ValueError(
+                f"a stride-2 deconvolution makes {tuple(up.shape[-2:])} of the coarse map, "
+                f"the fine map is {(height, width)}: levels must differ by a factor of 2"
+            )
         return F.relu(up[..., :height, :width]) + fine
 
 
@@ -141,8 +143,16 @@ class FaPN(Neck):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], out_channels: int = 256, *, dialect: str = "detectron2", align: str = "fam",
-        select: str | None = None, norm: str | None = None, deform_groups: int = 8, num_outputs: int | None = None,
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        *,
+        dialect: str = "detectron2",
+        align: str = "fam",
+        select: str | None = None,
+        norm: str | None = None,
+        deform_groups: int = 8,
+        num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ):
         super().__init__(in_channels, out_channels, num_outputs, extra_blocks)

@@ -30,8 +30,14 @@ class FPN(Neck):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], out_channels: int = 256, *, dialect: str = "detectron2",
-        norm: str | None = None, extra_convs: int = 0, num_outputs: int | None = None,
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        *,
+        dialect: str = "detectron2",
+        norm: str | None = None,
+        extra_convs: int = 0,
+        num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ):
         super().__init__(in_channels, out_channels, num_outputs, extra_blocks)

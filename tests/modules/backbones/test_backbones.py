@@ -424,9 +424,13 @@ def test_multi_grid_dilates_the_last_stage_alone():
         block = dilated.body.layer4[2].conv2
         y = torch.randn(1, 512, 9, 9)
         taps = sum(
-            torch.einsum("oi,nihw->nohw", block.weight[:, :, i, j], torch.nn.functional.pad(y, (4,) * 4)
-                         [..., 4 * i : 4 * i + 9, 4 * j : 4 * j + 9])
-            for i in range(3) for j in range(3)
+            torch.einsum(
+                "oi,nihw->nohw",
+                block.weight[:, :, i, j],
+                torch.nn.functional.pad(y, (4,) * 4)[..., 4 * i : 4 * i + 9, 4 * j : 4 * j + 9],
+            )
+            for i in range(3)
+            for j in range(3)
         )
         assert torch.allclose(block(y), taps, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(fine, same, strict=True))

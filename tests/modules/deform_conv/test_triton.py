@@ -114,8 +114,13 @@ def test_opcheck(perform, layout):
 
 @pytest.mark.parametrize(
     "name",
-    ["check_other_dtypes_of_offsets", "check_autocast", "check_nan_and_infinity", "check_empty_batch",
-     "check_compiles_as_one_graph"],
+    [
+        "check_other_dtypes_of_offsets",
+        "check_autocast",
+        "check_nan_and_infinity",
+        "check_empty_batch",
+        "check_compiles_as_one_graph",
+    ],
 )
 def test_behaviour(perform, name):
     perform(getattr(checks, name))

@@ -57,8 +57,9 @@ def tuning(monkeypatch):
     """A tuner with two configurations of each kernel, of which the first wants more shared memory than there is."""
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
-    large, small = (next(c for c in tuning._HALF["forward"] if c.block_n == n and c.stages == s)
-                    for n, s in ((256, 2), (64, 1)))
+    large, small = (
+        next(c for c in tuning._HALF["forward"] if c.block_n == n and c.stages == s) for n, s in ((256, 2), (64, 1))
+    )
     configs = [large, small._replace(block_n=32, programs=8)]
     lists = dict.fromkeys(tuning._INTERPRETED, configs[1:]) | {"forward": configs}
     for name, value in (("_INTERPRETED", lists), ("_chosen", {}), ("_untimed", {})):

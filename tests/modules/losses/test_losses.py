@@ -26,8 +26,10 @@ def golden():
     output = MaskFormerOutput(
         arrays["l1.pred_logits"], arrays["l1.pred_masks"], ((arrays["l0.pred_logits"], arrays["l0.pred_masks"]),)
     )
-    targets = {"classes": [arrays["t0.labels"], arrays["t1.labels"]],
-               "masks": [arrays["t0.masks"].bool(), arrays["t1.masks"].bool()]}
+    targets = {
+        "classes": [arrays["t0.labels"], arrays["t1.labels"]],
+        "masks": [arrays["t0.masks"].bool(), arrays["t1.masks"].bool()],
+    }
     return output, targets, json.loads((GOLDEN / "expected.json").read_text())
 
 
@@ -58,8 +60,11 @@ def random_output(n=3, q=6, k=4, h=8, w=12, seed=0):
 
 
 def labels(n=3, h=32, w=48, k=4, seed=0):
-    return torch.randint(0, k, (n, h // 8, w // 8), generator=torch.Generator().manual_seed(seed)
-                         ).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return (
+        torch.randint(0, k, (n, h // 8, w // 8), generator=torch.Generator().manual_seed(seed))
+        .repeat_interleave(8, 1)
+        .repeat_interleave(8, 2)
+    )
 
 
 def test_semantic_labels_become_one_mask_per_class():
@@ -70,10 +75,14 @@ def test_semantic_labels_become_one_mask_per_class():
         assert torch.equal(masks.sum(0), (image != 255).long())
 
 
-@pytest.mark.parametrize("make", [lambda: (SetCriterion(4), random_output()),
-                                  lambda: (PerPixelLoss(), SemanticOutput(torch.randn(3, 4, 8, 12))),
-                                  lambda: (PerPixelLoss(class_weights=(1.0, 2.0, 3.0, 0.5)),
-                                           SemanticOutput(torch.randn(3, 4, 8, 12)))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (SetCriterion(4), random_output()),
+        lambda: (PerPixelLoss(), SemanticOutput(torch.randn(3, 4, 8, 12))),
+        lambda: (PerPixelLoss(class_weights=(1.0, 2.0, 3.0, 0.5)), SemanticOutput(torch.randn(3, 4, 8, 12))),
+    ],
+)
 def test_parts_of_a_batch_add_up(make):
     """The gradient must not depend on how a batch is spread over steps or processes."""
     torch.manual_seed(0)

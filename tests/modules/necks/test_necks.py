@@ -22,9 +22,15 @@ def features(sizes=((32, 48), (16, 24), (8, 12), (4, 6)), channels=CHANNELS):
 
 
 VARIANTS = [
-    (FPN, {"dialect": "detectron2"}), (FPN, {"dialect": "maskformer"}), (FPN, {"extra_convs": 2}),
-    *((FaPN, {"dialect": d, "align": a, "select": s, "deform_groups": 4})
-      for d in ("detectron2", "maskformer") for a in ("fam", "dcn", "deconv") for s in ("fsm", "se", "none")),
+    (FPN, {"dialect": "detectron2"}),
+    (FPN, {"dialect": "maskformer"}),
+    (FPN, {"extra_convs": 2}),
+    *(
+        (FaPN, {"dialect": d, "align": a, "select": s, "deform_groups": 4})
+        for d in ("detectron2", "maskformer")
+        for a in ("fam", "dcn", "deconv")
+        for s in ("fsm", "se", "none")
+    ),
     (FaPN, {"dialect": "maskformer", "norm": "bn", "deform_groups": 4}),
     (FaPN, {"dialect": "maskformer", "norm": "none", "deform_groups": 4}),
 ]
@@ -134,11 +140,14 @@ def test_one_norm_serves_two_places_in_maskformers_dialect():
     assert not FaPN(CHANNELS, 32, dialect="maskformer", norm="bn").shares_norm  # their statistics must not mix
 
 
-@pytest.mark.parametrize("inputs, message", [
-    (features()[:3], "built for 4 levels and got 3"),
-    (features(channels=(8, 12, 20, 24)), "level 2 has 20 channels, FaPN expects 16"),
-    (features(((16, 24), (32, 48), (8, 12), (4, 6))), r"level 0 is \(16, 24\) and level 1 is \(32, 48\)"),
-])
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (features()[:3], "built for 4 levels and got 3"),
+        (features(channels=(8, 12, 20, 24)), "level 2 has 20 channels, FaPN expects 16"),
+        (features(((16, 24), (32, 48), (8, 12), (4, 6))), r"level 0 is \(16, 24\) and level 1 is \(32, 48\)"),
+    ],
+)
 def test_inputs_that_do_not_fit(inputs, message):
     with pytest.raises(ValueError, match=message):
         FaPN(CHANNELS, 16, deform_groups=4)(inputs)

@@ -46,17 +46,33 @@ def serve(data: bytes = SMALL, xet: bool = False) -> Hub:
 def environment(hub: Hub, root: Path, **more: str) -> dict[str, str]:
     """Of a child: this Hub, caches below ``root``, little patience, and nothing of the Hub from our own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-    return inherited | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "FAPN_ZOO_CACHE": str(root / "own"), "NO_PROXY": "*",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",  # telemetry asks the Hub something, too
-        "HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2", "HF_XET_CLIENT_RETRY_BASE_DELAY": "50ms",
-        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", "HF_XET_CLIENT_READ_TIMEOUT": "2s",
-    } | more
+    return (
+        inherited
+        | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(root / "home"),
+            "FAPN_ZOO_CACHE": str(root / "own"),
+            "NO_PROXY": "*",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",  # telemetry asks the Hub something, too
+            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+            "HF_HUB_ETAG_TIMEOUT": "2",
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "50ms",
+            "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+            "HF_XET_CLIENT_READ_TIMEOUT": "2s",
+        }
+        | more
+    )
 
 
 def start(
-    name: str, hub: Hub, root: Path, arguments: dict[str, Any] | None = None, setup: str = "",
-    before: tuple[str, ...] = (), **more: str,
+    name: str,
+    hub: Hub,
+    root: Path,
+    arguments: dict[str, Any] | None = None,
+    setup: str = "",
+    before: tuple[str, ...] = (),
+    **more: str,
 ) -> subprocess.Popen:
     """Begins `hub.download(name, **arguments)`, by default into ``root / "cache"``; ``setup`` is run before it.
 
@@ -65,7 +81,7 @@ def start(
     arguments = {"cache_dir": str(root / "cache")} | (arguments or {})
     command = [*before, sys.executable, "-c", CHILD, json.dumps([name, arguments, setup])]
     return subprocess.Popen(
-        command, env=environment(hub, root, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, env=environment(hub, root, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

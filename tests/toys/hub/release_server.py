@@ -175,9 +175,9 @@ class Handler(BaseHTTPRequestHandler):
         kind = None if fault is None else fault.kind
         if kind == "wrong":
             middle = len(data) // 2
-            data = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1:]
+            data = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
         elif kind == "short":
-            data = data[:int(fault.fraction * len(data))]
+            data = data[: int(fault.fraction * len(data))]
         headers |= {"Content-Type": "application/octet-stream", "Last-Modified": MODIFIED, "Accept-Ranges": "bytes"}
         start, match = 0, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if match and kind != "ignore-range" and self.headers.get("If-Range", MODIFIED) == MODIFIED:
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(fault.seconds)
             if kind == "hold" and at >= fault.fraction * len(data):
                 self.server.releases.go.wait()
-            block = data[at:min(at + CHUNK, stop)]
+            block = data[at : min(at + CHUNK, stop)]
             self.wfile.write(block)
             self.request_log.sent += len(block)
         if kind == "stall":

@@ -45,8 +45,9 @@ class Blob:
     @cached_property
     def pointer(self) -> bytes:
         """What git itself holds for a file in large-file storage."""
-        return (f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\n"
-                f"size {len(self.data)}\n").encode()
+        return (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
+        ).encode()
 
     @cached_property
     def git_oid(self) -> str:

@@ -75,7 +75,12 @@ class Hub:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def add(
-        self, name: str, files: Path | dict[str, bytes], *, tags: tuple[str, ...] = (), private: bool = False,
+        self,
+        name: str,
+        files: Path | dict[str, bytes],
+        *,
+        tags: tuple[str, ...] = (),
+        private: bool = False,
         gated: bool = False,
     ) -> Commit:
         """Makes the repository where it is not there, and one commit on its main branch."""
@@ -174,8 +179,11 @@ class Handler(BaseHTTPRequestHandler):
         user, found = self.user(), self.hub.repositories.get(name)
         if found is None or (found.private and user != found.owner):
             # The Hub does not tell strangers whether a name exists.
-            raise Refused(404 if user else 401, "RepoNotFound", "Repository not found" if user else
-                          "Invalid username or password.")
+            raise Refused(
+                404 if user else 401,
+                "RepoNotFound",
+                "Repository not found" if user else "Invalid username or password.",
+            )
         if write:
             if user is None:
                 raise Refused(401, "", "Invalid username or password.")
@@ -196,19 +204,32 @@ class Handler(BaseHTTPRequestHandler):
     def model_info(self, repo: str, revision: str = "main") -> None:
         repository = self.repository(repo)
         commit = self.commit_of(repository, revision)
-        self.send_json({
-            "_id": hashlib.md5(repo.encode()).hexdigest()[:24], "id": repo, "modelId": repo, "author": repository.owner,
-            "sha": commit.id, "private": repository.private, "gated": "auto" if repository.gated else False,
-            "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-            "siblings": [{"rfilename": path} for path in commit.files],
-        })
+        self.send_json(
+            {
+                "_id": hashlib.md5(repo.encode()).hexdigest()[:24],
+                "id": repo,
+                "modelId": repo,
+                "author": repository.owner,
+                "sha": commit.id,
+                "private": repository.private,
+                "gated": "auto" if repository.gated else False,
+                "disabled": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": [{"rfilename": path} for path in commit.files],
+            }
+        )
 
     def tree(self, repo: str, revision: str, folder: str = "") -> None:
         commit = self.commit_of(self.repository(repo), revision)
         prefix = f"{folder.strip('/')}/" if folder else ""
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        entries = [entry(path, blob) for path, blob in commit.files.items() if path.startswith(prefix)
-                   and (recursive or "/" not in path.removeprefix(prefix))]
+        entries = [
+            entry(path, blob)
+            for path, blob in commit.files.items()
+            if path.startswith(prefix) and (recursive or "/" not in path.removeprefix(prefix))
+        ]
         self.send_json(entries)
 
     def paths_info(self, repo: str, revision: str) -> None:
@@ -219,11 +240,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def refs(self, repo: str) -> None:
         repository = self.repository(repo)
-        self.send_json({"converts": [], "pullRequests": []} | {
-            kind: [{"name": name, "ref": f"refs/{short}/{name}", "targetCommit": commit}
-                   for name, commit in named.items()]
-            for kind, short, named in (("branches", "heads", repository.branches), ("tags", "tags", repository.tags))
-        })
+        self.send_json(
+            {"converts": [], "pullRequests": []}
+            | {
+                kind: [
+                    {"name": name, "ref": f"refs/{short}/{name}", "targetCommit": commit}
+                    for name, commit in named.items()
+                ]
+                for kind, short, named in (
+                    ("branches", "heads", repository.branches),
+                    ("tags", "tags", repository.tags),
+                )
+            }
+        )
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         commit = self.commit_of(self.repository(repo, files=True), revision)
@@ -233,8 +262,11 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if not blob.lfs:
             return self.send_range(blob.data, headers)
-        headers |= {"X-Linked-ETag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data)),
-                    "Location": f"{self.hub.cdn_url}/cdn/{repo}/{commit.id}/{path}"}
+        headers |= {
+            "X-Linked-ETag": f'"{blob.etag}"',
+            "X-Linked-Size": str(len(blob.data)),
+            "Location": f"{self.hub.cdn_url}/cdn/{repo}/{commit.id}/{path}",
+        }
         if self.hub.xet:
             headers |= xet_headers(self, repo, commit.id, blob)
         self.send(b"Found", headers, 302)
@@ -256,14 +288,14 @@ class Handler(BaseHTTPRequestHandler):
         first, last = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
         if first >= len(data):
             return self.send(b"", headers | {"Content-Range": f"bytes */{len(data)}"}, 416)
-        self.send(data[first:last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}, 206)
+        self.send(data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}, 206)
 
     def send(self, data: bytes, headers: dict[str, str], status: int = 200) -> None:
         kind = self.fault.kind if self.fault else ""
         stop = int(len(data) * self.fault.fraction) if kind in ("stall", "cut", "short") else len(data)
         if kind == "wrong" and data:
             middle = len(data) // 2
-            data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1:]
+            data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         self.request_log.status = status
         self.send_response(status)
         length = stop if kind == "short" else len(data)
@@ -275,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         for start in range(0, stop, CHUNK):
             if kind == "slow":
                 time.sleep(self.fault.seconds)
-            part = data[start:min(start + CHUNK, stop)]
+            part = data[start : min(start + CHUNK, stop)]
             self.wfile.write(part)
             self.request_log.sent += len(part)
         if kind == "stall":

@@ -22,10 +22,16 @@ def whoami(ask: Handler) -> None:
     user = ask.user()
     if user is None:
         raise Refused(401, "", "Invalid username or password.")
-    ask.send_json({
-        "type": "user", "id": user, "name": user, "fullname": user, "orgs": [],
-        "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}},
-    })
+    ask.send_json(
+        {
+            "type": "user",
+            "id": user,
+            "name": user,
+            "fullname": user,
+            "orgs": [],
+            "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}},
+        }
+    )
 
 
 def create_repository(ask: Handler) -> None:
@@ -101,11 +107,17 @@ def validate_yaml(ask: Handler) -> None:
             if not isinstance(data, dict):
                 errors.append('"metadata" must be a mapping')
             else:
-                errors += [f'"{key}" must be a string' for key in ("license", "library_name", "pipeline_tag")
-                           if key in data and not isinstance(data[key], str)]
+                errors += [
+                    f'"{key}" must be a string'
+                    for key in ("license", "library_name", "pipeline_tag")
+                    if key in data and not isinstance(data[key], str)
+                ]
                 errors += ['"tags" must be an array'] * ("tags" in data and not isinstance(data["tags"], list))
-                errors += ['"model-index[0].name" is required' for entry in data.get("model-index") or []
-                           if "name" not in entry]
+                errors += [
+                    '"model-index[0].name" is required'
+                    for entry in data.get("model-index") or []
+                    if "name" not in entry
+                ]
         except yaml.YAMLError as error:
             errors.append(str(error))
     answer = {"errors": [{"message": e} for e in errors], "warnings": [{"message": w} for w in warnings]}
@@ -119,8 +131,9 @@ def preupload(ask: Handler, repo: str, revision: str) -> None:
     for file in ask.json_body()["files"]:
         there = commit.files.get(file["path"])
         mode = "lfs" if needs_lfs(file["path"], file["size"]) else "regular"
-        answer.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False,
-                       "oid": there.etag if there else None})
+        answer.append(
+            {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": there.etag if there else None}
+        )
     ask.send_json({"files": answer, "commitOid": commit.id})
 
 
@@ -131,8 +144,10 @@ def lfs_batch(ask: Handler, repo: str) -> None:
         found = {"oid": wanted["oid"], "size": wanted["size"], "authenticated": True}
         if wanted["oid"] not in ask.hub.objects:
             base = f"{ask.hub.url}/lfs/{repo}"
-            found["actions"] = {"upload": {"href": f"{base}/{wanted['oid']}", "header": {}},
-                                "verify": {"href": f"{base}/verify", "header": {}}}
+            found["actions"] = {
+                "upload": {"href": f"{base}/{wanted['oid']}", "header": {}},
+                "verify": {"href": f"{base}/verify", "header": {}},
+            }
         objects.append(found)
     ask.send_json({"transfer": "basic", "objects": objects})
 
@@ -170,8 +185,12 @@ def commit(ask: Handler, repo: str, revision: str) -> None:
             files[value["path"]] = Blob(base64.b64decode(value["content"]), lfs=False)
         elif key == "lfsFile":
             if value["oid"] not in ask.hub.objects:
-                raise Refused(400, "", f"Your push was rejected because an LFS pointer pointed to a file that does not "
-                                   f"exist: {value['path']} {value['oid']}")
+                raise Refused(
+                    400,
+                    "",
+                    f"Your push was rejected because an LFS pointer pointed to a file that does not "
+                    f"exist: {value['path']} {value['oid']}",
+                )
             files[value["path"]] = Blob(ask.hub.objects[value["oid"]], lfs=True)
         elif key == "deletedFile":
             if files.pop(value["path"], None) is None:
@@ -181,8 +200,9 @@ def commit(ask: Handler, repo: str, revision: str) -> None:
     if not title:
         raise Refused(400, "", "a commit needs a summary")
     made = repository.commit(files, title, branch=revision)
-    ask.send_json({"success": True, "commitOid": made.id, "commitUrl": f"{ask.hub.url}/{repo}/commit/{made.id}",
-                   "hookOutput": ""})
+    ask.send_json(
+        {"success": True, "commitOid": made.id, "commitUrl": f"{ask.hub.url}/{repo}/commit/{made.id}", "hookOutput": ""}
+    )
 
 
 UPLOADS: list[tuple[tuple[str, ...], str, Callable]] = [

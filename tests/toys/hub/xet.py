@@ -30,7 +30,7 @@ def packed(data: bytes) -> bytes:
     """The stored object: per chunk a version, the stored length, how it is compressed (0: not), and its length."""
     parts = []
     for start in range(0, len(data), CHUNK):
-        chunk = data[start:start + CHUNK]
+        chunk = data[start : start + CHUNK]
         length = len(chunk).to_bytes(3, "little")
         parts += [b"\0", length, b"\0", length, chunk]
     return b"".join(parts)
@@ -46,8 +46,10 @@ def read_token(ask: Handler, repo: str, revision: str) -> None:
     ask.repository(repo, files=True)
     expires = int(time.time()) + 3600
     answer = {"accessToken": TOKEN, "exp": expires, "casUrl": ask.hub.cdn_url}
-    ask.send_json(answer, headers={"X-Xet-Cas-Url": ask.hub.cdn_url, "X-Xet-Access-Token": TOKEN,
-                                   "X-Xet-Token-Expiration": str(expires)})
+    ask.send_json(
+        answer,
+        headers={"X-Xet-Cas-Url": ask.hub.cdn_url, "X-Xet-Access-Token": TOKEN, "X-Xet-Token-Expiration": str(expires)},
+    )
 
 
 def find(ask: Handler, name: str) -> Blob:
@@ -71,13 +73,19 @@ def reconstruction(ask: Handler, name: str) -> None:
         raise Refused(416, "", "beyond the end")
     chunks = {"start": first // CHUNK, "end": last // CHUNK + 1}
     size = min(chunks["end"] * CHUNK, len(data)) - chunks["start"] * CHUNK
-    stored = {"start": chunks["start"] * (CHUNK + 8),
-              "end": min(chunks["end"] * CHUNK, len(data)) + 8 * chunks["end"] - 1}
-    ask.send_json({
-        "offset_into_first_range": first - chunks["start"] * CHUNK,
-        "terms": [{"hash": name, "unpacked_length": size, "range": chunks}],
-        "fetch_info": {name: [{"range": chunks, "url": f"{ask.hub.cdn_url}/xet-object/{name}", "url_range": stored}]},
-    })
+    stored = {
+        "start": chunks["start"] * (CHUNK + 8),
+        "end": min(chunks["end"] * CHUNK, len(data)) + 8 * chunks["end"] - 1,
+    }
+    ask.send_json(
+        {
+            "offset_into_first_range": first - chunks["start"] * CHUNK,
+            "terms": [{"hash": name, "unpacked_length": size, "range": chunks}],
+            "fetch_info": {
+                name: [{"range": chunks, "url": f"{ask.hub.cdn_url}/xet-object/{name}", "url_range": stored}]
+            },
+        }
+    )
 
 
 def stored_object(ask: Handler, name: str) -> None:

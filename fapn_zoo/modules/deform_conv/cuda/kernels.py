@@ -316,9 +316,7 @@ def backward_data_kernel(
                 s11 += tl.sum(columns * _wide(_read(at + image_y + image_x, has_11, real, PADDED, CACHE), OPERAND), 2)
             if NEED_IMAGE:
                 to = grad_image + picture * image_b + start + corner
-                _spread(
-                    to, image_y, image_x, columns, factor, low, right, has_00, has_01, has_10, has_11, real, PADDED
-                )
+                _spread(to, image_y, image_x, columns, factor, low, right, has_00, has_01, has_10, has_11, real, PADDED)
         place = (s * TAPS + tap).to(INDEX)[None, :]
         down, across, value = _slopes(s00, s01, s10, s11, factor, low, right)
         if NEED_OFFSET:

@@ -66,8 +66,11 @@ def _copy(source, target):
     batch, channels, height, width = source.shape
     pixels = height * width
     index = tl.int64 if max(_extent(source), _extent(target)) >= 2**31 else tl.int32
-    steps = {f"{name}_{axis}": value for name, tensor in (("source", source), ("target", target))
-             for axis, value in zip("bcp", (tensor.stride(0), tensor.stride(1), tensor.stride(3)), strict=True)}
+    steps = {
+        f"{name}_{axis}": value
+        for name, tensor in (("source", source), ("target", target))
+        for axis, value in zip("bcp", (tensor.stride(0), tensor.stride(1), tensor.stride(3)), strict=True)
+    }
     grid = (triton.cdiv(pixels, 64) * batch, triton.cdiv(channels, 64))
     sizes = {"channels": channels, "pixels": pixels, "INDEX": index, "P": 64, "C": 64}
     kernels.copy_kernel[grid](source, target, **steps, **sizes, **_OPTIONS)
@@ -98,8 +101,12 @@ class _Call:
         wide = any(_extent(tensor) >= 2**31 for tensor in tensors)
         # The interpreter multiplies the bits of bfloat16, not the numbers.
         operand = tl.float32 if INTERPRETED else _DTYPES[image.dtype]
-        self.sizes = {"height": geo.height, "width": geo.width, "out_height": geo.out_height,
-                      "out_width": geo.out_width}
+        self.sizes = {
+            "height": geo.height,
+            "width": geo.width,
+            "out_height": geo.out_height,
+            "out_width": geo.out_width,
+        }
         for name, tensor in named.items():
             self.sizes |= _strides(name, tensor)
         del self.sizes["image_c"]
@@ -123,9 +130,18 @@ class _Call:
             run, samples, width = channel_blocks(geo.channels, geo.groups, geo.offset_groups, config.channels)
             tiles_x = triton.cdiv(geo.out_width, config.tile[1])
             sizes = {"tiles_x": tiles_x, "tiles": tiles_x * triton.cdiv(geo.out_height, config.tile[0])}
-            constants = {"RUN": run, "S": samples, "R": width, "TILE_Y": config.tile[0], "TILE_X": config.tile[1],
-                         "BLOCK_N": config.block_n, "CACHE": config.cache, "num_warps": config.warps,
-                         "num_stages": config.stages, "maxnreg": config.registers}
+            constants = {
+                "RUN": run,
+                "S": samples,
+                "R": width,
+                "TILE_Y": config.tile[0],
+                "TILE_X": config.tile[1],
+                "BLOCK_N": config.block_n,
+                "CACHE": config.cache,
+                "num_warps": config.warps,
+                "num_stages": config.stages,
+                "maxnreg": config.registers,
+            }
             self._blocks[config] = {**self.sizes, **sizes, **self.constants, **constants, **_OPTIONS}
         return self._blocks[config]
 
@@ -212,15 +228,24 @@ def _data_gradients(named, weight, stride, padding, dilation, grads, needs):
     need_input, need_offset, _, _, need_mask = needs
     grad_input, grad_offset, _, _, grad_mask = grads
     image, offset, mask = named["image"], named["offset"], named["mask"]
-    named = {**named, "grad_offset": grad_offset if need_offset else None,
-             "grad_mask": grad_mask if need_mask else None}
+    named = {
+        **named,
+        "grad_offset": grad_offset if need_offset else None,
+        "grad_mask": grad_mask if need_mask else None,
+    }
     call = _call(named, weight, stride, padding, dilation)
     geo, total = call.geometry, image
     if need_input:
         _alert_not_deterministic(image.device)
         total = torch.zeros_like(image, dtype=torch.float32)
-    tensors = {**named, "mask": offset if mask is None else mask, "weight": _packed(weight), "grad_image": total,
-               "grad_offset": grad_offset, "grad_mask": grad_mask}
+    tensors = {
+        **named,
+        "mask": offset if mask is None else mask,
+        "weight": _packed(weight),
+        "grad_image": total,
+        "grad_offset": grad_offset,
+        "grad_mask": grad_mask,
+    }
     wanted = {"NEED_IMAGE": need_input, "NEED_OFFSET": need_offset, "NEED_MASK": need_mask}
 
     def launch(config):

@@ -67,20 +67,9 @@ _HALF = {
     ],
 }
 _FLOAT = {
-    "forward": [
-        Config((4, 16), 128, 16, 8),
-        Config((4, 16), 64, 32, 4),
-        Config((4, 16), 64, 16, 4),
-    ],
-    "backward_data": [
-        Config((4, 16), 64, 32, 4),
-        Config((4, 16), 64, 32, 8),
-        Config((4, 16), 32, 32, 4),
-    ],
-    "backward_weight": [
-        Config((4, 16), 64, 64, 8),
-        Config((4, 16), 64, 32, 4),
-    ],
+    "forward": [Config((4, 16), 128, 16, 8), Config((4, 16), 64, 32, 4), Config((4, 16), 64, 16, 4)],
+    "backward_data": [Config((4, 16), 64, 32, 4), Config((4, 16), 64, 32, 8), Config((4, 16), 32, 32, 4)],
+    "backward_weight": [Config((4, 16), 64, 64, 8), Config((4, 16), 64, 32, 4)],
 }
 _TF32 = {
     "forward": [
@@ -89,16 +78,8 @@ _TF32 = {
         Config((4, 16), 128, 32, 4, stages=2),
         Config((4, 16), 64, 32, 4),
     ],
-    "backward_data": [
-        Config((4, 16), 128, 32, 8),
-        Config((4, 16), 128, 32, 4),
-        Config((4, 16), 64, 32, 4),
-    ],
-    "backward_weight": [
-        Config((4, 16), 128, 64, 8),
-        Config((4, 16), 128, 32, 8),
-        Config((4, 16), 64, 64, 4),
-    ],
+    "backward_data": [Config((4, 16), 128, 32, 8), Config((4, 16), 128, 32, 4), Config((4, 16), 64, 32, 4)],
+    "backward_weight": [Config((4, 16), 128, 64, 8), Config((4, 16), 128, 32, 8), Config((4, 16), 64, 64, 4)],
 }
 # Small blocks, so that small tests have several of each kind.
 _INTERPRETED = {name: [Config((16, 16), 16, 16, 1, programs=2)] for name in _HALF}
