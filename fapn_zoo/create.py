@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.model import SegmentationModel, build
+from fapn_zoo.model import ZooModel, build
 from fapn_zoo.weights import hub
 from fapn_zoo.weights.folder import load_weights, read_spec
-from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.parts import NECKS
-from fapn_zoo.zoo.registry import get_spec, get_weights
+from fapn_zoo.zoo.registry import resolve
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ def create_model(
     cache_dir: str | Path | None = None,
     data: DataSpec | None = None,
     **kwargs: Any,
-) -> SegmentationModel:
+) -> ZooModel:
     """Builds a model, and loads weights where asked.
 
     Args:
@@ -87,11 +86,9 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
             f"{name!r} is no model name; folders are given as 'local-dir:PATH', Hub repositories as "
             "'hf-hub:OWNER/NAME' or 'hf-hub:OWNER/NAME@REVISION'"
         )
-    spec, tag = get_spec(name)
-    spec = dataclasses.replace(spec, data=with_labels(spec))
+    spec, weights = resolve(name, weights=pretrained)
     if not pretrained:
         return spec, None, False
-    weights = get_weights(spec, tag)
     if weights.source == "embedded":
         return spec, Path(__file__).parent / "weights" / "embedded" / weights.location, False
     if weights.source == "official":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.weights.folder import WithoutInit
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
 from fapn_zoo.zoo.registry import nearest
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 
-class SegmentationModel(nn.Module):
+class ZooModel(nn.Module):
     """``head(neck(backbone(x)), backbone(x))``.
 
     Args:
@@ -67,11 +66,6 @@ class SegmentationModel(nn.Module):
 
         return save_model(self, folder, **card)
 
-    def classifier_keys(self) -> list[str]:
-        """State-dict names whose shape depends on ``num_classes``."""
-        prefixes = tuple(f"head.{name}." for name in self.head.classifier)
-        return [key for key in self.state_dict() if key.startswith(prefixes)]
-
 
 # Arguments of the parts that building itself decides.
 RESERVED = {
@@ -83,7 +77,7 @@ RESERVED = {
 
 def build(
     spec: ModelSpec, *, pretrained_backbone: bool = False, empty: bool = False, cache_dir: str | Path | None = None
-) -> SegmentationModel:
+) -> ZooModel:
     """The modules of a complete description, with fresh weights; or with none yet, for `assign_tensors`.
 
     Raises ValueError where the description is not complete.
@@ -92,8 +86,8 @@ def build(
         raise ValueError(f"{spec.name!r} is an architecture: pass backbone= (a short name or any timm pyramid)")
     if spec.num_classes is None:
         raise ValueError(f"{spec.name!r} has no label set: pass num_classes=")
-    neck_class, fixed = NECKS[spec.neck]
-    neck_class, head_class = _part(neck_class), _part(HEADS[spec.head])
+    neck_part, head_part = NECKS[spec.neck], HEADS[spec.head]
+    neck_class, head_class = load_part(neck_part.module), load_part(head_part.module)
     args = _split_args(spec, neck_class, head_class)
 
     with WithoutInit() if empty else nullcontext():
@@ -104,15 +98,10 @@ def build(
             cache_dir=cache_dir,
             **args["backbone"],
         )
-        neck_args = {"dialect": head_class.default_dialect} | fixed | args["neck"]
-        neck = neck_class(backbone.out_channels, num_outputs=head_class.pyramid_levels, **neck_args)
+        neck_args = {"dialect": head_part.dialect} | neck_part.args | args["neck"]
+        neck = neck_class(backbone.out_channels, num_outputs=head_part.levels, **neck_args)
         head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
-        return SegmentationModel(backbone, neck, head, spec)
-
-
-def _part(path: str) -> type[nn.Module]:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+        return ZooModel(backbone, neck, head, spec)
 
 
 def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str, dict[str, Any]]:

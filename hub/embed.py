@@ -63,7 +63,7 @@ def main() -> None:
 
     settings = json.loads((args.run / "settings.json").read_text())
     model = fapn_zoo.create_model(f"local-dir:{args.run / 'model'}", pretrained=True)
-    folder = ROOT / "fapn_zoo" / "weights" / model.spec.name
+    folder = ROOT / "fapn_zoo" / "weights" / "embedded" / model.spec.name
     for parameter in [*model.parameters(), *model.buffers()]:  # the values that half precision keeps
         if parameter.is_floating_point():
             parameter.data = parameter.data.half().float()

@@ -24,7 +24,7 @@ from fapn_zoo.runtime.files import write_text
 from fapn_zoo.weights.card import check_card, render_card
 from fapn_zoo.weights.card_facts import METRICS
 from fapn_zoo.zoo.labels import label_set
-from fapn_zoo.zoo.registry import get_spec, get_weights, list_models
+from fapn_zoo.zoo.registry import get_spec, list_models, resolve
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 HUB = Path(__file__).resolve().parent
@@ -88,8 +88,7 @@ def publish(names: Sequence[str], owner: str, out: Path, *, upload: bool = False
 def prepare_model(name: str, owner: str) -> Ready:
     """The checked card of a model, and what may be uploaded. Raises ValueError naming the model."""
     spec, tag = get_spec(name)
-    weights = get_weights(spec, tag)
-    tag = tag or next(iter(spec.weights))
+    weights, tag = resolve(name, weights=True)[1], tag or next(iter(spec.weights))
     short = spec.name if len(spec.weights) == 1 else f"{spec.name}.{tag}"
     rows = result_rows(spec, tag, weights)
     try:

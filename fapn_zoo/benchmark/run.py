@@ -6,11 +6,6 @@ convolution, which are drawn as wide as trained ones so that samples are taken w
 
 from __future__ import annotations
 
-import datetime
-import platform
-import re
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +21,11 @@ from tqdm import tqdm
 from fapn_zoo import postprocess
 from fapn_zoo.benchmark.flops import PARTS, count
 from fapn_zoo.benchmark.memory import peak_memory, weight_bytes
-from fapn_zoo.evaluate import git_commit, versions
 from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
 from fapn_zoo.predict.inputs import padded_size
+from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.precision import autocast, resolve_amp
+from fapn_zoo.runtime.provenance import circumstances
 
 # Of weights and input; "auto" is as in `predict`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": torch.float32}
@@ -105,13 +101,7 @@ def benchmark(
         peaks = [_peak(run, settings) if memory else None for run in runs]
     firsts: dict[tuple[int, int], float] = {}
     report["rows"] = [_row(run, peak, batch, firsts) for run, peak in zip(runs, peaks, strict=True)]
-    return report | _circumstances()
-
-
-def _circumstances() -> dict[str, Any]:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"versions": versions(), "commit": git_commit(), "command": command, "date": date}
+    return report | circumstances()
 
 
 def prepare(
@@ -144,27 +134,6 @@ def prepare(
         return postprocess.semantic(output, size, size, stride=model.head.stride)
 
     return run
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """The device, or a GPU where there is one. Raises ValueError where it is unknown or not there."""
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=found).cpu()
-        return found
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!s}: {str(error).splitlines()[0]}") from error
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
 
 
 # Timing -------------------------------------------------------------------------------------------------------------

@@ -295,15 +295,10 @@ def _push(args: argparse.Namespace) -> None:
 
 def _model(name: str, device: str | None):
     """A model with its weights, on the device. A folder that exists may be given without ``local-dir:``."""
-    import torch
-
     from fapn_zoo import create_model
+    from fapn_zoo.runtime.device import find_device
 
     if Path(name).is_dir():
         name = f"local-dir:{name}"
-    default = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device or default)
-        return create_model(name, pretrained=True).to(device)
-    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is misspelt or not there
-        raise ValueError(f"device {device!s}: {str(error).splitlines()[0]}") from error
+    found = find_device(device)
+    return create_model(name, pretrained=True).to(found)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fapn_zoo.convert.names import model_shapes, rename, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
-from fapn_zoo.model import SegmentationModel, build
+from fapn_zoo.model import ZooModel, build
 from fapn_zoo.weights import probe
 from fapn_zoo.weights.folder import (
     CARD,
@@ -188,7 +188,7 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
     if weights is None:
         weights = next((w for w in spec.weights.values() if w.source == "official"), None)
     weights, note = (weights, "") if checked else _claims(path, weights)
-    spec = dataclasses.replace(spec, data=with_labels(spec))
+    spec = with_labels(spec)
     digest = file_sha256(path)
     if _is_made_of(out, digest, spec):
         return Conversion(path, spec.name, out, kept=True)
@@ -219,7 +219,7 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
     return Conversion(path, spec.name, out)
 
 
-def _network(path: Path, spec: ModelSpec) -> SegmentationModel:
+def _network(path: Path, spec: ModelSpec) -> ZooModel:
     """A model with the tensors of a checkpoint."""
     state = read_checkpoint(path)
     try:

@@ -12,7 +12,8 @@ from torch import nn
 
 from fapn_zoo.evaluate.folder import check_folder, write_folder
 from fapn_zoo.evaluate.measure import Measured, Options, measure
-from fapn_zoo.runtime.provenance import describe
+from fapn_zoo.runtime.device import device_name
+from fapn_zoo.runtime.provenance import circumstances
 
 
 def evaluate(
@@ -46,7 +47,7 @@ def evaluate(
     sizes alone.
 
     Args:
-        model: a SegmentationModel.
+        model: a ZooModel.
         data: a source for `open_dataset` (folder, scenes:N), for panoptic and instance evaluation one for
             `open_panoptic` (COCO's folder, scenes:N), or an opened data set.
         split: which part of a source to open; only noted for an opened one.
@@ -115,7 +116,8 @@ def make_report(
 ) -> dict[str, Any]:
     """What was measured, of what, and how: plain JSON types."""
     views, classes = measured.views, measured.classes
-    report = describe(model)
+    report = {"model": model.spec.name, "params": sum(p.numel() for p in model.parameters())}
+    report |= {"device": device_name(next(model.parameters()).device)} | circumstances()
     report |= {"weights": weights, "data": measured.dataset.name, "source": measured.source, "split": options.split}
     report |= {"task": options.task, "images": len(measured.images), "amp": options.amp, "seed": seed}
     report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}

@@ -18,9 +18,10 @@ from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan
 from fapn_zoo.evaluate.state import Counted, State
 from fapn_zoo.predict.predict import device_and_type, inference
 from fapn_zoo.predict.views import Views, views_for
+from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.precision import check_amp, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
-from fapn_zoo.runtime.provenance import data_fingerprint, device_name, versions, weights_fingerprint
+from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
 from fapn_zoo.tasks.protocol import TASKS
 from fapn_zoo.tasks.semantic import Task
 
@@ -209,6 +210,7 @@ def _identity(
     model: nn.Module, dataset: Any, source: str, total: int, options: Options, views: Views, classes: Classes
 ) -> dict[str, Any]:
     """Everything that the counts of an image may depend on."""
+    device = next(model.parameters()).device
     return {
         "model": model.spec.name,
         "weights": weights_fingerprint(model),
@@ -224,6 +226,6 @@ def _identity(
         "views": vars(views),
         "batch size": options.batch_size,
         "amp": options.amp,
-        "device": device_name(model).split(" (")[0],
+        "device": device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
     }

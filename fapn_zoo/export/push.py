@@ -29,7 +29,7 @@ from fapn_zoo.weights.hub import ATTEMPTS, FIRST_PAUSE, file_sha256
 from fapn_zoo.weights.hub_errors import PASSING_STATUS, TRANSPORTS
 
 if TYPE_CHECKING:
-    from fapn_zoo.model import SegmentationModel
+    from fapn_zoo.model import ZooModel
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def prepare(
     return Package(repo_id, revision, model.spec.name, files, digest)
 
 
-def reload(folder: Path, config: Mapping[str, Any]) -> SegmentationModel:
+def reload(folder: Path, config: Mapping[str, Any]) -> ZooModel:
     """The model of a weights folder; ValueError where it does not compute the outputs stored in ``config``."""
     from fapn_zoo import create_model
     from fapn_zoo.weights.probe import check
@@ -276,7 +276,7 @@ def _license(config: Mapping[str, Any], folder: Path, wanted: str | None) -> str
     return license
 
 
-def _example(model: SegmentationModel, photo: Any) -> dict[str, bytes]:
+def _example(model: ZooModel, photo: Any) -> dict[str, bytes]:
     """A photo without its camera's notes (place and time among them), not larger than needed, and its overlay."""
     from PIL import Image
 

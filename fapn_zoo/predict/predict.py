@@ -43,7 +43,7 @@ def predict(
     """Predicts on one image or many.
 
     Args:
-        model: a `SegmentationModel`, on any device; its training flags are put back afterwards. Threads may share it.
+        model: a `ZooModel`, on any device; its training flags are put back afterwards. Threads may share it.
         x: what `data.images.load_image` takes (path, URL, PIL image, array, tensor), or a folder of images, or a
             list or tuple of all these, or a tensor (N, C, H, W).
         task: ``"semantic"``; for mask classification models also ``"panoptic"`` and ``"instance"``. None is the

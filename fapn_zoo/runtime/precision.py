@@ -25,18 +25,20 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.float32) -> str:
+def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.float32, *, training: bool = False) -> str:
     """ "bf16", "fp16" or "no", a key of `AMP`: what the network multiplies in; "no" is the precision of its weights.
 
     Args:
-        amp: one of these, or "auto": bfloat16 for float32 weights where ``device`` is fast in it.
+        amp: one of these, or "auto": bfloat16 for float32 weights where ``device`` is fast in it; for training on a CPU
+            full precision, since it computes gradients in float32 anyway.
 
     Raises:
         ValueError: unknown, float16 on a CPU, or half precision of another kind than that of the weights.
     """
     check_amp(amp, ("auto", *AMP))
     if amp == "auto":
-        return "bf16" if weights == torch.float32 and fast_bfloat16(device) else "no"
+        slow = training and device.type != "cuda"
+        return "bf16" if weights == torch.float32 and not slow and fast_bfloat16(device) else "no"
     if amp == "fp16" and device.type == "cpu":
         raise ValueError("amp='fp16' needs a GPU; a CPU takes amp='bf16' or amp='no'")
     if {AMP[amp], weights} == {torch.bfloat16, torch.float16}:

@@ -17,12 +17,9 @@ import torch
 from torch import nn
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """What every report says of a model, of this installation and of this run."""
+def circumstances() -> dict[str, Any]:
+    """What every report says of this installation and of this run: versions, commit, command and date."""
     return {
-        "model": model.spec.name,
-        "params": sum(p.numel() for p in model.parameters()),
-        "device": device_name(model),
         "versions": versions(),
         "commit": git_commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -56,14 +53,6 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def device_name(model: nn.Module) -> str:
-    """The GPU's name, or "cpu (2 threads)"."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from fapn_zoo.evaluate import check_classes, evaluate, on_cpu
+from fapn_zoo.evaluate import check_classes, evaluate
 from fapn_zoo.runtime.files import write_text
+from fapn_zoo.runtime.precision import resolve_amp
+from fapn_zoo.runtime.processes import on_cpu
 from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.process import Interrupted, ahead, on_main, stop_signals
@@ -45,7 +47,9 @@ def train(settings: Settings) -> Path:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    accelerator = Accelerator(mixed_precision=resolve_amp(settings.amp), cpu=on_cpu())
+    device = torch.device("cpu" if on_cpu() or not torch.cuda.is_available() else "cuda")
+    amp = resolve_amp(settings.amp, device, training=True)
+    accelerator = Accelerator(mixed_precision=amp, cpu=on_cpu())
     resumed = on_main(accelerator, lambda: starting_point(settings))
     torch.manual_seed(settings.seed)
     run = Run(settings, accelerator)
@@ -251,16 +255,6 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63 bit seed that depends on all three and on nothing else."""
     high, low = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32).tolist()
     return (high << 31) | (low >> 1)
-
-
-def resolve_amp(amp: str) -> str:
-    """Makes "auto" bf16 on a CUDA device that has it, "no" elsewhere; fp16 needs CUDA."""
-    cuda = not on_cpu() and torch.cuda.is_available()
-    if amp == "auto":
-        return "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
-    if amp == "fp16" and not cuda:
-        raise ValueError("amp=fp16 needs a CUDA device; use amp=bf16 or amp=no on a CPU")
-    return amp
 
 
 def _batches(run: Run) -> Iterator[tuple[int, Tensor, Tensor]]:

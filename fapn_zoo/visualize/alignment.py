@@ -87,7 +87,7 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     """Runs a model on one image and keeps what its neck does. The model is left as it was.
 
     Args:
-        model: a `SegmentationModel` on any device, with a `FaPN` of any kind.
+        model: a `ZooModel` on any device, with a `FaPN` of any kind.
         image: anything `load_image` takes.
 
     Raises:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +25,6 @@ from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.weights.card import render_card
 from fapn_zoo.weights.probe import probe
 from fapn_zoo.zoo.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from fapn_zoo.model import SegmentationModel
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +76,7 @@ def read_spec(folder: str | Path) -> ModelSpec:
 
 
 def load_weights(
-    model: SegmentationModel, source: str | Path, *, saved: ModelSpec | None = None, share: bool = False
+    model: nn.Module, source: str | Path, *, saved: ModelSpec | None = None, share: bool = False
 ) -> LoadReport:
     """Reads weights into a model.
 
@@ -100,7 +97,7 @@ def load_weights(
     state = model.state_dict()
     adapted, fresh = [], []
     if saved is not None and saved.num_classes != model.num_classes:
-        fresh = model.classifier_keys()
+        fresh = classifier_keys(model)
         for key in fresh:
             tensors.pop(key, None)
     if saved is not None and saved.in_chans != model.spec.in_chans:
@@ -109,6 +106,12 @@ def load_weights(
     report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
     logger.log(logging.WARNING if adapted or fresh else logging.INFO, "%s: %s", path, report)
     return report
+
+
+def classifier_keys(model: nn.Module) -> list[str]:
+    """State-dict names whose shape depends on ``num_classes``, as the head names them."""
+    prefixes = tuple(f"head.{name}." for name in model.head.classifier)
+    return [key for key in model.state_dict() if key.startswith(prefixes)]
 
 
 class WithoutInit(TorchFunctionMode):
@@ -128,7 +131,7 @@ class WithoutInit(TorchFunctionMode):
 
 
 def assign_tensors(
-    model: SegmentationModel,
+    model: nn.Module,
     tensors: Mapping[str, Tensor],
     origin: str | Path,
     *,
@@ -178,7 +181,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_model(
-    model: SegmentationModel,
+    model: nn.Module,
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
@@ -227,7 +230,7 @@ def save_model(
     return folder
 
 
-def _probe_of(model: SegmentationModel, dtype: torch.dtype | None) -> dict[str, Any]:
+def _probe_of(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     try:
         return probe(model, dtype)
     except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it

@@ -11,7 +11,7 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+from fapn_zoo.zoo.spec import ModelSpec
 
 _SUFFIX = ".json"
 
@@ -60,15 +60,16 @@ def label_set(name: str) -> dict:
     return dict(_read(name))
 
 
-def with_labels(spec: ModelSpec) -> DataSpec:
-    """The model's preprocessing, with names and colours from its label set where it has none of its own."""
+def with_labels(spec: ModelSpec) -> ModelSpec:
+    """The model with names and colours from its label set, where it has none of its own."""
     if spec.label_set is None or spec.data.labels:
-        return spec.data
+        return spec
     table = label_set(spec.label_set)
-    return dataclasses.replace(
+    data = dataclasses.replace(
         spec.data,
         labels=tuple(table["names"]),
         palette=tuple(map(tuple, table["palette"])),
         things=tuple(table["things"]),
         ignore_index=table["ignore_index"],
     )
+    return dataclasses.replace(spec, data=data)

@@ -1,22 +1,70 @@
-"""Names of heads and necks, the class each stands for (``module:Class``) and the arguments its name fixes."""
+"""Names of heads and necks, and what each stands for: paths of classes (``module:Class``) and their fixed settings."""
 
 from __future__ import annotations
 
-HEADS: dict[str, str] = {
-    "perpixel": "fapn_zoo.modules.heads:PerPixelHead",
-    "perpixel_plus": "fapn_zoo.modules.heads:PerPixelPlusHead",
-    "semantic_fpn": "fapn_zoo.modules.heads:SemanticFPNHead",
-    "maskformer": "fapn_zoo.modules.heads:MaskFormerHead",
+import importlib
+from typing import Any, NamedTuple
+
+_HEADS, _LOSSES, _NECKS = (f"fapn_zoo.modules.{room}" for room in ("heads", "losses", "necks"))
+
+
+class HeadPart(NamedTuple):
+    """A head and what belongs to it.
+
+    Attributes:
+        module: its class, an ``nn.Module``; see `fapn_zoo.modules.heads.outputs` for what it takes and gives.
+        loss: the class of its loss, a `fapn_zoo.modules.losses.loss.Loss`.
+        tasks: what its output answers, keys of `fapn_zoo.tasks.TASKS`; the first is the default.
+        dialect: of ``fpn`` and ``fapn`` below it.
+        levels: how many neck outputs it reads, the finest first.
+    """
+
+    module: str
+    loss: str
+    tasks: tuple[str, ...]
+    dialect: str
+    levels: int = 4
+
+
+class NeckPart(NamedTuple):
+    """A neck: its class, and the arguments that its name fixes."""
+
+    module: str
+    args: dict[str, Any] = {}
+
+
+HEADS: dict[str, HeadPart] = {
+    "perpixel": HeadPart(f"{_HEADS}:PerPixelHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
+    "perpixel_plus": HeadPart(f"{_HEADS}:PerPixelPlusHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
+    "semantic_fpn": HeadPart(f"{_HEADS}:SemanticFPNHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "detectron2"),
+    "maskformer": HeadPart(
+        f"{_HEADS}:MaskFormerHead", f"{_LOSSES}:SetCriterion", ("semantic", "panoptic", "instance"), "maskformer", 1
+    ),
 }
 
 # `fpn` and `fapn` take the dialect of their head; the other names are rows of the paper's ablation table
 # (FACTS section 5), which was made in detectron2's dialect.
-NECKS: dict[str, tuple[str, dict[str, object]]] = {
-    "fpn": ("fapn_zoo.modules.necks:FPN", {}),
-    "fapn": ("fapn_zoo.modules.necks:FaPN", {}),
-    "fpn_extra3x3": ("fapn_zoo.modules.necks:FPN", {"dialect": "detectron2", "extra_convs": 2}),
-    "fam": ("fapn_zoo.modules.necks:FaPN", {"dialect": "detectron2", "select": "none"}),
-    "fam_se": ("fapn_zoo.modules.necks:FaPN", {"dialect": "detectron2", "select": "se"}),
-    "deconv_fsm": ("fapn_zoo.modules.necks:FaPN", {"dialect": "detectron2", "align": "deconv"}),
-    "fam_noref_fsm": ("fapn_zoo.modules.necks:FaPN", {"dialect": "detectron2", "align": "dcn"}),
+NECKS: dict[str, NeckPart] = {
+    "fpn": NeckPart(f"{_NECKS}:FPN"),
+    "fapn": NeckPart(f"{_NECKS}:FaPN"),
+    "fpn_extra3x3": NeckPart(f"{_NECKS}:FPN", {"dialect": "detectron2", "extra_convs": 2}),
+    "fam": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "select": "none"}),
+    "fam_se": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "select": "se"}),
+    "deconv_fsm": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "align": "deconv"}),
+    "fam_noref_fsm": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "align": "dcn"}),
 }
+
+
+def register_head(name: str, part: HeadPart) -> None:
+    """Adds a head of the user's own to this process, under every neck. Raises ValueError for a bad or taken name."""
+    if not name.isidentifier():
+        raise ValueError(f"head name {name!r}; only letters, digits and '_'")
+    if name in HEADS:
+        raise ValueError(f"head {name!r} exists already")
+    HEADS[name] = part
+
+
+def load_part(path: str) -> type:
+    """The class at ``module:Class``; the only place where a table's text becomes code."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
@@ -19,7 +20,7 @@ _registered: dict[str, ModelSpec] = {}
 
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, ModelSpec]:
-    specs = {f"{head}_{neck}": ModelSpec(f"{head}_{neck}", head, neck) for head in HEADS for neck in NECKS}
+    specs: dict[str, ModelSpec] = {}
     for family in FAMILIES:
         for spec in importlib.import_module(f"fapn_zoo.zoo.{family}").MODELS:
             if spec.name in specs:
@@ -29,7 +30,13 @@ def _shipped() -> dict[str, ModelSpec]:
 
 
 def _all() -> dict[str, ModelSpec]:
-    return _shipped() | _registered
+    """All models by name: architectures first, whatever heads have been registered meanwhile."""
+    pairs = [(head, neck) for head in HEADS for neck in NECKS]
+    return {f"{h}_{n}": _architecture(f"{h}_{n}", h, n) for h, n in pairs} | _shipped() | _registered
+
+
+def _architecture(name: str, head: str, neck: str, backbone: str | None = None) -> ModelSpec:
+    return ModelSpec(name, head, neck, backbone, task=HEADS[head].tasks[0])
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -43,11 +50,14 @@ def list_models(pattern: str | Sequence[str] = "*", *, pretrained: bool = False,
     Args:
         pattern: shell wildcards (``"maskformer_*ade20k"``), or several of them.
         pretrained: only models with weights; then each name carries its tag where it has several.
-        task: only models whose default task is this one.
+        task: only models whose default task is this one; ValueError where no head answers it.
 
     Architectures such as ``maskformer_fapn`` are listed once, without the backbones that may be appended to them.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    known = dict.fromkeys(answered for part in HEADS.values() for answered in part.tasks)
+    if task is not None and task not in known:
+        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(known)}")
     names = []
     for name, spec in _all().items():
         if not any(fnmatch.fnmatchcase(name, p) for p in patterns):
@@ -66,6 +76,9 @@ def register_model(spec: ModelSpec, *, overwrite: bool = False) -> ModelSpec:
         raise ValueError(f"head {spec.head!r} of {spec.name!r}; expected one of {', '.join(HEADS)}")
     if spec.neck not in NECKS:
         raise ValueError(f"neck {spec.neck!r} of {spec.name!r}; expected one of {', '.join(NECKS)}")
+    if spec.task not in HEADS[spec.head].tasks:
+        tasks = ", ".join(HEADS[spec.head].tasks)
+        raise ValueError(f"task {spec.task!r} of {spec.name!r}; a {spec.head} head answers {tasks}")
     if spec.name in _all() and not overwrite:
         raise ValueError(f"model {spec.name!r} exists already; overwrite=True replaces it")
     _registered[spec.name] = spec
@@ -93,14 +106,19 @@ def get_spec(name: str) -> tuple[ModelSpec, str | None]:
     return parsed, None
 
 
-def get_weights(spec: ModelSpec, tag: str | None) -> WeightsSpec:
-    """The weights of a tag, or the default ones. Raises ValueError where there are none."""
-    if not spec.weights:
+def resolve(name: str, weights: bool = False) -> tuple[ModelSpec, WeightsSpec | None]:
+    """What `create_model` needs of a name: the model with the labels of its set, and its weights where it has some.
+
+    Raises ValueError as `get_spec`, and where ``weights`` are needed and there are none.
+    """
+    spec, tag = get_spec(name)
+    if weights and not spec.weights:
         raise ValueError(
             f"model {spec.name!r} has no released weights yet; list_models(pretrained=True) lists those that have, "
             "pretrained_backbone=True starts from ImageNet weights"
         )
-    return spec.weights[tag or next(iter(spec.weights))]
+    released = spec.weights[tag or next(iter(spec.weights))] if spec.weights else None
+    return with_labels(spec), released
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
@@ -115,7 +133,7 @@ def _parse_architecture(name: str) -> ModelSpec | None:
             prefix = f"{head}_{neck}_"
             backbone = name.removeprefix(prefix)
             if name.startswith(prefix) and _is_backbone(backbone):
-                return ModelSpec(name, head, neck, backbone)
+                return _architecture(name, head, neck, backbone)
     return None
 
 

@@ -22,8 +22,8 @@ import torchvision
 from table import print_row, run_facts, write_csv
 
 from fapn_zoo.benchmark.memory import forget_peak, resident_peak
-from fapn_zoo.benchmark.run import device_name
 from fapn_zoo.modules.deform_conv.conv import active_backend, deform_conv2d, deform_conv_backend
+from fapn_zoo.runtime.device import device_name
 
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask. The first four are the default.
 SHAPES = [

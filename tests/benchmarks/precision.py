@@ -16,8 +16,8 @@ import torch
 from table import print_row, run_facts, write_csv
 
 import fapn_zoo
-from fapn_zoo.benchmark.run import device_name
 from fapn_zoo.data.sources import open_dataset
+from fapn_zoo.runtime.device import device_name
 
 
 def measure(name, data, split, limit):

@@ -219,7 +219,8 @@ def test_a_newcomers_evening(capsys, dataset, tmp_path):
 @pytest.mark.unit
 def test_ctrl_c_is_one_line(tmp_path):
     code = (
-        "import fapn_zoo.cli as c\n"
+        "import sys, fapn_zoo.cli\n"
+        "c = sys.modules['fapn_zoo.cli.main']\n"
         "def stop(args): raise KeyboardInterrupt\n"
         "c._list = stop\n"
         "raise SystemExit(c.main(['list']))"

@@ -63,7 +63,7 @@ def test_the_report_says_where_it_comes_from(model: torch.nn.Module):
     assert report["model"] == model.spec.name and report["weights"] == "folder/x" and report["seed"] == 3
     assert report["params"] == sum(p.numel() for p in model.parameters())
     assert report["versions"]["fapn-zoo"] == fapn_zoo.__version__ and report["versions"]["torch"]
-    assert report["device"].startswith("cpu") and report["amp"] == "no" and report["seconds"] > 0
+    assert report["device"].endswith(" threads)") and report["amp"] == "no" and report["seconds"] > 0
     assert [row["name"] for row in report["classes"]] == list(NAMES)
     assert git_commit() == report["commit"]
 

@@ -157,7 +157,7 @@ def test_only_rows_of_these_weights_count(publish, registered, monkeypatch, tmp_
 @pytest.fixture
 def own(registered, tmp_path, publish, monkeypatch):
     """A model of ours with a folder of its own: (name, folder, change), change(config=..., weights=..., row=...)."""
-    folder = Path(shutil.copytree(ROOT / "fapn_zoo" / "weights" / EMBEDDED, tmp_path / "weights"))
+    folder = Path(shutil.copytree(ROOT / "fapn_zoo" / "weights" / "embedded" / EMBEDDED, tmp_path / "weights"))
     spec, rows = get_spec(EMBEDDED)[0], tmp_path / "results"
     rows.mkdir()
     monkeypatch.setattr(publish, "RESULTS", rows)
@@ -230,7 +230,7 @@ def test_upload(tmp_path):
     pictures = {"example.jpg", "overlay.png"}
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors"} | pictures
     assert f"uploaded: {hub.url}/me/{EMBEDDED}/commit/" in done.stdout
-    source = ROOT / "fapn_zoo" / "weights" / EMBEDDED
+    source = ROOT / "fapn_zoo" / "weights" / "embedded" / EMBEDDED
     folder = tmp_path / "back"
     folder.mkdir()
     for name, data in files.items():

@@ -92,6 +92,8 @@ def test_what_auto_means(monkeypatch):
         assert resolve_amp("auto", CPU) == expected
         assert resolve_amp("auto", CPU, torch.float64) == resolve_amp("auto", CPU, torch.float16) == "no"
         assert resolve_amp("bf16", CPU) == "bf16" and resolve_amp("no", CPU) == "no"
+        assert resolve_amp("auto", CPU, training=True) == "no"
+        assert resolve_amp("auto", torch.device("cuda"), training=True) == expected
     assert resolve_amp("fp16", torch.device("cuda")) == "fp16"
     with pytest.raises(ValueError, match="amp='bf16' does not go with weights in float16"):
         resolve_amp("bf16", CPU, torch.float16)

@@ -13,7 +13,7 @@ from fapn_zoo.cli.main import EMBEDDED, main
 from fapn_zoo.data.scenes import CLASSES, generate_scene
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.weights.folder import read_config, read_spec
-from fapn_zoo.zoo.registry import get_spec, get_weights
+from fapn_zoo.zoo.registry import resolve
 
 pytestmark = pytest.mark.unit
 FOLDER = Path(fapn_zoo.__file__).parent / "weights" / "embedded" / EMBEDDED
@@ -26,7 +26,7 @@ def model():
 
 def test_it_is_listed_with_its_source():
     assert EMBEDDED in fapn_zoo.list_models(pretrained=True)
-    weights = get_weights(*get_spec(EMBEDDED))
+    weights = resolve(EMBEDDED)[1]
     assert weights.source == "embedded" and weights.license == "cc-by-nc-4.0"
 
 
@@ -45,7 +45,7 @@ def test_folder_is_small_whole_and_licensed(model):
 def test_weights_are_those_that_were_declared():
     from fapn_zoo.weights.hub import file_sha256
 
-    assert file_sha256(FOLDER / "model.safetensors") == get_weights(*get_spec(EMBEDDED)).sha256
+    assert file_sha256(FOLDER / "model.safetensors") == resolve(EMBEDDED)[1].sha256
 
 
 def test_it_scores_on_scenes_it_was_not_trained_on(model):

@@ -14,6 +14,7 @@ from torch import nn
 
 import fapn_zoo
 from fapn_zoo.modules.losses import build_loss
+from fapn_zoo.weights.folder import classifier_keys
 from fapn_zoo.zoo.registry import get_spec
 
 pytestmark = pytest.mark.unit
@@ -98,7 +99,7 @@ def test_adapting_a_saved_model(name, tmp_path):
     folder = f"local-dir:{tmp_path}"
     fewer = fapn_zoo.create_model(folder, pretrained=True, num_classes=3, in_chans=4)
     report = fewer.load_report
-    assert sorted(report.fresh) == sorted(model.classifier_keys())
+    assert sorted(report.fresh) == sorted(classifier_keys(model))
     assert len(report.adapted) == 1 and report.adapted[0].startswith("backbone.")
     kept = {k for k in model.state_dict() if k not in report.fresh + report.adapted}
     state = fewer.state_dict()

@@ -106,8 +106,6 @@ class QueryMaskHead(nn.Module):
     """
 
     stride = 4
-    pyramid_levels = 1  # only the finest neck output is read
-    default_dialect = "maskformer"
 
     def __init__(
         self,

@@ -24,8 +24,6 @@ class PerPixelHead(nn.Module):
     """
 
     stride = 4
-    pyramid_levels = 1  # only the finest neck output is read
-    default_dialect = "maskformer"
     classifier = ("predictor",)
 
     def __init__(
@@ -58,8 +56,6 @@ class SemanticFPNHead(nn.Module):
     """
 
     stride = 4
-    pyramid_levels = None  # all neck outputs are read
-    default_dialect = "detectron2"
     classifier = ("predictor",)
 
     def __init__(
