@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fapn_zoo.modules.backbones.backbone import Backbone
+from fapn_zoo.modules.heads.outputs import Output, Targets
 from fapn_zoo.weights.folder import WithoutInit
 from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
 from fapn_zoo.zoo.registry import nearest
@@ -46,13 +47,14 @@ class ZooModel(nn.Module):
     def num_classes(self) -> int:
         return self.spec.num_classes
 
-    def forward(self, x: Tensor):
-        """Normalised image (N, in_chans, H, W) -> the head's raw output at stride 4 (see `fapn_zoo.modules.heads`).
+    def forward(self, x: Tensor, sizes: Tensor | None = None, targets: Targets | None = None) -> Output:
+        """Normalised images (N, in_chans, H, W) -> the head's raw output (see `fapn_zoo.modules.heads.outputs`).
 
-        Normalising, padding and post-processing are not done here but by `predict`.
+        Normalising, padding and post-processing are not done here but by `predict`. ``sizes`` (N, 2) are those of the
+        images without padding, ``targets`` the truth while training: only heads that choose among proposals read them.
         """
         features = self.backbone(x)
-        return self.head(self.neck(features), features)
+        return self.head(self.neck(features), features, sizes, targets)
 
     def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **options: Any):
         """Predicts on images of any kind and size; see `fapn_zoo.predict.predict`."""

@@ -28,6 +28,7 @@ class Source(NamedTuple):
         device: where.
         best: ((h, w), shares=False) -> the channel (h, w) int64 that is largest after resizing, and on demand its
             probability (h, w) float32, where there is a shorter way to them than through the rows.
+        are_logits: whether the rows are scores before softmax.
     """
 
     rows: Rows
@@ -35,6 +36,7 @@ class Source(NamedTuple):
     size: tuple[int, int]
     device: torch.device
     best: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    are_logits: bool = False
 
 
 def band_height(source: Source, out_size: tuple[int, int]) -> int:

@@ -1,58 +1,242 @@
-"""From prepared images to class maps: what `predict` answers in full precision, without its scores and segments."""
+"""The one loop from prepared images to answers: `predict`, `evaluate` and everything else that runs a network use it.
+
+One image: prepared views -> network -> raw output -> answer of the task. Where there are several views of an image (or
+windows of one), what is averaged is what MaskFormer's `SemanticSegmentorWithTTA` averages: the score maps of all
+views, each already resized to the original image (and mirrored back). For per-pixel heads these are logits, not
+probabilities; for mask classification the sums over queries of class probability times mask probability.
+
+Only the raw outputs of the views are held (for windows: one row of windows); the mean is made a band of rows at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.data.images import load_image
-from fapn_zoo.predict.predict import inference, raw_output
-from fapn_zoo.predict.views import Views, merged_labels, score_sources
-from fapn_zoo.runtime.precision import check_amp
+from fapn_zoo.modules.heads.outputs import Output
+from fapn_zoo.postprocess.answers import Frame
+from fapn_zoo.postprocess.bands import Source, band_height, bands
+from fapn_zoo.postprocess.decoders import score_source, semantic_scores
+from fapn_zoo.postprocess.semantic import Bands, best_of_bands
+from fapn_zoo.predict.inputs import network_input, padded_size
+from fapn_zoo.predict.views import Views
+from fapn_zoo.predict.windows import Downwards, window_scores
+from fapn_zoo.runtime.precision import autocast
+from fapn_zoo.tasks.protocol import Task
+from fapn_zoo.zoo.spec import DataSpec
 
 
-def label_maps(
-    model: nn.Module,
-    images: Sequence[list[Tensor]],
-    sizes: Sequence[tuple[int, int]],
+class Shown(NamedTuple):
+    """One image for the network.
+
+    Attributes:
+        item: whatever the caller knows it by; it comes back with the answer.
+        size: (H, W) of the answer.
+        parts: its pixels (C, h, w) in every view, see `Views.prepare`.
+    """
+
+    item: Any
+    size: tuple[int, int]
+    parts: list[Tensor]
+
+
+class Network(Protocol):
+    """What runs: a model, or what has been exported of one."""
+
+    def __call__(self, pixels: Sequence[Tensor]) -> Output:
+        """The raw output for pixels (C, h, w) of equal padded size, values 0..255."""
+        ...
+
+    def session(self) -> AbstractContextManager[Any]:
+        """The context that calls and the decoding of their outputs happen in."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelNetwork:
+    """A model as a `Network`, computing in ``amp``, a key of `runtime.precision.AMP`."""
+
+    model: nn.Module
+    amp: str
+
+    def __call__(self, pixels: Sequence[Tensor]) -> Output:
+        device, dtype = device_and_type(self.model)
+        x = network_input(self.model.data, pixels, device, dtype)
+        sizes = torch.tensor([part.shape[1:] for part in pixels], device=device)
+        with autocast(device, self.amp):
+            return self.model(x, sizes)
+
+    def session(self) -> AbstractContextManager[Any]:
+        return inference(self.model)
+
+
+def answers(
+    network: Network,
+    data: DataSpec,
+    task: Task,
     views: Views,
-    amp: str = "no",
+    images: Iterable[Shown],
+    *,
     batch_size: int = 1,
-) -> list[Tensor]:
-    """The best class per pixel, for each image at its size. To be called inside `inference`.
+    **options: Any,
+) -> Iterator[tuple[Any, Any]]:
+    """Yields (item, answer) in order, holding at most one batch.
 
     Args:
-        images: what `Views.prepare` made of each; of equal padded sizes.
-        sizes: (H, W) of each answer.
-        amp: as in `evaluate`.
+        data: of the model: padding, classes and things.
+        views: how the images were prepared. Several views are for tasks that average them (`Task.averages_views`).
+        images: those that follow each other with equal padded sizes share a batch.
+        batch_size: images, or windows of one image, that enter the network at once.
+        options: of `Task.answer`.
+    """
+    limit = 1 if views.window is not None else batch_size
+    waiting: list[Shown] = []
+    for image in images:
+        if waiting and _padded(data, image) != _padded(data, waiting[0]):
+            yield from _run(network, data, task, views, waiting, batch_size, options)
+            waiting = []
+        waiting.append(image)
+        if len(waiting) == limit:
+            yield from _run(network, data, task, views, waiting, batch_size, options)
+            waiting = []
+    if waiting:
+        yield from _run(network, data, task, views, waiting, batch_size, options)
+
+
+def _padded(data: DataSpec, image: Shown) -> list[tuple[int, int]]:
+    return [padded_size(data, part.shape[1:]) for part in image.parts]
+
+
+def _run(
+    network: Network,
+    data: DataSpec,
+    task: Task,
+    views: Views,
+    images: list[Shown],
+    batch_size: int,
+    options: dict[str, Any],
+) -> list[tuple[Any, Any]]:
+    with network.session():
+        if views.single:
+            output = network([image.parts[0] for image in images])
+            frames = [Frame(tuple(image.parts[0].shape[1:]), image.size) for image in images]
+            found = [task.answer(output.image(n), frame, data, **options) for n, frame in enumerate(frames)]
+        else:
+            merged = score_sources(network, data, views, [image.parts for image in images], batch_size)
+            found = [
+                best_of_bands(merged_bands(sources, image.size), sources[0][0].are_logits, **options)
+                for sources, image in zip(merged, images, strict=True)
+            ]
+    return [(image.item, answer) for image, answer in zip(images, found, strict=True)]
+
+
+# Views --------------------------------------------------------------------------------------------------------------
+
+
+def score_sources(
+    network: Network, data: DataSpec, views: Views, images: Sequence[Sequence[Tensor]], batch_size: int = 1
+) -> list[list[tuple[Source, bool]]]:
+    """Runs the network on images whose padded sizes are equal.
+
+    Args:
+        images: what `Views.prepare` made of each image.
         batch_size: windows that are run together.
 
     Returns:
-        (H, W) each, on the model's device: uint8 for up to 256 classes, else int64.
+        For every image its views: a source of score rows, and whether they are mirrored. All but the first row of
+        windows are only run when their rows are asked for.
     """
-    dtype = torch.uint8 if model.num_classes <= 256 else torch.int64
-    merged = score_sources(model, partial(raw_output, model, amp=amp), views, images, batch_size)
-    return [merged_labels(sources, size).to(dtype) for sources, size in zip(merged, sizes, strict=True)]
+    found: list[list[tuple[Source, bool]]] = [[] for _ in images]
+    for parts in zip(*images, strict=True):
+        for mirrored in (False, True) if views.flip else (False,):
+            shown = [part.flip(-1) for part in parts] if mirrored else parts
+            if views.window is None:
+                output = network(shown)
+                sources = [score_source(output.image(n), tuple(part.shape[1:])) for n, part in enumerate(shown)]
+            else:
+                sources = [_window_source(network, data, part, views, batch_size) for part in shown]
+            for image, source in zip(found, sources, strict=True):
+                image.append((source, mirrored))
+    return found
 
 
-def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:
-    """What `predict` answers in the same precision for images of equal size, without its scores and segments.
+def merged_bands(sources: Sequence[tuple[Source, bool]], out_size: tuple[int, int]) -> Bands:
+    """Yields (first, last, mean scores (K, rows, w)) over the views of one image, from the top to the bottom."""
+    step = min(band_height(source, out_size) for source, _ in sources)
+    streams = [bands(source, out_size, step) for source, _ in sources]
+    for first in range(0, out_size[0], step):
+        total = None
+        for stream, (_, mirrored) in zip(streams, sources, strict=True):
+            _, last, scores = next(stream)
+            scores = scores.flip(-1) if mirrored else scores
+            total = scores if total is None else total + scores
+        yield first, last, total / len(sources) if len(sources) > 1 else total
 
-    Args:
-        images: (H, W, 3) uint8 RGB each.
-        amp: as in `evaluate`.
 
-    Returns:
-        Class ids (N, H, W) int64 on the model's device.
-    """
-    check_amp(amp)
-    views = Views()
-    pixels = [load_image(image, len(model.data.mean)).pixels for image in images]
-    prepared = [views.prepare(model.data, one) for one in pixels]
-    with inference(model):
-        found = label_maps(model, prepared, [tuple(one.shape[1:]) for one in pixels], views, amp)
-    return torch.stack(found).long()
+def _window_source(network: Network, data: DataSpec, pixels: Tensor, views: Views, batch_size: int) -> Source:
+    size, run = tuple(pixels.shape[1:]), _WindowRun(network)
+    rows = Downwards(window_scores(run, pixels, *views.spans(data, size), batch_size))
+    return Source(rows, len(rows.held), size, rows.held.device, are_logits=run.are_logits)
+
+
+@dataclass
+class _WindowRun:
+    """Class scores of windows of equal size; remembers what kind of scores the network gives."""
+
+    network: Network
+    are_logits: bool = False
+
+    def __call__(self, parts: list[Tensor]) -> list[Tensor]:
+        size = tuple(parts[0].shape[1:])
+        output = self.network(parts)
+        self.are_logits = score_source(output.image(0), size).are_logits
+        return [semantic_scores(output.image(n), Frame(size, size)) for n in range(len(parts))]
+
+
+# Models -------------------------------------------------------------------------------------------------------------
+
+
+def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model's parameters are, and their floating type."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return first.device, first.dtype
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without autograd; restores every flag."""
+    with _evaluation_mode(model), torch.inference_mode():
+        yield
+
+
+# Models that are predicted with: how many times at this moment, and which of their modules are to train again.
+_PREDICTING: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
+_PREDICTING_LOCK = threading.Lock()
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    # Threads may share a model: were each to put back the flags that it found, the first to be ready would have the
+    # others train its batch norms.
+    with _PREDICTING_LOCK:
+        count, training = _PREDICTING.get(model, (0, []))
+        if not count:
+            training = [module for module in model.modules() if module.training]
+            model.eval()
+        _PREDICTING[model] = count + 1, training
+    try:
+        yield
+    finally:
+        with _PREDICTING_LOCK:
+            count, training = _PREDICTING.pop(model)
+            if count > 1:
+                _PREDICTING[model] = count - 1, training
+            else:
+                for module in training:
+                    module.training = True

@@ -11,24 +11,20 @@ Only the raw outputs of the views are held (for windows: one row of windows); th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from fapn_zoo.postprocess.bands import Source, band_height, bands
-from fapn_zoo.postprocess.decoders import best_class, best_classes, score_source, semantic_scores
 from fapn_zoo.predict.inputs import fitted_size, height_and_width, input_size, padded_size, resized
-from fapn_zoo.predict.windows import window_scores
+from fapn_zoo.predict.windows import PHASE, Span, grid_spans, step_spans
 from fapn_zoo.zoo.scales import FACTORS, OFFICIAL
-from fapn_zoo.zoo.spec import DataSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 LARGEST_FACTOR = 8  # a larger scale is a short side in pixels
 SMALLEST_SIDE = 32
 
-Run = Callable[[Sequence[Tensor]], Any]  # pixels (C, h, w) of equal padded size -> the model's raw output
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,10 @@ class Views:
         scales: factors of the test size or short sides in pixels; empty for the test size alone.
         max_size: limit of the long side at every one of ``scales``, in pixels.
         flip: every size also mirrored left to right.
-        window, stride: (height, width) of the windows and the steps between them, in pixels of the resized image;
-            None for whole images.
+        window: (height, width) of the windows, in pixels of the resized image; None for whole images.
+        stride: steps between windows: the field's layout (see `windows`).
+        overlap: instead of ``stride``: the share of a window that its neighbour covers again, in `predict`'s layout,
+            for which images keep their own size.
     """
 
     scales: tuple[float, ...] = ()
@@ -48,15 +46,20 @@ class Views:
     flip: bool = False
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
+    overlap: float | None = None
 
     @property
     def single(self) -> bool:
-        """Whether there is one view of the whole image, all that tasks with objects can use."""
+        """Whether there is one view of the whole image."""
         return not self.scales and not self.flip and self.window is None
+
+    def base(self, data: DataSpec, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) that an image of this size is resized to first, and from which all views are made."""
+        return size if self.overlap is not None else input_size(data, size)
 
     def sizes(self, data: DataSpec, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) before padding of every view of an image of this size, mirror images not counted."""
-        base = input_size(data, size)
+        base = self.base(data, size)
         if not self.scales:
             return [base]
         whole = data.test_size or min(base)
@@ -70,12 +73,31 @@ class Views:
     def prepare(self, data: DataSpec, pixels: Tensor) -> list[Tensor]:
         """The pixels (C, h, w) of every view of an image (C, H, W), mirror images not counted."""
         size = tuple(pixels.shape[1:])
-        base = resized(pixels, input_size(data, size))
-        return [resized(base, one) for one in self.sizes(data, size)]
+        whole = resized(pixels, self.base(data, size))
+        return [resized(whole, one) for one in self.sizes(data, size)]
+
+    def spans(self, data: DataSpec, size: tuple[int, int]) -> list[list[Span]]:
+        """The windows of a view of this size, by rows and by columns."""
+        if self.overlap is not None:
+            sides = zip(size, self.window, strict=True)
+            return [grid_spans(length, side, self.overlap, data.size_divisor) for length, side in sides]
+        return [step_spans(*axis) for axis in zip(size, self.window, self.stride, strict=True)]
+
+
+def tiles(data: DataSpec, tile: int | Sequence[int], overlap: float) -> Views:
+    """The views of `predict`'s ``tile=``, (height, width) or one number, rounded up to the grid of the features.
+
+    Raises ValueError naming the argument that makes no sense.
+    """
+    if not 0 <= overlap <= 0.75:
+        raise ValueError(f"overlap={overlap}; expected 0..0.75, the share of a window")
+    step = math.lcm(PHASE, data.size_divisor)
+    window = tuple(-(-side // step) * step for side in height_and_width(tile, "tile"))
+    return Views(window=window, overlap=overlap)
 
 
 def views_for(
-    model: Any,
+    spec: ModelSpec,
     scales: str | Sequence[float] | None = None,
     flip: bool = False,
     window: Sequence[int] | None = None,
@@ -92,10 +114,10 @@ def views_for(
     Raises:
         ValueError: naming the argument that makes no sense.
     """
-    data = model.data
+    data = spec.data
     if isinstance(scales, str) and scales != "official":
         raise ValueError(f"scales={scales!r}; expected 'official' or numbers")
-    known = OFFICIAL.get((getattr(getattr(model, "spec", None), "label_set", None), data.test_size))
+    known = OFFICIAL.get((spec.label_set, data.test_size))
     if isinstance(scales, str):
         chosen, limit = known or (FACTORS, _limit(data, FACTORS))
     else:
@@ -131,92 +153,3 @@ def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
             f"or short sides of {SMALLEST_SIDE} pixels and more"
         )
     return tuple(scales)
-
-
-# Scores -------------------------------------------------------------------------------------------------------------
-
-
-def score_sources(
-    model: Any, run: Run, views: Views, images: Sequence[Sequence[Tensor]], batch_size: int = 1
-) -> list[list[tuple[Source, bool]]]:
-    """Runs the network on images whose padded sizes are equal.
-
-    Args:
-        model: gives the number of classes and the stride of its maps. run: calls it.
-        images: what `Views.prepare` made of each image.
-        batch_size: windows that are run together.
-
-    Returns:
-        For every image its views: a source of score rows, and whether they are mirrored. Windows are only run when
-        their rows are asked for.
-    """
-    found: list[list[tuple[Source, bool]]] = [[] for _ in images]
-    for parts in zip(*images, strict=True):
-        for mirrored in (False, True) if views.flip else (False,):
-            shown = [part.flip(-1) for part in parts] if mirrored else parts
-            if views.window is None:
-                output = run(shown)
-                sources = [score_source(output, n, tuple(p.shape[1:]), head_stride(model)) for n, p in enumerate(shown)]
-            else:
-                sources = [_window_source(model, run, p, views, batch_size) for p in shown]
-            for image, source in zip(found, sources, strict=True):
-                image.append((source, mirrored))
-    return found
-
-
-def head_stride(model: Any) -> int:
-    """Of the head's maps against the network input."""
-    return getattr(getattr(model, "head", None), "stride", 4)
-
-
-def merged_bands(
-    sources: Sequence[tuple[Source, bool]], out_size: tuple[int, int]
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Yields (first, last, mean scores (K, rows, w)) over the views of one image, from the top to the bottom."""
-    step = min(band_height(source, out_size) for source, _ in sources)
-    streams = [bands(source, out_size, step) for source, _ in sources]
-    for first in range(0, out_size[0], step):
-        total = None
-        for stream, (_, mirrored) in zip(streams, sources, strict=True):
-            _, last, scores = next(stream)
-            scores = scores.flip(-1) if mirrored else scores
-            total = scores if total is None else total + scores
-        yield first, last, total / len(sources) if len(sources) > 1 else total
-
-
-def merged_labels(sources: Sequence[tuple[Source, bool]], out_size: tuple[int, int]) -> Tensor:
-    """The class of highest mean score over the views of one image: (h, w) int64."""
-    if len(sources) == 1 and not sources[0][1]:
-        return best_classes(sources[0][0], out_size)
-    return torch.cat([best_class(scores) for _, _, scores in merged_bands(sources, out_size)])
-
-
-def _window_source(model: Any, run: Run, pixels: Tensor, views: Views, batch_size: int) -> Source:
-    def scores(parts: list[Tensor]) -> tuple[Tensor, bool]:
-        size = tuple(parts[0].shape[1:])
-        return semantic_scores(run(parts), size, size, stride=head_stride(model)), True
-
-    rows = _Downwards(window_scores(scores, pixels, views.window, views.stride, batch_size))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return Source(rows, model.num_classes, tuple(pixels.shape[1:]), device)
-
-
-class _Downwards:
-    """Rows of a map that is made from the top to the bottom, for a reader that never goes back."""
-
-    def __init__(self, parts: Iterator[Tensor]):
-        self.parts = parts
-        self.held: Tensor | None = None
-        self.top = self.bottom = 0  # image rows that are held
-
-    def __call__(self, first: int, last: int) -> Tensor:
-        """Rows ``first``..``last`` (K, last - first, W); those above ``first`` are let go of."""
-        while self.bottom < last:
-            part = next(self.parts)
-            if self.held is None:
-                self.held = part
-            else:
-                self.held = torch.cat([self.held[:, max(first - self.top, 0) :], part], dim=1)
-            self.bottom += part.shape[1]
-            self.top = self.bottom - self.held.shape[1]
-        return self.held[:, first - self.top : last - self.top]

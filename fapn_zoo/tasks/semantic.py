@@ -1,158 +1,107 @@
-"""What is scored: the protocol of a task, and the semantic one. The harness around it knows no class and no metric.
-
-A task turns an answer of the model and a sample into a vector of int64 counts. Vectors add up over images, processes
-and interrupted runs, so no order changes a digit; scores are made from their sum. A task whose vectors are no counts
-has them put one after the other instead, in the order of the data set.
-"""
+"""Semantic segmentation: a class for every pixel."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fapn_zoo.data.classes import Classes
+from fapn_zoo.data.images import LoadedImage
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sample import LABELS, Dataset, Sample
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator
-from fapn_zoo.predict.run import label_maps
-from fapn_zoo.predict.views import Views
+from fapn_zoo.metrics.accumulator import UNIT, Tallies
+from fapn_zoo.modules.heads.outputs import Output, Targets
+from fapn_zoo.postprocess import ClassMap, Frame, decode
+from fapn_zoo.tasks.protocol import Columns, Measure, plain
+from fapn_zoo.tasks.result import Result, blank_result, describe_regions
+from fapn_zoo.zoo.spec import DataSpec
 
 BAND_WIDTHS = (3, 5, 8, 12)
 F_TOLERANCES = (3, 5, 9, 12)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One score per class that can be made from the rows of sums ``first``..``last`` of `Task.compact`.
-
-    Attributes:
-        kind: "iou" (rows: hits, truth, predicted) or "mean" (rows: sum, number).
-    """
-
-    name: str
-    kind: str
-    first: int
-    last: int
-
-    def of(self, sums: np.ndarray) -> np.ndarray:
-        """Sums (..., R, K) -> scores (..., K), NaN where undefined."""
-        rows = np.moveaxis(sums[..., self.first : self.last, :], -2, 0)
-        above, below = (rows[0], rows[1] + rows[2] - rows[0]) if self.kind == "iou" else (rows[0], rows[1])
-        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-
-
-class Task(Protocol):
-    """What the harness asks of a task.
-
-    Attributes:
-        length: of the vectors of counts; None where vectors of any length follow one another, of any integer type.
-        names: of the classes, K of them.
-        measures: what two models are compared by; empty where they cannot be.
-        rank_by: what `image_score` is called in reports.
-    """
-
-    length: int | None
-    names: tuple[str, ...]
-    measures: tuple[Measure, ...]
-    rank_by: str
-
-    def answer(
-        self,
-        model: nn.Module,
-        images: Sequence[list[Tensor]],
-        sizes: Sequence[tuple[int, int]],
-        views: Views,
-        amp: str,
-        batch_size: int,
-    ) -> list[Any]:
-        """The model's answers for one batch of prepared images, each for its size (H, W)."""
-        ...
-
-    def count(self, answer: Any, sample: Any) -> np.ndarray:
-        """The vector of one image; ValueError for an answer or truth that cannot be counted."""
-        ...
-
-    def scores(self, counts: np.ndarray) -> dict[str, Any]:
-        """The task's part of the report, from the sum of all vectors: plain JSON values."""
-        ...
-
-    def image_score(self, counts: np.ndarray) -> float | None:
-        """One number 0..1 that ranks an image by its vector; None where nothing can be scored."""
-        ...
-
-    def compact(self, counts: np.ndarray) -> np.ndarray:
-        """(R, K) int64: the part of an image's vector that `measures` need."""
-        ...
-
-    def maps(self, answer: Any, sample: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Class maps (H, W) of an answer and of its truth, in ids of the data, to be drawn."""
-        ...
-
-
 class SemanticTask:
-    """Confusion matrix and, if asked for, the three boundary metrics of `fapn_zoo.metrics`."""
+    """See `Task`."""
+
+    name = "semantic"
+    needs = LABELS
+    averages_views = True
+    columns = Columns(
+        means={"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},
+        by_class={"iou": "IoU", "acc": "acc"},
+        table=("miou", "pixel_acc", "mean_acc", "fwiou"),
+        near={f"band_{width}": f"mIoU, {width} px band" for width in BAND_WIDTHS}
+        | {"boundary_iou": "Boundary IoU"}
+        | {f"boundary_f_{tolerance}": f"boundary F, {tolerance} px" for tolerance in F_TOLERANCES},
+    )
+
+    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> ClassMap:
+        return decode(output, self.name, frame, data, **options)
+
+    def result(self, answer: ClassMap, image: LoadedImage, data: DataSpec) -> Result:
+        result = blank_result(image, data, self.name)
+        result.labels = answer.labels.cpu().numpy().astype(result.labels.dtype)
+        result.scores = answer.scores.cpu().numpy()
+        regions = describe_regions(result.labels, result.scores).items()
+        for value, region in sorted(regions, key=lambda item: (-item[1]["area"], item[0])):
+            head = {"id": len(result.segments) + 1, "category_id": value, "name": result.names[value]}
+            result.segments.append({**head, "isthing": value in data.things, **region})
+        return result
+
+    def targets(self, sample: Sample, labels: LabelMap) -> Targets:
+        return Targets(torch.from_numpy(sample.labels.astype(np.int64))[None], ignore_index=labels.ignore_index)
+
+    def scorer(
+        self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False
+    ) -> SemanticScorer:
+        return SemanticScorer(dataset.labels, classes, data, boundary)
+
+
+class SemanticScorer:
+    """Confusion matrix and, if asked for, the three boundary metrics of `fapn_zoo.metrics`; see `Scorer`."""
 
     rank_by = "miou"
+    options = {"shares": False}
 
-    def __init__(self, labels: Any, classes: Classes, boundary: bool) -> None:
-        self.labels, self.classes, self.boundary = labels, classes, boundary
+    def __init__(self, labels: LabelMap, classes: Classes, data: DataSpec, boundary: bool) -> None:
+        self.labels, self.classes, self.data, self.boundary = labels, classes, data, boundary
         self.names = classes.names
-        self._parts = self._new()
-        self._ends = np.cumsum([part.counts.numel() for part in self._parts.values()])
-        self.length = int(self._ends[-1])
         self.measures = self._measures()
 
-    def _new(self) -> dict[str, Accumulator]:
+    def empty(self) -> Tallies:
         k, ignore = self.classes.columns, self.classes.ignore_index
-        parts: dict[str, Accumulator] = {"all": ConfusionMatrix(k, ignore)}
+        parts = {"all": ConfusionMatrix(k, ignore)}
         if self.boundary:
             parts |= {
                 "bands": BoundaryBands(k, BAND_WIDTHS, ignore),
                 "iou": BoundaryIoU(k, ignore),
                 "f": BoundaryFScore(k, F_TOLERANCES, ignore),
             }
-        return parts
+        return Tallies(parts)
 
-    def _filled(self, counts: np.ndarray) -> dict[str, Any]:
-        """The accumulators with these counts. They are shared: use them before the next call."""
-        for part, values in zip(self._parts.values(), np.split(counts, self._ends[:-1]), strict=True):
-            part.counts = torch.from_numpy(values.reshape(part.counts.shape))
-        return self._parts
-
-    def answer(
-        self,
-        model: nn.Module,
-        images: Sequence[list[Tensor]],
-        sizes: Sequence[tuple[int, int]],
-        views: Views,
-        amp: str,
-        batch_size: int,
-    ) -> list[Tensor]:
-        """Class maps (H, W) of the model's ids."""
-        return label_maps(model, images, sizes, views, amp, batch_size)
-
-    def count(self, answer: Tensor, sample: Any) -> np.ndarray:
+    def count(self, answer: ClassMap, sample: Sample, place: int) -> Tallies:
         """Raises ValueError, naming the sample, for sizes that differ and ids out of range."""
-        counts = np.zeros(self.length, np.int64)
+        tally = self.empty()
         try:
-            found = self.classes.of_answer(answer)
+            found = self._ids(answer)
             truth = self.classes.of_truth(sample.labels, self.labels)
-            parts = self._filled(counts)
-            parts["all"].update(found, truth)
+            tally["all"].update(found, truth)
             for name in ("bands", "iou", "f") if self.boundary else ():
-                parts[name].update(found.cpu(), truth)
+                tally[name].update(found.cpu(), truth)
         except ValueError as error:
             raise ValueError(f"{sample.name}: {error}") from None
-        return np.concatenate([part.counts.numpy().ravel() for part in parts.values()])
+        return tally
 
-    def scores(self, counts: np.ndarray) -> dict[str, Any]:
-        parts = self._filled(counts)
-        found = parts["all"].compute()
+    def _ids(self, answer: ClassMap) -> Tensor:
+        small = answer.labels.to(torch.uint8 if len(self.data.labels) <= 256 else torch.int64)
+        return self.classes.of_answer(small)
+
+    def scores(self, tally: Tallies) -> dict[str, Any]:
+        found = tally["all"].compute()
         table = [
             {"id": i, "name": name, "iou": plain(iou), "acc": plain(acc), "pixels": pixels}
             for i, (name, iou, acc, pixels) in enumerate(
@@ -162,7 +111,7 @@ class SemanticTask:
         report = {n: plain(found[n]) for n in ("miou", "pixel_acc", "mean_acc", "fwiou")} | {"classes": table}
         if not self.boundary:
             return report
-        bands, edges, contours = (parts[name].compute() for name in ("bands", "iou", "f"))
+        bands, edges, contours = (tally[name].compute() for name in ("bands", "iou", "f"))
         for i, row in enumerate(table):
             row |= {f"band_{width}": plain(band["iou"][i]) for width, band in bands.items()}
             row["boundary_iou"] = plain(edges["iou"][i])
@@ -172,43 +121,39 @@ class SemanticTask:
         report["boundary"] |= {f"boundary_f_{t}": plain(value) for t, value in contours["f"].items()}
         return report
 
-    def image_score(self, counts: np.ndarray) -> float | None:
-        return plain(self._filled(counts)["all"].compute()["miou"])
+    def image_score(self, tally: Tallies) -> float | None:
+        return plain(tally["all"].compute()["miou"])
 
-    def confusion(self, counts: np.ndarray) -> np.ndarray:
-        """(K, K) pixel counts of (true, predicted), or (K, K + 1) where answers may be no class of the data."""
-        return self._filled(counts)["all"].counts[: len(self.names)].numpy().copy()
+    def confusion(self, tally: Tallies) -> np.ndarray:
+        """(K, K), or (K, K + 1) where answers may be no class of the data."""
+        return tally["all"].counts[: len(self.names)].numpy().copy()
 
-    def maps(self, answer: Tensor, sample: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self.classes.of_answer(answer).cpu().numpy(), self.classes.of_truth(sample.labels, self.labels)
+    def maps(self, answer: ClassMap, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        return self._ids(answer).cpu().numpy(), self.classes.of_truth(sample.labels, self.labels)
 
     def _measures(self) -> tuple[Measure, ...]:
-        wanted = [("miou", "iou")]
+        measures = [Measure("miou", "iou", lambda tally: self._rows(_overlaps(tally["all"].counts)))]
         if self.boundary:
-            wanted += [(f"band_{width}", "iou") for width in BAND_WIDTHS] + [("boundary_iou", "iou")]
-            wanted += [(f"boundary_f_{tolerance}", "mean") for tolerance in F_TOLERANCES]
-        ends = np.cumsum([{"iou": 3, "mean": 2}[kind] for _, kind in wanted]).tolist()
-        return tuple(
-            Measure(name, kind, first, last)
-            for (name, kind), first, last in zip(wanted, [0, *ends[:-1]], ends, strict=True)
-        )
+            for width in BAND_WIDTHS:
+                rows = lambda tally, width=width: self._rows(_overlaps(tally["bands"].confusion(width)))  # noqa: E731
+                measures.append(Measure(f"band_{width}", "iou", rows))
+            measures.append(Measure("boundary_iou", "iou", lambda tally: self._rows([*tally["iou"].counts])))
+            for n, tolerance in enumerate(F_TOLERANCES):
+                rows = lambda tally, n=n: self._rows(_contours(tally["f"].counts, n))  # noqa: E731
+                measures.append(Measure(f"boundary_f_{tolerance}", "mean", rows))
+        return tuple(measures)
 
-    def compact(self, counts: np.ndarray) -> np.ndarray:
-        parts = self._filled(counts)
-        tables = [parts["all"].counts]
-        if self.boundary:
-            tables += [parts["bands"].confusion(width) for width in BAND_WIDTHS]
-        rows = [row for t in tables for row in (t.diagonal(), t.sum(1), t.sum(0))]
-        if self.boundary:
-            contours = parts["f"].counts
-            rows += [*parts["iou"].counts]
-            rows += [row for sums in contours[:-2] for row in (sums, contours[-2] * UNIT)]
+    def _rows(self, rows: list[Tensor]) -> np.ndarray:
+        """(R, K) of the data set's classes; a class that is never scored has zeros."""
         found = torch.stack(rows)[:, : len(self.names)].numpy().copy()
         if 0 <= self.classes.ignore_index < len(self.names):
-            found[:, self.classes.ignore_index] = 0  # a class that is never scored
+            found[:, self.classes.ignore_index] = 0
         return found
 
 
-def plain(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+def _overlaps(confusion: Tensor) -> list[Tensor]:
+    return [confusion.diagonal(), confusion.sum(1), confusion.sum(0)]
+
+
+def _contours(counts: Tensor, n: int) -> list[Tensor]:
+    return [counts[n], counts[-2] * UNIT]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput, Targets
 from fapn_zoo.modules.layers.conv import ConvNormAct
 from fapn_zoo.modules.layers.position import sine_position
 
@@ -105,7 +105,6 @@ class QueryMaskHead(nn.Module):
         deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
     """
 
-    stride = 4
 
     def __init__(
         self,
@@ -189,7 +188,13 @@ class MaskFormerHead(QueryMaskHead):
             dropout=dropout,
         )
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> MaskFormerOutput:
+    def forward(
+        self,
+        pyramid: Sequence[Tensor],
+        features: Sequence[Tensor],
+        sizes: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
         layers = [(self.class_embed(state), masks) for state, masks in self.queries_and_masks(pyramid, features)]
         return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]))
@@ -229,7 +234,13 @@ class PerPixelPlusHead(QueryMaskHead):
             dropout=dropout,
         )
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:
+    def forward(
+        self,
+        pyramid: Sequence[Tensor],
+        features: Sequence[Tensor],
+        sizes: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> SemanticOutput:
         """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""
         *aux, logits = (masks for _, masks in self.queries_and_masks(pyramid, features))
         return SemanticOutput(logits, tuple(aux))

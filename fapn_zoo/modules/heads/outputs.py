@@ -1,10 +1,34 @@
-"""The raw outputs of heads. N images, K classes, Q queries; maps are at the head's stride."""
+"""Where heads, losses and tasks meet: what a head gives, and the truth that its loss compares it with.
+
+N images, K classes, Q queries, M objects of one image.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor
+
+
+class Output(Protocol):
+    """The raw output of a head for N images: maps at a stride, before softmax, thresholds and resizing.
+
+    A head is ``forward(pyramid, features, sizes=None, targets=None) -> Output``: the neck's maps and the backbone's,
+    both from fine to coarse, the sizes (N, 2) of the images without their padding, and while training the `Targets`.
+    Heads that score pixels or masks read neither of the last two.
+    """
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the network input per pixel of the maps."""
+        ...
+
+    def image(self, n: int) -> Self:
+        """The output of image ``n`` alone (N = 1), without the auxiliary outputs of training."""
+        ...
 
 
 class SemanticOutput(NamedTuple):
@@ -12,6 +36,10 @@ class SemanticOutput(NamedTuple):
 
     logits: Tensor
     aux: tuple[Tensor, ...] = ()
+    stride: int = 4
+
+    def image(self, n: int) -> SemanticOutput:
+        return SemanticOutput(self.logits[n : n + 1], stride=self.stride)
 
 
 class MaskFormerOutput(NamedTuple):
@@ -21,8 +49,86 @@ class MaskFormerOutput(NamedTuple):
         class_logits: (N, Q, K + 1); the last class is "no object".
         mask_logits: (N, Q, h, w), before the sigmoid.
         aux: the same pair for every earlier decoder layer, first layer first; empty unless training asks for it.
+        stride: pixels of the network input per pixel of the masks.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
     aux: tuple[tuple[Tensor, Tensor], ...] = ()
+    stride: int = 4
+
+    def image(self, n: int) -> MaskFormerOutput:
+        return MaskFormerOutput(self.class_logits[n : n + 1], self.mask_logits[n : n + 1], stride=self.stride)
+
+
+@dataclass(eq=False)
+class Targets:
+    """The truth of N images of one size (H, W); what a task does not need is left empty.
+
+    Attributes:
+        labels: (N, H, W) int64 class ids, ``ignore_index`` where no class is.
+        classes: of every image its objects' classes (M,) int64; M may be 0.
+        masks: of every image its objects' masks (M, H, W) bool.
+        ignore_index: see ``labels``.
+    """
+
+    labels: Tensor | None = None
+    classes: tuple[Tensor, ...] = ()
+    masks: tuple[Tensor, ...] = ()
+    ignore_index: int = 255
+    _segments: list[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.classes) if self.labels is None else len(self.labels)
+
+    def part(self, first: int, last: int) -> Targets:
+        """The images ``first``..``last`` - 1."""
+        labels = None if self.labels is None else self.labels[first:last]
+        return Targets(labels, self.classes[first:last], self.masks[first:last], self.ignore_index)
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on another device."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        moved = (tuple(t.to(device, non_blocking=True) for t in part) for part in (self.classes, self.masks))
+        return Targets(labels, *moved, self.ignore_index)
+
+    def segments(self) -> list[tuple[Tensor, Tensor]]:
+        """Of every image classes (M,) and masks (M, H, W): its objects, or one mask per class of its labels.
+
+        The masks are made once and kept.
+        """
+        if self._segments is None:
+            if self.labels is None or self.classes:
+                self._segments = list(zip(self.classes, self.masks, strict=True))
+            else:
+                self._segments = [self._masks_of(labels) for labels in self.labels]
+        return self._segments
+
+    def _masks_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        classes = labels.unique()
+        classes = classes[classes != self.ignore_index]
+        return classes, labels[None] == classes[:, None, None]
+
+    def padded(self, height: int, width: int) -> Targets:
+        """Grown at the bottom and right to (height, width): no class there, and no object."""
+        changes = {}
+        if self.labels is not None:
+            changes["labels"] = _grown(self.labels, height, width, self.ignore_index)
+        return dataclasses.replace(
+            self, masks=tuple(_grown(m, height, width, False) for m in self.masks), _segments=None, **changes
+        )
+
+    @classmethod
+    def joined(cls, parts: list[Targets]) -> Targets:
+        """The targets of several batches of one size as those of one."""
+        labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
+        classes, masks = (tuple(t for part in parts for t in getattr(part, name)) for name in ("classes", "masks"))
+        return cls(labels, classes, masks, parts[0].ignore_index)
+
+
+def _grown(maps: Tensor, height: int, width: int, value: int | bool) -> Tensor:
+    if tuple(maps.shape[-2:]) == (height, width):
+        return maps
+    grown = maps.new_full((*maps.shape[:-2], height, width), value)
+    grown[..., : maps.shape[-2], : maps.shape[-1]] = maps
+    return grown

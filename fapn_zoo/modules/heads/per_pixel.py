@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import SemanticOutput
+from fapn_zoo.modules.heads.outputs import SemanticOutput, Targets
 from fapn_zoo.modules.layers.conv import ConvNormAct
 
 
@@ -23,7 +23,6 @@ class PerPixelHead(nn.Module):
         dropout: probability of zeroing a channel before the classifier, while training.
     """
 
-    stride = 4
     classifier = ("predictor",)
 
     def __init__(
@@ -40,7 +39,13 @@ class PerPixelHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(mask_channels or in_channels, num_classes, 1)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:
+    def forward(
+        self,
+        pyramid: Sequence[Tensor],
+        features: Sequence[Tensor],
+        sizes: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> SemanticOutput:
         """Uses ``pyramid[0]`` (N, C, h, w); logits are (N, K, h, w)."""
         return SemanticOutput(self.predictor(self.dropout(self.mask_features(pyramid[0]))))
 
@@ -55,7 +60,6 @@ class SemanticFPNHead(nn.Module):
     Args: as `PerPixelHead`; ``channels`` is the width of the branches, ``levels`` how many neck outputs it reads.
     """
 
-    stride = 4
     classifier = ("predictor",)
 
     def __init__(
@@ -78,7 +82,13 @@ class SemanticFPNHead(nn.Module):
         )
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> SemanticOutput:
+    def forward(
+        self,
+        pyramid: Sequence[Tensor],
+        features: Sequence[Tensor],
+        sizes: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> SemanticOutput:
         """``pyramid[i]`` (N, C, h / 2^i, w / 2^i); logits are (N, K, h, w)."""
         sizes = [x.shape[-2:] for x in pyramid]
         total = 0

@@ -5,21 +5,25 @@ Formulas and weights: MaskFormer section 3.2 and FACTS section 2, "Training reci
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads import MaskFormerOutput
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Targets
+from fapn_zoo.modules.losses.loss import Loss
 from fapn_zoo.modules.losses.matcher import FOCAL_ALPHA, FOCAL_GAMMA, match
 
 Segments = list[tuple[Tensor, Tensor]]  # per image: classes (M,) int64, masks (M, H, W) bool
 
 
-class SetCriterion(nn.Module):
+class SetCriterion(Loss):
     """Set loss over the last decoder layer and all earlier ones (deep supervision), each matched anew.
 
     Args:
-        num_classes: K. ignore_index: label value of semantic targets that belongs to no mask.
+        num_classes: K.
         class_weight, mask_weight, dice_weight: of the loss terms, and of the matching costs.
         no_object_weight: weight of "no object" in the class-weighted mean of the cross-entropy.
     """
@@ -28,7 +32,6 @@ class SetCriterion(nn.Module):
         self,
         num_classes: int,
         *,
-        ignore_index: int = 255,
         class_weight: float = 1.0,
         mask_weight: float = 20.0,
         dice_weight: float = 1.0,
@@ -36,36 +39,29 @@ class SetCriterion(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
         self.weights = {"class": class_weight, "mask": mask_weight, "dice": dice_weight}
         self.no_object_weight = no_object_weight
 
-    def segments(self, targets: dict) -> Segments:
-        """Semantic labels become one mask per class present; targets with ``masks`` and ``classes`` pass through.
+    @classmethod
+    def of(cls, model: nn.Module, class_weights: Sequence[float] = ()) -> Self:
+        """Raises ValueError for class weights: this loss balances masks, not pixels."""
+        if class_weights:
+            raise ValueError("class_weights is for per-pixel heads; MaskFormer's loss balances masks, not pixels")
+        return cls(model.num_classes)
 
-        ``{"labels": (N, H, W)}``, or ``{"masks": [(M_i, H, W) bool], "classes": [(M_i,) int64]}`` with any M_i >= 0.
-        """
-        if "masks" in targets:
-            return list(zip(targets["classes"], targets["masks"], strict=True))
-        result = []
-        for labels in targets["labels"]:
-            classes = labels.unique()
-            classes = classes[classes != self.ignore_index]
-            result.append((classes, labels[None] == classes[:, None, None]))
-        return result
+    def count(self, targets: Targets) -> dict[str, Tensor]:
+        """``images``, and ``masks``: how many true ones they have."""
+        masks = sum(len(classes) for classes, _ in targets.segments())
+        counts = {"images": len(targets), "masks": masks}
+        return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
 
-    def count(self, targets: dict) -> Tensor:
-        """(number of images, number of true masks), float64."""
-        segments = self.segments(targets)
-        return torch.tensor([len(segments), sum(len(classes) for classes, _ in segments)], dtype=torch.float64)
-
-    def forward(self, output: MaskFormerOutput, targets: dict, normalizer: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns ``loss`` and its unweighted terms ``class``, ``mask``, ``dice`` (last layer), ``class_0`` ... (aux).
-
-        ``normalizer`` replaces `count`, as a pair (images, masks) of the whole batch.
-        """
-        segments = self.segments(targets)
-        images, masks = (self.count(targets) if normalizer is None else normalizer).tolist()
+    def forward(
+        self, output: MaskFormerOutput, targets: Targets, totals: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """``loss`` and its unweighted terms ``class``, ``mask``, ``dice`` (last layer), ``class_0`` ... (aux)."""
+        totals = totals or self.count(targets)
+        images, masks = totals["images"].item(), totals["masks"].item()
+        segments = targets.segments()
         layers = [("", (output.class_logits, output.mask_logits))]
         layers += [(f"_{i}", pair) for i, pair in enumerate(output.aux)]
         losses, total = {}, 0

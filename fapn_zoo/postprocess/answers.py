@@ -1,0 +1,73 @@
+"""What is known of an image in the end, and the way its pixels went: the words that decoders and tasks share.
+
+N images, K classes, Q queries, M segments. Maps are of the size of the original image (h, w).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Frame(NamedTuple):
+    """One image's way through the network, sizes (height, width) in pixels.
+
+    Attributes:
+        inside: of the network input without its padding, which lies at the bottom and right.
+        original: of the answer, usually the image as it was given.
+    """
+
+    inside: tuple[int, int]
+    original: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMap:
+    """A class for every pixel.
+
+    Attributes:
+        labels: (h, w) int64 class ids.
+        scores: (h, w) float32 in 0..1, the probability of that class: the softmax of a per-pixel head, or the class's
+            share of all scores of a mask classifier (0 where all are 0); None where nobody asked.
+    """
+
+    labels: Tensor
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic map, or one instance.
+
+    Attributes:
+        id: its value in the segment map (from 1), or 1 + its row in the stack of masks.
+        category_id: class id.
+        isthing: False for amorphous regions, of which there is at most one per class.
+        score: confidence in 0..1.
+        area: pixels.
+    """
+
+    id: int
+    category_id: int
+    isthing: bool
+    score: float
+    area: int
+
+
+@dataclass(frozen=True, eq=False)
+class Panoptic:
+    """Attributes: ``ids`` (h, w) int32, 0 where nothing was found; ``scores`` (h, w) float32; ``segments``."""
+
+    ids: Tensor
+    scores: Tensor
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """Attributes: ``masks`` (M, h, w) bool, best score first, may overlap; ``segments``, one per mask; M may be 0."""
+
+    masks: Tensor
+    segments: tuple[Segment, ...]

@@ -1,0 +1,152 @@
+"""Masks of queries -> panoptic maps and instances, a band of rows at a time; all arithmetic is float32.
+
+Masks are enlarged as logits to the padded input, cropped and resized to the original size, then squashed, in the order
+of the official MaskFormer code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput
+from fapn_zoo.postprocess.answers import Frame, Instances, Panoptic, Segment
+from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
+from fapn_zoo.postprocess.semantic import check_cover, class_probabilities
+from fapn_zoo.zoo.spec import DataSpec
+
+
+def panoptic(
+    output: MaskFormerOutput,
+    frame: Frame,
+    data: DataSpec,
+    *,
+    object_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+) -> Panoptic:
+    """The panoptic map of one image, as in the MaskFormer paper (Cheng et al., NeurIPS 2021, section 3.4).
+
+    Queries whose best class is a real one with probability above ``object_threshold`` compete for every pixel by
+    class probability times mask probability. A query that wins less than ``overlap_threshold`` of the area of its own
+    mask (mask probability of at least 0.5) is dropped. Stuff queries of one class become one segment, whose score is
+    the mean of theirs, weighted by area. ``data.things`` are the classes whose objects are counted.
+    """
+    check_cover(output.mask_logits, output.stride, frame.inside)
+    best, classes = class_probabilities(output, drop_no_object=False).max(dim=-1)
+    num_classes = output.class_logits.shape[-1] - 1
+    kept = torch.nonzero((classes != num_classes) & (best > object_threshold))[:, 0]
+    winner, shares, own_area = _compete(output.mask_logits[0, kept], best[kept], frame, output.stride)
+    found = classes[kept].tolist(), best[kept].tolist()
+    return _assemble(winner, shares, own_area, *found, data.things, overlap_threshold)
+
+
+def instances(
+    output: MaskFormerOutput,
+    frame: Frame,
+    data: DataSpec,
+    *,
+    score_threshold: float = 0.5,
+    max_instances: int = 100,
+) -> Instances:
+    """Scored object masks of one image, which may overlap.
+
+    The ``max_instances`` best (query, class) pairs are chosen before any mask is enlarged. A mask is where its
+    probability exceeds 0.5; its score is the class probability times the mean mask probability inside the mask, the
+    rule of Mask2Former (MaskFormer's paper reports no instances). Masks with a lower score than ``score_threshold``,
+    and empty masks, are left out. Only ``data.things`` are considered; empty means all classes.
+    """
+    check_cover(output.mask_logits, output.stride, frame.inside)
+    probabilities = class_probabilities(output)
+    if data.things:
+        other = torch.ones(probabilities.shape[1], dtype=torch.bool, device=probabilities.device)
+        other[list(data.things)] = False
+        probabilities = probabilities.masked_fill(other, 0.0)
+    scores, pairs = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
+    # A score can only fall below its class probability, so hopeless pairs never get a full-size mask.
+    hopeful = (scores > 0) & (scores >= score_threshold)
+    scores, pairs = scores[hopeful], pairs[hopeful]
+    queries = pairs // probabilities.shape[1]
+    classes = pairs % probabilities.shape[1]
+    masks, mean_inside = _binary_masks(output.mask_logits[0, queries], frame, output.stride)
+    return _rank(masks, scores * mean_inside, classes, score_threshold)
+
+
+def _mask_bands(masks: Tensor, frame: Frame, stride: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yields (first, last, mask probabilities (Q, rows, w)): masks are resized as logits, then squashed."""
+
+    def rows(first: int, last: int) -> Tensor:
+        return enlarged_rows(masks, first, last, frame.inside[1], stride)
+
+    source = Source(rows, max(len(masks), 1), frame.inside, masks.device)
+    for first, last, logits in bands(source, frame.original):
+        yield first, last, logits.sigmoid()
+
+
+def _compete(masks: Tensor, scores: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Which of the Q masks wins each pixel (h, w) int64, with what score (h, w), and each mask's own area."""
+    winner = torch.zeros(frame.original, dtype=torch.int64, device=masks.device)
+    shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
+    own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+    if len(masks):
+        for first, last, band in _mask_bands(masks, frame, stride):
+            own_area += (band >= 0.5).sum(dim=(1, 2))
+            shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
+    return winner, shares, own_area.tolist()
+
+
+def _assemble(
+    winner: Tensor,
+    shares: Tensor,
+    own_area: list[int],
+    classes: list[int],
+    scores: list[float],
+    things: Sequence[int],
+    overlap_threshold: float,
+) -> Panoptic:
+    """The panoptic map of one image from the winner of every pixel; segment ids count from 1 in query order."""
+    new_id = torch.zeros(max(len(classes), 1), dtype=torch.int32)
+    won = torch.bincount(winner.flatten(), minlength=len(classes)).tolist()
+    found: list[dict] = []
+    stuff: dict[int, dict] = {}
+    for query, (category, score) in enumerate(zip(classes, scores, strict=True)):
+        area = won[query]
+        if not area or not own_area[query] or area / own_area[query] < overlap_threshold:
+            continue
+        isthing = category in things
+        segment = None if isthing else stuff.get(category)
+        if segment is None:
+            segment = {"id": len(found) + 1, "category_id": category, "isthing": isthing, "score": 0.0, "area": 0}
+            found.append(segment)
+            if not isthing:
+                stuff[category] = segment
+        segment["score"] = (segment["score"] * segment["area"] + score * area) / (segment["area"] + area)
+        segment["area"] += area
+        new_id[query] = segment["id"]
+    ids = new_id.to(winner.device)[winner]
+    return Panoptic(ids, shares * (ids > 0), tuple(Segment(**segment) for segment in found))
+
+
+def _binary_masks(masks: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Tensor]:
+    """Masks (M, h, w) bool and the mean probability inside each (M,), 0 for an empty one."""
+    binary = torch.zeros(len(masks), *frame.original, dtype=torch.bool, device=masks.device)
+    exact = torch.float32 if masks.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    inside = torch.zeros(len(masks), dtype=exact, device=masks.device)
+    if len(masks):
+        for first, last, band in _mask_bands(masks, frame, stride):
+            chosen = band > 0.5
+            binary[:, first:last] = chosen
+            inside += (band * chosen).sum(dim=(1, 2), dtype=exact)
+    area = binary.sum(dim=(1, 2))
+    return binary, (inside / area.clamp_min(1)).float()
+
+
+def _rank(masks: Tensor, scores: Tensor, classes: Tensor, score_threshold: float) -> Instances:
+    """Drops weak and empty masks and puts the best first."""
+    areas = masks.sum(dim=(1, 2))
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
+    rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
+    segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
+    return Instances(masks[order], segments)
