@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from fapn_zoo import postprocess
 from fapn_zoo.benchmark.flops import PARTS, count
 from fapn_zoo.benchmark.memory import peak_memory, weight_bytes
 from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
+from fapn_zoo.postprocess import Frame
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.precision import autocast, resolve_amp
 from fapn_zoo.runtime.provenance import circumstances
+from fapn_zoo.tasks import task_for
 
 # Of weights and input; "auto" is as in `predict`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": torch.float32}
@@ -60,7 +61,7 @@ def benchmark(
     """Times models in turn, so that whatever else the machine does meets all of them alike.
 
     One inference is the forward pass on a batch that is on the device already, padded as `predict` pads it, and
-    `postprocess.semantic` at the size of the image.
+    the answer of the model's task at the size of the image, as it is scored.
 
     Args:
         jobs: (model, (H, W)) pairs. A model is a name with a backbone, "local-dir:PATH", a weights folder, or
@@ -112,7 +113,7 @@ def prepare(
     dtype: str = "fp32",
     channels_last: bool = False,
     mark: Callable[[str], Any] = lambda name: None,
-) -> Callable[[], Tensor]:
+) -> Callable[[], list[Any]]:
     """Brings a model into dtype and memory format; returns a function that does one inference (see `benchmark`).
 
     ``mark("postprocess")`` is called between the forward pass and the post-processing.
@@ -127,11 +128,13 @@ def prepare(
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = x.to(device, DTYPES[dtype]).contiguous(memory_format=form)
 
-    def run() -> Tensor:
+    task = task_for(model.spec)
+
+    def run() -> list[Any]:
         with autocast(device, amp):
             output = model(x)
         mark("postprocess")
-        return postprocess.semantic(output, size, size, stride=model.head.stride)
+        return [task.answer(output.image(n), Frame(size, size), model.data, **task.scored) for n in range(batch)]
 
     return run
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.runtime.files import make_folder
-from fapn_zoo.tasks.result import save_image
+from fapn_zoo.tasks.drawing import save_image
 
 
 def demo(name: str, photos: Sequence[str], out: Path, scenes: int) -> tuple[str, bool]:

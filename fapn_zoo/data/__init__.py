@@ -9,12 +9,11 @@ import importlib
 
 _HOMES = {
     "LabelMap": "labels", "default_palette": "labels",
-    "DataError": "sources", "Sample": "sources", "SegmentationDataset": "sources", "FolderDataset": "sources",
-    "ScenesDataset": "sources", "JoinedDataset": "sources", "open_dataset": "sources",
-    "PanopticSample": "panoptic_sources", "PanopticDataset": "panoptic_sources", "PanopticScenes": "panoptic_sources",
-    "CocoPanoptic": "panoptic_sources", "open_panoptic": "panoptic_sources",
+    "DataError": "sample", "Dataset": "sample", "Objects": "sample", "Sample": "sample",
+    "FolderDataset": "sources", "ScenesDataset": "sources", "open_dataset": "sources",
+    "CocoPanoptic": "panoptic_sources", "JoinedDataset": "joined",
     "TrainTransform": "transforms",
-    "StepBatches": "loader", "train_batches": "loader",
+    "Batch": "loader", "StepBatches": "loader", "train_batches": "loader",
     "CheckReport": "check", "check_data": "check",
     "generate_scene": "scenes",
 }  # fmt: skip

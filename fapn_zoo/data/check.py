@@ -13,21 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sources import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIX,
-    DataError,
-    UnreadableFile,
-    bad_ids,
-    check_sizes,
-    describe_bad_ids,
-    find_splits,
-    list_files,
-    lossy_labels,
-    read_image,
-    read_label_map,
-    read_labels,
-)
+from fapn_zoo.data.reading import UnreadableFile, bad_ids, check_sizes, describe_bad_ids, read_image, read_labels
+from fapn_zoo.data.sample import DataError
+from fapn_zoo.data.sources import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_files, lossy_labels, read_label_map
 
 
 @dataclass(frozen=True)
@@ -183,7 +171,7 @@ def _check_pair(
         return set()
     if image is not None:
         try:
-            check_sizes(image, labels, image_path, label_path)
+            check_sizes(image.shape[1:], labels.shape, image_path, label_path)
         except DataError as error:
             _add_error(report, "size mismatch", label_path, error)
     if report.labels is None:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.data.sources import bad_ids, describe_bad_ids
-from fapn_zoo.tasks.result import full_names
+from fapn_zoo.data.reading import bad_ids, describe_bad_ids
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
 
@@ -55,6 +54,11 @@ class Classes:
         if found:
             raise ValueError(describe_bad_ids(found, labels_of))
         return self.truth[labels]
+
+
+def full_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names, or class_0, class_1, ... for a model that has none."""
+    return tuple(names) or tuple(f"class_{i}" for i in range(num_classes))
 
 
 def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Classes:

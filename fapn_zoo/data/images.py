@@ -145,9 +145,9 @@ def _from_pil(image: Image.Image, shown: str, in_chans: int) -> Tensor:
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError(f"cannot read {shown}: {error}") from error
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _to_channels(_sixteen_bit(np.asarray(image), shown)[None], in_chans, shown)
+        return with_channels(_sixteen_bit(np.asarray(image), shown)[None], in_chans, shown)
     if image.mode == "F":
-        return _to_channels(_unit_float(np.asarray(image), shown)[None], in_chans, shown)
+        return with_channels(_unit_float(np.asarray(image), shown)[None], in_chans, shown)
     bands = len(image.getbands())
     if in_chans not in (1, 3) and bands == in_chans and image.mode != "P":
         return torch.from_numpy(np.array(image).reshape(image.height, image.width, bands)).permute(2, 0, 1)
@@ -156,7 +156,7 @@ def _from_pil(image: Image.Image, shown: str, in_chans: int) -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if in_chans == 1 else "RGB")
     pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
-    return _to_channels(pixels, in_chans, shown)
+    return with_channels(pixels, in_chans, shown)
 
 
 def _from_array(array: np.ndarray, in_chans: int) -> Tensor:
@@ -171,7 +171,7 @@ def _from_array(array: np.ndarray, in_chans: int) -> Tensor:
     if array.shape[2] not in (1, 3, 4, in_chans):
         hint = "; channels come last in arrays, first in tensors" if array.shape[0] in (1, 3, 4, in_chans) else ""
         raise ImageError(f"{shown}: expected {_channel_words(in_chans)} channels, not {array.shape[2]}{hint}")
-    return _to_channels(_to_pixels(np.moveaxis(array, 2, 0), shown), in_chans, shown)
+    return with_channels(_to_pixels(np.moveaxis(array, 2, 0), shown), in_chans, shown)
 
 
 def _from_tensor(tensor: Tensor, in_chans: int) -> Tensor:
@@ -189,7 +189,7 @@ def _from_tensor(tensor: Tensor, in_chans: int) -> Tensor:
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()  # numpy has no bfloat16
-    return _to_channels(_to_pixels(tensor.numpy(), shown), in_chans, shown)
+    return with_channels(_to_pixels(tensor.numpy(), shown), in_chans, shown)
 
 
 def _channel_words(in_chans: int) -> str:
@@ -226,8 +226,8 @@ def _unit_float(array: np.ndarray, shown: str) -> Tensor:
     return torch.from_numpy(array.clip(0, 1) * np.float32(255))
 
 
-def _to_channels(pixels: Tensor, in_chans: int, shown: str) -> Tensor:
-    """(C, H, W) -> (in_chans, H, W) by the rules of `load_image`."""
+def with_channels(pixels: Tensor, in_chans: int, shown: str) -> Tensor:
+    """Pixels (C, H, W) of 0..255 -> (in_chans, H, W) by the rules of `load_image`; ``shown`` names them in an error."""
     channels = pixels.shape[0]
     if channels == in_chans:
         return pixels.contiguous()

@@ -1,77 +1,19 @@
-"""Data sets that know their objects: every pixel belongs to a segment of one class, or to none (void)."""
+"""Folders in COCO's panoptic format: every pixel belongs to a segment of one class, or to none (void)."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sources import DataError, Sample, ScenesDataset, _is_scenes, read_image
-
-Segments = tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class PanopticSample(Sample):
-    """One picture with its segments.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) class ids, the data set's ignore index where there is no segment.
-        name: of the picture.
-        ids: (H, W) int32, the segment of each pixel, 0 = void.
-        segments: a dict for each: ``id`` (1 or more), ``category_id`` (class id), ``isthing``,
-            ``iscrowd`` (many objects in one segment) and ``area`` in pixels.
-    """
-
-    ids: np.ndarray
-    segments: Segments
-
-
-@runtime_checkable
-class PanopticDataset(Protocol):
-    """What panoptic and instance evaluation ask of a data set."""
-
-    name: str
-    labels: LabelMap
-    things: tuple[int, ...]  # ids of the classes whose objects are counted; the others are stuff
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> PanopticSample:
-        """Read picture `index` (0..len-1); `DataError` names a file that is bad."""
-        ...
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of picture `index`, without decoding it."""
-        ...
-
-
-class PanopticScenes(ScenesDataset):
-    """The scenes of `ScenesDataset` with their segments; cars, pedestrians and bicyclists are things, never crowds."""
-
-    def __init__(self, spec: str, split: str):
-        from fapn_zoo.data.scenes import THINGS
-
-        super().__init__(spec, split)
-        self.things = tuple(THINGS)
-
-    def sample(self, index: int) -> PanopticSample:
-        from fapn_zoo.data.scenes import generate_scene
-
-        seed = self.seed(index)
-        scene = generate_scene(seed, self.size(index))
-        segments = tuple(
-            {name: s[name] for name in ("id", "category_id", "isthing")} | {"iscrowd": 0, "area": s["area"]}
-            for s in scene.segments
-        )
-        return PanopticSample(scene.image, scene.semantic, f"scene_{seed:09d}", scene.panoptic, segments)
+from fapn_zoo.data.reading import read_image
+from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
+from fapn_zoo.metrics.panoptic import read_ids
 
 
 class CocoPanoptic:
@@ -89,7 +31,9 @@ class CocoPanoptic:
         DataError: an annotation file of another form; the message names it and the entry.
     """
 
-    def __init__(self, root: str | Path, split: str):
+    holds = SEGMENTS
+
+    def __init__(self, root: str | Path, split: str, num_classes: int | None = None) -> None:
         self.root, self.split = Path(root).expanduser(), split
         self.name = self.root.resolve().name
         self.file = _annotation_file(self.root, split)
@@ -98,7 +42,9 @@ class CocoPanoptic:
         names = [part, f"images/{part}", "images"] if part else ["images"]
         self._image_folder = _one_folder([self.root / name for name in names], f"the pictures of {self.file}")
         table = _read_table(self.file)
-        self.labels, self.things, self._class_of = _categories(self.file, table["categories"])
+        self.labels, self._class_of = _categories(self.file, table["categories"])
+        if num_classes is not None and num_classes != self.labels.num_classes:
+            raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} categories")
         self._entries = _entries(self.file, table, self._class_of)
 
     def __len__(self) -> int:
@@ -114,22 +60,20 @@ class CocoPanoptic:
         image, _ = self._entries[index]
         return image["height"], image["width"]
 
-    def sample(self, index: int) -> PanopticSample:
+    def sample(self, index: int) -> Sample:
         image_path, png_path, _ = self.files(index)
         image = read_image(image_path)
-        ids, segments = self._segments(png_path, self._entries[index][1]["segments_info"])
-        for path, size in ((image_path, image.shape[:2]), (png_path, ids.shape)):
+        objects = self._objects(png_path, self._entries[index][1]["segments_info"])
+        for path, size in ((image_path, tuple(image.shape[1:])), (png_path, objects.ids.shape)):
             if size != self.size(index):
                 (h, w), (height, width) = size, self.size(index)
                 raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}")
-        table = np.array([self.labels.ignore_index, *(s["category_id"] for s in segments)])
-        labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[ids]
-        return PanopticSample(image, labels, image_path.stem, ids, segments)
+        table = np.array([self.labels.ignore_index, *objects.classes])
+        labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[objects.ids]
+        return Sample(image, image_path.stem, labels, objects)
 
-    def _segments(self, path: Path, listed: list[dict[str, Any]]) -> tuple[np.ndarray, Segments]:
-        """The map of a PNG file with ids 1, 2, ... in the order of the list, and its segments."""
-        from fapn_zoo.metrics.panoptic import read_ids  # imports torch
-
+    def _objects(self, path: Path, listed: list[dict[str, Any]]) -> Objects:
+        """The segments of a PNG file in the order of the list."""
         try:
             colours = read_ids(path)
         except FileNotFoundError:
@@ -144,35 +88,20 @@ class CocoPanoptic:
         if strange.size:
             what = f"{path} has pixels of segment {_some(np.unique(strange))}"
             raise DataError(f"{what}, which {self.file} does not list")
-        areas = np.bincount(ids.ravel(), minlength=len(known))[1:].tolist()
-        empty = [s["id"] for s, area in zip(listed, areas, strict=True) if not area]
+        classes = np.array([self._class_of[s["category_id"]] for s in listed], np.int64)
+        objects = Objects(ids, classes, np.array([bool(s.get("iscrowd", 0)) for s in listed], bool))
+        empty = [s["id"] for s, area in zip(listed, objects.areas, strict=True) if not area]
         if empty:
             raise DataError(f"{path} has no pixel of segment {_some(empty)}, which {self.file} lists")
-        segments = []
-        for place, (entry, area) in enumerate(zip(listed, areas, strict=True), 1):
-            label = self._class_of[entry["category_id"]]
-            crowd = int(bool(entry.get("iscrowd", 0)))
-            segments.append(
-                {"id": place, "category_id": label, "isthing": label in self.things, "iscrowd": crowd, "area": area}
-            )
-        return ids, tuple(segments)
-
-
-def open_panoptic(source: str | Path, split: str) -> PanopticDataset:
-    """Open a data set with segments by its name.
-
-    Args:
-        source: a folder (see `CocoPanoptic`), or `scenes:N` or `scenes:N@HxW`.
-        split: "train", "val", "test", or another that the folder has.
-
-    Raises:
-        FileNotFoundError: no such folder or split. DataError: everything else; both name the thing.
-    """
-    text = str(source)
-    return PanopticScenes(text, split) if _is_scenes(text) else CocoPanoptic(text, split)
+        return objects
 
 
 # ---------------------------------------------------------------- COCO's files
+
+
+def is_panoptic(root: Path) -> bool:
+    """Whether a folder has annotation files of COCO's panoptic format."""
+    return any(next(folder.glob("panoptic*.json"), None) for folder in (root, root / "annotations"))
 
 
 def _annotation_file(root: Path, split: str) -> Path:
@@ -233,8 +162,8 @@ def _check_entry(entry: Any, needed: Mapping[str, type], where: str) -> None:
         raise DataError(f"{where} names the file {str(name)!r}, which is outside of the folder")
 
 
-def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[LabelMap, tuple[int, ...], dict[int, int]]:
-    """Classes, which of them are things, and the class id of each COCO id."""
+def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[LabelMap, dict[int, int]]:
+    """Classes, and the class id of each COCO id."""
     table = sorted(entries, key=lambda entry: entry["id"])
     class_of = {entry["id"]: i for i, entry in enumerate(table)}
     if len(class_of) < len(table):
@@ -242,11 +171,12 @@ def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[LabelMap, tu
         raise DataError(f"{file}: category id {_some([i for i in class_of if ids.count(i) > 1])} is listed twice")
     colours = [tuple(entry["color"]) if isinstance(entry.get("color"), list) else () for entry in table]
     ignore = 255 if len(table) <= 255 else 65535
+    things = tuple(i for i, entry in enumerate(table) if entry["isthing"])
     try:
-        labels = LabelMap(tuple(e["name"] for e in table), tuple(colours) if all(colours) else (), ignore)
+        labels = LabelMap(tuple(e["name"] for e in table), tuple(colours) if all(colours) else (), ignore, things)
     except ValueError as error:
         raise DataError(f"{file}: {error}") from None
-    return labels, tuple(i for i, entry in enumerate(table) if entry["isthing"]), class_of
+    return labels, class_of
 
 
 def _entries(file: Path, table: Mapping[str, Any], class_of: Mapping[int, int]) -> list[tuple[dict, dict]]:

@@ -1,17 +1,20 @@
-"""Data sets of pictures with class ids: folders, generated scenes, and several of them joined."""
+"""Where data sets come from: folders of images and labels, generated scenes, and `open_dataset`, the door to all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
+import torch
 
+from fapn_zoo.data import scenes
+from fapn_zoo.data.joined import JoinedDataset
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
+from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, label_size, read_image, read_labels
+from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
@@ -23,123 +26,6 @@ SCENE_GRAMMAR = (
 SCENE_SIZE = (360, 480)
 _SCENE_SPLITS = {"train": 0, "val": 1, "test": 2}
 _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
-
-
-class DataError(ValueError):
-    """A data set, or one file of it, that cannot be used; the message names the file and says why."""
-
-
-class UnreadableFile(DataError):
-    """A picture or label file that cannot be decoded at all."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture: `image` (H, W, 3) uint8 RGB, `labels` (H, W) class ids (uint8 or int32), `name`."""
-
-    image: np.ndarray
-    labels: np.ndarray
-    name: str
-
-
-@runtime_checkable
-class SegmentationDataset(Protocol):
-    """What training and evaluation ask of a data set."""
-
-    name: str
-    labels: LabelMap
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> Sample:
-        """Read picture `index` (0..len-1); `DataError` names a file that is bad."""
-        ...
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of picture `index`, without decoding it."""
-        ...
-
-
-# ---------------------------------------------------------------- reading files
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB, read exactly as `predict` reads it (EXIF turn, transparency over white,
-    16-bit greys scaled to 0..255, rounded). Raises UnreadableFile, naming the file.
-    """
-    from fapn_zoo.data.images import ImageError, load_image  # imports torch
-
-    try:
-        pixels = load_image(path).pixels.permute(1, 2, 0).numpy()
-    except (ImageError, FileNotFoundError) as error:
-        raise UnreadableFile(str(error)) from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise _unreadable(path, "image", error) from error
-    return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels).clip(0, 255), dtype=np.uint8)
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """A label PNG as (H, W) class ids: the stored pixel values, uint8, or int32 for 16-bit files.
-
-    Raises:
-        DataError: naming the file; colour pictures are refused, since a colour is no class id.
-    """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            mode, kind, values = file.mode, file.format, np.asarray(file)
-        depth = _grey_depth(path) if mode == "L" and kind == "PNG" else 8
-    except Exception as error:
-        raise _unreadable(path, "label file", error) from error
-    if kind != "PNG":
-        raise DataError(f"{path} is a {kind} file with another ending; only PNG keeps class ids as they are")
-    if mode in ("L", "P", "1"):
-        # Pillow stretches 2- and 4-bit greys to 0..255 (3 -> 255, 15 -> 255); take the stored values back.
-        return values.astype(np.uint8) // (255 // (2**depth - 1))
-    if mode.startswith("I"):
-        return values.astype(np.int32)
-    raise DataError(
-        f"{path} holds colours (mode {mode}), not class ids; save labels as 8-bit grey or palette PNG "
-        "whose pixel value is the class id"
-    )
-
-
-def _grey_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(25)[24]  # the bit depth byte of a PNG's IHDR chunk
-
-
-def _unreadable(path: Path, what: str, error: Exception) -> UnreadableFile:
-    if isinstance(error, Image.UnidentifiedImageError):
-        reason = "not a picture in a known format"
-    else:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UnreadableFile(f"cannot read {what} {path}: {reason}")
-
-
-def bad_ids(labels: np.ndarray, label_map: LabelMap) -> dict[int, int]:
-    """{value: pixel count} of the values that are neither a class id nor the ignore index."""
-    counts = np.bincount(labels.ravel()) if labels.min(initial=0) >= 0 else None
-    if counts is None:
-        values, number = np.unique(labels, return_counts=True)
-    else:
-        values = np.flatnonzero(counts)
-        number = counts[values]
-    return {
-        int(v): int(n)
-        for v, n in zip(values, number, strict=True)
-        if not 0 <= v < label_map.num_classes and v != label_map.ignore_index
-    }
-
-
-def describe_bad_ids(found: dict[int, int], label_map: LabelMap) -> str:
-    shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(found.items())[:8])
-    more = f" and {len(found) - 8} more values" if len(found) > 8 else ""
-    allowed = f"allowed: 0..{label_map.num_classes - 1}, ignore_index {label_map.ignore_index}"
-    return f"class ids out of range: {shown}{more}; {allowed}"
-
-
-# ---------------------------------------------------------------- folders
 
 
 def find_splits(root: Path) -> list[str]:
@@ -195,6 +81,8 @@ class FolderDataset:
         DataError: no pictures, pictures without labels or the other way round, unknown classes.
     """
 
+    holds = LABELS
+
     def __init__(self, root: str | Path, split: str, num_classes: int | None = None):
         self.root, self.split = Path(root).expanduser(), split
         self.name = self.root.resolve().name
@@ -232,31 +120,16 @@ class FolderDataset:
         return self._pairs[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        path = self._pairs[index][1]  # of the label: it needs no turning
-        try:
-            with Image.open(path) as file:
-                return file.size[1], file.size[0]
-        except Exception as error:
-            raise _unreadable(path, "label file", error) from error
+        return label_size(self._pairs[index][1])  # of the label: it needs no turning
 
     def sample(self, index: int) -> Sample:
         image_path, label_path = self._pairs[index]
         image, labels = read_image(image_path), read_labels(label_path)
-        check_sizes(image, labels, image_path, label_path)
+        check_sizes(image.shape[1:], labels.shape, image_path, label_path)
         found = bad_ids(labels, self.labels)
         if found:
             raise DataError(f"{label_path}: {describe_bad_ids(found, self.labels)}")
-        return Sample(image, labels, image_path.stem)
-
-
-def check_sizes(image: np.ndarray, labels: np.ndarray, image_path: Path, label_path: Path) -> None:
-    """DataError with both files and sizes where picture and labels differ in size."""
-    if image.shape[:2] == labels.shape:
-        return
-    (h, w), (lh, lw) = image.shape[:2], labels.shape
-    turned = (w, h) == (lh, lw)
-    hint = " (a picture is turned as its EXIF orientation says; its labels must be turned alike)" if turned else ""
-    raise DataError(f"sizes differ: {label_path} is {lw}x{lh}, {image_path} is {w}x{h}{hint}")
+        return Sample(image, image_path.stem, labels)
 
 
 def _first_few(what: str, names: Sequence[str], few: int = 5) -> str:
@@ -265,18 +138,16 @@ def _first_few(what: str, names: Sequence[str], few: int = 5) -> str:
     return f"{len(names)} {what}: {', '.join(sorted(names)[:few])}{', ...' if len(names) > few else ''}"
 
 
-# ---------------------------------------------------------------- generated and joined
-
-
 class ScenesDataset:
     """Generated street scenes, made when they are asked for: `scenes:N` (360x480) or `scenes:N@HxW`.
 
-    Scene i of a split is always the same; train, val and test never share a scene.
+    Scene i of a split is always the same; train, val and test never share a scene. Cars, pedestrians and bicyclists
+    are things, never crowds.
     """
 
-    def __init__(self, spec: str, split: str, num_classes: int | None = None):
-        from fapn_zoo.data import scenes
+    holds = SEGMENTS
 
+    def __init__(self, spec: str, split: str, num_classes: int | None = None):
         spec = spec.strip()
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0
@@ -287,7 +158,7 @@ class ScenesDataset:
         if split not in _SCENE_SPLITS:
             raise FileNotFoundError(f"no split {split!r} in {spec}; it has {', '.join(_SCENE_SPLITS)}")
         self.name, self.split, self._count = spec, split, count
-        self.labels = LabelMap(tuple(scenes.CLASSES), tuple(tuple(c) for c in scenes.PALETTE), 255)
+        self.labels = LabelMap(tuple(scenes.CLASSES), scenes.PALETTE, 255, tuple(scenes.THINGS))
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {spec} has {self.labels.num_classes} classes")
 
@@ -303,74 +174,29 @@ class ScenesDataset:
     def size(self, index: int) -> tuple[int, int]:
         return self._size
 
-    def sample(self, index: int) -> Sample:
-        from fapn_zoo.data import scenes
+    def files(self, index: int) -> tuple[Path, ...]:
+        return ()
 
+    def sample(self, index: int) -> Sample:
         seed = self.seed(index)
-        scene = scenes.generate_scene(seed, self._size)
-        return Sample(scene.image, scene.semantic, f"scene_{seed:09d}")
+        scene = scenes.generate_scene(seed, self.size(index))
+        classes = np.array([segment["category_id"] for segment in scene.segments], np.int64)
+        objects = Objects(scene.panoptic, classes, np.zeros(len(classes), bool))
+        image = torch.from_numpy(scene.image).permute(2, 0, 1)
+        return Sample(image, f"scene_{seed:09d}", scene.semantic, objects)
 
 
-class JoinedDataset:
-    """Several data sets one after the other; their class names must be the same, in the same order."""
-
-    def __init__(self, parts: Sequence[SegmentationDataset]):
-        if not parts:
-            raise DataError("nothing to join")
-        self.parts = tuple(parts)
-        self.labels = parts[0].labels
-        self.name = "+".join(p.name for p in parts)
-        for part in parts[1:]:
-            self._check_same(part)
-        self._ends = np.cumsum([len(p) for p in parts])
-
-    def _check_same(self, part: SegmentationDataset) -> None:
-        ours, theirs = self.labels, part.labels
-        first = self.parts[0].name
-        if ours.ignore_index != theirs.ignore_index:
-            raise DataError(
-                f"cannot join {first} and {part.name}: ignore_index {ours.ignore_index} against {theirs.ignore_index}"
-            )
-        if ours.names == theirs.names:
-            return
-        if ours.num_classes != theirs.num_classes:
-            only = [f"only {first}: {n}" for n in ours.names if n not in theirs.names]
-            only += [f"only {part.name}: {n}" for n in theirs.names if n not in ours.names]
-            what = f"{ours.num_classes} classes against {theirs.num_classes} ({_listed(only)})"
-        else:
-            pairs = zip(ours.names, theirs.names, strict=True)
-            what = "class " + _listed([f"{i} is {a!r} against {b!r}" for i, (a, b) in enumerate(pairs) if a != b])
-        raise DataError(f"cannot join {first} and {part.name}, their class names differ: {what}")
-
-    def _where(self, index: int) -> tuple[SegmentationDataset, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part], index - int(self._ends[part] - len(self.parts[part]))
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def size(self, index: int) -> tuple[int, int]:
-        part, i = self._where(index)
-        return part.size(i)
-
-    def sample(self, index: int) -> Sample:
-        part, i = self._where(index)
-        return part.sample(i)
-
-
-def _listed(items: Sequence[str], few: int = 6) -> str:
-    return ", ".join(items[:few]) + (f" and {len(items) - few} more" if len(items) > few else "")
-
-
-def open_dataset(source: str | Path, split: str, num_classes: int | None = None) -> SegmentationDataset:
-    """Open a data set by its name.
+def open_dataset(
+    source: str | Path, split: str, needs: Collection[str] = ("labels",), num_classes: int | None = None
+) -> Dataset:
+    """Opens a data set by its name.
 
     Args:
-        source: a folder (see `FolderDataset`), `scenes:N` or `scenes:N@HxW` (see `ScenesDataset`), or several of
-            them joined with commas; then their class names must be equal.
-        split: "train", "val", "test", or another folder name where the source is a folder; "train+val" joins two.
+        source: a folder (see `FolderDataset`, and `CocoPanoptic` for COCO's panoptic format), `scenes:N` or
+            `scenes:N@HxW` (see `ScenesDataset`), or several of them joined with commas; then their class names must
+            be equal.
+        split: "train", "val", "test", or another that the folder has; "train+val" joins two.
+        needs: what samples must hold: "labels", "segments".
         num_classes: number of classes; needed for a folder without `classes.json`, else it must agree.
 
     Raises:
@@ -380,11 +206,16 @@ def open_dataset(source: str | Path, split: str, num_classes: int | None = None)
     names = [text] if Path(text).is_dir() else [p.strip() for p in text.split(",")]  # a folder may hold a comma
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
-    kinds = [ScenesDataset if _is_scenes(name) else FolderDataset for name in names]
-    opened = [
-        kind(name, part, num_classes) for kind, name in zip(kinds, names, strict=True) for part in split.split("+")
-    ]
+    opened = [_open_one(name, part, needs, num_classes) for name in names for part in split.split("+")]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
+
+
+def _open_one(name: str, split: str, needs: Collection[str], num_classes: int | None) -> Dataset:
+    if _is_scenes(name):
+        return ScenesDataset(name, split, num_classes)
+    if "segments" in needs or is_panoptic(Path(name)):
+        return CocoPanoptic(name, split, num_classes)
+    return FolderDataset(name, split, num_classes)
 
 
 def _is_scenes(name: str) -> bool:

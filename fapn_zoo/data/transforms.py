@@ -1,7 +1,8 @@
-"""Random scale, crop, flip and colour change of one training picture with its labels."""
+"""Random scale, crop, flip and colour change of one training sample; geometry is drawn once for all it holds."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+
+from fapn_zoo.data.sample import LABELS, Sample
 
 # Luma and the two colour axes of YIQ: hue turns the colour plane and leaves the luma as it is.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -19,7 +22,7 @@ _kept = threading.local()
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Callable `(image, labels, seed) -> (tensor, labels)`; everything random comes from `seed` alone.
+    """Callable `(sample, seed) -> sample`; everything random comes from `seed` alone.
 
     The picture is resized by one random factor, a window of `crop_size` is cut at a random place (where the resized
     picture is smaller it lies at a random place inside the window, the rest is `fill` and `ignore_index`), flipped
@@ -31,10 +34,11 @@ class TrainTransform:
         flip: probability of the left-right flip.
         brightness, contrast, saturation: factor drawn from [1 - v, 1 + v]; 0 switches it off.
         hue: turn of the colour plane drawn from [-v, v], in full turns (0.05 = 18 degrees), at most 0.5.
-        ignore_index: label of the padding.
+        ignore_index: label of the padding; where there are segments, it is void.
         fill: RGB (0..255) of the padding; the default is the ImageNet mean, which normalises to zero.
         rare_classes, rare_prob: with this probability, and where the picture holds one of these classes, the window
-            is put around a random pixel of one of them.
+            is put around a random pixel of one of them; needs labels.
+        needs: what of a sample is kept: "labels", "segments".
 
     Raises:
         ValueError: an argument out of its range.
@@ -51,8 +55,9 @@ class TrainTransform:
     fill: tuple[float, float, float] = (123.675, 116.28, 103.53)
     rare_classes: tuple[int, ...] = ()
     rare_prob: float = 0.0
+    needs: frozenset[str] = LABELS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("crop_size", "scale", "fill", "rare_classes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.crop_size) != 2 or min(self.crop_size) < 1:
@@ -66,46 +71,58 @@ class TrainTransform:
         if len(self.fill) != 3:
             raise ValueError(f"fill must be three numbers (RGB), not {self.fill!r}")
 
-    def __call__(self, image: np.ndarray, labels: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Transform one sample.
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """Transforms one sample.
 
         Args:
-            image: (H, W, 3) uint8, RGB.
-            labels: (H, W) class ids, any integer type.
+            sample: image (3, H, W) of 0..255, which is rounded to 8 bits.
             seed: integer >= 0.
 
         Returns:
-            image (3, h, w) float32 in 0..255, labels (h, w) int64, with (h, w) = `crop_size`.
+            The sample with an image (3, h, w) float32 of 0..255, (h, w) = `crop_size`, and with labels int64 and
+            segments of that size, as far as they are needed. Objects that are not seen any more have no pixel.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        if labels.shape != image.shape[:2]:
-            raise ValueError(f"labels {labels.shape} do not fit the image {image.shape[:2]}")
-        rng = np.random.default_rng(seed)
-        size = image.shape[:2]
+        image = sample.image
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"image must be (3, H, W), not {tuple(image.shape)}")
+        if sample.labels is not None and sample.labels.shape != sample.size:
+            raise ValueError(f"labels {sample.labels.shape} do not fit the image {sample.size}")
+        if image.dtype != torch.uint8:
+            image = image.round().clamp(0, 255).to(torch.uint8)
+        rng, size = np.random.default_rng(seed), sample.size
         factor = math.exp(rng.uniform(*np.log(self.scale)))
         resized = tuple(max(1, round(n * factor)) for n in size)
-        window = self._window(rng, labels, size, resized)
+        window = self._window(rng, sample.labels, size, resized)
         mirror = rng.random() < self.flip
         colour = self._draw_colour(rng)
 
-        # Per axis: where the picture starts in the output, and which resized pixels [first, last) are shown there.
+        # Per axis: where the image starts in the output, and which resized pixels [first, last) are shown there.
         (top, y0, y1), (left, x0, x1) = window
         rows, cols = (_source_index(a, b, n, m) for a, b, n, m in zip((y0, x0), (y1, x1), size, resized, strict=True))
-        pixels = _resize_part(image, resized, (y0, y1, x0, x1))
+        pixels = _resize_part(image.numpy(), resized, (y0, y1, x0, x1))
         if mirror:
-            pixels, cols, left = pixels[:, ::-1], cols[::-1], self.crop_size[1] - left - len(cols)
-        out_image = np.empty((3, *self.crop_size), np.float32)
-        out_labels = np.full(self.crop_size, self.ignore_index, np.int64)
-        if pixels.shape[:2] != self.crop_size:
-            out_image[:] = np.asarray(self.fill, np.float32)[:, None, None]
+            pixels, cols, left = pixels[..., ::-1], cols[::-1], self.crop_size[1] - left - len(cols)
         inside = (slice(top, top + len(rows)), slice(left, left + len(cols)))
-        _change_colour(pixels, colour, out_image[:, inside[0], inside[1]])
-        out_labels[inside] = labels[rows[:, None], cols]
-        return torch.from_numpy(out_image), torch.from_numpy(out_labels)
+        out = np.empty((3, *self.crop_size), np.float32)
+        if pixels.shape[1:] != self.crop_size:
+            out[:] = np.asarray(self.fill, np.float32)[:, None, None]
+        _change_colour(pixels, colour, out[:, inside[0], inside[1]])
 
-    def _window(self, rng, labels, size, resized) -> list[tuple[int, int, int]]:
-        centre = self._rare_pixel(rng, labels) if rng.random() < self.rare_prob else None
+        def moved(values: np.ndarray, empty: int, dtype: type) -> np.ndarray:
+            shown = np.full(self.crop_size, empty, dtype)
+            shown[inside] = values[rows[:, None], cols]
+            return shown
+
+        kept = sample.only(self.needs)
+        labels = None if kept.labels is None else moved(kept.labels, self.ignore_index, np.int64)
+        objects = kept.objects and dataclasses.replace(kept.objects, ids=moved(kept.objects.ids, 0, np.int32))
+        return Sample(torch.from_numpy(out), sample.name, labels, objects)
+
+    def _window(
+        self, rng: np.random.Generator, labels: np.ndarray | None, size: tuple[int, int], resized: tuple[int, int]
+    ) -> list[tuple[int, int, int]]:
+        wanted = rng.random() < self.rare_prob
+        centre = self._rare_pixel(rng, labels) if wanted and labels is not None else None
         parts = []
         for axis in (0, 1):
             crop, full, draw = self.crop_size[axis], resized[axis], rng.random()
@@ -119,14 +136,14 @@ class TrainTransform:
             parts.append((0, first, first + crop))
         return parts
 
-    def _rare_pixel(self, rng, labels: np.ndarray) -> tuple[int, int] | None:
+    def _rare_pixel(self, rng: np.random.Generator, labels: np.ndarray) -> tuple[int, int] | None:
         for wanted in rng.permutation(np.asarray(self.rare_classes, np.int64)):
             found = np.flatnonzero(labels == wanted)
             if len(found):
                 return divmod(int(found[rng.integers(len(found))]), labels.shape[1])
         return None
 
-    def _draw_colour(self, rng) -> tuple[float, float, float, float]:
+    def _draw_colour(self, rng: np.random.Generator) -> tuple[float, float, float, float]:
         b, c, s = (1 + rng.uniform(-v, v) for v in (self.brightness, self.contrast, self.saturation))
         return b, c, s, rng.uniform(-self.hue, self.hue)
 
@@ -137,34 +154,36 @@ def _source_index(first: int, last: int, size: int, resized: int) -> np.ndarray:
 
 
 def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, int, int, int]) -> np.ndarray:
-    """The rows y0:y1 and columns x0:x1 of `image` resized (bilinear with antialias) to `resized`, (h, w, 3) uint8."""
+    """The rows y0:y1 and columns x0:x1 of `image` (3, H, W) resized (bilinear with antialias), (3, h, w) uint8."""
     y0, y1, x0, x1 = part
-    if resized == image.shape[:2]:
-        return image[y0:y1, x0:x1]
-    sy, sx = image.shape[0] / resized[0], image.shape[1] / resized[1]
-    box = (x0 * sx, y0 * sy, min(x1 * sx, image.shape[1]), min(y1 * sy, image.shape[0]))
-    # The filter looks past the box into the rest of the picture, so this equals resizing everything and then cutting.
-    return np.asarray(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box))
+    height, width = image.shape[1:]
+    if resized == (height, width):
+        return image[:, y0:y1, x0:x1]
+    sy, sx = height / resized[0], width / resized[1]
+    box = (x0 * sx, y0 * sy, min(x1 * sx, width), min(y1 * sy, height))
+    size = (x1 - x0, y1 - y0)
+    # The filter looks past the box into the rest of the image, so this equals resizing everything and then cutting.
+    return np.stack([Image.fromarray(band).resize(size, Image.Resampling.BILINEAR, box=box) for band in image])
 
 
 def _change_colour(pixels: np.ndarray, factors: tuple[float, float, float, float], out: np.ndarray) -> None:
-    """Brightness, contrast, saturation and hue, in this order: (h, w, 3) uint8 -> `out` (3, h, w) float32 in 0..255.
+    """Brightness, contrast, saturation and hue, in this order: (3, h, w) uint8 -> `out` float32 in 0..255.
 
     Each of the four is affine in RGB, so they are one 3x3 matrix and one offset, and each pixel is touched once.
     """
     brightness, contrast, saturation, hue = factors
     if factors == (1, 1, 1, 0):
-        out[:] = pixels.transpose(2, 0, 1)
+        out[:] = pixels
         return
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     turn = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
     fade = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), _LUMA)
     matrix = (brightness * contrast * (turn @ fade)).astype(np.float32)
-    plane, part = _scratch(pixels.shape[:2])
+    plane, part = _scratch(pixels.shape[1:])
     luma = 0.0
     # Plane by plane: a BLAS product of 3x3 and 3xN could round differently with the number of threads.
     for j in range(3):
-        plane[:] = pixels[..., j]
+        plane[:] = pixels[j]
         luma += _LUMA[j] * float(plane.mean())
         for i in range(3):
             if j == 0:

@@ -1,8 +1,7 @@
 """Scores of a model on a data set: the way of `predict` over every image, exact counts, one report.
 
-harness.py and compare.py are the two doors; measure.py is the loop behind both. tasks.py knows what is scored,
-classes.py whether model and data mean the same, loading.py what is run together, state.py how a run goes on,
-processes.py how several share the work; report.py, folder.py and plots.py write it down.
+evaluate.py and compare.py are the two doors; measure.py is the loop behind both. loading.py says what is run together,
+state.py how a run goes on; report.py and folder.py write it down. What is counted is the task's (`fapn_zoo.tasks`).
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 from fapn_zoo.data.classes import check_classes, match_classes
 from fapn_zoo.evaluate.compare import compare, render_comparison
 from fapn_zoo.evaluate.evaluate import evaluate
+from fapn_zoo.evaluate.measure import class_maps
 from fapn_zoo.evaluate.report import CSV_COLUMNS, render, write_report
-from fapn_zoo.predict.run import class_maps
 from fapn_zoo.runtime.processes import on_cpu
 from fapn_zoo.runtime.provenance import git_commit, versions
 

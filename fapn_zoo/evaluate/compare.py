@@ -15,8 +15,9 @@ from torch import nn
 from fapn_zoo.evaluate.evaluate import make_report
 from fapn_zoo.evaluate.folder import check_folder, write_folder
 from fapn_zoo.evaluate.measure import ImageScore, Measured, Options, measure
-from fapn_zoo.evaluate.report import BY_CLASS, MEANS, NEAR_BOUNDARIES, manner, percent, to_json, write
-from fapn_zoo.tasks.semantic import Measure, plain
+from fapn_zoo.evaluate.report import manner, percent, to_json, write
+from fapn_zoo.tasks import TASKS
+from fapn_zoo.tasks.protocol import Measure, plain
 
 CONFIDENCE = 0.95
 
@@ -92,11 +93,14 @@ def _differences(
     draws = resample(len(tables[0]), resamples, seed)
     sums = [bootstrap_sums(table, draws) for table in tables]
     whole = [table.sum(0) for table in tables]
+    measures = measured.scorer.measures
+    cuts = np.cumsum([measure.height for measure in measures])[:-1]
     found = []
     for place in range(1, len(tables)):
-        pair, drawn = (whole[0], whole[place]), (sums[0], sums[place])
-        measures = {m.name: difference(m, pair, drawn, measured.task.names) for m in measured.task.measures}
-        found.append({"model": place, "measures": measures})
+        sides = [np.split(side, cuts, axis=-2) for side in (whole[0], whole[place], sums[0], sums[place])]
+        rows = zip(measures, *sides, strict=True)
+        named = {m.name: difference(m, (a, b), (c, d), measured.scorer.names) for m, a, b, c, d in rows}
+        found.append({"model": place, "measures": named})
     return found
 
 
@@ -159,12 +163,13 @@ def render_comparison(comparison: dict[str, Any]) -> str:
     ]
     labels = [f"{'ABCDEFGHIJ'[i] if i < 10 else i}" for i in range(len(reports))]
     lines += [f"{label}  {r['model']}  {r['weights']}".rstrip() for label, r in zip(labels, reports, strict=True)]
-    names = MEANS[first["task"]] | NEAR_BOUNDARIES
+    columns = TASKS[first["task"]].columns
+    names = {**columns.means, **columns.near}
     for entry in comparison["differences"]:
         other = labels[entry["model"]]
         measures = entry["measures"]
         main = next(iter(measures))
-        label = next(iter(BY_CLASS[first["task"]].values()))
+        label = next(iter(columns.by_class.values()))
         width = max(len(row["name"]) for row in measures[main]["classes"])
         width = max(width, *(len(names[name]) for name in measures))
         lines += ["", f"{label:<{width}}  {'A':>6}  {other:>6}  {other + ' - A':>7}  interval"]

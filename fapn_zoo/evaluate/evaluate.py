@@ -48,10 +48,9 @@ def evaluate(
 
     Args:
         model: a ZooModel.
-        data: a source for `open_dataset` (folder, scenes:N), for panoptic and instance evaluation one for
-            `open_panoptic` (COCO's folder, scenes:N), or an opened data set.
+        data: a source for `open_dataset` (a folder, scenes:N), or an opened data set.
         split: which part of a source to open; only noted for an opened one.
-        task: a key of `fapn_zoo.tasks.protocol.TASKS`: "semantic"; for mask classification models also
+        task: a key of `fapn_zoo.tasks.TASKS`: "semantic"; for mask classification models also
             "panoptic" (PQ) and "instance" (AP of masks and of the boxes around them; needs the extra ``coco``).
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
         device: where to run; None = where the model is.
@@ -123,4 +122,4 @@ def make_report(
     report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}
     report |= {"window": list(views.window or ()), "stride": list(views.stride or ())}
     report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 4)}
-    return report | measured.task.scores(measured.counts)
+    return report | measured.scorer.scores(measured.tally)

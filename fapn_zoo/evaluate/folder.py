@@ -21,14 +21,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.evaluate.loading import load_batch
-from fapn_zoo.evaluate.measure import ImageScore, Measured, Options
-from fapn_zoo.evaluate.report import MEANS, render, to_json, write
-from fapn_zoo.predict.predict import inference
+from fapn_zoo.evaluate.measure import ImageScore, Loop, Measured, Options
+from fapn_zoo.evaluate.report import render, to_json, write
 from fapn_zoo.runtime.files import check_writable
-from fapn_zoo.tasks.result import Result, save_image
+from fapn_zoo.tasks.drawing import save_image
+from fapn_zoo.tasks.result import Result, shown_pixels
 from fapn_zoo.visualize.plots import plot_classes, plot_confusion, require_matplotlib
 
 PANEL = 1024  # longest side of a picture's panels, in pixels
@@ -47,17 +46,17 @@ def write_folder(
     out: str | os.PathLike, model: nn.Module, measured: Measured, options: Options, report: dict[str, Any], worst: int
 ) -> None:
     """Writes the files named above to ``out``; those of an earlier evaluation there are replaced."""
-    out, names = Path(out), measured.task.names
+    out, scorer = Path(out), measured.scorer
     write(out / "report.json", to_json(report))
     write(out / "report.txt", render(report) + "\n")
     rows = [[i.index, i.name, "" if i.score is None else f"{i.score:.6f}"] for i in measured.images]
-    write(out / "images.csv", _csv([["index", "image", measured.task.rank_by], *rows]))
-    if hasattr(measured.task, "confusion"):
-        counts = measured.task.confusion(measured.counts)
-        columns = [*names, "other"][: counts.shape[1]]
-        lines = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    write(out / "images.csv", _csv([["index", "image", scorer.rank_by], *rows]))
+    counts = scorer.confusion(measured.tally)
+    if counts is not None:
+        columns = [*scorer.names, "other"][: counts.shape[1]]
+        lines = [[name, *row] for name, row in zip(scorer.names, counts.tolist(), strict=True)]
         write(out / "confusion.csv", _csv([["true / predicted", *columns], *lines]))
-        plot_confusion(counts, names, out / "confusion.png")
+        plot_confusion(counts, scorer.names, out / "confusion.png")
     plot_classes(report, out / "classes.png")
     for old in (out / "worst").glob("[0-9]*_*.png"):
         old.unlink()
@@ -75,16 +74,13 @@ def worst_images(images: Sequence[ImageScore], count: int) -> list[ImageScore]:
 
 def _picture(model: nn.Module, measured: Measured, options: Options, image: ImageScore) -> Image.Image:
     """The image is run once more, so that no prediction had to be kept."""
-    classes, task = measured.classes, measured.task
-    loaded = load_batch(measured.dataset, (image.index,), model.data, measured.views)
-    sample = loaded.samples[0]
-    size = sample.image.shape[:2]
-    with inference(model):
-        answer = task.answer(model, loaded.images, [size], measured.views, options.amp, options.batch_size)[0]
-    found, truth = task.maps(answer, sample)
-    photo = load_image(sample.image).pixels.permute(1, 2, 0).numpy().round().astype(np.uint8)
-    title = f"{image.name}: {MEANS[options.task][task.rank_by]} {image.score:.1%}"
-    return side_by_side(photo, found, truth, measured.dataset.labels, classes.ignore_index, title)
+    task, scorer = measured.task, measured.scorer
+    shown = load_batch(measured.dataset, (image.index,), model.data, measured.views)
+    loop = Loop(model, measured.dataset, task, scorer, measured.views, options, None)
+    (((_, sample), answer),) = loop.answers(iter(shown))
+    title = f"{image.name}: {task.columns.means[scorer.rank_by]} {image.score:.1%}"
+    labels, ignore_index = measured.dataset.labels, measured.classes.ignore_index
+    return side_by_side(shown_pixels(sample.image), *scorer.maps(answer, sample), labels, ignore_index, title)
 
 
 def side_by_side(

@@ -8,24 +8,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from torch import Tensor
-
-from fapn_zoo.data.images import load_image
+from fapn_zoo.data.images import with_channels
+from fapn_zoo.data.sample import Dataset, Sample
+from fapn_zoo.predict.run import Shown
 from fapn_zoo.predict.views import Views
 from fapn_zoo.zoo.spec import DataSpec
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
-class Loaded(NamedTuple):
-    """One batch: which images, their samples, and their pixels at every size of the views."""
+class Item(NamedTuple):
+    """A sample, and its place in the data set."""
 
-    indices: tuple[int, ...]
-    samples: list[Any]
-    images: list[list[Tensor]]
+    index: int
+    sample: Sample
 
 
-def plan_batches(dataset: Any, total: int, batch_size: int, data: DataSpec, views: Views) -> list[tuple[int, ...]]:
+def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, views: Views) -> list[tuple[int, ...]]:
     """Batches of the first ``total`` images, in the order of their first image.
 
     Images of equal padded sizes share a batch wherever they are in the data set. The plan depends on the sizes alone,
@@ -37,8 +36,7 @@ def plan_batches(dataset: Any, total: int, batch_size: int, data: DataSpec, view
     full: list[tuple[int, ...]] = []
     open_: dict[Any, list[int]] = {}
     for i in range(total):
-        size = dataset.size(i) if hasattr(dataset, "size") else dataset.sample(i).image.shape[:2]
-        key = views.padded(data, tuple(size))
+        key = views.padded(data, tuple(dataset.size(i)))
         group = open_.setdefault(key, [])
         group.append(i)
         if len(group) == batch_size:
@@ -46,14 +44,17 @@ def plan_batches(dataset: Any, total: int, batch_size: int, data: DataSpec, view
     return sorted([*full, *map(tuple, open_.values())])
 
 
-def load_batch(dataset: Any, indices: tuple[int, ...], data: DataSpec, views: Views) -> Loaded:
-    """Reads and resizes the images of a batch."""
-    samples = [dataset.sample(i) for i in indices]
-    pixels = [load_image(sample.image, len(data.mean)).pixels for sample in samples]
-    return Loaded(indices, samples, [views.prepare(data, one) for one in pixels])
+def load_batch(dataset: Dataset, indices: tuple[int, ...], data: DataSpec, views: Views) -> list[Shown]:
+    """Reads and resizes the images of a batch; the `Shown` items are `Item`s."""
+    samples = [(i, dataset.sample(i)) for i in indices]
+    pixels = [with_channels(sample.image, len(data.mean), sample.name) for _, sample in samples]
+    return [
+        Shown(Item(i, sample), sample.size, views.prepare(data, one))
+        for (i, sample), one in zip(samples, pixels, strict=True)
+    ]
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+def ahead(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:
     """``make`` of every item in order, by threads that stay a few items ahead; an error comes out in its place."""
     items = iter(items)
     waiting: deque[Future[Made]] = deque()
@@ -68,7 +69,7 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def in_blocks(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+def in_blocks(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:
     """``make`` of every item in order, ``threads`` of them at a time while the caller waits.
 
     For a model that keeps all cores busy: threads beside it would hold up those of its operators, which wait for one

@@ -5,25 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fapn_zoo.data.classes import Classes, match_classes
-from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan_batches
+from fapn_zoo.data.images import load_image
+from fapn_zoo.data.sample import Dataset, check_holds
+from fapn_zoo.data.sources import open_dataset
+from fapn_zoo.evaluate.loading import ahead, in_blocks, load_batch, plan_batches
 from fapn_zoo.evaluate.state import Counted, State
-from fapn_zoo.predict.predict import device_and_type, inference
+from fapn_zoo.metrics.accumulator import Tally
+from fapn_zoo.predict.predict import named
+from fapn_zoo.predict.run import ModelNetwork, Shown, answers, device_and_type, inference
 from fapn_zoo.predict.views import Views, views_for
 from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.precision import check_amp, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
 from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
-from fapn_zoo.tasks.protocol import TASKS
-from fapn_zoo.tasks.semantic import Task
+from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
+from fapn_zoo.tasks.protocol import Scorer, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +75,19 @@ class Measured:
     """A finished evaluation, the same in every process.
 
     Attributes:
-        source, dataset, views, classes, task: what was evaluated and how.
-        counts: the sum of all images' counts, or all of them one after the other; see `Task`.
+        source, dataset, views, classes, task, scorer: what was evaluated and how.
+        tally: of all images.
         images: in the order of the data set.
         group: this process among all.
     """
 
     source: str
-    dataset: Any
+    dataset: Dataset
     views: Views
     classes: Classes
     task: Task
-    counts: np.ndarray
+    scorer: Scorer
+    tally: Tally
     images: list[ImageScore]
     group: Processes
 
@@ -98,32 +105,32 @@ def measure(
     Raises:
         ValueError, FileNotFoundError: see `evaluate`.
     """
-    kind = TASKS[options.task]
-    dataset = kind.open(data, options.split) if isinstance(data, (str, os.PathLike)) else data
+    task = TASKS[options.task]
+    dataset = open_dataset(data, options.split, task.needs) if isinstance(data, (str, os.PathLike)) else data
     source = dataset.name if data is dataset else str(data)
     total = min(len(dataset), options.limit or len(dataset))
     if not total:
         raise ValueError(f"{dataset.name} has no image to evaluate")
     classes = match_classes(model, dataset, options.class_map)
-    views = views_for(model, options.scales, options.flip, options.window, options.stride)
+    views = views_for(model.spec, options.scales, options.flip, options.window, options.stride)
     if options.device is not None:
         model.to(options.device)
     resolve_amp(options.amp, *device_and_type(model))  # refuses what would not work there
-    task = kind.make(model, dataset, classes, views, options.boundary)
-    if compact and not task.measures:
-        raise ValueError(f"task {options.task!r} cannot be compared: its scores are no sums over images")
+    scorer = _scorer(model, dataset, task, classes, views, options.boundary)
+    if compact and not scorer.measures:
+        raise ValueError(f"task {task.name!r} cannot be compared: its scores are no sums over images")
     group = processes()
     state = None
     if resume is not None:
         identity = _identity(model, dataset, source, total, options, views, classes)
-        state = State(resume, identity, task.length, group.main)
+        state = State(resume, identity, scorer.empty, group.main)
         group.wait()  # before anyone writes a part
-    tally = _Tally(task, compact)
+    found = Found(scorer, compact)
     for entry in state.entries() if state is not None and group.main else ():
-        tally.add(entry)
+        found.add(entry)
     batches = plan_batches(dataset, total, options.batch_size, model.data, views)
     left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
-    mine = left[group.rank :: group.world]
+    run = Loop(model, dataset, task, scorer, views, options, state)
     with tqdm(
         total=total,
         initial=total - sum(map(len, left)),
@@ -132,78 +139,108 @@ def measure(
         disable=not (options.progress and group.main),
         leave=False,
     ) as bar:
-        for batch in _counted(model, dataset, task, mine, options, views, state):
-            for entry in batch:
-                tally.add(entry)
-            bar.update(min(len(batch) * group.world, total - bar.n))
-    counts, images = tally.everywhere(group)
-    return Measured(source, dataset, views, classes, task, counts, images, group)
+        for entry in run.counted(left[group.rank :: group.world]):
+            found.add(entry)
+            bar.update(min(group.world, total - bar.n))
+    return Measured(source, dataset, views, classes, task, scorer, *found.everywhere(group), group)
 
 
-def _counted(
-    model: nn.Module,
-    dataset: Any,
-    task: Task,
-    batches: Sequence[tuple[int, ...]],
-    options: Options,
-    views: Views,
-    state: State | None,
-) -> Iterator[list[Counted]]:
-    """Runs and counts this process's batches; what is done is kept in the state, also after an error or Ctrl-C."""
-    cores = os.cpu_count() or 1
-    threads = options.threads or min(4, cores)
-    no_core_left = next(model.parameters()).device.type == "cpu" and torch.get_num_threads() >= cores
-    read = in_blocks if no_core_left else ahead
+def _scorer(model: nn.Module, dataset: Dataset, task: Task, classes: Classes, views: Views, boundary: bool) -> Scorer:
+    task_for(model.spec, task.name)  # refuses what the model does not answer
+    if not views.single and not task.averages_views:
+        raise ValueError(f"scales, flip and window work for {averaging_tasks()} only, not {task.name!r}")
+    check_holds(dataset, task.needs, f"task {task.name!r}")
+    return task.scorer(dataset, classes, named(model), boundary=boundary)
 
-    def load(indices: tuple[int, ...]) -> Loaded:
-        return load_batch(dataset, indices, model.data, views)
 
-    try:
-        with inference(model):  # once, not for every image
-            for indices, samples, images in read(load, batches, threads):
-                sizes = [sample.image.shape[:2] for sample in samples]
-                answers = task.answer(model, images, sizes, views, options.amp, options.batch_size)
-                found = [
-                    Counted(index, sample.name, task.count(answer, sample))
-                    for index, sample, answer in zip(indices, samples, answers, strict=True)
-                ]
-                if state is not None:
-                    found = [entry for entry in found if entry.index not in state.done]
-                    state.add(found)
-                    state.save_if_due()
-                yield found
-    finally:
-        if state is not None:
-            state.save()
+@dataclass(frozen=True)
+class Loop:
+    """What stays the same from batch to batch."""
+
+    model: nn.Module
+    dataset: Dataset
+    task: Task
+    scorer: Scorer
+    views: Views
+    options: Options
+    state: State | None
+
+    def counted(self, batches: Sequence[tuple[int, ...]]) -> Iterator[Counted]:
+        """Runs and counts these batches; what is done is kept in the state, also after an error or Ctrl-C."""
+        state = self.state
+        try:
+            with inference(self.model):  # once, not for every image
+                for (index, sample), answer in self.answers(self._shown(batches)):
+                    if state is not None and index in state.done:
+                        continue  # of a batch that was cut off: it is run whole, so that rounding stays the same
+                    entry = Counted(index, sample.name, self.scorer.count(answer, sample, index))
+                    if state is not None:
+                        state.add(entry)
+                        state.save_if_due()
+                    yield entry
+        finally:
+            if state is not None:
+                state.save()
+
+    def answers(self, shown: Iterator[Shown]) -> Iterator[tuple[Any, Any]]:
+        """The way of `predict`."""
+        network = ModelNetwork(self.model, self.options.amp)
+        options = {"batch_size": self.options.batch_size, **self.task.scored}
+        return answers(network, self.scorer.data, self.task, self.views, shown, **options)
+
+    def _shown(self, batches: Sequence[tuple[int, ...]]) -> Iterator[Shown]:
+        cores = os.cpu_count() or 1
+        threads = self.options.threads or min(4, cores)
+        no_core_left = device_and_type(self.model)[0].type == "cpu" and torch.get_num_threads() >= cores
+        read = in_blocks if no_core_left else ahead
+        load = partial(load_batch, self.dataset, data=self.model.data, views=self.views)
+        for batch in read(load, batches, threads):
+            yield from batch
 
 
 @dataclass
-class _Tally:
-    """Sums the counts of images, or keeps them where they are no sums, and remembers a little of each."""
+class Found:
+    """The tally of all images so far, and a little of each."""
 
-    task: Task
+    scorer: Scorer
     compact: bool
     images: list[ImageScore] = field(default_factory=list)
-    apart: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros(self.task.length or 0, np.int64)
+        self.tally = self.scorer.empty()
 
     def add(self, entry: Counted) -> None:
-        if self.task.length is None:
-            self.apart.append((entry.index, entry.counts))
-        else:
-            self.counts += entry.counts
-        kept = self.task.compact(entry.counts) if self.compact else None
-        self.images.append(ImageScore(entry.index, entry.name, self.task.image_score(entry.counts), kept))
+        kept = None
+        if self.compact:
+            kept = np.concatenate([measure.rows(entry.tally) for measure in self.scorer.measures])
+        self.images.append(ImageScore(entry.index, entry.name, self.scorer.image_score(entry.tally), kept))
+        self.tally.merge(entry.tally)
 
-    def everywhere(self, group: Processes) -> tuple[np.ndarray, list[ImageScore]]:
-        """The sum (or sequence) and the images of all processes."""
-        images = sorted(group.gather(self.images), key=lambda image: image.index)
-        if self.task.length is not None:
-            return group.sum(self.counts), images
-        apart = sorted(group.gather(self.apart), key=lambda entry: entry[0])
-        return np.concatenate([counts for _, counts in apart]), images
+    def everywhere(self, group: Processes) -> tuple[Tally, list[ImageScore]]:
+        """The tally and the images of all processes."""
+        total = self.scorer.empty()
+        for tally in group.gather([self.tally]):
+            total.merge(tally)
+        return total, sorted(group.gather(self.images), key=lambda image: image.index)
+
+
+def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:
+    """What `predict` answers in the same precision for images of equal size, without its scores and segments.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        amp: as in `evaluate`.
+
+    Returns:
+        Class ids (N, H, W) int64 on the model's device.
+    """
+    check_amp(amp)
+    data, views = model.data, Views()
+    pixels = [load_image(image, len(data.mean)).pixels for image in images]
+    shown = [Shown(None, tuple(one.shape[1:]), views.prepare(data, one)) for one in pixels]
+    options = {"batch_size": len(images), "shares": False}
+    found = answers(ModelNetwork(model, amp), data, TASKS["semantic"], views, shown, **options)
+    return torch.stack([answer.labels for _, answer in found])
 
 
 def _identity(
@@ -223,7 +260,7 @@ def _identity(
         "class map": classes.mapping,
         "task": options.task,
         "boundary": options.boundary,
-        "views": vars(views),
+        "views": {name: value for name, value in vars(views).items() if name != "overlap"},  # that of `predict`
         "batch size": options.batch_size,
         "amp": options.amp,
         "device": device_name(device) if device.type == "cuda" else device.type,

@@ -10,41 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
+from fapn_zoo.tasks import TASKS
 
-FIRST_COLUMNS = (
-    "model weights data split task images miou pixel_acc mean_acc fwiou params amp device seconds "
-    "torch fapn_zoo commit seed date command"
-).split()
-CSV_COLUMNS = (
-    FIRST_COLUMNS
-    + (
-        "scales flip window class_map band_3 band_5 band_8 band_12 boundary_iou "
-        "boundary_f_3 boundary_f_5 boundary_f_9 boundary_f_12 "
-        "pq sq rq pq_things pq_stuff ap ap50 ap75 aps apm apl ar box_ap"
-    ).split()
-)
-MEANS = {
-    "semantic": {"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},
-    "panoptic": {
-        f"{name}{group}": f"{name.upper()}{group.replace('_', ', ')}"
-        for group in ("", "_things", "_stuff") for name in ("pq", "sq", "rq")
-    },
-    "instance": {
-        "ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "AP small", "apm": "AP medium", "apl": "AP large",
-        "ar1": "AR, 1 per image", "ar10": "AR, 10 per image", "ar": "AR", "box_ap": "box AP", "box_ap50": "box AP50",
-        "box_ap75": "box AP75", "box_ar": "box AR",
-    },
-}  # fmt: skip
-BY_CLASS = {
-    "semantic": {"iou": "IoU", "acc": "acc"},
-    "panoptic": {"pq": "PQ", "sq": "SQ", "rq": "RQ"},
-    "instance": {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "box_ap": "box AP"},
-}
-NEAR_BOUNDARIES = {
-    "band_3": "mIoU, 3 px band", "band_5": "mIoU, 5 px band", "band_8": "mIoU, 8 px band",
-    "band_12": "mIoU, 12 px band", "boundary_iou": "Boundary IoU", "boundary_f_3": "boundary F, 3 px",
-    "boundary_f_5": "boundary F, 5 px", "boundary_f_9": "boundary F, 9 px", "boundary_f_12": "boundary F, 12 px",
-}  # fmt: skip
+
+def csv_columns() -> list[str]:
+    """The columns of result tables: facts, the first task's scores among them, and then those of all others."""
+    first, *others = (task.columns for task in TASKS.values())
+    return [
+        *_first_columns(),
+        *"scales flip window class_map".split(),
+        *first.near,
+        *(name for columns in others for name in columns.table),
+    ]
+
+
+def _first_columns() -> list[str]:
+    """The columns that tables of the first version had."""
+    facts = "params amp device seconds torch fapn_zoo commit seed date command".split()
+    return [*"model weights data split task images".split(), *next(iter(TASKS.values())).columns.table, *facts]
+
+
+CSV_COLUMNS = csv_columns()
 
 
 def manner(report: dict[str, Any]) -> str:
@@ -67,8 +53,9 @@ def manner(report: dict[str, Any]) -> str:
 
 def render(report: dict[str, Any]) -> str:
     """The report as a text table, in percent."""
-    near, columns, means = report.get("boundary", {}), BY_CLASS[report["task"]], MEANS[report["task"]]
-    labels = [*means.values(), *(NEAR_BOUNDARIES[name] for name in near)]
+    near, names = report.get("boundary", {}), TASKS[report["task"]].columns
+    columns, means = names.by_class, names.means
+    labels = [*means.values(), *(names.near[name] for name in near)]
     width = max(map(len, [*labels, *(row["name"] for row in report["classes"])]))
     extra = "  5 px band  b. IoU" if near else ""
     lines = [
@@ -83,7 +70,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(line + (f"  {percent(row['band_5']):>9}  {percent(row['boundary_iou'])}" if near else ""))
     lines.append("")
     lines += [f"{label:<{width}}  {percent(report[name])}" for name, label in means.items()]
-    lines += [f"{NEAR_BOUNDARIES[name]:<{width}}  {percent(value)}" for name, value in near.items()]
+    lines += [f"{names.near[name]:<{width}}  {percent(value)}" for name, value in near.items()]
     return "\n".join(lines)
 
 
@@ -125,25 +112,26 @@ def check_csv(path: str | os.PathLike) -> list[list[str]]:
     path = Path(path)
     check_writable(path)
     rows = list(csv.reader(io.StringIO(read_text(path)))) if path.is_file() else []
-    header = rows[0] if rows else CSV_COLUMNS
-    if header != CSV_COLUMNS[: len(header)] or len(header) < len(FIRST_COLUMNS):
-        raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(CSV_COLUMNS)}")
+    columns = csv_columns()
+    header = rows[0] if rows else columns
+    if header != columns[: len(header)] or len(header) < len(_first_columns()):
+        raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(columns)}")
     return [row for row in rows[1:] if row]
 
 
 def _with_row(path: Path, report: dict[str, Any]) -> str:
-    buffer = io.StringIO()
+    buffer, columns = io.StringIO(), csv_columns()
     writer = csv.writer(buffer, lineterminator="\n")
-    for row in [CSV_COLUMNS, *check_csv(path)]:
-        writer.writerow([*row, *[""] * (len(CSV_COLUMNS) - len(row))])
+    for row in [columns, *check_csv(path)]:
+        writer.writerow([*row, *[""] * (len(columns) - len(row))])
     writer.writerow(csv_row(report).values())
     return buffer.getvalue()
 
 
 def csv_row(report: dict[str, Any]) -> dict[str, Any]:
     """The cells of a report's row, by column."""
-    row: dict[str, Any] = {name: report.get(name, "") for name in CSV_COLUMNS}
-    scores = {name: report[name] for name in MEANS[report["task"]]} | report.get("boundary", {})
+    row: dict[str, Any] = {name: report.get(name, "") for name in csv_columns()}
+    scores = {name: report[name] for name in TASKS[report["task"]].columns.means} | report.get("boundary", {})
     for name, value in scores.items():
         if name in row:
             row[name] = "" if value is None else f"{100 * value:.2f}"

@@ -1,8 +1,8 @@
 """What an interrupted evaluation leaves behind, so that the next one goes on where it stopped.
 
-A state is a folder: ``state.json`` says what is evaluated, and every ``part-*.npz`` holds the counts of some images,
-sparse, one row per image. A part is written whole and never changed, so a process killed at any moment loses only the
-images since its last part, and any number of processes can go on with what others left.
+A state is a folder: ``state.json`` says what is evaluated, and every ``part-*.npz`` holds the tallies of some images,
+their arrays sparse and one after the other. A part is written whole and never changed, so a process killed at any
+moment loses only the images since its last part, and any number of processes can go on with what others left.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import os
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.runtime.files import make_folder, write_text, write_whole
 
-FORMAT = 1
+FORMAT = 2
 SECONDS = 20.0  # between parts
 
 
 class Counted(NamedTuple):
-    """The counts of one image of the data set: a vector of integers."""
+    """What was counted of one image of the data set."""
 
     index: int
     name: str
-    counts: np.ndarray
+    tally: Tally
 
 
 class State:
@@ -38,7 +39,7 @@ class State:
     Args:
         folder: made if missing.
         identity: what is evaluated and how, plain JSON values; everything a count may depend on.
-        length: of the vectors of counts; None for vectors of any length, which are kept whole.
+        empty: makes a tally of no image.
         main: whether this process writes ``state.json``.
 
     Attributes:
@@ -49,13 +50,13 @@ class State:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, identity: Mapping[str, Any], length: int | None, main: bool = True
+        self, folder: str | os.PathLike, identity: Mapping[str, Any], empty: Callable[[], Tally], main: bool = True
     ) -> None:
-        self.folder, self.length = Path(folder), length
+        self.folder, self.empty = Path(folder), empty
         self.pending: list[Counted] = []
         self._check({"format": FORMAT} | json.loads(json.dumps(identity)), main)
         self._parts = sorted(self.folder.glob("part-*.npz"))  # of earlier runs
-        self.done = {int(i) for file in self._parts for i in self._read(file, "index")[0]}
+        self.done = {int(i) for file in self._parts for i in self._read(file)["index"]}
         self._saved = time.monotonic()
 
     def _check(self, identity: dict[str, Any], main: bool) -> None:
@@ -76,10 +77,10 @@ class State:
             pairs = ", ".join(f"{key} (was {held.get(key)!r}, now {identity.get(key)!r})" for key in different)
             raise ValueError(f"{self.folder} holds another evaluation: {pairs}; use the same or another path")
 
-    def _read(self, file: Path, *names: str) -> list[np.ndarray]:
+    def _read(self, file: Path) -> dict[str, np.ndarray]:
         try:
             with np.load(file, allow_pickle=False) as part:
-                return [part[name] for name in names]
+                return {name: part[name] for name in ("index", "name", *part.files)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged ({error}); delete it and its images are counted again") from error
 
@@ -87,44 +88,56 @@ class State:
         """The images that earlier runs have counted, each once."""
         seen: set[int] = set()
         for file in self._parts:
-            index, name, ends, where, count = self._read(file, "index", "name", "ends", "where", "count")
-            for i, rows, values in zip(range(len(index)), _cut(where, ends), _cut(count, ends), strict=True):
-                if int(index[i]) not in seen:
-                    seen.add(int(index[i]))
-                    counts = values
-                    if self.length is not None:
-                        counts = np.zeros(self.length, np.int64)
-                        counts[rows] = values
-                    yield Counted(int(index[i]), str(name[i]), counts)
+            part = self._read(file)
+            columns = {name: _dense(part, name) for name in self.empty().arrays()}
+            for place, (index, name) in enumerate(zip(part["index"].tolist(), part["name"].tolist(), strict=True)):
+                if index not in seen:
+                    seen.add(index)
+                    arrays = {key: column[place] for key, column in columns.items()}
+                    yield Counted(index, name, self.empty().load(arrays))
 
-    def add(self, entries: list[Counted]) -> None:
-        """Takes the counts of a whole batch."""
-        self.pending += entries
+    def add(self, entry: Counted) -> None:
+        """Takes the tally of an image."""
+        self.pending.append(entry)
 
     def save_if_due(self) -> None:
-        """Writes a part once `SECONDS` have passed since the last; call it when a batch is complete."""
+        """Writes a part once `SECONDS` have passed since the last."""
         if time.monotonic() - self._saved >= SECONDS:
             self.save()
 
     def save(self) -> None:
         """Writes a part with the images since the last one."""
         if self.pending:
-            values, rows = [entry.counts for entry in self.pending], [np.empty(0, np.int64)]
-            if self.length is not None:
-                rows = [np.flatnonzero(counts) for counts in values]
-                values = [counts[where] for counts, where in zip(values, rows, strict=True)]
+            tallies = [entry.tally.arrays() for entry in self.pending]
             part = {
                 "index": np.array([entry.index for entry in self.pending], np.int64),
                 "name": np.array([entry.name for entry in self.pending], np.str_),
-                "ends": np.cumsum([len(counts) for counts in values]),
-                "where": np.concatenate(rows),
-                "count": np.concatenate(values),
             }
+            for key in tallies[0]:
+                part |= _sparse(key, [arrays[key] for arrays in tallies])
             make_folder(self.folder)
             write_whole(self.folder / f"part-{uuid.uuid4().hex}.npz", lambda file: np.savez(file, **part))
             self.pending.clear()
         self._saved = time.monotonic()
 
 
-def _cut(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-    return np.split(values, ends[:-1])
+def _sparse(key: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of one dtype and rank: their shapes, and where they are not zero what they hold."""
+    rows = [np.flatnonzero(array) for array in arrays]
+    return {
+        f"{key}/shapes": np.array([array.shape for array in arrays], np.int64),
+        f"{key}/ends": np.cumsum([len(where) for where in rows]),
+        f"{key}/where": np.concatenate(rows),
+        f"{key}/values": np.concatenate([array.ravel()[where] for array, where in zip(arrays, rows, strict=True)]),
+    }
+
+
+def _dense(part: dict[str, np.ndarray], key: str) -> list[np.ndarray]:
+    """The inverse of `_sparse`."""
+    shapes, ends, where, values = (part[f"{key}/{name}"] for name in ("shapes", "ends", "where", "values"))
+    arrays = []
+    for shape, rows, held in zip(shapes.tolist(), *(np.split(a, ends[:-1]) for a in (where, values)), strict=True):
+        array = np.zeros(shape, values.dtype)
+        array.ravel()[rows] = held
+        arrays.append(array)
+    return arrays

@@ -43,12 +43,7 @@ def panoptic(
 
 
 def instances(
-    output: MaskFormerOutput,
-    frame: Frame,
-    data: DataSpec,
-    *,
-    score_threshold: float = 0.5,
-    max_instances: int = 100,
+    output: MaskFormerOutput, frame: Frame, data: DataSpec, *, score_threshold: float = 0.5, max_instances: int = 100
 ) -> Instances:
     """Scored object masks of one image, which may overlap.
 

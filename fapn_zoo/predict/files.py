@@ -15,10 +15,13 @@ from torch import nn
 from tqdm import tqdm
 
 from fapn_zoo.data.images import list_images
-from fapn_zoo.predict.predict import check_task, device_and_type, predict_each
+from fapn_zoo.predict.predict import predict_each
+from fapn_zoo.predict.run import device_and_type
 from fapn_zoo.runtime.files import make_folder, write_whole
 from fapn_zoo.runtime.precision import resolve_amp
-from fapn_zoo.tasks.result import Result, save_image
+from fapn_zoo.tasks import task_for
+from fapn_zoo.tasks.drawing import save_image
+from fapn_zoo.tasks.result import Result
 
 SUMMARY = "summary.json"
 
@@ -53,12 +56,12 @@ def predict_files(
         ImageError: for a folder without images, before anything is done. OSError: ``out_dir`` cannot be made.
         ValueError: no paths, arguments that `predict` refuses, or ``out_dir`` is one of the folders to read.
     """
-    task, amp = check_task(model, task), resolve_amp(amp, *device_and_type(model))
+    task, amp = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model))
     out_dir = Path(out_dir)
     inputs = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
-    name = getattr(getattr(model, "spec", None), "name", type(model).__name__)
-    summary = dict(model=name, task=task, tile=tile, amp=amp, complete=False, seconds=0.0, images=[], failed=[])
+    summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
+    summary |= {"images": [], "failed": []}
     bar = tqdm(total=len(inputs), unit="image", disable=not progress)
     started = before = time.perf_counter()
 
@@ -151,5 +154,5 @@ def _write_summary(summary: dict[str, Any], path: Path) -> None:
 
 def _facts(result: Result) -> dict[str, Any]:
     facts = result.to_dict()
-    kept = ("size", "classes") if result.task == "semantic" else ("size", "classes", "segments")
+    kept = ("size", "classes") if result.segment_map is None else ("size", "classes", "segments")
     return {key: facts[key] for key in kept}

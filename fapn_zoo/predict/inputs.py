@@ -29,16 +29,11 @@ def fitted_size(size: tuple[int, int], short: float, longest: float | None) -> t
 
 
 def input_size(data: DataSpec, size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) that `resize_for` brings an image of this size to."""
-    return fitted_size(size, data.test_size or min(size), data.test_max_size)
-
-
-def resize_for(data: DataSpec, pixels: Tensor) -> Tensor:
-    """Resizes (C, H, W) pixels of 0..255 to the model's test size, keeping the type.
+    """(H, W) that an image of this size is resized to.
 
     The short side becomes ``test_size`` unless the long one would exceed ``test_max_size``; sides round half up.
     """
-    return resized(pixels, input_size(data, tuple(pixels.shape[1:])))
+    return fitted_size(size, data.test_size or min(size), data.test_max_size)
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -62,20 +57,27 @@ def padded_size(data: DataSpec, size: Sequence[int]) -> tuple[int, int]:
     return -(-size[0] // step) * step, -(-size[1] // step) * step
 
 
-def network_input(data: DataSpec, pixels: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Images (C, H, W) of equal padded size -> normalised batch (N, C, H', W'), zero-padded at the bottom and right.
+def network_input(
+    data: DataSpec,
+    pixels: Sequence[Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    """Images (C, H, W) -> normalised batch (N, C, H', W'), zero-padded at the bottom and right.
 
-    On a CPU it is channels-last, and so will be all maps that are made of it: oneDNN's layout.
+    H' and W' are the largest padded sizes of them. On a CPU the batch is channels-last where no ``memory_format`` is
+    named, and so will be all maps that are made of it: oneDNN's layout.
     """
     float32 = {"device": device, "dtype": torch.float32}
     mean, std = (torch.tensor(values, **float32).view(-1, 1, 1) for values in (data.mean, data.std))
-    height, width = padded_size(data, pixels[0].shape[1:])
-    full = all(tuple(image.shape[1:]) == (height, width) for image in pixels)
-    batch = (torch.empty if full else torch.zeros)(len(pixels), len(mean), height, width, **float32)
+    sizes = [padded_size(data, image.shape[1:]) for image in pixels]
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    batch = torch.zeros(len(pixels), len(mean), height, width, **float32)
     for row, image in zip(batch, pixels, strict=True):
         image = image.to(device)
         if data.channel_order == "bgr" and len(image) == 3:
             image = image.flip(0)
         torch.sub(image, mean, out=row[:, : image.shape[1], : image.shape[2]])
-    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    layout = memory_format or (torch.channels_last if device.type == "cpu" else torch.contiguous_format)
     return batch.div_(std).to(dtype, memory_format=layout)

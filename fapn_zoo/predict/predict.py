@@ -6,26 +6,22 @@ Everything that depends on the model (sizes, mean, colours, names) is read from 
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from fapn_zoo import postprocess
+from fapn_zoo.data.classes import full_names
 from fapn_zoo.data.images import ImageError, LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import default_palette
-from fapn_zoo.predict.inputs import network_input
-from fapn_zoo.predict.views import Views, head_stride, merged_bands, score_sources, views_for
-from fapn_zoo.predict.windows import predict_tiles, tile_size
-from fapn_zoo.runtime.precision import autocast, resolve_amp
-from fapn_zoo.tasks.result import Result, describe_regions, full_names, label_dtype
-
-TASKS = ("semantic", "panoptic", "instance")
+from fapn_zoo.predict.run import ModelNetwork, Shown, answers, device_and_type
+from fapn_zoo.predict.views import tiles, views_for
+from fapn_zoo.runtime.precision import resolve_amp
+from fapn_zoo.tasks import averaging_tasks, task_for
+from fapn_zoo.tasks.result import Result
+from fapn_zoo.zoo.spec import DataSpec
 
 
 def predict(
@@ -102,13 +98,13 @@ def predict_each(
     Arguments are checked at the call, before the first image is asked for.
     """
     asked, views = task_for(model.spec, task), views_for(model.spec, scales, flip)
-    if tile is not None:
-        if not views.single:
-            raise ValueError("scales and flip work without tile")
-        views = tiles(model.data, tile, overlap)
+    windows = tiles(model.data, tile, overlap)
+    if windows is not None and not views.single:
+        raise ValueError("scales and flip work without tile")
+    views = windows or views
     if not views.single and not asked.averages_views:
-        what = "scales and flip work" if tile is None else "tile works"
-        raise ValueError(f"{what} for {averaging_tasks()} only, not {asked.name!r}: objects are not joined across views")
+        what = f"{'scales and flip work' if windows is None else 'tile works'} for {averaging_tasks()} only"
+        raise ValueError(f"{what}, not {asked.name!r}: objects are not joined across views")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")
     network = ModelNetwork(model, resolve_amp(amp, *device_and_type(model)))

@@ -26,7 +26,6 @@ LARGEST_FACTOR = 8  # a larger scale is a short side in pixels
 SMALLEST_SIDE = 32
 
 
-
 @dataclass(frozen=True)
 class Views:
     """How an image is shown to the network.
@@ -84,13 +83,15 @@ class Views:
         return [step_spans(*axis) for axis in zip(size, self.window, self.stride, strict=True)]
 
 
-def tiles(data: DataSpec, tile: int | Sequence[int], overlap: float) -> Views:
+def tiles(data: DataSpec, tile: int | Sequence[int] | None, overlap: float) -> Views | None:
     """The views of `predict`'s ``tile=``, (height, width) or one number, rounded up to the grid of the features.
 
-    Raises ValueError naming the argument that makes no sense.
+    None without a tile. Raises ValueError naming the argument that makes no sense.
     """
     if not 0 <= overlap <= 0.75:
         raise ValueError(f"overlap={overlap}; expected 0..0.75, the share of a window")
+    if tile is None:
+        return None
     step = math.lcm(PHASE, data.size_divisor)
     window = tuple(-(-side // step) * step for side in height_and_width(tile, "tile"))
     return Views(window=window, overlap=overlap)

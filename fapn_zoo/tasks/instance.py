@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import metadata
 from typing import Any
 
@@ -32,6 +33,7 @@ class InstanceTask:
     name = "instance"
     needs = SEGMENTS
     averages_views = False
+    scored = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
     columns = Columns(
         means={
             "ap": "AP",
@@ -70,9 +72,7 @@ class InstanceTask:
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
         return object_targets(sample, labels, things_only=True)
 
-    def scorer(
-        self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False
-    ) -> InstanceScorer:
+    def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
         if boundary:
             raise ValueError(f"boundary works for task 'semantic' only, not {self.name!r}")
         found = ObjectClasses(self.name, dataset, classes, data)
@@ -86,12 +86,11 @@ class InstanceScorer:
     """Average precision of masks and of the boxes around them, over the classes that are things; see `Scorer`."""
 
     rank_by = "ap"
-    options = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
     measures: tuple[Measure, ...] = ()  # average precision is no sum over images
 
     def __init__(self, classes: ObjectClasses, data: DataSpec) -> None:
         self.classes, self.names = classes, classes.names
-        self.data = data.with_things(classes.model_things)
+        self.data = dataclasses.replace(data, things=classes.model_things)
         self.empty()  # says now if it cannot be done
 
     def empty(self) -> AveragePrecision:
@@ -138,7 +137,14 @@ class InstanceScorer:
         return report | {"classes": list(rows.values())}
 
     def image_score(self, tally: AveragePrecision) -> float | None:
-        return plain(tally.compute(["masks"])["masks"]["ap"])
+        (image,) = tally.images.values()
+        present = {k: n for n, k in enumerate(sorted({*image["truth"]["classes"], *image["found"]["classes"]}))}
+        apart = AveragePrecision(max(len(present), 1), "masks")  # of a few classes: an image at a time takes long
+        sides = {
+            side: image[side] | {"classes": [present[k] for k in image[side]["classes"]]} for side in ("truth", "found")
+        }
+        apart.images = {0: image | sides}
+        return plain(apart.compute()["masks"]["ap"])
 
     def confusion(self, tally: AveragePrecision) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class PanopticTask:
     name = "panoptic"
     needs = SEGMENTS
     averages_views = False
+    scored: dict[str, Any] = {}
     columns = Columns(
         means={
             f"{score}{group}": f"{score.upper()}{group.replace('_', ', ')}"
@@ -51,9 +53,7 @@ class PanopticTask:
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
         return object_targets(sample, labels, things_only=False)
 
-    def scorer(
-        self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False
-    ) -> PanopticScorer:
+    def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> PanopticScorer:
         if boundary:
             raise ValueError(f"boundary works for task 'semantic' only, not {self.name!r}")
         return PanopticScorer(ObjectClasses(self.name, dataset, classes, data), data)
@@ -63,11 +63,10 @@ class PanopticScorer:
     """Panoptic quality; see `Scorer`. Where an answer is no class of the data its pixels are void: nothing is hit."""
 
     rank_by = "pq"
-    options: dict[str, Any] = {}
 
     def __init__(self, classes: ObjectClasses, data: DataSpec) -> None:
         self.classes, self.names = classes, classes.names
-        self.data = data.with_things(classes.model_things)
+        self.data = dataclasses.replace(data, things=classes.model_things)
         self.table = [{"id": i, "isthing": int(i in classes.things)} for i in range(len(self.names))]
         self.measures = (
             Measure("pq", "mean", lambda tally: self._rows(tally, "pq")),

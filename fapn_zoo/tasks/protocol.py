@@ -57,6 +57,11 @@ class Measure:
     kind: str
     rows: Callable[[Any], np.ndarray]
 
+    @property
+    def height(self) -> int:
+        """R."""
+        return 3 if self.kind == "iou" else 2
+
     def of(self, sums: np.ndarray) -> np.ndarray:
         """Sums (..., R, K) -> scores (..., K), NaN where undefined."""
         rows = np.moveaxis(sums, -2, 0)
@@ -70,14 +75,12 @@ class Scorer(Protocol):
     Attributes:
         names: of the data set's classes, K of them.
         data: what answers are decoded with: the model's, with the things that count here.
-        options: of `Task.answer`.
         rank_by: what `image_score` is called in reports.
         measures: what two models are compared by; none where scores are no sums over images.
     """
 
     names: tuple[str, ...]
     data: DataSpec
-    options: Mapping[str, Any]
     rank_by: str
     measures: tuple[Measure, ...]
 
@@ -116,12 +119,14 @@ class Task(Protocol):
         name: its key in `TASKS`.
         needs: what a sample must hold to train and score it: "labels", "segments".
         averages_views: whether an image may be shown several times, or in windows, and scores be averaged.
+        scored: options of `answer` under which it computes what is scored, and no more.
         columns: names of its scores.
     """
 
     name: str
     needs: frozenset[str]
     averages_views: bool
+    scored: Mapping[str, Any]
     columns: Columns
 
     def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a prediction gives back: maps, segments, names and colours of one image, and pictures of them. No torch."""
+"""What a prediction gives back: maps, segments, names and colours of one image, and how it is filled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
+from torch import Tensor
 
-from fapn_zoo.runtime.files import make_folder, write_whole
-
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+from fapn_zoo.data.images import LoadedImage
+from fapn_zoo.postprocess.answers import Segment
+from fapn_zoo.runtime.files import make_folder
+from fapn_zoo.tasks import drawing
+from fapn_zoo.zoo.spec import DataSpec
 
 
 @dataclass(eq=False, repr=False)
@@ -51,7 +55,7 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.class_shares().items())[:4])
-        count = "" if self.task == "semantic" else f", {len(self.segments)} segments"
+        count = "" if self.segment_map is None else f", {len(self.segments)} segments"
         return f"Result({self.name!r}, {width}x{height} pixels, {self.task}{count}: {top or 'nothing found'})"
 
     def class_shares(self) -> dict[str, float]:
@@ -89,21 +93,11 @@ class Result:
         Raises:
             ValueError: if alpha is outside 0..1.
         """
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha}; expected 0..1")
         ids = self.labels if self.segment_map is None else self.segment_map
-        table, coloured = self._colours()
-        weight = round(alpha * 256)
-        mixed = self.image.astype(np.uint16) * (256 - weight)
-        mixed += table[ids].astype(np.uint16) * weight
-        picture = np.where(coloured[ids][:, :, None], mixed >> 8, self.image).astype(np.uint8)
-        if boundaries:
-            line = _boundaries(ids, thickness=max(1, round(min(ids.shape) / 700)))
-            dark = table.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
-            picture[line] = np.where(dark, table // 2 + 127, table // 2)[ids[line]]
-        picture = Image.fromarray(picture)
+        picture = drawing.overlay(self.image, ids, *self._colours(), alpha, boundaries)
         if legend:
-            self._draw_legend(picture)
+            colours = dict(zip(self.names, self.palette, strict=True))
+            drawing.draw_legend(picture, self.class_shares(), colours)
         return picture
 
     def label_image(self) -> Image.Image:
@@ -138,18 +132,18 @@ class Result:
         path = Path(path)
         overlay = self.overlay(alpha, boundaries, legend)
         if path.suffix and not path.is_dir():
-            save_image(overlay, path)
+            drawing.save_image(overlay, path)
             return [path]
         make_folder(path)
         stem = Path(self.name).stem or "image"
         files = [path / f"{stem}_overlay.png", path / f"{stem}_labels.png"]
         for file, image in zip(files, (overlay, self.label_image()), strict=True):
-            save_image(image, file)
+            drawing.save_image(image, file)
         return files
 
     def _is_unlabelled(self, class_id: int) -> bool:
         # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
-        return self.task != "semantic" and class_id == self.ignore_index
+        return self.segment_map is not None and class_id == self.ignore_index
 
     def _colours(self) -> tuple[np.ndarray, np.ndarray]:
         """Colour per value of the map that is drawn, (V, 3) uint8, and whether that value is drawn at all, (V,)."""
@@ -166,26 +160,6 @@ class Result:
             step = seen[category] = seen.get(category, -1) + 1
             table[segment["id"]] = palette[category] * (1.0, 0.7, 0.85, 0.55)[step % 4]
         return table, np.arange(len(table)) > 0
-
-    def _draw_legend(self, picture: Image.Image, limit: int = 12) -> None:
-        """Draws up to ``limit`` classes, as many as the height holds, on a dark panel."""
-        size = max(10, min(picture.size) // 32)
-        font = ImageFont.load_default(size)
-        line = round(size * 1.4)
-        rows = list(self.class_shares().items())[: max(1, min(limit, picture.height // line - 1))]
-        if not rows:
-            return
-        colours = dict(zip(self.names, self.palette, strict=True))
-        texts = [f"{name} {share:.1%}" for name, share in rows]
-        width = round(max(font.getlength(text) for text in texts)) + 3 * size
-        panel = Image.new("RGBA", (width, line * len(rows) + size // 2), (0, 0, 0, 150))
-        draw = ImageDraw.Draw(panel)
-        for row, ((name, _), text) in enumerate(zip(rows, texts, strict=True)):
-            top = size // 4 + row * line
-            colour = colours.get(name, (128, 128, 128))
-            draw.rectangle((size // 2, top + size // 5, size // 2 + size, top + size // 5 + size), fill=tuple(colour))
-            draw.text((2 * size, top), text, fill="white", font=font)
-        picture.paste(panel.convert("RGB"), (0, 0), panel.getchannel("A"))
 
 
 def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[int, dict[str, Any]]:
@@ -217,27 +191,47 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
     return regions
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image whole or not at all, in the format of the file's ending (ValueError for an unknown one)."""
-    image_format = _FORMATS.get(path.suffix.lower())
-    if image_format is None:
-        raise ValueError(f"cannot write {path}: the name must end in one of {' '.join(_FORMATS)}")
-    write_whole(path, lambda file: image.save(file, format=image_format))
+def blank_result(image: LoadedImage, data: DataSpec, task: str) -> Result:
+    """A result without segments: no class anywhere, score 0. ``data`` has names and colours for every class."""
+    size = tuple(image.pixels.shape[1:])
+    small = 0 <= data.ignore_index <= 255 and len(data.labels) <= 256
+    return Result(
+        image=shown_pixels(image.pixels),
+        labels=np.full(size, data.ignore_index, np.uint8 if small else np.int64),
+        scores=np.zeros(size, np.float32),
+        segments=[],
+        names=tuple(data.labels),
+        palette=data.palette,
+        ignore_index=data.ignore_index,
+        name=image.name,
+        task=task,
+    )
 
 
-def _boundaries(ids: np.ndarray, thickness: int) -> np.ndarray:
-    """(H, W) bool: within ``thickness`` pixels left of or above another value, so a line is drawn once."""
-    line = np.zeros(ids.shape, bool)
-    line[:, :-thickness] |= ids[:, :-thickness] != ids[:, thickness:]
-    line[:-thickness] |= ids[:-thickness] != ids[thickness:]
-    return line
+def shown_pixels(pixels: Tensor) -> np.ndarray:
+    """(C, H, W) of 0..255 -> (H, W, 3) uint8: the first three channels, or the first one as grey."""
+    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    if shown.dtype != torch.uint8:
+        shown = shown.round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(shown.permute(1, 2, 0).numpy())
 
 
-def label_dtype(num_classes: int, ignore_index: int) -> type[np.generic]:
-    """uint8 where all class ids and the ignore index fit, else int64."""
-    return np.uint8 if 0 <= ignore_index <= 255 and num_classes <= 256 else np.int64
+def segment_dict(segment: Segment, names: Sequence[str], bbox: list[int]) -> dict[str, Any]:
+    """A segment as `Result.segments` holds it."""
+    return {
+        "id": segment.id,
+        "category_id": segment.category_id,
+        "name": names[segment.category_id],
+        "isthing": segment.isthing,
+        "area": segment.area,
+        "bbox": bbox,
+        "score": round(segment.score, 6),
+    }
 
 
-def full_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    """The names, or class_0, class_1, ... for a model that has none."""
-    return tuple(names) or tuple(f"class_{i}" for i in range(num_classes))
+def paint_labels(result: Result) -> None:
+    """Fills the class map from the segment map; pixels without a segment keep the ignore index."""
+    table = np.full(len(result.segments) + 1, result.ignore_index, result.labels.dtype)
+    for segment in result.segments:
+        table[segment["id"]] = segment["category_id"]
+    result.labels = table[result.segment_map]

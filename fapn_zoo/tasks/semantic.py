@@ -30,6 +30,7 @@ class SemanticTask:
     name = "semantic"
     needs = LABELS
     averages_views = True
+    scored = {"shares": False}
     columns = Columns(
         means={"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},
         by_class={"iou": "IoU", "acc": "acc"},
@@ -55,9 +56,7 @@ class SemanticTask:
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
         return Targets(torch.from_numpy(sample.labels.astype(np.int64))[None], ignore_index=labels.ignore_index)
 
-    def scorer(
-        self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False
-    ) -> SemanticScorer:
+    def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> SemanticScorer:
         return SemanticScorer(dataset.labels, classes, data, boundary)
 
 
@@ -65,7 +64,6 @@ class SemanticScorer:
     """Confusion matrix and, if asked for, the three boundary metrics of `fapn_zoo.metrics`; see `Scorer`."""
 
     rank_by = "miou"
-    options = {"shares": False}
 
     def __init__(self, labels: LabelMap, classes: Classes, data: DataSpec, boundary: bool) -> None:
         self.labels, self.classes, self.data, self.boundary = labels, classes, data, boundary

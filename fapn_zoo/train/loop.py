@@ -17,20 +17,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from fapn_zoo.evaluate import check_classes, evaluate
+from fapn_zoo.data.loader import train_batches
+from fapn_zoo.evaluate import evaluate
+from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import write_text
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import on_cpu
+from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
-from fapn_zoo.train.process import Interrupted, ahead, on_main, stop_signals
+from fapn_zoo.train.process import Interrupted, in_background, on_main, stop_signals
 from fapn_zoo.train.run_log import RunLog, rows_before
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.setup import SemanticTask, build_task, build_transform, train_mode
+from fapn_zoo.train.setup import Parts, prepare, train_mode
 from fapn_zoo.weights.card_facts import METRICS
+from fapn_zoo.weights.folder import save_model
 
 logger = logging.getLogger(__name__)
-SCORES = ("miou", "pixel_acc", "mean_acc", "fwiou")
 
 
 def train(settings: Settings) -> Path:
@@ -52,7 +55,9 @@ def train(settings: Settings) -> Path:
     accelerator = Accelerator(mixed_precision=amp, cpu=on_cpu())
     resumed = on_main(accelerator, lambda: starting_point(settings))
     torch.manual_seed(settings.seed)
-    run = Run(settings, accelerator)
+    if settings.batch_size % accelerator.num_processes:
+        raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
+    run = Run(settings, prepare(settings), accelerator)
     on_main(accelerator, lambda: claim_folder(settings, resumed))  # only now is it sure that there is a run
     if resumed is not None:
         run.load(resumed)
@@ -72,9 +77,9 @@ def _loop(run: Run, stop: list[int]) -> None:
         train_mode(run.model)
         while run.step < s.steps:
             clock = time.perf_counter()
-            _, images, labels = next(batches)
+            batch = next(batches)
             waited = time.perf_counter() - clock
-            losses, stopping = run.update(images, labels, bool(stop))
+            losses, stopping = run.update(batch, bool(stop))
             run.step += 1
             log.add(run.step, losses, waited)
             last = run.step == s.steps
@@ -93,73 +98,80 @@ def _loop(run: Run, stop: list[int]) -> None:
 class Run:
     """The state of a run: model, optimizer, averaged weights and the number of finished steps."""
 
-    def __init__(self, settings: Settings, accelerator: Accelerator) -> None:
-        from fapn_zoo.data.sources import open_dataset
-
-        if not settings.data:
-            raise ValueError("data= is missing: a folder, scenes:N, or several joined with ','")
-        self.settings, self.accelerator = settings, accelerator
+    def __init__(self, settings: Settings, parts: Parts, accelerator: Accelerator) -> None:
+        s = settings
+        self.settings, self.parts, self.accelerator = settings, parts, accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.main = accelerator.is_main_process
-        self.out = Path(settings.out)
-        if settings.batch_size % self.world:
-            raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {self.world} processes")
-        self.local_batch = settings.batch_size // self.world
-        self.dataset = open_dataset(settings.data, settings.train_split, num_classes=settings.num_classes)
-        self.val = _validation_set(settings, self.dataset)
-        self.task: SemanticTask = build_task(settings, self.dataset.labels)
-        if self.val is not None:
-            check_classes(self.task.model, self.val)  # now, not after a day of training
-        self.plain = self.task.model.to(accelerator.device)  # the module itself, under DDP and compile
-        if settings.channels_last:
+        self.out = Path(s.out)
+        self.local_batch = s.batch_size // self.world
+        self.memory_format = torch.channels_last if s.channels_last else torch.contiguous_format
+        self.plain = parts.model.to(accelerator.device)  # the module itself, under DDP and compile
+        if s.channels_last:
             self.plain = self.plain.to(memory_format=torch.channels_last)
-        s = settings
         groups = param_groups(self.plain, s.lr, s.weight_decay, s.backbone_lr_mult, s.decay_bias)
-        model = torch.compile(self.plain) if settings.compile else self.plain
+        model = torch.compile(self.plain) if s.compile else self.plain
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(groups, s.optimizer, s.momentum))
         self.trainable = [p for p in self.plain.parameters() if p.requires_grad]
-        self.ema = Ema(self.plain, settings.ema) if settings.ema else None
+        self.ema = Ema(self.plain, s.ema) if s.ema else None
         self.step = 0
 
-    def update(self, images: Tensor, labels: Tensor, stop: bool) -> tuple[dict[str, float], bool]:
+    def update(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
-        s, acc = self.settings, self.accelerator
-        torch.manual_seed(step_seed(s.seed, self.step, self.rank))  # dropout needs no saved generator state
-        images, targets = self.task.inputs(images, labels, acc.device)
-        size = min(s.micro_batch or self.local_batch, self.local_batch)
-        parts = [
-            (images[i : i + size], {k: v[i : i + size] for k, v in targets.items()})
-            for i in range(0, self.local_batch, size)
-        ]
-        normalizer = self._sum(sum(self.task.count(t) for _, t in parts))
-        totals: dict[str, Tensor] = {}
-        for i, (x, t) in enumerate(parts):
-            waiting = acc.no_sync(self.model) if i < len(parts) - 1 else contextlib.nullcontext()
-            with waiting:
-                losses = self._losses(x, t, normalizer)
+        torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
+        size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
+        parts = list(batch.to(self.accelerator.device).parts(size))
+        losses, stopping = self._everywhere(self._backward(parts, self._totals(parts)), stop)
+        losses["lr"] = self._descend()
+        return losses, stopping
+
+    def _totals(self, parts: list[Batch]) -> dict[str, Tensor]:
+        """The counts that the loss of the whole batch is divided by, over all micro-batches and processes."""
+        counts = [self.parts.loss.count(part.targets) for part in parts]
+        names = list(counts[0])
+        sums = self._sum(torch.stack([sum(count[name] for count in counts) for name in names]))
+        return dict(zip(names, sums, strict=True))
+
+    def _backward(self, parts: list[Batch], totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of all micro-batches; returns the sums of their losses."""
+        acc, sums = self.accelerator, {}
+        for i, part in enumerate(parts):
+            with acc.no_sync(self.model) if i < len(parts) - 1 else contextlib.nullcontext():
+                losses = self._losses(part, totals)
                 acc.backward(losses["loss"] * self.world)  # DDP averages over processes; the loss is already a share
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0) + value.detach().double()
-        flags = self._sum(torch.stack([*totals.values(), torch.tensor(float(stop), device=acc.device).double()]))
-        values = flags.tolist()
-        result = dict(zip(totals, values[:-1], strict=True))
-        if not all(np.isfinite(v) for v in result.values()):
+                sums[name] = sums.get(name, 0) + value.detach().double()
+        return sums
+
+    def _losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        device, data = self.accelerator.device, self.plain.data
+        images = network_input(data, part.pixels(), device, torch.float32, self.memory_format)
+        try:
+            return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
+        except ValueError as error:  # the matcher's, when training has diverged
+            raise ValueError(f"step {self.step}: {error}") from error
+
+    def _everywhere(self, losses: dict[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
+        """The losses of all processes together, and whether one of them is to stop; ValueError for a loss of NaN."""
+        flag = torch.tensor(float(stop), device=self.accelerator.device).double()
+        *values, stopping = self._sum(torch.stack([*losses.values(), flag])).tolist()
+        result = dict(zip(losses, values, strict=True))
+        if not all(np.isfinite(v) for v in values):
             raise ValueError(f"step {self.step}: the loss is not finite: {result}")
+        return result, stopping > 0
+
+    def _descend(self) -> float:
+        """The step of the optimizer and of the averaged weights; returns the learning rate."""
+        s = self.settings
         if s.clip_norm:
-            acc.clip_grad_norm_(self.trainable, s.clip_norm)
+            self.accelerator.clip_grad_norm_(self.trainable, s.clip_norm)
         factor = learning_rate_factor(self.step, s.steps, s.poly_power, s.warmup_steps)
-        result["lr"] = set_learning_rate(self.optimizer, factor)
+        rate = set_learning_rate(self.optimizer, factor)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.plain)
-        return result, values[-1] > 0
-
-    def _losses(self, images: Tensor, targets: dict[str, Tensor], normalizer: Tensor) -> dict[str, Tensor]:
-        try:
-            return self.task.losses(self.model, images, targets, normalizer)
-        except ValueError as error:  # the matcher's, when training has diverged
-            raise ValueError(f"step {self.step}: {error}") from error
+        return rate
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in the tensor's own dtype."""
@@ -199,14 +211,15 @@ class Run:
 
     def evaluate(self, final: bool = False) -> dict[str, Any] | None:
         """Scores the present (averaged) weights on the validation set; a row of metrics.csv, or None without data."""
-        if self.val is None:
+        if self.parts.val is None:
             return None
-        s = self.settings
-        with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
+        s, names = self.settings, list(self.parts.task.columns.means)
+        with self._averaged():
             report = evaluate(
                 self.plain,
-                self.val,
+                self.parts.val,
                 split=s.val_split,
+                task=self.parts.task.name,
                 limit=None if final else s.eval_limit or None,
                 amp=self.accelerator.mixed_precision,
                 progress=self.main,
@@ -215,36 +228,37 @@ class Run:
             )
         if self.main:
             rows = rows_before(self.out / "metrics.csv", self.step)
-            rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in SCORES)]))
-            write_text(self.out / "metrics.csv", "\n".join([",".join(["step", *SCORES]), *rows]) + "\n")
-            told = ", ".join(f"{METRICS[n][0]} {100 * report[n]:.2f}" for n in SCORES if report[n] is not None)
+            rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in names)]))
+            write_text(self.out / "metrics.csv", "\n".join([",".join(["step", *names]), *rows]) + "\n")
+            told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
             logger.info("step %d: %s", self.step, told)
         return report
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.ema.applied(self.plain) if self.ema else contextlib.nullcontext()
+
+    def _scores(self, report: dict[str, Any]) -> dict[str, float]:
+        """The means of a report by the names that cards have for them, undefined ones left out."""
+        means = self.parts.task.columns.means
+        named = {name: METRICS[name][0] if name in METRICS else shown for name, shown in means.items()}
+        return {shown: report[name] for name, shown in named.items() if report[name] is not None}
 
     def _told(self) -> dict[str, Any]:
         """The settings as they travel with the weights: without folders of this machine and what changes no weight."""
         told = {k: v for k, v in self.settings.to_dict().items() if k not in FREE_ON_RESUME and v is not None}
         told.pop("checkpoint_path", None)
         started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
-        return told | {"model": started_from, "data": self.dataset.name}
+        return told | {"model": started_from, "data": self.parts.dataset.name}
 
     def finish(self) -> Path:
         """Evaluates, and writes OUT/model and OUT/eval.json."""
-        from fapn_zoo.weights.folder import save_model
-
         folder = self.out / "model"
         report = self.evaluate(final=True)
         if self.main:
-            metrics = (
-                {
-                    f"{report['data']} {report['split']} {METRICS[n][0]}": round(100 * report[n], 2)
-                    for n in SCORES
-                    if report[n] is not None
-                }
-                if report
-                else {}
-            )
-            with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
+            where = f"{report['data']} {report['split']}" if report else ""
+            scores = self._scores(report) if report else {}
+            metrics = {f"{where} {name}": round(100 * value, 2) for name, value in scores.items()}
+            with self._averaged():
                 save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:
                 write_text(self.out / "eval.json", json.dumps(report, indent=1) + "\n")
@@ -257,14 +271,13 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (high << 31) | (low >> 1)
 
 
-def _batches(run: Run) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """This process's share of the batches from the run's step on: (step, images, labels)."""
-    from fapn_zoo.data.loader import train_batches
-
+def _batches(run: Run) -> Iterator[Batch]:
+    """This process's share of the batches from the run's step on."""
     s = run.settings
     batches = train_batches(
-        run.dataset,
-        build_transform(s, run.task.data),
+        run.parts.dataset,
+        run.parts.transform,
+        run.parts.collate,
         batch_size=s.batch_size,
         seed=s.seed,
         start_step=run.step,
@@ -275,18 +288,4 @@ def _batches(run: Run) -> Iterator[tuple[int, Tensor, Tensor]]:
         cache=s.cache,
         pin_memory=run.accelerator.device.type == "cuda",
     )
-    return batches if s.workers else ahead(batches)
-
-
-def _validation_set(settings: Settings, dataset: Any) -> Any:
-    from fapn_zoo.data.sources import open_dataset
-
-    if settings.val_data == "none":
-        return None
-    if settings.val_data:
-        return open_dataset(settings.val_data, settings.val_split, num_classes=settings.num_classes)
-    try:
-        return open_dataset(settings.data, settings.val_split, num_classes=settings.num_classes)
-    except FileNotFoundError as error:
-        logger.warning("no evaluation: %s", error)
-        return None
+    return batches if s.workers else in_background(batches)

@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint; the message says how to continue."""
 
 
-def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+def in_background(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
     """The same items, made by a background thread that stays `depth` ahead; an error comes out in its place."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()

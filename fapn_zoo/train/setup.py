@@ -1,101 +1,116 @@
-"""What is trained: a model, its loss, and how a batch of pictures and labels becomes the input of both."""
+"""From settings to everything a run needs: data, model, loss, and what joins them."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fapn_zoo.create import create_model
+from fapn_zoo.data.classes import check_classes
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sample import Dataset, Sample, check_holds
+from fapn_zoo.data.sources import open_dataset
+from fapn_zoo.data.transforms import TrainTransform
+from fapn_zoo.modules.losses import Loss
+from fapn_zoo.tasks import task_for
+from fapn_zoo.tasks.protocol import Task
+from fapn_zoo.tasks.targets import Batch, collate
 from fapn_zoo.train.settings import Settings
+from fapn_zoo.zoo.parts import HEADS, load_part
+from fapn_zoo.zoo.spec import DataSpec
+
+logger = logging.getLogger(__name__)
 
 
-class SemanticTask:
-    """A semantic segmentation model with its loss.
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
 
-    Args:
-        model: module from normalised (N, C, H, W) float images to a raw output; `model.data` is its DataSpec.
-        loss: module `(output, targets, normalizer=None) -> dict of scalars` with the total under "loss". Its terms are
-            sums divided by `normalizer`; an optional method `count(targets) -> Tensor` says what one batch adds to
-            it. Without the method the count is the number of labelled pixels.
-        channels_last: memory format of the images.
+    Attributes:
+        task: what the model is trained for: its own.
+        val: the validation set; None = the run is never evaluated.
+        transform, collate: from a sample of ``dataset`` to a batch.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, channels_last: bool = False) -> None:
-        self.model = model
-        self.loss = loss
-        self.data = model.data
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._constants: tuple[Tensor, Tensor] | None = None
-
-    def inputs(self, images: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """Moves a batch to the device and normalises the images.
-
-        Args:
-            images: (N, 3, H, W) float RGB, 0..255.
-            labels: (N, H, W) int64, class ids or the ignore index.
-
-        Returns:
-            images as the model wants them and the targets {"labels": (N, H, W) int64}.
-        """
-        if self._constants is None or self._constants[0].device != device:
-            mean = torch.tensor(self.data.mean, device=device).view(1, -1, 1, 1)
-            std = torch.tensor(self.data.std, device=device).view(1, -1, 1, 1)
-            self._constants = (mean, 1 / std)
-        images = images.to(device, torch.float32, non_blocking=True, memory_format=self.memory_format)
-        if self.data.channel_order == "bgr":
-            images = images.flip(1)
-        mean, scale = self._constants
-        return (images - mean).mul_(scale), {"labels": labels.to(device, non_blocking=True)}
-
-    def count(self, targets: dict[str, Tensor]) -> Tensor:
-        """What these targets add to the loss's normalizer: a float64 tensor, summed over micro-batches and ranks."""
-        if hasattr(self.loss, "count"):
-            return torch.as_tensor(self.loss.count(targets), dtype=torch.float64)
-        return (targets["labels"] != self.data.ignore_index).sum().double()
-
-    def losses(
-        self, model: nn.Module, images: Tensor, targets: dict[str, Tensor], normalizer: Tensor
-    ) -> dict[str, Tensor]:
-        """One forward pass: a dict of scalar losses, the total under "loss"."""
-        return self.loss(model(images), targets, normalizer=normalizer)
+    model: nn.Module
+    loss: Loss
+    task: Task
+    dataset: Dataset
+    val: Dataset | None
+    transform: TrainTransform
+    collate: Callable[[Sequence[Sample]], Batch]
 
 
-def build_task(settings: Settings, labels: Any) -> SemanticTask:
-    """Creates the model of the settings for the classes of a LabelMap, and the loss that belongs to it.
+def prepare(settings: Settings) -> Parts:
+    """Opens the data and makes the model of the settings for its classes.
 
-    Names, colours and the ignore index go into the model's DataSpec, from where they travel with the weights.
+    Raises:
+        ValueError, FileNotFoundError: settings, data and model that do not go together.
+    """
+    s = settings
+    if not s.data:
+        raise ValueError("data= is missing: a folder, scenes:N, or several joined with ','")
+    dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes)
+    val = _validation_set(s)
+    model = build_model(s, dataset.labels)
+    task, data = task_for(model.spec), model.spec.data
+    for opened in (dataset, val):
+        if opened is not None:
+            check_holds(opened, task.needs, f"task {task.name!r}")
+    if val is not None:
+        check_classes(model, val)  # now, not after a day of training
+    options = {"class_weights": s.class_weights} if s.class_weights else {}
+    loss = load_part(HEADS[model.spec.head].loss).of(model, **options)
+    joined = partial(collate, task=task, labels=dataset.labels, divisor=data.size_divisor)
+    return Parts(model, loss, task, dataset, val, _transform(s, data, task), joined)
+
+
+def build_model(settings: Settings, labels: LabelMap) -> nn.Module:
+    """The model of the settings for the classes of the data, which it takes into its DataSpec.
 
     Raises:
         ValueError: `num_classes` or the number of channels contradicts the data, or `freeze` names no module.
     """
-    from fapn_zoo import create_model
-    from fapn_zoo.modules.losses import build_loss
-
-    wanted = settings.num_classes
-    if wanted is not None and wanted != labels.num_classes:
-        raise ValueError(f"num_classes={wanted}, but the data has {labels.num_classes} classes")
-    arguments = {"backbone": settings.backbone, "neck": settings.neck, "checkpoint_path": settings.checkpoint_path}
+    s = settings
+    if s.num_classes is not None and s.num_classes != labels.num_classes:
+        raise ValueError(f"num_classes={s.num_classes}, but the data has {labels.num_classes} classes")
+    arguments = {"backbone": s.backbone, "neck": s.neck, "checkpoint_path": s.checkpoint_path}
     model = create_model(
-        settings.model,
-        pretrained=settings.pretrained,
-        pretrained_backbone=settings.pretrained_backbone,
+        s.model,
+        pretrained=s.pretrained,
+        pretrained_backbone=s.pretrained_backbone,
         num_classes=labels.num_classes,
-        **{k: v for k, v in arguments.items() if v is not None},
-        **settings.model_args,
+        **{name: value for name, value in arguments.items() if value is not None},
+        **s.model_args,
     )
     if model.spec.in_chans != 3:
-        raise ValueError(f"the data is RGB, but {settings.model} takes {model.spec.in_chans} channels")
-    set_labels(model, labels, settings.test_size)
-    freeze(model, settings.freeze)
-    return SemanticTask(model, build_loss(model, settings.class_weights), settings.channels_last)
+        raise ValueError(f"the data is RGB, but {s.model} takes {model.spec.in_chans} channels")
+    set_labels(model, labels, s.test_size)
+    freeze(model, s.freeze)
+    return model
 
 
-def build_transform(settings: Settings, data: Any) -> Any:
+def _validation_set(settings: Settings) -> Dataset | None:
+    s = settings
+    if s.val_data == "none":
+        return None
+    try:
+        return open_dataset(s.val_data or s.data, s.val_split, num_classes=s.num_classes)
+    except FileNotFoundError as error:
+        if s.val_data:
+            raise
+        logger.warning("no evaluation: %s", error)
+        return None
+
+
+def _transform(settings: Settings, data: DataSpec, task: Task) -> TrainTransform:
     """The random change of training samples; padding is the model's mean colour, which normalises to zero."""
-    from fapn_zoo.data.transforms import TrainTransform
-
     jitter = settings.colour_jitter
     return TrainTransform(
         crop_size=settings.crop,
@@ -109,16 +124,17 @@ def build_transform(settings: Settings, data: Any) -> Any:
         fill=tuple(data.mean[::-1] if data.channel_order == "bgr" else data.mean),
         rare_classes=settings.rare_classes,
         rare_prob=settings.rare_prob,
+        needs=task.needs,
     )
 
 
-def set_labels(model: nn.Module, labels: Any, test_size: int | None = None) -> None:
+def set_labels(model: nn.Module, labels: LabelMap, test_size: int | None = None) -> None:
     """Writes the classes of a LabelMap (and the test size, when given) into the model's spec."""
     changes: dict[str, Any] = {
-        "labels": tuple(labels.names),
-        "palette": tuple(tuple(colour) for colour in labels.palette),
+        "labels": labels.names,
+        "palette": labels.palette,
         "ignore_index": labels.ignore_index,
-        "things": (),
+        "things": labels.things,
     }
     if test_size is not None:
         changes.update(test_size=test_size or None)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from fapn_zoo.data.images import load_image
 from fapn_zoo.modules.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
-from fapn_zoo.predict.inputs import network_input, resize_for
-from fapn_zoo.predict.predict import inference
+from fapn_zoo.predict.inputs import input_size, network_input, resized
+from fapn_zoo.predict.run import device_and_type, inference
 from fapn_zoo.runtime.files import make_folder, write_text, write_whole
 
 TAPS = 9  # of the deformable convolution
@@ -95,10 +95,10 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     """
     neck = find_neck(model)
     loaded = load_image(image, len(model.data.mean))
-    pixels = resize_for(model.data, loaded.pixels)
+    pixels = resized(loaded.pixels, input_size(model.data, tuple(loaded.pixels.shape[1:])))
     found: list[dict[str, Tensor]] = [{} for _ in neck.align]
-    with inference(model) as (device, dtype), _listening(neck, found):
-        model(network_input(model.data, [pixels], device, dtype))
+    with inference(model), _listening(neck, found):
+        model(network_input(model.data, [pixels], *device_and_type(model)))
     size = tuple(pixels.shape[1:])
     strides = getattr(getattr(model, "backbone", None), "strides", [4 * 2**index for index in range(len(found))])
     levels = [_level(index, strides[index], values, size, neck) for index, values in enumerate(found)]
@@ -227,7 +227,7 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
         What ``alignment.json`` holds: see `summary`, and "files", the names of all files. ``alignment.npz`` has the
         arrays behind the pictures, see `arrays`. Every file appears whole or not at all.
     """
-    from fapn_zoo.tasks.result import save_image
+    from fapn_zoo.tasks.drawing import save_image
     from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
 
     found = read_alignment(model, image)

@@ -15,13 +15,17 @@ from scipy import ndimage
 from torch import nn
 from tqdm import tqdm
 
+from fapn_zoo.data.classes import full_names
 from fapn_zoo.data.images import list_images, load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sources import DataError, bad_ids, check_sizes, describe_bad_ids, open_dataset, read_labels
+from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, read_labels
+from fapn_zoo.data.sample import DataError
+from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.predict import predict
 from fapn_zoo.runtime.files import make_folder, write_text
-from fapn_zoo.tasks.result import Result, full_names, save_image
+from fapn_zoo.tasks.drawing import save_image
+from fapn_zoo.tasks.result import Result
 
 SCORES = ("miou", "pixel_acc", "band_miou", "band_acc")
 
@@ -182,7 +186,7 @@ def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
     if not file.is_file():
         raise FileNotFoundError(f"no label file {file}")
     labels = read_labels(file)
-    check_sizes(loaded.pixels.permute(1, 2, 0).numpy(), labels, Path(path), file)
+    check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file)
     table = LabelMap(full_names(model.data.labels, model.num_classes), (), model.data.ignore_index)
     if found := bad_ids(labels, table):
         raise DataError(f"{file}: {describe_bad_ids(found, table)}")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fapn_zoo.evaluate.report import BY_CLASS, MEANS
 from fapn_zoo.runtime.files import write_whole
+from fapn_zoo.tasks import TASKS
 
 NAMED = 60  # classes whose names still fit beside a confusion matrix
 DPI = 110
@@ -55,8 +55,9 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
 
 def plot_classes(report: dict[str, Any], path: Path) -> None:
     """IoU, PQ or AP of every class as a bar, best first, and the mean; where measured, the IoU of the 5 px band."""
-    score, label = next(iter(BY_CLASS[report["task"]].items()))
-    mean = report[next(iter(MEANS[report["task"]]))]
+    columns = TASKS[report["task"]].columns
+    score, label = next(iter(columns.by_class.items()))
+    mean = report[columns.main]
     rows = sorted((r for r in report["classes"] if r[score] is not None), key=lambda row: row[score])
     figure = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
     axes = figure.add_subplot()

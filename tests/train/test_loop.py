@@ -19,7 +19,7 @@ from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.train import loop
 from fapn_zoo.train.loop import step_seed, train
-from fapn_zoo.train.process import ahead
+from fapn_zoo.train.process import in_background
 from fapn_zoo.train.settings import Settings
 
 pytestmark = pytest.mark.train
@@ -170,17 +170,17 @@ def test_a_bad_label_file_is_named(tiny: Settings, pictures: Path, tmp_path: Pat
 
 
 def test_background_thread_ends_with_its_reader():
-    numbers = ahead(iter(range(1000)))
+    numbers = in_background(iter(range(1000)))
     assert [next(numbers) for _ in range(3)] == [0, 1, 2]
     numbers.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
-    assert list(ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
+    assert list(in_background(iter(range(5)))) == [0, 1, 2, 3, 4]
 
     def failing():
         yield 1
         raise OSError("disk")
 
-    numbers = ahead(failing())
+    numbers = in_background(failing())
     assert next(numbers) == 1
     with pytest.raises(OSError, match="disk"):
         next(numbers)

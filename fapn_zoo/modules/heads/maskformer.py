@@ -105,7 +105,6 @@ class QueryMaskHead(nn.Module):
         deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
     """
 
-
     def __init__(
         self,
         in_channels: int,

@@ -6,6 +6,7 @@ N images, K classes, Q queries, M objects of one image.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
@@ -88,9 +89,15 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        moved = (tuple(t.to(device, non_blocking=True) for t in part) for part in (self.classes, self.masks))
-        return Targets(labels, *moved, self.ignore_index)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Targets:
+        """The same in page-locked memory; a `DataLoader` asks for it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        labels = None if self.labels is None else change(self.labels)
+        return Targets(labels, tuple(map(change, self.classes)), tuple(map(change, self.masks)), self.ignore_index)
 
     def segments(self) -> list[tuple[Tensor, Tensor]]:
         """Of every image classes (M,) and masks (M, H, W): its objects, or one mask per class of its labels.

@@ -32,9 +32,7 @@ class PerPixelLoss(Loss):
         class_weights: one factor per class for its pixels; empty weighs all alike.
     """
 
-    def __init__(
-        self, ignore_index: int = 255, aux_weight: float = 1.0, class_weights: Sequence[float] = ()
-    ) -> None:
+    def __init__(self, ignore_index: int = 255, aux_weight: float = 1.0, class_weights: Sequence[float] = ()) -> None:
         super().__init__()
         self.ignore_index = ignore_index
         self.aux_weight = aux_weight

@@ -1,0 +1,108 @@
+"""Reading the files of a data set: images, label PNGs, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fapn_zoo.data.images import ImageError, load_image
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sample import DataError
+
+
+class UnreadableFile(DataError):
+    """An image or label file that cannot be decoded at all."""
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file as (3, H, W) of 0..255 RGB, read as `predict` reads it. Raises UnreadableFile, naming the file."""
+    try:
+        return load_image(path).pixels
+    except (ImageError, FileNotFoundError) as error:
+        raise UnreadableFile(str(error)) from error
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise _unreadable(path, "image", error) from error
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """A label PNG as (H, W) class ids: the stored pixel values, uint8, or int32 for 16-bit files.
+
+    Raises:
+        DataError: naming the file; colour pictures are refused, since a colour is no class id.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            mode, kind, values = file.mode, file.format, np.asarray(file)
+        depth = _grey_depth(path) if mode == "L" and kind == "PNG" else 8
+    except Exception as error:
+        raise _unreadable(path, "label file", error) from error
+    if kind != "PNG":
+        raise DataError(f"{path} is a {kind} file with another ending; only PNG keeps class ids as they are")
+    if mode in ("L", "P", "1"):
+        # Pillow stretches 2- and 4-bit greys to 0..255 (3 -> 255, 15 -> 255); take the stored values back.
+        return values.astype(np.uint8) // (255 // (2**depth - 1))
+    if mode.startswith("I"):
+        return values.astype(np.int32)
+    raise DataError(
+        f"{path} holds colours (mode {mode}), not class ids; save labels as 8-bit grey or palette PNG "
+        "whose pixel value is the class id"
+    )
+
+
+def _grey_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]  # the bit depth byte of a PNG's IHDR chunk
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> UnreadableFile:
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = "not a picture in a known format"
+    else:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UnreadableFile(f"cannot read {what} {path}: {reason}")
+
+
+def bad_ids(labels: np.ndarray, label_map: LabelMap) -> dict[int, int]:
+    """{value: pixel count} of the values that are neither a class id nor the ignore index."""
+    counts = np.bincount(labels.ravel()) if labels.min(initial=0) >= 0 else None
+    if counts is None:
+        values, number = np.unique(labels, return_counts=True)
+    else:
+        values = np.flatnonzero(counts)
+        number = counts[values]
+    return {
+        int(v): int(n)
+        for v, n in zip(values, number, strict=True)
+        if not 0 <= v < label_map.num_classes and v != label_map.ignore_index
+    }
+
+
+def describe_bad_ids(found: dict[int, int], label_map: LabelMap) -> str:
+    shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(found.items())[:8])
+    more = f" and {len(found) - 8} more values" if len(found) > 8 else ""
+    allowed = f"allowed: 0..{label_map.num_classes - 1}, ignore_index {label_map.ignore_index}"
+    return f"class ids out of range: {shown}{more}; {allowed}"
+
+
+def label_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a label file, which is not decoded for it."""
+    try:
+        with Image.open(path) as file:
+            return file.size[1], file.size[0]
+    except Exception as error:
+        raise _unreadable(path, "label file", error) from error
+
+
+def check_sizes(image: Sequence[int], labels: Sequence[int], image_path: Path, label_path: Path) -> None:
+    """DataError with both files where the sizes (height, width) of image and labels differ."""
+    if tuple(image) == tuple(labels):
+        return
+    (h, w), (lh, lw) = image, labels
+    turned = (w, h) == (lh, lw)
+    hint = " (a picture is turned as its EXIF orientation says; its labels must be turned alike)" if turned else ""
+    raise DataError(f"sizes differ: {label_path} is {lw}x{lh}, {image_path} is {w}x{h}{hint}")

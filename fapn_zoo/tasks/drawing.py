@@ -1,0 +1,75 @@
+"""Pictures of results: classes laid over an image, a legend, and files that appear whole. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fapn_zoo.runtime.files import write_whole
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LEGEND_ROWS = 12
+
+
+def overlay(
+    image: np.ndarray, ids: np.ndarray, colours: np.ndarray, shown: np.ndarray, alpha: float, boundaries: bool
+) -> Image.Image:
+    """An image with a map laid over it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        ids: (H, W) values below V.
+        colours: (V, 3) uint8, of each value. shown: (V,) bool, whether it is drawn at all.
+        alpha: 0 shows the image only, 1 the colours only; ValueError outside.
+        boundaries: draw a thin line between values.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha}; expected 0..1")
+    weight = round(alpha * 256)
+    mixed = image.astype(np.uint16) * (256 - weight)
+    mixed += colours[ids].astype(np.uint16) * weight
+    picture = np.where(shown[ids][:, :, None], mixed >> 8, image).astype(np.uint8)
+    if boundaries:
+        line = _boundaries(ids, thickness=max(1, round(min(ids.shape) / 700)))
+        dark = colours.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
+        picture[line] = np.where(dark, colours // 2 + 127, colours // 2)[ids[line]]
+    return Image.fromarray(picture)
+
+
+def _boundaries(ids: np.ndarray, thickness: int) -> np.ndarray:
+    """(H, W) bool: within `thickness` pixels left of or above another value, so a line is drawn once."""
+    line = np.zeros(ids.shape, bool)
+    line[:, :-thickness] |= ids[:, :-thickness] != ids[:, thickness:]
+    line[:-thickness] |= ids[:-thickness] != ids[thickness:]
+    return line
+
+
+def draw_legend(picture: Image.Image, shares: Mapping[str, float], colours: Mapping[str, Sequence[int]]) -> None:
+    """Draws names, shares and colours on a dark panel in the upper left corner, as many as the height holds."""
+    size = max(10, min(picture.size) // 32)
+    font = ImageFont.load_default(size)
+    line = round(size * 1.4)
+    rows = list(shares.items())[: max(1, min(LEGEND_ROWS, picture.height // line - 1))]
+    if not rows:
+        return
+    texts = [f"{name} {share:.1%}" for name, share in rows]
+    width = round(max(font.getlength(text) for text in texts)) + 3 * size
+    panel = Image.new("RGBA", (width, line * len(rows) + size // 2), (0, 0, 0, 150))
+    draw = ImageDraw.Draw(panel)
+    for row, ((name, _), text) in enumerate(zip(rows, texts, strict=True)):
+        top = size // 4 + row * line
+        colour = colours.get(name, (128, 128, 128))
+        draw.rectangle((size // 2, top + size // 5, size // 2 + size, top + size // 5 + size), fill=tuple(colour))
+        draw.text((2 * size, top), text, fill="white", font=font)
+    picture.paste(panel.convert("RGB"), (0, 0), panel.getchannel("A"))
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image whole or not at all, in the format of the file's ending (ValueError for an unknown one)."""
+    image_format = FORMATS.get(path.suffix.lower())
+    if image_format is None:
+        raise ValueError(f"cannot write {path}: the name must end in one of {' '.join(FORMATS)}")
+    write_whole(path, lambda file: image.save(file, format=image_format))
