@@ -63,11 +63,13 @@ def network_input(
     device: torch.device,
     dtype: torch.dtype,
     memory_format: torch.memory_format | None = None,
+    training: bool = False,
 ) -> Tensor:
     """Images (C, H, W) -> normalised batch (N, C, H', W'), zero-padded at the bottom and right.
 
     H' and W' are the largest padded sizes of them. On a CPU the batch is channels-last where no ``memory_format`` is
-    named, and so will be all maps that are made of it: oneDNN's layout.
+    named, and so will be all maps that are made of it: oneDNN's layout. Trainings have always multiplied by 1 / std
+    where predictions divide by std; they still do, so that a recipe and its seed give the bytes that they gave.
     """
     float32 = {"device": device, "dtype": torch.float32}
     mean, std = (torch.tensor(values, **float32).view(-1, 1, 1) for values in (data.mean, data.std))
@@ -80,4 +82,5 @@ def network_input(
             image = image.flip(0)
         torch.sub(image, mean, out=row[:, : image.shape[1], : image.shape[2]])
     layout = memory_format or (torch.channels_last if device.type == "cpu" else torch.contiguous_format)
-    return batch.div_(std).to(dtype, memory_format=layout)
+    batch = batch.mul_(1 / std) if training else batch.div_(std)
+    return batch.to(dtype, memory_format=layout)

@@ -145,7 +145,7 @@ class Run:
 
     def _losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         device, data = self.accelerator.device, self.plain.data
-        images = network_input(data, part.pixels(), device, torch.float32, self.memory_format)
+        images = network_input(data, part.pixels(), device, torch.float32, self.memory_format, training=True)
         try:
             return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
         except ValueError as error:  # the matcher's, when training has diverged

@@ -7,7 +7,7 @@ written, whatever has changed in the code or on the way.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     """The tensors of a head's output, in its order."""
     if isinstance(output, Tensor):
         yield output
-    else:
+    elif isinstance(output, (Mapping, Sequence)):  # not the stride, a number
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
 
