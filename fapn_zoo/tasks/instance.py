@@ -120,7 +120,7 @@ class InstanceScorer:
         try:
             tally.update(predictions, targets, place)
         except ValueError as error:
-            raise ValueError(f"{sample.name}: {error}") from None
+            raise ValueError(str(error).replace(f"image {place}:", f"{sample.name}:", 1)) from None
         return tally
 
     def scores(self, tally: AveragePrecision) -> dict[str, Any]:

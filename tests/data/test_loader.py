@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fapn_zoo.data.cache import CachedDataset
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.loader import CachedDataset, StepBatches, train_batches
-from fapn_zoo.data.sources import DataError, Sample
+from fapn_zoo.data.loader import StepBatches, train_batches
+from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.data.transforms import TrainTransform
 
 pytestmark = pytest.mark.unit
@@ -21,7 +22,7 @@ class Numbers:
 
     def __init__(self, count=7, bad=(), labels=None, sizes=((20, 30),)):
         self.name, self.count, self.bad, self.reads, self.sizes = "numbers", count, bad, Counter(), sizes
-        self.labels = labels or LabelMap.default(11)
+        self.labels, self.holds = labels or LabelMap.default(11), LABELS
 
     def __len__(self):
         return self.count
@@ -35,12 +36,20 @@ class Numbers:
             raise DataError(f"cannot read picture_{i}.png: broken")
         ids = np.random.default_rng(i).integers(0, self.labels.num_classes, self.size(i))
         dtype = np.uint8 if self.labels.num_classes <= 256 else np.int32
-        return Sample(np.full((*self.size(i), 3), i, np.uint8), ids.astype(dtype), f"picture_{i}")
+        image = torch.full((3, *self.size(i)), i, dtype=torch.uint8)
+        return Sample(image, f"picture_{i}", ids.astype(dtype))
+
+
+def stacked(samples):
+    labels = [torch.from_numpy(sample.labels) for sample in samples]
+    return torch.stack([sample.image for sample in samples]), torch.stack(labels)
 
 
 def batches(dataset=None, start=0, total=6, **kw):
+    """(step, images, labels) of every batch."""
     args = dict(batch_size=4, seed=5) | kw
-    return list(train_batches(dataset or Numbers(), TRANSFORM, start_step=start, total_steps=total, **args))
+    found = train_batches(dataset or Numbers(), TRANSFORM, stacked, start_step=start, total_steps=total, **args)
+    return [(step, *batch) for step, batch in enumerate(found, start)]
 
 
 def same(a, b):
@@ -117,8 +126,8 @@ def test_global_random_state_is_left_alone():
 def test_a_bad_file_is_one_clean_line(workers):
     got = []
     with pytest.raises(DataError) as caught:
-        for item in train_batches(Numbers(7, bad=(3,)), TRANSFORM, 2, 5, 0, 20, workers=workers):
-            got.append(item[0])
+        for item in train_batches(Numbers(7, bad=(3,)), TRANSFORM, stacked, 2, 5, 0, 20, workers=workers):
+            got.append(item)
     assert str(caught.value) == "cannot read picture_3.png: broken"
     stream = StepBatches(Numbers(7), TRANSFORM, 2, 5, 0, 20)
     assert len(got) == next(p for p in range(40) if stream.index_at(p) == 3) // 2  # not before its own step
@@ -139,35 +148,37 @@ def test_a_bad_file_is_one_clean_line(workers):
 def test_bad_settings_fail_at_once(change, says):
     settings = dict(dataset=Numbers(), batch_size=4, seed=0, start_step=change.pop("start", 0), total_steps=6) | change
     with pytest.raises(ValueError, match=says):
-        train_batches(transform=TRANSFORM, **settings)
+        train_batches(transform=TRANSFORM, collate=stacked, **settings)
 
 
 def test_cache_decodes_once_and_gives_the_same():
     plain, source = Numbers(5, sizes=((20, 30), (7, 9))), Numbers(5, sizes=((20, 30), (7, 9)))
-    cached = CachedDataset(source)
+    cached = CachedDataset(source, LABELS)
     assert len(cached) == 5 and cached.labels is source.labels and cached.size(1) == (7, 9)
     assert cached.cached_bytes >= 4 * (3 * 600 + 2 * 63)
     for _ in range(3):
         for i in (4, 0, 3, 1, 2):
             a, b = cached.sample(i), plain.sample(i)
-            assert np.array_equal(a.image, b.image) and np.array_equal(a.labels, b.labels)
-            assert a.labels.dtype == np.uint8
+            assert torch.equal(a.image, b.image) and np.array_equal(a.labels, b.labels)
+            assert a.labels.dtype == np.uint8 and a.name == b.name and a.objects is None
     assert set(source.reads.values()) == {1}
 
 
 def test_cache_is_bounded_and_keeps_the_first():
     source = Numbers(5)
-    cached = CachedDataset(source, max_bytes=20 * 30 * 4 * 2 + 5)
-    assert cached.cached_bytes == 20 * 30 * 4 * 2
+    one = CachedDataset(Numbers(1), LABELS).cached_bytes
+    assert 20 * 30 * 4 < one < 20 * 30 * 4 + 300
+    cached = CachedDataset(source, LABELS, max_bytes=2 * one + 5)
+    assert cached.cached_bytes == 2 * one
     for _ in range(3):
         [cached.sample(i) for i in range(5)]
     assert [source.reads[i] for i in range(5)] == [1, 1, 3, 3, 3]
-    assert CachedDataset(Numbers(5), max_bytes=10).cached_bytes == 0
+    assert CachedDataset(Numbers(5), LABELS, max_bytes=10).cached_bytes == 0
 
 
 def test_cache_of_many_classes_keeps_large_ids():
     source = Numbers(4, labels=LabelMap.default(700), sizes=((5, 5), (7, 9)))
-    cached = CachedDataset(source)
+    cached = CachedDataset(source, LABELS)
     plain = Numbers(4, labels=source.labels, sizes=source.sizes)
     for i in (0, 1, 2, 3, 0, 1):
         assert np.array_equal(cached.sample(i).labels, plain.sample(i).labels)
@@ -175,27 +186,55 @@ def test_cache_of_many_classes_keeps_large_ids():
 
 
 def test_cache_does_not_keep_a_bad_file():
-    cached = CachedDataset(Numbers(3, bad=(1,)))
+    cached = CachedDataset(Numbers(3, bad=(1,)), LABELS)
     for _ in range(2):
         with pytest.raises(DataError, match="picture_1"):
             cached.sample(1)
 
 
 def test_cached_pixels_survive_the_transform():
-    cached = CachedDataset(Numbers(2))
-    before = cached.sample(1).image.copy(), cached.sample(1).labels.copy()
+    cached = CachedDataset(Numbers(2), LABELS)
+    before = cached.sample(1).image.clone(), cached.sample(1).labels.copy()
     for seed in range(10):
-        image, labels = TrainTransform((20, 30), scale=(1, 1), flip=0, hue=0)(*_pair(cached.sample(1)), seed)
-        image.zero_(), labels.zero_()
-    assert np.array_equal(before[0], cached.sample(1).image) and np.array_equal(before[1], cached.sample(1).labels)
+        changed = TrainTransform((20, 30), scale=(1, 1), flip=0, hue=0)(cached.sample(1), seed)
+        changed.image.zero_()
+        changed.labels[:] = 0
+    assert torch.equal(before[0], cached.sample(1).image) and np.array_equal(before[1], cached.sample(1).labels)
 
 
-def _pair(sample):
-    return sample.image, sample.labels
+class Pieces(Numbers):
+    """Samples with segments, too, and among them one of 16 bits and one of very many segments."""
+
+    holds = SEGMENTS
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.holds = SEGMENTS
+
+    def sample(self, i):
+        plain = super().sample(i)
+        count = 1500 if i == 2 else 4
+        ids = np.random.default_rng(i).integers(0, count + 1, self.size(i)).astype(np.int32)
+        objects = Objects(ids, np.arange(count) % 11, np.arange(count) % 3 == 0)
+        image = plain.image + 0.25 if i == 1 else plain.image
+        return Sample(image, plain.name, plain.labels, objects)
+
+
+def test_cache_keeps_segments_and_leaves_what_does_not_fit():
+    source, plain = Pieces(4), Pieces(4)
+    cached = CachedDataset(source, SEGMENTS)
+    for _ in range(2):
+        for i in range(4):
+            a, b = cached.sample(i), plain.sample(i)
+            assert torch.equal(a.image, b.image) and a.image.dtype == b.image.dtype and a.name == b.name
+            assert np.array_equal(a.labels, b.labels) and np.array_equal(a.objects.ids, b.objects.ids)
+            assert np.array_equal(a.objects.classes, b.objects.classes)
+            assert np.array_equal(a.objects.crowd, b.objects.crowd) and a.objects.crowd.dtype == bool
+    assert source.reads == {0: 1, 1: 2, 2: 2, 3: 1}
 
 
 def test_cache_can_be_sent_to_a_fresh_process():
-    cached = CachedDataset(Numbers(3))
+    cached = CachedDataset(Numbers(3), LABELS)
     cached.sample(0)
     copy = pickle.loads(pickle.dumps(cached))
     assert np.array_equal(copy.sample(0).labels, cached.sample(0).labels)
@@ -203,10 +242,12 @@ def test_cache_can_be_sent_to_a_fresh_process():
 
 
 def test_forked_workers_share_the_cache():
-    cached = CachedDataset(Numbers(4))
+    cached = CachedDataset(Numbers(4), LABELS)
     stream = StepBatches(cached, TRANSFORM, 4, 5, 0, 4)
-    loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=2, multiprocessing_context="fork")
+    loader = torch.utils.data.DataLoader(
+        stream, batch_size=4, num_workers=2, multiprocessing_context="fork", collate_fn=len
+    )
     assert len(list(loader)) == 4
-    assert cached.dataset.reads == Counter() and cached._filled[:4].all()  # filled elsewhere, seen here
+    assert cached.dataset.reads == Counter()  # filled elsewhere, seen here
     [cached.sample(i) for i in range(4)]
     assert cached.dataset.reads == Counter()

@@ -13,40 +13,56 @@ import pytest
 from PIL import Image
 from toys.panoptic import write_coco
 
-from fapn_zoo.data import DataError, PanopticDataset, open_panoptic
+from fapn_zoo.data import DataError, LabelMap, open_dataset
 from fapn_zoo.data.scenes import CLASSES, PALETTE, THINGS, generate_scene
 
 pytestmark = pytest.mark.unit
+
+
+def open_panoptic(source, split):
+    return open_dataset(source, split, needs=("segments",))
 
 
 @pytest.mark.parametrize("split", ["val2017", None])
 def test_a_folder_gives_what_was_written(tmp_path: Path, split: str | None):
     file = write_coco(tmp_path, range(3), split=split)
     data = open_panoptic(tmp_path, "val")
-    assert isinstance(data, PanopticDataset) and len(data) == 3 and data.name == tmp_path.name
-    assert data.labels.names == tuple(CLASSES) and data.labels.palette == PALETTE and data.things == tuple(THINGS)
+    assert data.holds == {"labels", "segments"} and len(data) == 3 and data.name == tmp_path.name
+    assert data.labels == LabelMap(tuple(CLASSES), PALETTE, 255, tuple(THINGS))
     for seed in range(3):
         scene, sample = generate_scene(seed, (48, 64)), data.sample(seed)
         assert data.size(seed) == (48, 64) and sample.name == f"{seed:06d}" and data.files(seed)[2] == file
+        ids, classes, crowd = sample.objects.ids, sample.objects.classes, sample.objects.crowd
         for found, expected in (
-            (sample.image, scene.image),
+            (sample.image.permute(1, 2, 0), scene.image),
             (sample.labels, scene.semantic),
-            (sample.ids, scene.panoptic),
+            (ids, scene.panoptic),
         ):
             np.testing.assert_array_equal(found, expected)
-        assert sample.ids.dtype == np.int32 and sample.labels.dtype == np.uint8
-        for ours, theirs in zip(sample.segments, scene.segments, strict=True):
-            assert all(ours[name] == theirs[name] for name in ("id", "category_id", "isthing", "area"))
-            assert ours["iscrowd"] == int(theirs["isthing"] and theirs["id"] % 5 == 0)
-    assert any(s["iscrowd"] for i in range(3) for s in data.sample(i).segments)
+        assert ids.dtype == np.int32 and sample.labels.dtype == np.uint8
+        rows = zip(classes, crowd, sample.objects.areas, sample.objects.boxes, scene.segments, strict=True)
+        for category, many, area, (x1, y1, x2, y2), theirs in rows:
+            assert (category, area) == (theirs["category_id"], theirs["area"])
+            assert many == (theirs["isthing"] and theirs["id"] % 5 == 0)
+            assert (x1, y1, x2 - x1, y2 - y1) == tuple(theirs["bbox"])
+    assert any(data.sample(i).objects.crowd.any() for i in range(3))
+
+
+def test_a_folder_of_segments_serves_labels_alone(tmp_path: Path):
+    write_coco(tmp_path, range(2))
+    data = open_dataset(tmp_path, "val", num_classes=len(CLASSES))
+    assert np.array_equal(data.sample(1).labels, generate_scene(1, (48, 64)).semantic)
+    with pytest.raises(DataError, match=f"num_classes is 3, but .* lists {len(CLASSES)} categories"):
+        open_dataset(tmp_path, "val", num_classes=3)
 
 
 def test_scenes_with_their_segments():
     data = open_panoptic("scenes:2@48x64", "test")
-    assert isinstance(data, PanopticDataset) and len(data) == 2 and data.things == tuple(THINGS)
+    assert data.holds == {"labels", "segments"} and len(data) == 2 and data.labels.things == tuple(THINGS)
     scene, sample = generate_scene(data.seed(1), (48, 64)), data.sample(1)
-    np.testing.assert_array_equal(sample.ids, scene.panoptic)
-    assert [s["area"] for s in sample.segments] == [s["area"] for s in scene.segments]
+    np.testing.assert_array_equal(sample.objects.ids, scene.panoptic)
+    assert sample.objects.areas.tolist() == [s["area"] for s in scene.segments]
+    assert sample.only({"labels"}).objects is None and sample.only({"segments"}).labels is None
     with pytest.raises(DataError, match="cannot understand 'scenes'"):
         open_panoptic("scenes", "test")
 
@@ -58,15 +74,17 @@ def test_coco_itself():
         pytest.skip(f"no COCO panoptic sample at {folder}: set FAPN_ZOO_DATA to the folder that holds it")
     data = open_panoptic(folder, "val")
     table = json.loads((folder / "panoptic.json").read_text())
-    assert len(data) == 2 and data.labels.num_classes == 133 and len(data.things) == 80
+    assert len(data) == 2 and data.labels.num_classes == 133 and len(data.labels.things) == 80
     for i, annotation in enumerate(table["annotations"]):
         sample = data.sample(i)
-        assert sample.image.shape[:2] == sample.ids.shape == sample.labels.shape == data.size(i)
-        for found, listed in zip(sample.segments, annotation["segments_info"], strict=True):
-            assert (found["area"], found["iscrowd"]) == (listed["area"], listed["iscrowd"])
+        objects = sample.objects
+        assert sample.size == objects.ids.shape == sample.labels.shape == data.size(i)
+        rows = zip(objects.classes, objects.crowd, objects.areas, annotation["segments_info"], strict=True)
+        for label, crowd, area, listed in rows:
+            assert (area, crowd) == (listed["area"], listed["iscrowd"])
             category = next(c for c in table["categories"] if c["id"] == listed["category_id"])
-            assert data.labels.names[found["category_id"]] == category["name"]
-            assert found["isthing"] == bool(category["isthing"])
+            assert data.labels.names[label] == category["name"]
+            assert (label in data.labels.things) == bool(category["isthing"])
 
 
 def test_what_is_not_there_is_named(tmp_path: Path):

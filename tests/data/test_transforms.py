@@ -9,9 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
+from fapn_zoo.data.sample import SEGMENTS, Objects, Sample
 from fapn_zoo.data.transforms import _RGB, _YIQ, TrainTransform, _change_colour
 
 pytestmark = pytest.mark.unit
+
+
+class Pairs:
+    """A transform of (image (H, W, 3), labels) for short tests."""
+
+    def __init__(self, *args, **options):
+        self.transform = TrainTransform(*args, **options)
+
+    def __call__(self, image, labels, seed):
+        found = self.transform(Sample(torch.from_numpy(np.array(image)).permute(2, 0, 1), "name", labels), seed)
+        return found.image, torch.from_numpy(found.labels)
+
+
 PLAIN = dict(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
 
@@ -25,14 +39,14 @@ def picture(height=60, width=80, classes=11, seed=0):
 
 def change(pixels, *factors):
     out = np.full((3, *pixels.shape[:2]), np.nan, np.float32)
-    _change_colour(pixels, factors, out)
+    _change_colour(np.ascontiguousarray(pixels.transpose(2, 0, 1)), factors, out)
     return out
 
 
 def test_shapes_types_and_ranges():
     image, labels = picture()
     for seed in range(20):
-        out, classes = TrainTransform((32, 48))(image, labels, seed)
+        out, classes = Pairs((32, 48))(image, labels, seed)
         assert out.shape == (3, 32, 48) and out.dtype == torch.float32 and out.is_contiguous()
         assert classes.shape == (32, 48) and classes.dtype == torch.int64 and classes.is_contiguous()
         assert 0 <= out.min() and out.max() <= 255
@@ -41,9 +55,9 @@ def test_shapes_types_and_ranges():
 
 def test_identity():
     image, labels = picture(32, 48)
-    out, classes = TrainTransform((32, 48), scale=(1, 1), **PLAIN)(image, labels, 3)
+    out, classes = Pairs((32, 48), scale=(1, 1), **PLAIN)(image, labels, 3)
     assert np.array_equal(out.permute(1, 2, 0).numpy(), image) and np.array_equal(classes.numpy(), labels)
-    out, classes = TrainTransform((32, 48), scale=(1, 1), **{**PLAIN, "flip": 1.0})(image, labels, 3)
+    out, classes = Pairs((32, 48), scale=(1, 1), **{**PLAIN, "flip": 1.0})(image, labels, 3)
     assert np.array_equal(out.permute(1, 2, 0).numpy(), image[:, ::-1])
     assert np.array_equal(classes.numpy(), labels[:, ::-1])
 
@@ -54,7 +68,7 @@ def test_labels_stay_under_their_pixels(scale, axis):
     # Both carry the source coordinate: the picture as a ramp (bilinear keeps a ramp), the labels as an id.
     ramp = np.broadcast_to(np.arange(120)[:, None] if axis == 0 else np.arange(120), (120, 120))
     image = np.repeat(ramp[..., None], 3, axis=2).astype(np.uint8)
-    transform = TrainTransform((40, 40), scale=scale, ignore_index=999, **{**PLAIN, "flip": 0.5})
+    transform = Pairs((40, 40), scale=scale, ignore_index=999, **{**PLAIN, "flip": 0.5})
     differences = []
     for seed in range(30):
         out, labels = transform(image, ramp.astype(np.int32), seed)
@@ -74,7 +88,7 @@ def test_equals_resizing_all_and_cutting(factor):
     size = (round(90 * factor), round(120 * factor))
     whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
     ids = np.arange(labels.size).reshape(labels.shape)
-    out, seen = TrainTransform((40, 40), scale=(factor, factor), **PLAIN)(image, ids, 5)
+    out, seen = Pairs((40, 40), scale=(factor, factor), **PLAIN)(image, ids, 5)
     # Where the window lies is read off the labels: nearest resize of unique ids.
     grid = np.ix_(
         [int((y + 0.5) / size[0] * 90) for y in range(size[0])],
@@ -93,7 +107,7 @@ def test_equals_resizing_all_and_cutting(factor):
 
 def test_small_pictures_are_padded():
     image, labels = np.full((20, 30, 3), 7, np.uint8), np.full((20, 30), 3, np.uint8)
-    transform = TrainTransform((32, 48), scale=(1, 1), fill=(1, 2, 3), ignore_index=200, **PLAIN)
+    transform = Pairs((32, 48), scale=(1, 1), fill=(1, 2, 3), ignore_index=200, **PLAIN)
     places = set()
     for seed in range(40):
         out, classes = transform(image, labels, seed)
@@ -106,7 +120,7 @@ def test_small_pictures_are_padded():
 
 
 def test_padding_keeps_its_colour_under_jitter():
-    out, classes = TrainTransform((64, 64), scale=(0.5, 0.5), brightness=0.9)(*picture(40, 40), 1)
+    out, classes = Pairs((64, 64), scale=(0.5, 0.5), brightness=0.9)(*picture(40, 40), 1)
     padding = out[:, classes == 255]
     assert torch.allclose(padding, torch.tensor([123.675, 116.28, 103.53])[:, None].expand_as(padding))
 
@@ -114,7 +128,7 @@ def test_padding_keeps_its_colour_under_jitter():
 def test_crops_reach_every_border():
     ids = np.arange(60 * 80).reshape(60, 80)
     image = np.zeros((60, 80, 3), np.uint8)
-    transform = TrainTransform((16, 16), scale=(1, 1), **PLAIN)
+    transform = Pairs((16, 16), scale=(1, 1), **PLAIN)
     seen = np.zeros(ids.size, bool)
     for seed in range(600):
         seen[transform(image, ids, seed)[1].numpy()] = True
@@ -125,7 +139,7 @@ def test_crops_reach_every_border():
 
 def test_only_the_seed_decides():
     image, labels = picture()
-    transform = TrainTransform((32, 48), rare_classes=(3, 5), rare_prob=0.5)
+    transform = Pairs((32, 48), rare_classes=(3, 5), rare_prob=0.5)
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     first = transform(image, labels, 12345)
     assert before[0] == random.getstate() and torch.equal(before[2], torch.get_rng_state())
@@ -145,7 +159,7 @@ def test_only_the_seed_decides():
 def test_read_only_and_strided_sources():
     image, labels = picture(64, 64)
     image.setflags(write=False), labels.setflags(write=False)
-    transform = TrainTransform((32, 32))
+    transform = Pairs((32, 32))
     a = transform(image[::-1, ::-1], labels[::-1, ::-1], 4)
     b = transform(image[::-1, ::-1].copy(), labels[::-1, ::-1].copy(), 4)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
@@ -156,13 +170,13 @@ def test_rare_crop_finds_the_pixel():
     labels[150:152, 11:13] = 7
     image = np.zeros((200, 200, 3), np.uint8)
     common = dict(scale=(1, 1.5), **PLAIN)
-    found = [(TrainTransform((32, 32), rare_classes=(9, 7), rare_prob=1, **common)(image, labels, s)[1] == 7)
+    found = [(Pairs((32, 32), rare_classes=(9, 7), rare_prob=1, **common)(image, labels, s)[1] == 7)
              for s in range(60)]  # fmt: skip
     assert all(f.any() for f in found)
     spots = {tuple(f.nonzero()[0].tolist()) for f in found}
     assert len(spots) > 30  # not always the middle
-    assert sum((TrainTransform((32, 32), **common)(image, labels, s)[1] == 7).any() for s in range(60)) < 15
-    TrainTransform((32, 32), rare_classes=(9,), rare_prob=1)(image, labels, 0)  # none there: any window
+    assert sum((Pairs((32, 32), **common)(image, labels, s)[1] == 7).any() for s in range(60)) < 15
+    Pairs((32, 32), rare_classes=(9,), rare_prob=1)(image, labels, 0)  # none there: any window
 
 
 def test_colour_change_equals_its_four_steps():
@@ -182,14 +196,14 @@ def test_colour_change_equals_its_four_steps():
 def test_flip_is_the_mirror_of_no_flip():
     image, labels = picture()
     for size, scale in (((32, 48), (1, 2)), ((90, 100), (0.5, 1))):  # cut out, and padded
-        plain, flipped = (TrainTransform(size, scale, flip=flip)(image, labels, 8) for flip in (0.0, 1.0))
+        plain, flipped = (Pairs(size, scale, flip=flip)(image, labels, 8) for flip in (0.0, 1.0))
         assert torch.equal(plain[1], flipped[1].flip(-1))
         assert torch.allclose(plain[0], flipped[0].flip(-1), atol=1e-2)
 
 
 def test_threads_do_not_meet():
     image, labels = picture(200, 200)
-    transform = TrainTransform((150, 150))
+    transform = Pairs((150, 150))
     alone = [transform(image, labels, seed) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda seed: transform(image, labels, seed), range(40)))
@@ -224,21 +238,42 @@ def test_colour_change_keeps_what_it_must():
 )
 def test_bad_settings_are_named(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
-        TrainTransform(**{"crop_size": (8, 8), **setting})
+        Pairs(**{"crop_size": (8, 8), **setting})
 
 
 def test_bad_samples_are_named():
     image, labels = picture(20, 30)
-    transform = TrainTransform((8, 8))
+    transform = Pairs((8, 8))
     with pytest.raises(ValueError, match=r"\(20, 29\).*\(20, 30\)"):
         transform(image, labels[:, :-1], 0)
-    with pytest.raises(ValueError, match="float64"):
-        transform(image.astype(float), labels, 0)
-    with pytest.raises(ValueError, match=r"\(20, 30\)"):
-        transform(image[..., 0], labels, 0)
+    with pytest.raises(ValueError, match=r"image must be \(3, H, W\), not \(4, 20, 30\)"):
+        transform(np.zeros((20, 30, 4), np.uint8), labels, 0)
 
 
 def test_odd_sizes():
     for size in [(1, 1), (1, 97), (131, 3), (33, 257)]:
-        out, classes = TrainTransform((31, 17))(*picture(*size), 2)
+        out, classes = Pairs((31, 17))(*picture(*size), 2)
         assert out.shape == (3, 31, 17) and classes.shape == (31, 17) and torch.isfinite(out).all()
+
+
+def test_segments_move_with_their_labels():
+    image, labels = picture(60, 80)
+    ids = labels.astype(np.int32) % 4
+    objects = Objects(ids, np.array([5, 6, 7]), np.array([False, True, False]))
+    sample = Sample(torch.from_numpy(image).permute(2, 0, 1), "name", labels, objects)
+    for seed in range(20):
+        found = TrainTransform((32, 48), needs=SEGMENTS)(sample, seed)
+        seen = found.labels != 255
+        assert np.array_equal(found.objects.ids[seen], found.labels[seen] % 4) and not found.objects.ids[~seen].any()
+        assert found.objects.ids.dtype == np.int32 and found.objects.classes is objects.classes
+        alone = TrainTransform((32, 48), needs=frozenset({"segments"}))(sample, seed)
+        assert alone.labels is None and np.array_equal(alone.objects.ids, found.objects.ids)
+    assert TrainTransform((32, 48))(sample, 0).objects is None
+
+
+def test_images_of_more_than_8_bits_are_rounded():
+    image, labels = picture(40, 40)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    transform = TrainTransform((32, 32))
+    exact = transform(Sample(pixels, "x", labels), 1).image
+    assert torch.equal(transform(Sample(pixels + 0.3, "x", labels), 1).image, exact)

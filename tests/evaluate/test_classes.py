@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from toys.evaluation import Noise, small_model
 
-from fapn_zoo.data.sources import Sample
 from fapn_zoo.evaluate import class_maps, evaluate, render
 from fapn_zoo.metrics import ConfusionMatrix
 
@@ -99,9 +99,9 @@ def test_wrong_maps(model: torch.nn.Module, tmp_path: Path):
 
 def test_truth_is_checked_under_a_map_too(model: torch.nn.Module):
     class Wrong(Noise):
-        def sample(self, index: int) -> Sample:
+        def sample(self, index: int):
             sample = super().sample(index)
-            return Sample(sample.image, np.full_like(sample.labels, 77), sample.name)
+            return dataclasses.replace(sample, labels=np.full_like(sample.labels, 77))
 
     assert refusal(model, Wrong(names=("a", "b")), {"ground": "a", "tree": "b", "sign": None}).startswith(
         "noise_0: class ids out of range: 77 (2240 pixels)"
@@ -110,9 +110,9 @@ def test_truth_is_checked_under_a_map_too(model: torch.nn.Module):
 
 def test_truth_of_another_size_is_named(model: torch.nn.Module):
     class Cut(Noise):
-        def sample(self, index: int) -> Sample:
+        def sample(self, index: int):
             sample = super().sample(index)
-            return Sample(sample.image, sample.labels[:-1], sample.name)
+            return dataclasses.replace(sample, labels=sample.labels[:-1])
 
     for options in ({}, {"class_map": "names"}):
         with pytest.raises(ValueError, match=r"^noise_0: pred has shape \(40, 56\), target \(39, 56\)"):

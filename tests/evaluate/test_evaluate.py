@@ -72,7 +72,7 @@ def test_a_class_that_never_occurs_is_null_not_nan(model: torch.nn.Module):
     class OneClass(Noise):
         def sample(self, i: int) -> Sample:
             sample = super().sample(i)
-            return Sample(sample.image, np.full_like(sample.labels, 255), sample.name)
+            return dataclasses.replace(sample, labels=np.full_like(sample.labels, 255))
 
     report = evaluate(model, OneClass(), progress=False)
     assert report["miou"] is None and all(row["iou"] is None for row in report["classes"])
@@ -123,7 +123,7 @@ def test_bad_arguments_and_files(model: torch.nn.Module, tmp_path: Path):
     class Wrong(Noise):
         def sample(self, i: int) -> Sample:
             sample = super().sample(i)
-            return Sample(sample.image, np.full_like(sample.labels, 9), sample.name)
+            return dataclasses.replace(sample, labels=np.full_like(sample.labels, 9))
 
     with pytest.raises(ValueError, match="noise_0: truth ids .* got \\[9\\]"):
         evaluate(model, Wrong(), progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,10 +15,8 @@ from PIL import Image
 from toys.evaluation import NAMES, Noise
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sources import Sample
 from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, render, write_report
 from fapn_zoo.evaluate.folder import side_by_side
-from fapn_zoo.evaluate.report import FIRST_COLUMNS
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
@@ -80,9 +79,10 @@ def test_errors_are_red_and_ignored_pixels_are_not():
 
 def test_a_picture_without_truth_is_never_the_worst(model: torch.nn.Module, tmp_path: Path):
     class Blank(Noise):
-        def sample(self, index: int) -> Sample:
+        def sample(self, index: int):
             sample = super().sample(index)
-            return Sample(sample.image, np.full_like(sample.labels, 255), "a/b c") if index == 0 else sample
+            strange = dataclasses.replace(sample, labels=np.full_like(sample.labels, 255), name="a/b c")
+            return strange if index == 0 else sample
 
     evaluate(model, Blank(2), progress=False, out=tmp_path, worst=5)
     assert [p.name for p in (tmp_path / "worst").iterdir()] == ["01_noise_1.png"]
@@ -112,7 +112,7 @@ def test_older_tables_get_the_new_columns(model: torch.nn.Module, tmp_path: Path
     file = tmp_path / "rows.csv"
     old = ["m", "w", "d", "test", *[""] * 15, 'fapn-zoo eval "a, b"']
     with open(file, "w", newline="") as handle:
-        csv.writer(handle).writerows([FIRST_COLUMNS, old])
+        csv.writer(handle).writerows([CSV_COLUMNS[: CSV_COLUMNS.index("scales")], old])
     report = evaluate(model, Noise(2), progress=False, scales=(1, 1.5), flip=True, boundary=True, seed=4)
     write_report(report, csv=file)
     rows = read(file)

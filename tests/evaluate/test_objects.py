@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toys.decoding import instances
 from toys.detection_references import CocoReference, boxes_of
 from toys.evaluation import Noise, small_model
 from toys.metric_references import PanopticReference
 from toys.panoptic import OddScenes, Oracle, Painted, mistaken, small_maskformer, write_coco
 
-from fapn_zoo import cli, postprocess
-from fapn_zoo.data import open_panoptic
+from fapn_zoo import cli
+from fapn_zoo.data import Sample, open_dataset
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.scenes import BUILDING, CAR, CLASSES, FENCE, PAVEMENT, PEDESTRIAN, ROAD, THINGS
 from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, write_report
@@ -47,17 +48,19 @@ def lasting(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def oracle_for(data: Any, err: Callable | None = None) -> Oracle:
-    return Oracle(err, labels=data.labels.names, things=data.things)
+    return Oracle(err, labels=data.labels.names, things=data.labels.things)
 
 
 def check_panoptic(model: torch.nn.Module, data: Any, report: dict[str, Any]) -> None:
     """The report is that of panopticapi's rules on what `predict` answers."""
-    reference = PanopticReference([{"id": i, "isthing": i in data.things} for i in range(data.labels.num_classes)])
+    reference = PanopticReference(
+        [{"id": i, "isthing": i in data.labels.things} for i in range(data.labels.num_classes)]
+    )
     for i in range(len(data)):
         sample = data.sample(i)
         own = hasattr(model, "predict")
         found = model.predict(sample.image, task="panoptic", amp="no") if own else predicted(model, sample)
-        reference.update(found.segment_map, found.segments, sample.ids, sample.segments)
+        reference.update(found.segment_map, found.segments, sample.objects.ids, true_segments(sample))
     for row in report["classes"]:
         tp, fp, fn, _ = reference.counts[row["id"]]
         assert (row["tp"], row["fp"], row["fn"]) == (tp, fp, fn)
@@ -65,6 +68,11 @@ def check_panoptic(model: torch.nn.Module, data: Any, report: dict[str, Any]) ->
         mean = reference.mean(things)
         for name in ("pq", "sq", "rq"):
             assert report[name + suffix] == pytest.approx(mean[name], abs=1e-9, nan_ok=True)
+
+
+def true_segments(sample: Sample) -> list[dict[str, int]]:
+    rows = zip(sample.objects.classes.tolist(), sample.objects.crowd.tolist(), strict=True)
+    return [{"id": i, "category_id": label, "iscrowd": int(crowd)} for i, (label, crowd) in enumerate(rows, 1)]
 
 
 def predicted(model: torch.nn.Module, sample: Any) -> Any:
@@ -82,7 +90,7 @@ def test_the_truth_scores_one(changes: dict[str, int]):
     report = evaluate(Oracle(), data, task="instance", progress=False)
     assert report["evaluator"].startswith("faster-coco-eval 1.")
     assert [row["name"] for row in report["classes"]] == [CLASSES[i] for i in sorted(THINGS)]
-    counts = np.bincount([s["category_id"] for i in range(4) for s in data.sample(i).segments], minlength=11)
+    counts = np.bincount(np.concatenate([data.sample(i).objects.classes for i in range(4)]), minlength=11)
     assert [row["truth"] for row in report["classes"]] == counts[sorted(THINGS)].tolist()
     names = ("ap", "ap50", "ap75", "aps", "ar", "box_ap", "box_ar")
     if changes:
@@ -107,19 +115,18 @@ def test_ap_of_mistakes_is_that_of_pycocotools(changes: dict[str, int]):
     reference = CocoReference(len(CLASSES))
     for i in range(len(data)):
         sample = data.sample(i)
-        size = sample.ids.shape
         with torch.no_grad():
-            output = model(torch.from_numpy(sample.image).permute(2, 0, 1)[None].float())
-        options = {"things": THINGS, "score_threshold": 0.0, "max_instances": 100, "stride": 1}
-        found = postprocess.instances(output, size, size, **options)[0]
-        objects = [s for s in sample.segments if s["isthing"]]
-        masks = sample.ids == np.array([s["id"] for s in objects], int).reshape(-1, 1, 1)
+            output = model(sample.image[None].float())
+        options = {"things": tuple(THINGS), "score_threshold": 0.0, "max_instances": 100}
+        found = instances(output, sample.size, sample.size, **options)[0]
+        rows = np.flatnonzero(np.isin(sample.objects.classes, THINGS))
+        masks = sample.objects.ids == (rows + 1).reshape(-1, 1, 1)
         truth = {
             "masks": masks,
             "boxes": boxes_of(masks),
             "areas": masks.sum((1, 2)),
-            "classes": [s["category_id"] for s in objects],
-            "crowd": [s["iscrowd"] for s in objects],
+            "classes": sample.objects.classes[rows],
+            "crowd": sample.objects.crowd[rows],
         }
         masks = found.masks.numpy()
         reference.update(
@@ -141,7 +148,7 @@ def test_ap_of_mistakes_is_that_of_pycocotools(changes: dict[str, int]):
 
 
 def test_coco_with_its_crowds_and_its_void():
-    data = Painted(open_panoptic(coco_sample(), "val"))
+    data = Painted(open_dataset(coco_sample(), "val", needs=("segments",)))
     report = evaluate(oracle_for(data), data, task="panoptic", progress=False)
     assert report["pq"] == report["pq_things"] == report["pq_stuff"] == 1 and len(report["classes"]) == 133
     report = evaluate(oracle_for(data), data, task="instance", progress=False)
@@ -158,7 +165,7 @@ def test_coco_with_its_crowds_and_its_void():
 
 def test_a_real_model_on_a_coco_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_coco(tmp_path / "coco", range(3))
-    data = open_panoptic(tmp_path / "coco", "val")
+    data = open_dataset(tmp_path / "coco", "val", needs=("segments",))
     net = small_maskformer()
     folder = net.save(tmp_path / "net")
     report = evaluate(net, tmp_path / "coco", "val", "panoptic", progress=False)
@@ -249,7 +256,7 @@ def test_things_must_be_the_same_or_unknown():
 
 def test_an_ignored_class_is_never_scored():
     data = painted(2)
-    data.labels = LabelMap(tuple(CLASSES), (), 0)
+    data.labels = LabelMap(tuple(CLASSES), (), 0, tuple(THINGS))
     report = evaluate(Oracle(ignore_index=0), data, task="panoptic", progress=False)
     assert report["pq"] == 1 and report["classes"][0]["pq"] is None and report["classes"][BUILDING]["pq"] == 1
 
@@ -278,7 +285,7 @@ def test_what_cannot_be_done_is_said_before_any_image(task: str):
 
 def test_instances_need_things_and_the_evaluator(monkeypatch: pytest.MonkeyPatch):
     data = painted(2)
-    data.things = ()
+    data.labels = dataclasses.replace(data.labels, things=())
     with pytest.raises(ValueError, match="painted has no class of countable objects"):
         evaluate(Oracle(things=()), data, task="instance", progress=False)
     data = painted(2)
@@ -294,7 +301,8 @@ def test_a_bad_picture_is_named():
     class Smaller(Painted):
         def sample(self, index: int) -> Any:
             sample = super().sample(index)
-            return dataclasses.replace(sample, ids=sample.ids[:-1]) if index == 1 else sample
+            objects = dataclasses.replace(sample.objects, ids=sample.objects.ids[:-1])
+            return dataclasses.replace(sample, objects=objects) if index == 1 else sample
 
     for task in ("panoptic", "instance"):
         with pytest.raises(ValueError, match="scene_200000001: the predict.* 119x83 pixels, the tru.* 119x82"):

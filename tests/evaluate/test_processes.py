@@ -29,7 +29,7 @@ from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate, state, write_report
 from fapn_zoo.runtime.processes import processes
 folder, data, resume, out, options = json.loads(sys.argv[1])
-state.SECONDS = 0  # a part after every batch
+state.SECONDS = 0  # a part after every image
 open(f"{out}.pid.{os.environ.get('RANK', 0)}", "w").write(str(os.getpid()))
 model = create_model("local-dir:" + folder, pretrained=True)
 report = evaluate(model, data, progress=False, resume=resume, **options)
@@ -94,17 +94,17 @@ def test_killed_and_resumed_by_any_number_of_processes(start, expected, tmp_path
         for file in tmp_path.glob(f"never{processes}.pid.*"):  # the workers themselves: torchrun's death is not theirs
             os.kill(int(file.read_text()), signal.SIGKILL)
         process.wait()
-        assert before + enough <= parts(state) < 21, "not killed midway"
+        assert before + enough <= parts(state) < 41, "not killed midway"
         assert not list(tmp_path.glob(f"never{processes}.?")), "a killed evaluation has no report"
     assert finish(start("two", state, 2), tmp_path / "two", 2) == [expected, expected]
     assert finish(start("one", state), tmp_path / "one") == [expected]  # all is done: nothing is run
-    assert parts(state) == 21
+    assert parts(state) == 41
 
 
 def test_a_foreign_state_stops_all_processes(start, tmp_path: Path):
     state = tmp_path / "state"
     state.mkdir()
-    (state / "state.json").write_text(json.dumps({"format": 1, "model": "other"}))
+    (state / "state.json").write_text(json.dumps({"format": 2, "model": "other"}))
     process = start("never", state, 2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode and "holds another evaluation: model (was 'other', now 'perpixel_fpn" in errors

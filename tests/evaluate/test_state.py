@@ -13,6 +13,7 @@ from toys.evaluation import Noise, small_model
 
 from fapn_zoo.data.sources import Sample
 from fapn_zoo.evaluate import evaluate, state
+from fapn_zoo.metrics.accumulator import Accumulator, Tallies
 
 pytestmark = pytest.mark.unit
 CHANGING = ("seconds", "date", "command", "commit")
@@ -101,15 +102,21 @@ def test_damage_and_strangers_are_named(model: torch.nn.Module, tmp_path: Path):
         evaluate(model, Noise(2), progress=False, resume=tmp_path / "file")
 
 
-def test_counts_survive_the_file(tmp_path: Path):
-    first = state.State(tmp_path, {"a": (1, 2)}, 6)
+def test_tallies_survive_the_file(tmp_path: Path):
+    def empty() -> Tallies:
+        return Tallies({"few": Accumulator((2, 3)), "none": Accumulator((0,))})
+
     rows = [np.array([0, 2**40, 0, 3, 0, 0]), np.zeros(6, np.int64), np.array([1, 1, 1, 1, 1, 2**62])]
-    first.add([state.Counted(i * 3, f"naïve {i}", row) for i, row in enumerate(rows)])
+    first = state.State(tmp_path, {"a": (1, 2)}, empty)
+    for i, row in enumerate(rows):
+        tally = empty().load({"few.counts": row.reshape(2, 3), "none.counts": np.zeros(0, np.int64)})
+        first.add(state.Counted(i * 3, f"naïve {i}", tally))
     first.save()
     first.save()  # nothing new, no file
     assert len(list(tmp_path.glob("part-*.npz"))) == 1
-    second = state.State(tmp_path, {"a": [1, 2]}, 6)
+    second = state.State(tmp_path, {"a": [1, 2]}, empty)
     assert second.done == {0, 3, 6}
     for i, entry in enumerate(second.entries()):
-        assert (entry.index, entry.name) == (i * 3, f"naïve {i}") and np.array_equal(entry.counts, rows[i])
-    assert json.loads((tmp_path / "state.json").read_text()) == {"format": 1, "a": [1, 2]}
+        assert (entry.index, entry.name) == (i * 3, f"naïve {i}")
+        assert np.array_equal(entry.tally["few"].counts.numpy().ravel(), rows[i])
+    assert json.loads((tmp_path / "state.json").read_text()) == {"format": 2, "a": [1, 2]}

@@ -126,7 +126,7 @@ def test_images_are_read_ahead_in_order_and_errors_come_in_their_place():
 
 def test_mean_of_views_is_of_logits_not_of_labels(model: torch.nn.Module):
     """Flipping twice is the same picture: views of a symmetric picture agree with the plain answer."""
-    image = Noise().sample(0).image
+    image = Noise().sample(0).image.permute(1, 2, 0).numpy()
     both = torch.from_numpy(predict(model, image, flip=True).labels).long()
     mirrored = torch.from_numpy(predict(model, image[:, ::-1].copy(), flip=True).labels).long().flip(-1)
     assert torch.equal(both, mirrored) and not torch.equal(both, class_maps(model, [image])[0])

@@ -14,7 +14,8 @@ from toys.golden_rule import NOISE_FACTOR, Golden
 import fapn_zoo
 from fapn_zoo.convert import to_zoo
 from fapn_zoo.modules.deform_conv.conv import available_backends, deform_conv_backend
-from fapn_zoo.postprocess import semantic_scores
+from fapn_zoo.postprocess import Frame
+from fapn_zoo.postprocess.decoders import semantic_scores
 
 pytestmark = pytest.mark.parity
 
@@ -86,7 +87,7 @@ def run(model: nn.Module, x: Tensor, size: tuple[int, int]) -> dict[str, Tensor]
         for layer in (0, 4):
             classes, logits = out.aux[layer]
             outputs |= {f"aux{layer}.pred_logits": classes, f"aux{layer}.pred_masks": logits}
-    return outputs | {"sem_seg": semantic_scores(out, size, size)[0]}
+    return outputs | {"sem_seg": semantic_scores(out, Frame(size, size))}
 
 
 @pytest.mark.parametrize("name", MODELS)

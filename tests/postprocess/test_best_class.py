@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from toys.decoding import classes, labels, scores
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
-from fapn_zoo.postprocess import best_class, decoders, semantic, semantic_labels, semantic_scores
+from fapn_zoo.postprocess import best_class, semantic
 from fapn_zoo.postprocess.best_class import best_of_logits, best_of_masks
 
 pytestmark = pytest.mark.unit
@@ -87,11 +88,11 @@ def random_output(kind: str) -> SemanticOutput | MaskFormerOutput:
 def test_labels_are_one_whoever_asks(monkeypatch, kind, image_size, out_size, tile):
     monkeypatch.setattr(best_class, "TILE_FLOATS", tile)
     output = random_output(kind)
-    labels, shares = semantic_labels(output, image_size, out_size)
-    assert torch.equal(labels, semantic(output, image_size, out_size))
-    scores = semantic_scores(output, image_size, out_size)
-    whole = scores.softmax(1) if kind == "logits" else scores / scores.sum(1, keepdim=True)
-    torch.testing.assert_close(shares, whole.gather(1, labels[:, None])[:, 0], atol=1e-5, rtol=0)
+    best, shares = labels(output, image_size, out_size)
+    assert torch.equal(best, classes(output, image_size, out_size))
+    found = scores(output, image_size, out_size)
+    whole = found.softmax(1) if kind == "logits" else found / found.sum(1, keepdim=True)
+    torch.testing.assert_close(shares, whole.gather(1, best[:, None])[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(shares, whole.amax(1), atol=1e-5, rtol=0)
 
     def never(*_: object, **__: object) -> None:
@@ -99,9 +100,9 @@ def test_labels_are_one_whoever_asks(monkeypatch, kind, image_size, out_size, ti
 
     with monkeypatch.context() as patch:
         patch.setattr(best_class, "numba_works", lambda: False)
-        patch.setattr(decoders, f"best_of_{kind}", never)
-        slow = semantic_labels(output, image_size, out_size)
-    assert torch.equal(slow[0], labels) and torch.allclose(slow[1], shares, atol=1e-5)
+        patch.setattr(semantic, f"best_of_{kind}", never)
+        slow = labels(output, image_size, out_size)
+    assert torch.equal(slow[0], best) and torch.allclose(slow[1], shares, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["logits", "masks"])
@@ -111,13 +112,13 @@ def test_any_layout_precision_and_number_of_threads(kind, out_size, threads):
     half = list(random_output(kind))[: 1 if kind == "logits" else 2]
     half = [part.bfloat16() for part in half]
     output = SemanticOutput if kind == "logits" else MaskFormerOutput
-    expected = semantic_labels(output(*(part.float() for part in half)), (33, 45), out_size)
+    expected = labels(output(*(part.float() for part in half)), (33, 45), out_size)
     last = [*half[:-1], half[-1].contiguous(memory_format=torch.channels_last)]
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         for parts in (half, last):
-            for found, one in zip(semantic_labels(output(*parts), (33, 45), out_size), expected, strict=True):
+            for found, one in zip(labels(output(*parts), (33, 45), out_size), expected, strict=True):
                 assert torch.equal(found, one)
     finally:
         torch.set_num_threads(before)

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys.decoding import classes, instances, labels, panoptic, scores
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
-from fapn_zoo.postprocess import bands, instances, panoptic, semantic, semantic_labels, semantic_scores
+from fapn_zoo.postprocess import Frame, bands, decode
+from fapn_zoo.zoo.spec import DataSpec
 
 pytestmark = pytest.mark.unit
+FRAME, PLAIN = Frame((16, 16), (16, 16)), DataSpec()
 
 SIZES = [  # maps (h, w) at stride 4, image_size, out_size
     ((8, 10), (32, 40), (32, 40)),
@@ -50,27 +53,27 @@ def test_bands_equal_the_whole(monkeypatch, kind, maps, image_size, out_size, bu
     monkeypatch.setattr(bands, "BAND_FLOATS", budget)
     output = random_output(kind, maps)
     expected = naive_scores(output, image_size, out_size)
-    scores = semantic_scores(output, image_size, out_size)
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
-    labels, shares = semantic_labels(output, image_size, out_size)
-    assert labels.dtype == torch.int64 and torch.equal(labels, scores.argmax(1))
-    assert torch.equal(semantic(output, image_size, out_size), labels)
+    found = scores(output, image_size, out_size)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    best, shares = labels(output, image_size, out_size)
+    assert best.dtype == torch.int64 and torch.equal(best, found.argmax(1))
+    assert torch.equal(classes(output, image_size, out_size), best)
     whole = expected.softmax(1) if kind == "semantic" else expected / expected.sum(1, keepdim=True)
     torch.testing.assert_close(shares, whole.amax(1), atol=1e-5, rtol=0)
 
 
 def test_half_precision_outputs_are_raised_to_float32():
     output = random_output("semantic", (4, 4))
-    scores = semantic_scores(SemanticOutput(output.logits.bfloat16()), (16, 16), (20, 20))
-    assert scores.dtype == torch.float32
-    assert torch.equal(scores, semantic_scores(SemanticOutput(output.logits.bfloat16().float()), (16, 16), (20, 20)))
+    found = scores(SemanticOutput(output.logits.bfloat16()), (16, 16), (20, 20))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, scores(SemanticOutput(output.logits.bfloat16().float()), (16, 16), (20, 20)))
 
 
 def test_scores_are_float32_under_autocast_too():
     output = random_output("masks", (4, 4))
-    expected = semantic_scores(output, (16, 16), (20, 20))
+    expected = scores(output, (16, 16), (20, 20))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(semantic_scores(output, (16, 16), (20, 20)), expected)
+        assert torch.equal(scores(output, (16, 16), (20, 20)), expected)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -92,7 +95,7 @@ def run_panoptic(output, image_size, out_size):
     return panoptic(output, image_size, out_size, object_threshold=0.0, overlap_threshold=0.0)
 
 
-@pytest.mark.parametrize("function", [semantic, semantic_labels, run_panoptic])
+@pytest.mark.parametrize("function", [classes, labels, run_panoptic])
 @pytest.mark.parametrize("out_size", [(512, 512), (700, 700), (300, 300)])
 def test_memory_is_bounded(monkeypatch, function, out_size):
     monkeypatch.setattr(bands, "BAND_FLOATS", 2**20)
@@ -105,21 +108,21 @@ def test_memory_is_bounded(monkeypatch, function, out_size):
 
 def test_queries_without_probability_and_no_queries():
     output = MaskFormerOutput(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4, 4))
-    labels, shares = semantic_labels(output, (15, 13), (31, 27))
-    assert labels.shape == shares.shape == (2, 31, 27) and not labels.any() and not shares.any()
-    assert semantic_scores(output, (15, 13), (15, 13)).shape == (2, 3, 15, 13)
+    best, shares = labels(output, (15, 13), (31, 27))
+    assert best.shape == shares.shape == (2, 31, 27) and not best.any() and not shares.any()
+    assert scores(output, (15, 13), (15, 13)).shape == (2, 3, 15, 13)
     assert [p.segments for p in panoptic(output, (15, 13), (31, 27))] == [(), ()]
     assert [tuple(i.masks.shape) for i in instances(output, (15, 13), (31, 27))] == [(0, 31, 27)] * 2
 
 
 def blocks(*queries: tuple[int, float, slice], k: int = 3) -> MaskFormerOutput:
     """Queries of (class, class logit, columns of a 4 x 8 map that its mask covers)."""
-    classes = torch.zeros(1, len(queries), k + 1)
+    chosen = torch.zeros(1, len(queries), k + 1)
     masks = torch.full((1, len(queries), 4, 8), -12.0)
     for i, (label, logit, columns) in enumerate(queries):
-        classes[0, i, label] = logit
+        chosen[0, i, label] = logit
         masks[0, i, :, columns] = 12.0
-    return MaskFormerOutput(classes, masks)
+    return MaskFormerOutput(chosen, masks)
 
 
 def test_panoptic_merges_stuff_and_keeps_things_apart():
@@ -157,20 +160,23 @@ def test_instances_are_ranked_and_filtered():
     assert found.masks.dtype == torch.bool and found.masks.shape == (3, 32, 64)
     assert (found.masks[0] & found.masks[1]).any(), "instances may overlap"
     assert [s.area for s in found.segments] == found.masks.sum((1, 2)).tolist() == [32 * 32, 32 * 32, 32 * 16]
-    scores = [s.score for s in found.segments]
-    assert scores == sorted(scores, reverse=True) and 0.5 <= scores[-1] and scores[0] <= 1
+    ranked = [s.score for s in found.segments]
+    assert ranked == sorted(ranked, reverse=True) and 0.5 <= ranked[-1] and ranked[0] <= 1
     assert len(instances(output, (16, 32), (32, 64), max_instances=1)[0].segments) == 1
     assert len(instances(output, (16, 32), (32, 64), score_threshold=0.99)[0].segments) == 2
+
+
+LOGITS = SemanticOutput(torch.zeros(1, 2, 4, 4))
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: semantic(torch.zeros(1, 2, 4, 4), (16, 16), (16, 16)), "cannot read an output of type Tensor"),
-        (lambda: semantic(SemanticOutput(torch.zeros(1, 2, 4, 4)), (17, 16), (9, 9)), r"cover \(16, 16\) pixels"),
-        (lambda: semantic(SemanticOutput(torch.zeros(1, 2, 4, 4)), (16, 16), (0, 9)), r"out_size \(0, 9\)"),
-        (lambda: panoptic(SemanticOutput(torch.zeros(1, 2, 4, 4)), (16, 16), (9, 9)), "'panoptic' needs a MaskFormer"),
-        (lambda: instances(SemanticOutput(torch.zeros(1, 2, 4, 4)), (16, 16), (9, 9)), "'instance' needs a MaskFormer"),
+        (lambda: decode(torch.zeros(1), "semantic", FRAME, PLAIN), "cannot read an output of type Tensor"),
+        (lambda: classes(LOGITS, (17, 16), (9, 9)), r"cover \(16, 16\) pixels, no image of \(17, 16\)"),
+        (lambda: classes(LOGITS, (0, 16), (9, 9)), r"no image of \(0, 16\)"),
+        (lambda: panoptic(LOGITS, (16, 16), (9, 9)), "SemanticOutput answers semantic, not 'panoptic'"),
+        (lambda: instances(LOGITS, (16, 16), (9, 9)), "SemanticOutput answers semantic, not 'instance'"),
     ],
 )
 def test_errors_name_the_thing(call, message):

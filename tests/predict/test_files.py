@@ -34,7 +34,7 @@ def test_a_folder(tmp_path, capsys):
     summary = predict_files(model, tmp_path / "in", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert summary["complete"] and summary["failed"] == [] and summary["task"] == "semantic"
-    assert summary["model"] == "BrightSquare" and summary["seconds"] > 0
+    assert summary["model"] == "perpixel_toy" and summary["seconds"] > 0
     assert [entry["overlay"] for entry in summary["images"]] == ["2_overlay.png", "10_overlay.png"]
     for entry in summary["images"]:
         expected = predict(model, entry["input"])
@@ -111,10 +111,10 @@ def test_results_of_an_earlier_run_are_replaced(tmp_path):
 
 
 class Interrupted(BrightSquare):
-    def forward(self, x):
+    def forward(self, x, sizes=None, targets=None):
         if len(self.inputs) == 2:
             raise KeyboardInterrupt
-        return super().forward(x)
+        return super().forward(x, sizes)
 
 
 def test_ctrl_c_leaves_whole_files(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_wrong_calls_do_nothing(tmp_path):
         predict_files(BrightSquare(), [tmp_path / "a.png", tmp_path / "empty"], out)
     with pytest.raises(ValueError, match="list of paths is empty"):
         predict_files(BrightSquare(), [], out)
-    with pytest.raises(ValueError, match="task 'depth'; expected one of"):
+    with pytest.raises(ValueError, match="task 'depth'; perpixel_toy has semantic"):
         predict_files(BrightSquare(), tmp_path / "a.png", out, task="depth")
     with pytest.raises(ValueError, match="tile=-1"):
         predict_files(BrightSquare(), tmp_path / "a.png", out, tile=-1)

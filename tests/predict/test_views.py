@@ -17,11 +17,12 @@ from fapn_zoo import create_model
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.postprocess import bands
 from fapn_zoo.predict import predict, windows
-from fapn_zoo.predict.views import Views, merged_bands, score_sources, views_for
-from fapn_zoo.predict.windows import window_scores
+from fapn_zoo.predict.run import merged_bands, score_sources
+from fapn_zoo.predict.views import Views, views_for
+from fapn_zoo.predict.windows import step_spans, window_scores
 from fapn_zoo.zoo.official import MODELS
 from fapn_zoo.zoo.scales import FACTORS, OFFICIAL
-from fapn_zoo.zoo.spec import DataSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 pytestmark = pytest.mark.unit
 
@@ -33,10 +34,12 @@ class Noise(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.data, self.kind, self.num_classes = data, kind, 5
+        head = "perpixel" if kind == "logits" else "maskformer"
+        self.spec = ModelSpec(f"{head}_toy", head, "fpn", "toy", 5, data=data)
         self.maps = nn.Conv2d(3, 5 if kind == "logits" else 7, 8, stride=4, padding=2)
         self.classes = nn.Linear(3, 7 * 6)
 
-    def forward(self, x):
+    def forward(self, x, sizes=None, targets=None):
         x = F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
         if self.kind == "logits":
             return SemanticOutput(self.maps(x))
@@ -84,7 +87,7 @@ def test_the_mean_is_that_of_the_official_recipe(monkeypatch, kind, budget):
         x = (torch.stack(list(shown)).float() - 100) / 50
         return model(F.pad(x, (0, -x.shape[3] % 32, 0, -x.shape[2] % 32)))
 
-    sources = score_sources(model, run, views, [views.prepare(data, pixels)])[0]
+    sources = score_sources(run, model.data, views, [views.prepare(data, pixels)])[0]
     parts = list(merged_bands(sources, (83, 117)))
     assert [first for first, _, _ in parts][1:] == [last for _, last, _ in parts][:-1]
     assert (len(parts) > 1) == (budget == 2000)
@@ -126,7 +129,7 @@ def test_windows_are_averaged_exactly(size, window, stride):
         return torch.stack([part[0] * 1.0, part[1] * 0.5 + rows])
 
     sums, counts = torch.zeros(2, *size), torch.zeros(size)
-    axes = zip(size, window, stride, strict=True)
+    axes = list(zip(size, window, stride, strict=True))
     tops, lefts = ({max(min(i, length - side), 0) for i in range(0, length, step)} for length, side, step in axes)
     for y, x in itertools.product(tops, lefts):
         part = (slice(y, y + window[0]), slice(x, x + window[1]))
@@ -137,11 +140,12 @@ def test_windows_are_averaged_exactly(size, window, stride):
 
     def run(parts):
         batches.append(len(parts))
-        return torch.stack([scores(part) for part in parts]), True
+        return [scores(part) for part in parts]
 
     for batch_size in (1, 3):
         batches.clear()
-        found = torch.cat(list(window_scores(run, pixels, window, stride, batch_size)), dim=1)
+        spans = [step_spans(*axis) for axis in axes]
+        found = torch.cat(list(window_scores(run, pixels, *spans, batch_size)), dim=1)
         assert torch.equal(found, sums / counts)
         assert max(batches) <= batch_size and sum(batches) == len(tops) * len(lefts)
 
@@ -160,14 +164,14 @@ def test_no_drift_in_windows(size, options):
     for shift, divisor in (((0, 0), 32), ((2, -4), 1)):
         # cells larger than a pixel would fray at the edges of windows
         model = ramps.Grid(size, shift, stride=1, size_divisor=divisor).eval()
-        views = views_for(model, **options)
+        views = views_for(model.spec, **options)
         pixels = torch.from_numpy(ramps.picture(size) * 255).permute(2, 0, 1)
 
         def run(shown, model=model, divisor=divisor):
             x = torch.stack(list(shown)) / 255
             return model(F.pad(x, (0, -x.shape[3] % divisor, 0, -x.shape[2] % divisor)))
 
-        sources = score_sources(model, run, views, [views.prepare(model.data, pixels)], batch_size=2)[0]
+        sources = score_sources(run, model.data, views, [views.prepare(model.data, pixels)], batch_size=2)[0]
         with torch.no_grad():
             labels = torch.cat([scores.argmax(0) for _, _, scores in merged_bands(sources, size)])
         assert np.array_equal(labels, ramps.truth(size, shift))
@@ -182,8 +186,10 @@ def test_windows_hold_one_row_of_windows(monkeypatch):
     monkeypatch.setattr(bands, "BAND_FLOATS", 5000)
     size = (1000, 64)
     model = ramps.Grid(size)
-    views = views_for(model, window=(64, 64), stride=(40, 40))
-    sources = score_sources(model, lambda p: model(torch.stack(p) / 255), views, [[torch.full((3, *size), 255.0)]])[0]
+    views = views_for(model.spec, window=(64, 64), stride=(40, 40))
+    sources = score_sources(
+        lambda p: model(torch.stack(p) / 255), model.data, views, [[torch.full((3, *size), 255.0)]]
+    )[0]
     kept = []
     for _ in merged_bands(sources, size):
         kept.append(sources[0][0].rows.held.shape[1])
@@ -207,10 +213,10 @@ def test_the_mean_takes_bands_whatever_the_size_of_the_photo(monkeypatch, window
     monkeypatch.setattr(bands, "BAND_FLOATS", 2**17)
     size = (900, 1200)
     model = ramps.Grid(size, test_size=90)
-    views = views_for(model, (0.75, 1, 1.5), flip=True, window=window)
+    views = views_for(model.spec, (0.75, 1, 1.5), flip=True, window=window)
     images = [views.prepare(model.data, torch.from_numpy(ramps.picture(size) * 255).permute(2, 0, 1))]
     with LargestTensor() as seen, torch.no_grad():
-        sources = score_sources(model, lambda p: model(torch.stack(list(p)) / 255), views, images)[0]
+        sources = score_sources(lambda p: model(torch.stack(list(p)) / 255), model.data, views, images)[0]
         for _, _, scores in merged_bands(sources, size):
             assert scores.numel() <= 2**17
     assert seen.largest < 2**18 < 16 * 900 * 1200 / 50
@@ -223,16 +229,14 @@ def test_official_sizes():
         assert shorts == tuple(int(f * data.test_size) for f in FACTORS)
         assert limit == (4096 if key[0] == "cityscapes" else 1.75 * data.test_max_size)
     model = create_model("perpixel_fapn_resnet18_cityscapes")  # 512 x 1024, not in the list
-    views = views_for(model, "official", flip=True)
+    views = views_for(model.spec, "official", flip=True)
     assert views == Views(FACTORS, 1024 * 1.75, True)
     assert views.sizes(model.data, (1024, 2048)) == [(int(512 * f), int(1024 * f)) for f in FACTORS]
-    assert views_for(model, (0.5, 256)).max_size == 1024
+    assert views_for(model.spec, (0.5, 256)).max_size == 1024
     swin = [m for m in MODELS if m.name == "maskformer_fapn_swin_l_ade20k"][0]
-    holder = nn.Module()
-    holder.spec, holder.data = swin, swin.data
-    assert views_for(holder, "official") == Views((320, 480, 640, 800, 960, 1120), 4480)
-    assert views_for(holder, (1.5,)).max_size == 4480  # the limit of the list, whatever part of it is used
-    wide = views_for(holder, "official").sizes(swin.data, (300, 3000))
+    assert views_for(swin, "official") == Views((320, 480, 640, 800, 960, 1120), 4480)
+    assert views_for(swin, (1.5,)).max_size == 4480  # the limit of the list, whatever part of it is used
+    wide = views_for(swin, "official").sizes(swin.data, (300, 3000))
     assert wide[0] == (320, 3200 * 2560 // 2560) and all(max(size) <= 4480 for size in wide)
 
 
@@ -256,7 +260,7 @@ def test_official_sizes():
 )
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        views_for(ramps.Grid((64, 64)), **options)
+        views_for(ramps.Grid((64, 64)).spec, **options)
 
 
 def test_predict_says_where_views_do_not_work():

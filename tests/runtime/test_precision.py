@@ -15,11 +15,12 @@ from toys.prediction import BrightSquare
 import fapn_zoo
 from fapn_zoo.cli import main
 from fapn_zoo.modules.backbones.backbone import Backbone
-from fapn_zoo.modules.losses import build_loss
+from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.predict import predict
 from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime import precision
 from fapn_zoo.runtime.precision import resolve_amp
+from fapn_zoo.zoo.parts import HEADS, load_part
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -160,9 +161,9 @@ def test_maps_are_channels_last_and_mean_the_same(name, backbone):
 def test_training_goes_on_after_a_prediction(backbone):
     """Also with networks that remember biases of positions while they are not trained."""
     model = small(backbone=backbone).train()
-    criterion = build_loss(model)
+    criterion = load_part(HEADS[model.spec.head].loss).of(model)
     batch = torch.randn(2, 3, 64, 64)
-    labels = {"labels": torch.randint(0, 5, (2, 64, 64))}
+    labels = Targets(torch.randint(0, 5, (2, 64, 64)))
     twin = copy.deepcopy(model)
     before = copy.deepcopy(model.state_dict())
     predict(model, picture(64, 64), amp="bf16")

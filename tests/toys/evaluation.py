@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fapn_zoo import create_model
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sources import Sample
+from fapn_zoo.data.sample import LABELS, Sample
 
 NAMES = ("ground", "tree", "sign")
 SIZES = ((40, 56), (33, 47), (40, 56), (56, 40))
@@ -18,7 +19,7 @@ SIZES = ((40, 56), (33, 47), (40, 56), (56, 40))
 class Noise:
     """Random pictures of several sizes with random labels, some of them unlabelled. Remembers what was asked for."""
 
-    name = "noise"
+    name, holds = "noise", LABELS
 
     def __init__(self, count: int = 5, names: tuple[str, ...] = NAMES, **labels):
         self.labels = LabelMap(names, **labels)
@@ -31,6 +32,9 @@ class Noise:
     def size(self, index: int) -> tuple[int, int]:
         return SIZES[index % len(SIZES)]
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        return ()
+
     def sample(self, index: int) -> Sample:
         self.asked.append(index)
         rng = np.random.default_rng(index)
@@ -40,7 +44,7 @@ class Noise:
         labels = labels[np.arange(size[0]) * 8 // size[0]][:, np.arange(size[1]) * 8 // size[1]]
         noise = rng.integers(0, 100, (*size, 3), dtype=np.uint8)
         image = noise + (labels[..., None] * np.uint8([50, 20, 40]) % 150).astype(np.uint8)
-        return Sample(image, labels, f"noise_{index}")
+        return Sample(torch.from_numpy(image).permute(2, 0, 1), f"noise_{index}", labels)
 
 
 def small_model(seed: int = 0, names: tuple[str, ...] = NAMES) -> torch.nn.Module:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fapn_zoo import create_model
-from fapn_zoo.data.panoptic_sources import PanopticSample, PanopticScenes
+from fapn_zoo.data.sample import SEGMENTS, Dataset, Objects, Sample
 from fapn_zoo.data.scenes import CLASSES, PALETTE, THINGS, generate_scene
+from fapn_zoo.data.sources import ScenesDataset
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
@@ -64,9 +65,11 @@ class Painted:
         crowds, void: every so-manieth thing is a crowd, every so-manieth segment void; 0 for none.
     """
 
-    def __init__(self, source: Any, crowds: int = 0, void: int = 0):
+    holds = SEGMENTS
+
+    def __init__(self, source: Dataset, crowds: int = 0, void: int = 0):
         self.source, self.crowds, self.void = source, crowds, void
-        self.name, self.labels, self.things = "painted", source.labels, source.things
+        self.name, self.labels = "painted", source.labels
         self.asked: list[int] = []
 
     def __len__(self) -> int:
@@ -75,20 +78,24 @@ class Painted:
     def size(self, index: int) -> tuple[int, int]:
         return self.source.size(index)
 
-    def sample(self, index: int) -> PanopticSample:
+    def files(self, index: int) -> tuple[Path, ...]:
+        return self.source.files(index)
+
+    def sample(self, index: int) -> Sample:
         self.asked.append(index)
         sample = self.source.sample(index)
-        image = np.stack([sample.ids, sample.labels, sample.ids * 0], axis=2).astype(np.uint8)
-        gone = [s["id"] for s in sample.segments if self.void and s["id"] % self.void == 0]
-        segments = tuple(
-            s | {"iscrowd": int(s["iscrowd"] or bool(self.crowds and s["isthing"] and s["id"] % self.crowds == 0))}
-            for s in sample.segments if s["id"] not in gone
-        )  # fmt: skip
-        ids = np.where(np.isin(sample.ids, gone), 0, sample.ids).astype(np.int32)
-        return dataclasses.replace(sample, image=image, ids=ids, segments=segments)
+        ids, classes = sample.objects.ids, sample.objects.classes
+        image = np.stack([ids, sample.labels, ids * 0]).astype(np.uint8)
+        numbers = np.arange(1, len(classes) + 1)
+        things = np.isin(classes, self.labels.things)
+        crowd = sample.objects.crowd | (things & (numbers % self.crowds == 0) if self.crowds else False)
+        kept = numbers % self.void != 0 if self.void else numbers > 0
+        new = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)
+        objects = Objects(new[ids], classes[kept], crowd[kept])
+        return dataclasses.replace(sample, image=torch.from_numpy(image), objects=objects)
 
 
-class OddScenes(PanopticScenes):
+class OddScenes(ScenesDataset):
     """Scenes of several sizes."""
 
     SIZES = ((96, 128), (83, 119), (128, 96), (96, 128))
@@ -113,8 +120,6 @@ class Oracle(nn.Module):
         data_spec = DataSpec(**plain | data)
         self.num_classes = len(data_spec.labels) or len(CLASSES)
         self.spec = ModelSpec("maskformer_toy", "maskformer", "fpn", "toy", self.num_classes, data=data_spec)
-        self.head = nn.Identity()
-        self.head.stride = 1
         self.err = err
         self.gain = nn.Parameter(torch.ones(()))
 
@@ -122,7 +127,7 @@ class Oracle(nn.Module):
     def data(self) -> DataSpec:
         return self.spec.data
 
-    def forward(self, x: Tensor) -> MaskFormerOutput:
+    def forward(self, x: Tensor, sizes: Tensor | None = None, targets: object = None) -> MaskFormerOutput:
         classes = torch.zeros(len(x), self.queries, self.num_classes + 1)
         classes[..., -1] = 20.0
         masks = torch.full((len(x), self.queries, *x.shape[2:]), -20.0)
@@ -134,7 +139,7 @@ class Oracle(nn.Module):
                 masks[n, i - 1][torch.from_numpy(segments == i)] = 20.0
                 classes[n, i - 1, -1] = 0.0
                 classes[n, i - 1, label] = 9.0 + i % 7 / 4
-        return MaskFormerOutput(classes * self.gain, masks)
+        return MaskFormerOutput(classes * self.gain, masks, stride=1)
 
 
 def mistaken(segments: np.ndarray, table: dict[int, int]) -> tuple[np.ndarray, dict[int, int]]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.tasks.result import Result
-from fapn_zoo.zoo.spec import DataSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 PLAIN = DataSpec(
     labels=("ground", "square"), palette=((20, 20, 200), (220, 30, 30)), mean=(127.5,) * 3, std=(50.0,) * 3
@@ -28,33 +28,45 @@ def box(result: Result) -> list[int]:
     return next(s["bbox"] for s in result.segments if s["category_id"] == 1)
 
 
-class BrightSquare(nn.Module):
+class Toy(nn.Module):
+    """A model with a description, and nothing in it."""
+
+    def __init__(self, head: str, data: DataSpec):
+        super().__init__()
+        self.spec = ModelSpec(f"{head}_toy", head, "fpn", "toy", 2, data=data)
+
+    @property
+    def data(self) -> DataSpec:
+        return self.spec.data
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec.num_classes
+
+
+class BrightSquare(Toy):
     """Class 1 where the image is brighter than the mean of its `DataSpec`, at stride 4. Remembers its inputs."""
 
     def __init__(self, data: DataSpec = PLAIN):
-        super().__init__()
-        self.data = data
-        self.num_classes = 2
+        super().__init__("perpixel", data)
         self.cell = nn.Conv2d(len(data.mean), 1, 4, stride=4, bias=False)
         nn.init.constant_(self.cell.weight, 1 / (16 * len(data.mean)))
         self.inputs: list[torch.Tensor] = []
 
-    def forward(self, x):
+    def forward(self, x, sizes=None, targets=None):
         assert not self.training and not torch.is_grad_enabled()
         self.inputs.append(x)
         grey = self.cell(F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4), mode="replicate"))
         return SemanticOutput(torch.cat([-grey, grey], dim=1))
 
 
-class TwoSquares(nn.Module):
+class TwoSquares(Toy):
     """A mask classifier whose queries are: ground, the left bright square, the right one, and two for nothing."""
 
     def __init__(self, data: DataSpec):
-        super().__init__()
-        self.data = data
-        self.num_classes = 2
+        super().__init__("maskformer", data)
 
-    def forward(self, x):
+    def forward(self, x, sizes=None, targets=None):
         bright = F.avg_pool2d(x.mean(1), 4) * 20
         left = torch.arange(bright.shape[2]) < bright.shape[2] / 2
         far = torch.full_like(bright, -20.0)

@@ -7,13 +7,16 @@ that compares them with thresholds finds class boundaries at known positions of 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sources import Sample
+from fapn_zoo.data.sample import LABELS, Sample
 from fapn_zoo.modules.heads.outputs import SemanticOutput
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
@@ -47,8 +50,7 @@ class Grid(nn.Module):
         plain = {"mean": (0.0,) * 3, "std": (255.0,) * 3, "labels": NAMES}
         self.spec = ModelSpec("perpixel_toy", "perpixel", "fpn", "toy", len(NAMES), data=DataSpec(**plain | data))
         self.num_classes = len(NAMES)
-        self.head = nn.Identity()
-        self.head.stride = stride
+        self.stride = stride
         self.gain = nn.Parameter(torch.ones(()))
         axes = zip((DOWN, ACROSS), shift, size, strict=True)
         limits = [(np.array(line) + move) / length * SLOPE for line, move, length in axes]
@@ -61,9 +63,9 @@ class Grid(nn.Module):
     def data(self) -> DataSpec:
         return self.spec.data
 
-    def forward(self, x: torch.Tensor) -> SemanticOutput:
+    def forward(self, x: torch.Tensor, sizes: object = None, targets: object = None) -> SemanticOutput:
         self.inputs.append(tuple(x.shape))
-        stride = self.head.stride
+        stride = self.stride
         height, width = ((x[:, 2].amax((0, axis)) > 0.5).sum() for axis in (2, 1))
         x = x[:, :, :height, :width]  # without the padding
         x = F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride), mode="replicate")
@@ -73,13 +75,13 @@ class Grid(nn.Module):
             for channel, (slope, base) in zip((1, 0), self.lines, strict=True)
         ]
         both = scores[0][:, :, None] + scores[1][:, None]
-        return SemanticOutput(both.flatten(1, 2).float())
+        return SemanticOutput(both.flatten(1, 2).float(), stride=stride)
 
 
 class Pictures:
     """Ramps of the given sizes, with the truth of `Grid` moved by ``shift``."""
 
-    name = "ramps"
+    name, holds = "ramps", LABELS
 
     def __init__(self, sizes: list[tuple[int, int]], shift: tuple[int, int] = (0, 0)):
         self.labels = LabelMap(NAMES)
@@ -91,6 +93,10 @@ class Pictures:
     def size(self, index: int) -> tuple[int, int]:
         return self.sizes[index]
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        return ()
+
     def sample(self, index: int) -> Sample:
         size = self.sizes[index]
-        return Sample(picture(size), truth(size, self.shift), f"ramp_{index}")
+        pixels = load_image(picture(size)).pixels
+        return Sample(pixels, f"ramp_{index}", truth(size, self.shift))

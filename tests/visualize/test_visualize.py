@@ -22,7 +22,7 @@ from fapn_zoo.visualize import compare, data_items, drawing, image_items, read_a
 from fapn_zoo.visualize.alignment_pictures import feature_colours
 from fapn_zoo.visualize.comparison import Comparison, Item, near_boundary
 from fapn_zoo.visualize.comparison_pictures import WRONG, WRONG_NEAR, _errors
-from fapn_zoo.zoo.spec import DataSpec
+from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 pytestmark = pytest.mark.unit
 
@@ -186,14 +186,13 @@ class Shifted(nn.Module):
         palette = ((200, 0, 0), (0, 200, 0), (0, 0, 200))[: len(labels)]
         self.by, self.num_classes = by, len(labels)
         self.data = DataSpec(labels=labels, palette=palette, mean=(0.0,) * 3, std=(1.0,) * 3)
-        self.head = nn.Identity()
-        self.head.stride = 1
+        self.spec = ModelSpec("perpixel_toy", "perpixel", "fpn", "toy", len(labels), data=self.data)
         self.register_buffer("anchor", torch.zeros(1))
 
-    def forward(self, x):
+    def forward(self, x, sizes=None, targets=None):
         ids = (x[:, 0] / 100).round().long().clamp(max=self.num_classes - 1)
         ids = torch.roll(ids, self.by, dims=2)
-        return SemanticOutput(F.one_hot(ids, self.num_classes).permute(0, 3, 1, 2).float())
+        return SemanticOutput(F.one_hot(ids, self.num_classes).permute(0, 3, 1, 2).float(), stride=1)
 
 
 @pytest.fixture

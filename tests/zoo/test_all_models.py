@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import fapn_zoo
-from fapn_zoo.modules.losses import build_loss
+from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.weights.folder import classifier_keys
+from fapn_zoo.zoo.parts import HEADS, load_part
 from fapn_zoo.zoo.registry import get_spec
 
 pytestmark = pytest.mark.unit
@@ -70,13 +71,13 @@ def test_shapes_on_meta(name, changes):
 @pytest.mark.parametrize("name", STRUCTURES.values())
 def test_forward_backward_odd_sizes(name):
     model = small(name).train()
-    criterion = build_loss(model)
+    criterion = load_part(HEADS[model.spec.head].loss).of(model)
     for height, width in ODD_SIZES:
         out = model(torch.randn(2, 3, height, width))
         assert logits(out).shape[-2:] == (-(-height // 4), -(-width // 4))
         labels = torch.randint(0, 5, (2, height, width))
         labels[:, :8] = 255
-        criterion(out, {"labels": labels})["loss"].backward()
+        criterion(out, Targets(labels))["loss"].backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not silent
 
