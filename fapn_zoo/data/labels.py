@@ -47,16 +47,19 @@ class LabelMap:
         palette: one RGB triple (ints 0..255) per class; left empty, `default_palette` fills it.
         ignore_index: the pixel value that belongs to no class, 0..65535. It must lie outside the class ids, except
             for 0: label files often use 0 for "unlabelled", and then class 0 is named but never trained or scored.
+        things: ids of the classes whose objects are counted, in any order, kept in increasing order; the other classes
+            are stuff. Empty where a data set knows no objects.
 
     Raises:
-        ValueError: lengths differ, a name repeats, a colour or the ignore index is out of range.
+        ValueError: lengths differ, a name or a thing repeats, a colour, the ignore index or a thing is out of range.
     """
 
     names: tuple[str, ...]
     palette: tuple[Colour, ...] = ()
     ignore_index: int = 255
+    things: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.names, str):
             raise ValueError(f"names must be a list of strings, not the single string {self.names!r}")
         names = tuple(self.names)
@@ -68,9 +71,10 @@ class LabelMap:
             raise ValueError(f"class names must differ; repeated: {', '.join(map(repr, repeated))}")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "palette", _checked_palette(self.palette, names))
+        object.__setattr__(self, "things", _checked_things(self.things, names))
         self._check_ignore()
 
-    def _check_ignore(self):
+    def _check_ignore(self) -> None:
         value, count = self.ignore_index, len(self.names)
         if not _is_int(value) or not 0 <= value <= MAX_ID:
             raise ValueError(f"ignore_index must be an integer in 0..{MAX_ID}, not {value!r}")
@@ -97,7 +101,7 @@ class LabelMap:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> LabelMap:
-        """Read a `classes.json`: `names`, and optionally `palette`, `ignore_index`, `num_classes`.
+        """Read a `classes.json`: `names`, and optionally `palette`, `ignore_index`, `num_classes`, `things`.
 
         Raises:
             FileNotFoundError: no such file.
@@ -118,7 +122,7 @@ class LabelMap:
         ignore = data.get("ignore_index")
         ignore = _default_ignore(len(names)) if ignore is None else ignore
         try:
-            return cls(tuple(names), data.get("palette") or (), ignore)
+            return cls(tuple(names), data.get("palette") or (), ignore, data.get("things") or ())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -131,6 +135,8 @@ class LabelMap:
             "ignore_index": self.ignore_index,
             "num_classes": self.num_classes,
         }
+        if self.things:
+            data["things"] = list(self.things)
         write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         return path
 
@@ -151,3 +157,12 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
         if not fits or not all(_is_int(v) and 0 <= v <= 255 for v in colour):
             raise ValueError(f"colour of class {name!r} must be three integers in 0..255, not {colour!r}")
     return tuple(tuple(colour) for colour in palette)
+
+
+def _checked_things(things: Sequence, names: tuple[str, ...]) -> tuple[int, ...]:
+    if not isinstance(things, (list, tuple)):
+        raise ValueError(f"things must be a list of class ids, not {things!r}")
+    bad = [i for i in things if not _is_int(i) or not 0 <= i < len(names) or things.count(i) > 1]
+    if bad:
+        raise ValueError(f"things must be different class ids in 0..{len(names) - 1}; got {', '.join(map(repr, bad))}")
+    return tuple(sorted(things))

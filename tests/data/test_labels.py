@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from fapn_zoo.data.labels import LabelMap, default_palette
 pytestmark = pytest.mark.unit
 
 
-def write(path, **data):
+def write(path: Path, **data: Any) -> Path:
     path.write_text(json.dumps(data))
     return path
 
@@ -55,9 +57,38 @@ def test_lists_become_tuples_and_equal_maps_are_equal():
         (("a", "b"), (), "255", "'255'"),
     ],
 )
-def test_what_is_refused(names, palette, ignore, says):
+def test_what_is_refused(names: tuple, palette: object, ignore: object, says: str):
     with pytest.raises(ValueError, match=says):
         LabelMap(names, palette, ignore)
+
+
+@pytest.mark.parametrize(
+    ("things", "says"),
+    [
+        ((2,), r"ids in 0\.\.1; got 2"),
+        ((0, -1), "got -1"),
+        ((1, 0, 1), "got 1, 1"),
+        ((True,), "got True"),
+        ((0.0,), "got 0.0"),
+        (("b",), "got 'b'"),
+        ("b", "must be a list of class ids, not 'b'"),
+        ({0, 1}, "must be a list"),
+    ],
+)
+def test_what_is_refused_as_things(things: object, says: str):
+    with pytest.raises(ValueError, match=says):
+        LabelMap(("a", "b"), things=things)
+
+
+def test_things_are_kept_in_order_and_written_only_where_there_are_any(tmp_path: Path):
+    labels = LabelMap(("sky", "car", "tree", "person"), things=[3, 1])
+    assert labels.things == (1, 3) and hash(labels) == hash(LabelMap(labels.names, things=(1, 3)))
+    assert labels != LabelMap(labels.names) and LabelMap(labels.names).things == ()
+    path = labels.to_json(tmp_path / "classes.json")
+    assert json.loads(path.read_text())["things"] == [1, 3] and LabelMap.from_json(path) == labels
+    assert "things" not in json.loads(LabelMap(labels.names).to_json(path).read_text())
+    with pytest.raises(ValueError, match=r"c\.json: things must be different class ids in 0\.\.0; got 7"):
+        LabelMap.from_json(write(tmp_path / "c.json", names=["a"], things=[7]))
 
 
 def test_zero_may_be_named_and_ignored():
@@ -73,14 +104,14 @@ def test_default():
             LabelMap.default(wrong)
 
 
-def test_json_round_trip_leaves_only_the_file(tmp_path):
+def test_json_round_trip_leaves_only_the_file(tmp_path: Path):
     labels = LabelMap(("Straße", "car"), ((1, 2, 3), (4, 5, 6)), 254)
     path = labels.to_json(tmp_path / "classes.json")
     assert LabelMap.from_json(path) == labels
     assert [p.name for p in tmp_path.iterdir()] == ["classes.json"]
 
 
-def test_json_needs_only_names(tmp_path):
+def test_json_needs_only_names(tmp_path: Path):
     assert LabelMap.from_json(write(tmp_path / "c.json", names=["a", "b"])) == LabelMap(("a", "b"))
     many = [f"n{i}" for i in range(300)]
     assert LabelMap.from_json(write(tmp_path / "c.json", names=many)).ignore_index == 65535
@@ -88,7 +119,7 @@ def test_json_needs_only_names(tmp_path):
     assert LabelMap.from_json(extra).ignore_index == 9
 
 
-def test_json_errors_name_the_file(tmp_path):
+def test_json_errors_name_the_file(tmp_path: Path):
     file = tmp_path / "classes.json"
     with pytest.raises(FileNotFoundError, match="classes.json"):
         LabelMap.from_json(file)
