@@ -1,16 +1,32 @@
-"""What all metrics share: int64 counts that add up, travel as plain numbers, and say what they count."""
+"""What all metrics share: int64 counts that add up, travel as plain arrays, and say what they count."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
-import torch.distributed as dist
 
 # Shares 0..1 are summed as multiples of 2**-40: exact whatever the order, off by less than 5e-13 each; eight million of
 # them fit into 63 bits.
 UNIT = 1 << 40
+
+
+class Tally(Protocol):
+    """What has been counted of some images; scores are made of it."""
+
+    def merge(self, other: Self) -> Self:
+        """Adds what another tally of the same settings has counted; returns self. ValueError when the two differ."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that has been counted, in arrays of fixed dtypes that share no memory with the tally."""
+        ...
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Replaces what is held by what `arrays` gave; returns self. ValueError names what does not fit."""
+        ...
 
 
 class Accumulator:
@@ -31,39 +47,72 @@ class Accumulator:
         Raises:
             ValueError: when the two do not count the same thing.
         """
-        if type(other) is not type(self):
-            raise ValueError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
-        check_settings("merge", other.settings, self.settings)
+        check_mergeable(self, other)
         self.counts += other.counts
         return self
 
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on counting elsewhere: plain numbers, ready for JSON."""
-        return {**self.settings, "counts": self.counts.tolist()}
+    def arrays(self) -> dict[str, np.ndarray]:
+        """A copy of the counts, {"counts": int64 of their shape}."""
+        return {"counts": self.counts.numpy().copy()}
 
-    def load(self, state: Mapping[str, Any]) -> Self:
-        """Replaces the counts by those of `state()`; returns self. ValueError when the settings differ."""
-        check_settings("load", {name: value for name, value in state.items() if name != "counts"}, self.settings)
-        self.counts = torch.tensor(state["counts"], dtype=torch.int64).reshape(self.counts.shape)
-        return self
+    def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Replaces the counts by a copy of those of `arrays()`; returns self.
 
-    def reduce(self, accelerator: Any = None) -> Self:
-        """Sums the counts of all processes into each of them; returns self. No effect with one process.
-
-        Args:
-            accelerator: an `accelerate.Accelerator` or `PartialState` whose device carries the exchange (NCCL needs
-                CUDA memory); None = CPU.
+        Raises:
+            ValueError: another name, dtype or shape.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            counts = self.counts.to(accelerator.device if accelerator is not None else "cpu")
-            dist.all_reduce(counts)  # not accelerate.reduce: int64 must stay int64
-            self.counts = counts.cpu()
+        check_arrays(arrays, self.arrays())
+        self.counts = torch.tensor(arrays["counts"])
         return self
 
 
-def check_settings(verb: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """ValueError that shows what differs."""
-    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+class Tallies(dict[str, Accumulator]):
+    """Accumulators that count the same images, by name; together they are one tally."""
+
+    def merge(self, other: Self) -> Self:
+        """Adds each of the other's accumulators to that of its name; returns self. ValueError when they differ."""
+        if other.keys() != self.keys():
+            raise ValueError(f"cannot merge {', '.join(other)} into {', '.join(self)}")
+        for name, part in self.items():
+            part.merge(other[name])
+        return self
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of all, each under the accumulator's name, a dot, and its own."""
+        return {f"{name}.{key}": array for name, part in self.items() for key, array in part.arrays().items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Replaces all counts by what `arrays` gave; returns self. ValueError names what does not fit."""
+        check_arrays(arrays, self.arrays())
+        for name, part in self.items():
+            part.load({"counts": arrays[f"{name}.counts"]})
+        return self
+
+
+def check_mergeable(mine: Any, other: Any) -> None:
+    """ValueError that shows what differs, unless both are of one class and have equal `settings`."""
+    if type(other) is not type(mine):
+        raise ValueError(f"cannot merge {type(other).__name__} into {type(mine).__name__}")
+    names = [
+        name for name in {**mine.settings, **other.settings} if mine.settings.get(name) != other.settings.get(name)
+    ]
     if names:
-        shown = [{name: settings.get(name) for name in names} for settings in (theirs, mine)]
-        raise ValueError(f"cannot {verb} {shown[0]} into {shown[1]}")
+        shown = [{name: one.settings.get(name) for name in names} for one in (other, mine)]
+        raise ValueError(f"cannot merge {shown[0]} into {shown[1]}")
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray], any_length: bool = False) -> None:
+    """ValueError unless the names, dtypes and shapes are those of `like`.
+
+    Args:
+        any_length: whether the first side of a shape may differ.
+    """
+    if arrays.keys() != like.keys():
+        raise ValueError(f"cannot load arrays {', '.join(arrays) or 'none'}: expected {', '.join(like)}")
+    for name, right in like.items():
+        array = arrays[name]
+        same = array.dtype == right.dtype and array.ndim == right.ndim
+        if not same or array.shape[any_length:] != right.shape[any_length:]:
+            raise ValueError(
+                f"cannot load {name}: expected {right.dtype} {right.shape}, got {array.dtype} {array.shape}"
+            )

@@ -7,15 +7,15 @@ form, keeps them small meanwhile, and makes the result independent of who has se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
-import torch.distributed as dist
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import check_settings
+from fapn_zoo.metrics.accumulator import check_arrays, check_mergeable
+from fapn_zoo.metrics.columns import from_columns, to_columns
 
 KINDS = ("masks", "boxes")
 LIMITS = (1, 10, 100)  # detections of one class in one image that recall is measured at; precision at the last
@@ -99,16 +99,14 @@ class AveragePrecision:
         classes = _array(side["classes"])
         if classes.size and (classes.dtype.kind not in "iu" or classes.ndim != 1):
             raise ValueError(f"classes of {what} must be integers (N,), got {classes.dtype} {classes.shape}")
-        if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
-            low, high = classes.min(), classes.max()
-            raise ValueError(f"classes of {what} must lie in 0..{self.num_classes - 1}, got {low}..{high}")
+        self._check_classes(classes, f"classes of {what}")
         count, found, size = len(classes), {"classes": classes.tolist()}, None
         masks, boxes = side.get("masks"), side.get("boxes")
         if masks is None and ("masks" in self.kinds or boxes is None):
             raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
         if masks is not None:
             masks, size = _checked_masks(_array(masks), count, what)
-            found["areas"] = [int(np.count_nonzero(mask)) for mask in masks]
+            found["areas"] = [float(np.count_nonzero(mask)) for mask in masks]
         rles = _encoded(masks) if "masks" in self.kinds or boxes is None else []
         if "masks" in self.kinds:
             found["masks"] = [rle["counts"].decode("ascii") for rle in rles]
@@ -126,42 +124,42 @@ class AveragePrecision:
         Raises:
             ValueError: the two do not score the same thing, or both have seen an image.
         """
-        if type(other) is not type(self):
-            raise ValueError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
-        check_settings("merge", other.settings, self.settings)
-        self._take(other.images.items())
-        return self
-
-    def _take(self, images: Iterable[tuple[int | str, dict[str, Any]]]) -> None:
-        images = dict(images)
-        both = sorted(images.keys() & self.images.keys(), key=_place)
+        check_mergeable(self, other)
+        both = sorted(other.images.keys() & self.images.keys(), key=_place)
         if both:
             raise ValueError(f"image {', '.join(map(str, both[:5]))} has been added before")
-        self.images |= images
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on elsewhere: plain values, ready for JSON, about as large as the masks' outlines."""
-        return {**self.settings, "images": [[image, entry] for image, entry in self.images.items()]}
-
-    def load(self, state: Mapping[str, Any]) -> Self:
-        """Replaces all images by those of `state()`; returns self. ValueError when the settings differ."""
-        check_settings("load", {name: value for name, value in state.items() if name != "images"}, self.settings)
-        self.images = {image: entry for image, entry in state["images"]}
+        self.images |= other.images
         return self
 
-    def reduce(self, accelerator: Any = None) -> Self:
-        """Brings the images of all processes into each of them; returns self. No effect with one process.
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All images as columns.
 
-        Args:
-            accelerator: not used; what is exchanged are Python objects. Here to fit the other metrics.
+        Returns:
+            By image: "ids" (uint8, UTF-8 text that ends at "id_ends"), "named" (bool, whether the id is a string),
+            "sizes" (int64, height and width), and "truth_ends" and "found_ends" of its objects in what follows. By
+            object: "truth_classes" (int64), "truth_areas" (float64), "truth_crowd" (int64), "truth_boxes" (float64, x,
+            y, width, height) and "truth_masks" (uint8, COCO's compressed run lengths that end at "truth_mask_ends");
+            the same with "found", and "found_scores" (float64) for the crowd. Boxes and masks only where they are
+            scored. All ends are int64.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, self.images)
-            self.images = {}
-            for part in parts:
-                self._take(part.items())
+        return to_columns(self.images, self.kinds)
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Replaces all images by those of `arrays()`; returns self.
+
+        Raises:
+            ValueError: other columns (those of other kinds) or dtypes, lengths that do not fit together, or a class out
+                of range.
+        """
+        check_arrays(arrays, to_columns({}, self.kinds), any_length=True)
+        for name in ("truth_classes", "found_classes"):
+            self._check_classes(arrays[name], f"cannot load {name}: they")
+        self.images = from_columns(arrays, self.kinds)
         return self
+
+    def _check_classes(self, classes: np.ndarray, what: str) -> None:
+        if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            raise ValueError(f"{what} must lie in 0..{self.num_classes - 1}, got {classes.min()}..{classes.max()}")
 
     def compute(self, kinds: Sequence[str] | None = None) -> dict[str, Any]:
         """The scores, as fractions 0..1.

@@ -105,20 +105,29 @@ def test_update_leaves_its_arguments_alone():
     assert torch.equal(pred, before[0]) and torch.equal(target, before[1])
 
 
-def test_merge_and_state_and_reduce():
+def test_merge_arrays_and_load():
     pred, target = case(np.uint8)
     whole, first, second = (ConfusionMatrix(7) for _ in range(3))
     whole.update(pred, target)
     first.update(pred[:1], target[:1])
     second.update(pred[1:], target[1:])
-    restored = ConfusionMatrix(7).load(first.state())
+    arrays = first.arrays()
+    before = arrays["counts"].copy()
+    restored = ConfusionMatrix(7).load(arrays)
     assert torch.equal(restored.merge(second).counts, whole.counts)
-    assert torch.equal(whole.reduce().counts, restored.counts)  # one process: nothing to add
+    first.merge(second)
+    np.testing.assert_array_equal(arrays["counts"], before)  # shared with neither accumulator
     for other in (ConfusionMatrix(6), ConfusionMatrix(7, ignore_index=0)):
         with pytest.raises(ValueError, match="cannot merge"):
             whole.merge(other)
-        with pytest.raises(ValueError, match="cannot load"):
-            whole.load(other.state())
+    for wrong, message in (
+        (np.zeros((6, 7), np.int64), r"counts: expected int64 \(7, 7\), got int64 \(6, 7\)"),
+        (np.zeros((7, 7)), r"counts: expected int64 \(7, 7\), got float64 \(7, 7\)"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot load {message}"):
+            whole.load({"counts": wrong})
+    with pytest.raises(ValueError, match="cannot load arrays none: expected counts"):
+        whole.load({})
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
