@@ -128,7 +128,7 @@ class CocoPanoptic:
 
     def _segments(self, path: Path, listed: list[dict[str, Any]]) -> tuple[np.ndarray, Segments]:
         """The map of a PNG file with ids 1, 2, ... in the order of the list, and its segments."""
-        from fapn_zoo.metrics.panoptic import read_ids  # imports torch
+        from fapn_zoo.data.segment_png import read_ids
 
         try:
             colours = read_ids(path)

@@ -307,17 +307,6 @@ def match_contours(labels, flags, other, other_flags, other_near, other_sizes, p
 
 
 @_jit
-def ids_of_colours(rgb):
-    """COCO's panoptic ids int32 (H, W) of an image uint8 (H, W, 3 or more): red + 256 green + 65536 blue."""
-    height, width, _ = rgb.shape
-    out = np.empty((height, width), np.int32)
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = np.int32(rgb[y, x, 0]) | np.int32(rgb[y, x, 1]) << 8 | np.int32(rgb[y, x, 2]) << 16
-    return out
-
-
-@_jit
 def _slot(keys, counts, key):
     """Where `key` is in a hash table whose size is a power of two, or the free place for it."""
     last = np.uint64(keys.size - 1)
