@@ -1,6 +1,6 @@
 """Average precision and recall of detected boxes and masks, by COCO's rules.
 
-The rules themselves are not written again here: `faster-coco-eval` (extra ``coco``; Apache 2.0) is a maintained C++
+The rules themselves are not written again here: `faster-coco-eval` (extra `coco`; Apache 2.0) is a maintained C++
 version of pycocotools with the same numbers. This module brings truth and predictions into its
 form, keeps them small meanwhile, and makes the result independent of who has seen which image.
 """

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from toys.golden_rule import Golden
 
 from fapn_zoo.convert.key_maps import KeyMap, backbone_pairs
-from fapn_zoo.modules.backbones.backbone import Backbone, _plan, _rehearse, timm_name
+from fapn_zoo.modules.backbones.backbone import Backbone
+from fapn_zoo.modules.backbones.plan import _rehearse, plan, timm_name
 from fapn_zoo.modules.backbones.swin_official import OfficialSwinBlock
 from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
 
@@ -405,7 +406,7 @@ def test_official_swin_large():
 def test_the_table_says_what_a_rehearsal_finds(architecture):
     options = {"in_chans": 3}
     extra, divisor, only = _rehearse(architecture, tuple(options.items()))
-    assert _plan(architecture, options) == (options | dict(extra), divisor, only)
+    assert plan(architecture, options) == (options | dict(extra), divisor, only)
 
 
 def test_multi_grid_dilates_the_last_stage_alone():
