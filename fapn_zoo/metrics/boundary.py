@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
 from fapn_zoo.metrics.semantic import as_ids, bad_prediction, bad_truth, check_shapes, flat, scores, tables_for
 
 
@@ -300,7 +300,7 @@ def boundary_iou(first: Tensor | np.ndarray, second: Tensor | np.ndarray, dilati
 
 
 def _as_masks(masks: Tensor | np.ndarray) -> np.ndarray:
-    array = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
+    array = as_array(masks)
     if array.ndim not in (2, 3) or array.dtype.kind not in "bui":
         raise ValueError(f"masks must be bool or integer, (H, W) or (N, H, W), got {array.dtype} {array.shape}")
     return array if array.dtype == bool else array != 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
 
 _TP, _FP, _FN, _IOU = range(4)
 
@@ -130,7 +130,7 @@ class PanopticQuality(Accumulator):
 
 
 def _as_map(ids: Tensor | np.ndarray, what: str) -> np.ndarray:
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    array = as_array(ids)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"{what} must be a map (H, W) of integer ids, got {array.dtype} {array.shape}")
     if array.dtype not in (np.int32, np.int64):  # all that the kernel is compiled for
