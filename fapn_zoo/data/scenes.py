@@ -157,13 +157,7 @@ def _base(c: _Canvas, road: Point, walks: Point) -> None:
 
 
 def _walls(
-    c: _Canvas,
-    kind: int,
-    corners: Sequence[Point],
-    height: float,
-    colours: tuple[Colour | None, Colour],
-    pitch: float,
-    share: Point,
+    c: _Canvas, kind: int, corners: Sequence[Point], height: float, colours: Sequence[Any], pitch: float, share: Point
 ) -> None:
     """Walls along corners (x, z) with windows `pitch` apart; a fence has bars for windows and no colour of its own."""
     for a, b in zip(corners, corners[1:], strict=False):

@@ -19,15 +19,12 @@ class Tally(Protocol):
 
     def merge(self, other: Self) -> Self:
         """Adds what another tally of the same settings has counted; returns self. ValueError when the two differ."""
-        ...
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that has been counted, in arrays of fixed dtypes that share no memory with the tally."""
-        ...
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
         """Replaces what is held by what `arrays` gave; returns self. ValueError names what does not fit."""
-        ...
 
 
 class Accumulator:
