@@ -88,9 +88,10 @@ class CheckReport:
 def check_data(root: str | Path, num_classes: int | None = None, progress: bool = True) -> CheckReport:
     """Check every split of a data folder; reads all files and never stops at the first problem.
 
-    Errors: pictures without labels and the other way round, names used twice, unreadable files, colour pictures or
-    lossy files in place of labels, size mismatches, ids out of range, the same file in two splits (it would be scored
-    on what it was trained on), unknown classes. Notes: the same picture twice in one split, classes that never occur.
+    Errors are pictures without labels, labels without pictures, names used twice and unreadable files. So are colour
+    pictures or lossy files in place of labels, sizes that differ, ids out of range and unknown classes. The same file
+    in two splits is one too: the model would be scored on what it was trained on. Notes are the same picture twice in
+    one split, and classes that never occur.
 
     Args:
         root: folder as `FolderDataset` describes it.

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 # Shares 0..1 are summed as multiples of 2**-40: exact whatever the order, off by less than 5e-13 each; eight million of
 # them fit into 63 bits.
@@ -18,15 +19,12 @@ class Tally(Protocol):
 
     def merge(self, other: Self) -> Self:
         """Adds what another tally of the same settings has counted; returns self. ValueError when the two differ."""
-        ...
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that has been counted, in arrays of fixed dtypes that share no memory with the tally."""
-        ...
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
         """Replaces what is held by what `arrays` gave; returns self. ValueError names what does not fit."""
-        ...
 
 
 class Accumulator:
@@ -87,6 +85,14 @@ class Tallies(dict[str, Accumulator]):
         for name, part in self.items():
             part.load({"counts": arrays[f"{name}.counts"]})
         return self
+
+
+def as_array(values: Any) -> np.ndarray:
+    """A tensor of any device, an array, or a list as an array; floats of two bytes become float32."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype.is_floating_point and values.element_size() < 4 else values).numpy()
+    return np.asarray(values)
 
 
 def check_mergeable(mine: Any, other: Any) -> None:

@@ -14,11 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
 from fapn_zoo.metrics.semantic import as_ids, bad_prediction, bad_truth, check_shapes, flat, scores, tables_for
 
 
-class BoundaryBands(Accumulator):
+class _OfClassMaps(Accumulator):
+    """What the three have in common: up to 65535 classes, and a truth id that is left out."""
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int, ignore_index: int, **settings: Any) -> None:
+        if not 1 <= num_classes < 1 << 16:
+            raise ValueError(f"num_classes must lie in 1..65535, got {num_classes}")
+        super().__init__(shape, num_classes=num_classes, ignore_index=ignore_index, **settings)
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+
+
+class BoundaryBands(_OfClassMaps):
     """Confusion matrices of the pixels within some distances of a true class boundary ("trimap" mIoU), all in one pass.
 
     A pixel of class c belongs to the band of width d when a pixel of another class is at most d rows and at most d
@@ -49,22 +59,13 @@ class BoundaryBands(Accumulator):
         ignore_index: int = 255,
         void_borders: bool = False,
     ) -> None:
-        _check_classes(num_classes)
         widths = list(widths)
         whole = all(isinstance(w, int) and w > 0 for w in widths)
         if not whole or not 0 < len(widths) < 256 or widths != sorted(set(widths)):
             raise ValueError(f"widths must be ascending integers of at least 1, got {widths}")
-        super().__init__(
-            (len(widths) + 1, num_classes, num_classes),
-            num_classes=num_classes,
-            widths=widths,
-            ignore_index=ignore_index,
-            void_borders=void_borders,
-        )
-        self.num_classes = num_classes
-        self.widths = tuple(widths)
-        self.ignore_index = ignore_index
-        self.void_borders = void_borders
+        shape = (len(widths) + 1, num_classes, num_classes)
+        super().__init__(shape, num_classes, ignore_index, widths=widths, void_borders=void_borders)
+        self.widths, self.void_borders = tuple(widths), void_borders
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
         """Adds one or more class maps.
@@ -96,7 +97,7 @@ class BoundaryBands(Accumulator):
         return {width: scores(self.confusion(width), self.ignore_index) for width in self.widths}
 
 
-class BoundaryIoU(Accumulator):
+class BoundaryIoU(_OfClassMaps):
     """IoU of the inner boundary regions of classes, after Cheng et al., "Boundary IoU", CVPR 2021.
 
     The region of a mask is what erosion takes from it: the mask's pixels with a pixel outside the mask at most d rows
@@ -117,14 +118,9 @@ class BoundaryIoU(Accumulator):
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, dilation_ratio: float = 0.02) -> None:
-        _check_classes(num_classes)
         if not dilation_ratio > 0:
             raise ValueError(f"dilation_ratio must be positive, got {dilation_ratio}")
-        super().__init__(
-            (3, num_classes), num_classes=num_classes, ignore_index=ignore_index, dilation_ratio=dilation_ratio
-        )
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        super().__init__((3, num_classes), num_classes, ignore_index, dilation_ratio=dilation_ratio)
         self.dilation_ratio = dilation_ratio
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
@@ -157,7 +153,7 @@ class BoundaryIoU(Accumulator):
         }
 
 
-class BoundaryFScore(Accumulator):
+class BoundaryFScore(_OfClassMaps):
     """F-score of class contours that may be some pixels off, averaged over images: DAVIS's measure, per class.
 
     This is what Gated-SCNN and the works after it report (`eval_mask_boundary` of nv-tlabs/GSCNN, adapted from
@@ -179,19 +175,11 @@ class BoundaryFScore(Accumulator):
     """
 
     def __init__(self, num_classes: int, tolerances: Sequence[float] = (3, 5, 9, 12), ignore_index: int = 255) -> None:
-        _check_classes(num_classes)
         tolerances = list(tolerances)
         if not tolerances or tolerances[0] <= 0 or tolerances != sorted(set(tolerances)):
             raise ValueError(f"tolerances must be ascending positive numbers, got {tolerances}")
-        super().__init__(
-            (len(tolerances) + 2, num_classes),
-            num_classes=num_classes,
-            tolerances=tolerances,
-            ignore_index=ignore_index,
-        )
-        self.num_classes = num_classes
+        super().__init__((len(tolerances) + 2, num_classes), num_classes, ignore_index, tolerances=tolerances)
         self.tolerances = tuple(tolerances)
-        self.ignore_index = ignore_index
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
         """Adds one or more class maps, each an image; arguments and errors as for `BoundaryBands.update`."""
@@ -300,15 +288,10 @@ def boundary_iou(first: Tensor | np.ndarray, second: Tensor | np.ndarray, dilati
 
 
 def _as_masks(masks: Tensor | np.ndarray) -> np.ndarray:
-    array = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
+    array = as_array(masks)
     if array.ndim not in (2, 3) or array.dtype.kind not in "bui":
         raise ValueError(f"masks must be bool or integer, (H, W) or (N, H, W), got {array.dtype} {array.shape}")
     return array if array.dtype == bool else array != 0
-
-
-def _check_classes(num_classes: int) -> None:
-    if not 1 <= num_classes < 1 << 16:
-        raise ValueError(f"num_classes must lie in 1..65535, got {num_classes}")
 
 
 def _without(ignore_index: int, values: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Average precision and recall of detected boxes and masks, by COCO's rules.
 
-The rules themselves are not written again here: `faster-coco-eval` (extra ``coco``; Apache 2.0) is a maintained C++
+The rules themselves are not written again here: `faster-coco-eval` (extra `coco`; Apache 2.0) is a maintained C++
 version of pycocotools with the same numbers. This module brings truth and predictions into its
 form, keeps them small meanwhile, and makes the result independent of who has seen which image.
 """
@@ -12,9 +12,8 @@ from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
-from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import check_arrays, check_mergeable
+from fapn_zoo.metrics.accumulator import as_array, check_arrays, check_mergeable
 from fapn_zoo.metrics.columns import from_columns, to_columns
 
 KINDS = ("masks", "boxes")
@@ -96,7 +95,7 @@ class AveragePrecision:
         """Classes, boxes (x, y, width, height), masks (run lengths) and areas, and the [height, width] of the masks."""
         if "classes" not in side:
             raise ValueError(f"{what} has no classes")
-        classes = _array(side["classes"])
+        classes = as_array(side["classes"])
         if classes.size and (classes.dtype.kind not in "iu" or classes.ndim != 1):
             raise ValueError(f"classes of {what} must be integers (N,), got {classes.dtype} {classes.shape}")
         self._check_classes(classes, f"classes of {what}")
@@ -105,7 +104,7 @@ class AveragePrecision:
         if masks is None and ("masks" in self.kinds or boxes is None):
             raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
         if masks is not None:
-            masks, size = _checked_masks(_array(masks), count, what)
+            masks, size = _checked_masks(as_array(masks), count, what)
             found["areas"] = [float(np.count_nonzero(mask)) for mask in masks]
         rles = _encoded(masks) if "masks" in self.kinds or boxes is None else []
         if "masks" in self.kinds:
@@ -321,7 +320,7 @@ def _widths(boxes: np.ndarray, what: str) -> list[list[float]]:
 
 def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     """float64 of this shape, all finite; else ValueError."""
-    array = _array(values)
+    array = as_array(values)
     if not array.size and not shape[0]:
         return np.zeros(shape)
     if array.shape != shape or array.dtype.kind not in "biuf":
@@ -330,10 +329,3 @@ def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{what} must be finite, got {array[~np.isfinite(array)][0]}")
     return array
-
-
-def _array(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype.is_floating_point and values.element_size() < 4 else values).numpy()
-    return np.asarray(values)

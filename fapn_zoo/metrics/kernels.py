@@ -11,11 +11,12 @@ import numpy as np
 
 from fapn_zoo.runtime.compiled import compiled
 
+Array = np.ndarray
 _jit = compiled(nogil=True)
 
 
 @_jit
-def _cell(truth, pred, row_of_byte, ignore, classes):
+def _cell(truth: int, pred: int, row_of_byte: Array, ignore: int, classes: int) -> int:
     if np.uint64(pred) >= np.uint64(classes):
         return np.int64(-1)
     if np.uint64(truth) < np.uint64(256):
@@ -28,7 +29,9 @@ def _cell(truth, pred, row_of_byte, ignore, classes):
 
 
 @_jit
-def count_pairs(truth, pred, row_of_byte, ignore, classes, table, apart):
+def count_pairs(
+    truth: Array, pred: Array, row_of_byte: Array, ignore: int, classes: int, table: Array, apart: int
+) -> int:
     """Adds flat vectors of ids to a flat table of (classes + 2) rows of `classes` cells.
 
     Row `classes` collects ignored truth, the next one truth out of range. Neighbouring pixels mostly hit the same
@@ -60,7 +63,7 @@ def count_pairs(truth, pred, row_of_byte, ignore, classes, table, apart):
 
 
 @_jit
-def compact(ids, classes, ignoring, ignore, void, out):
+def compact(ids: Array, classes: int, ignoring: bool, ignore: int, void: int, out: Array) -> int:
     """Writes flat `ids` to `out`, those equal to `ignore`, if ignoring, as `void`.
 
     Returns:
@@ -77,41 +80,41 @@ def compact(ids, classes, ignoring, ignore, void, out):
 
 
 @_jit
-def _raise(row, other, count):
+def _raise(row: Array, other: Array, count: int) -> None:
     for x in range(count):
         a, b = row[x], other[x]
         row[x] = b if b > a else a
 
 
 @_jit
-def _lower(row, other, count):
+def _lower(row: Array, other: Array, count: int) -> None:
     for x in range(count):
         a, b = row[x], other[x]
         row[x] = b if b < a else a
 
 
 @_jit
-def _higher(out, row, other, count):
+def _higher(out: Array, row: Array, other: Array, count: int) -> None:
     for x in range(count):
         a, b = row[x], other[x]
         out[x] = b if b > a else a
 
 
 @_jit
-def _smaller(out, row, other, count):
+def _smaller(out: Array, row: Array, other: Array, count: int) -> None:
     for x in range(count):
         a, b = row[x], other[x]
         out[x] = b if b < a else a
 
 
 @_jit
-def _copy(out, row, count):
+def _copy(out: Array, row: Array, count: int) -> None:
     for x in range(count):
         out[x] = row[x]
 
 
 @_jit
-def _widen(image, radius, largest, spare):
+def _widen(image: Array, radius: int, largest: bool, spare: Array) -> None:
     """In place, each pixel becomes the largest (or smallest) of the square of 2 * radius + 1 that begins there.
 
     Windows double: the maximum over 2 n pixels is that of two windows of n. `spare` (2, width) holds rows in progress.
@@ -142,7 +145,7 @@ def _widen(image, radius, largest, spare):
 
 
 @_jit
-def _fill(high, low, labels, void, skip_void, top):
+def _fill(high: Array, low: Array, labels: Array, void: int, skip_void: bool, top: int) -> None:
     for x in range(labels.size):
         value = labels[x]
         skip = skip_void and value == void
@@ -151,13 +154,13 @@ def _fill(high, low, labels, void, skip_void, top):
 
 
 @_jit
-def _add_equal(out, high, low):
+def _add_equal(out: Array, high: Array, low: Array) -> None:
     for x in range(out.size):
         out[x] += np.uint8(high[x] <= low[x])
 
 
 @_jit
-def rings(labels, void, skip_void, border, radii):
+def rings(labels: Array, void: int, skip_void: bool, border: bool, radii: Array) -> Array:
     """For each pixel the number of radii whose square window shows no second class.
 
     Args:
@@ -191,7 +194,7 @@ def rings(labels, void, skip_void, border, radii):
 
 
 @_jit
-def count_zones(zones, truth, pred, void, classes, table, apart):
+def count_zones(zones: Array, truth: Array, pred: Array, void: int, classes: int, table: Array, apart: int) -> None:
     """Adds flat compact maps to a flat table of zones x classes x classes; void truth counts nowhere."""
     whole = truth.size - truth.size % 4
     for start in range(0, whole, 4):
@@ -206,14 +209,16 @@ def count_zones(zones, truth, pred, void, classes, table, apart):
 
 
 @_jit
-def _region_cell(truth, pred, truth_zone, pred_zone, void, classes):
+def _region_cell(truth: int, pred: int, truth_zone: int, pred_zone: int, void: int, classes: int) -> int:
     row = np.int64(truth) if truth_zone == 0 and truth != void else np.int64(classes)
     column = np.int64(pred) if pred_zone == 0 and truth != void else np.int64(classes)
     return np.uint64(row * (classes + 1) + column)
 
 
 @_jit
-def count_regions(truth_zones, pred_zones, truth, pred, void, classes, table, apart):
+def count_regions(
+    truth_zones: Array, pred_zones: Array, truth: Array, pred: Array, void: int, classes: int, table: Array, apart: int
+) -> None:
     """Adds the pixels of boundary regions, zone 0 of `rings`, to a flat table of (classes + 1) x (classes + 1).
 
     The last row and column are for pixels outside the region of the truth or of the prediction. Void truth is outside.
@@ -229,7 +234,7 @@ def count_regions(truth_zones, pred_zones, truth, pred, void, classes, table, ap
 
 
 @_jit
-def contours(labels, pad, classes):
+def contours(labels: Array, pad: int, classes: int) -> tuple[Array, Array, Array]:
     """Pixels whose right, lower or lower right neighbour has another label; such a pixel is on the contour of each.
 
     Returns:
@@ -260,7 +265,7 @@ def contours(labels, pad, classes):
 
 
 @_jit
-def _nearest(label, y, x, labels, flags, pad, offsets):
+def _nearest(label: int, y: int, x: int, labels: Array, flags: Array, pad: int, offsets: Array) -> int:
     """Which of `offsets` first leads from (y, x) to the contour of `label`, or their number."""
     height, width = labels.shape
     for i in range(offsets.shape[0]):
@@ -278,7 +283,18 @@ def _nearest(label, y, x, labels, flags, pad, offsets):
 
 
 @_jit
-def match_contours(labels, flags, other, other_flags, other_near, other_sizes, pad, offsets, levels, hits):
+def match_contours(
+    labels: Array,
+    flags: Array,
+    other: Array,
+    other_flags: Array,
+    other_near: Array,
+    other_sizes: Array,
+    pad: int,
+    offsets: Array,
+    levels: Array,
+    hits: Array,
+) -> None:
     """Adds to `hits` (classes, n) at what level each contour pixel of `labels` meets its class's contour in `other`.
 
     Args:
@@ -307,18 +323,7 @@ def match_contours(labels, flags, other, other_flags, other_near, other_sizes, p
 
 
 @_jit
-def ids_of_colours(rgb):
-    """COCO's panoptic ids int32 (H, W) of an image uint8 (H, W, 3 or more): red + 256 green + 65536 blue."""
-    height, width, _ = rgb.shape
-    out = np.empty((height, width), np.int32)
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = np.int32(rgb[y, x, 0]) | np.int32(rgb[y, x, 1]) << 8 | np.int32(rgb[y, x, 2]) << 16
-    return out
-
-
-@_jit
-def _slot(keys, counts, key):
+def _slot(keys: Array, counts: Array, key: int) -> int:
     """Where `key` is in a hash table whose size is a power of two, or the free place for it."""
     last = np.uint64(keys.size - 1)
     at = ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & last
@@ -328,13 +333,13 @@ def _slot(keys, counts, key):
 
 
 @_jit
-def _changes(first, before_first, second, before_second, out):
+def _changes(first: Array, before_first: Array, second: Array, before_second: Array, out: Array) -> None:
     for i in range(first.size):
         out[i] = (first[i] != before_first[i]) | (second[i] != before_second[i])
 
 
 @_jit
-def count_overlaps(first, second, keys, counts):
+def count_overlaps(first: Array, second: Array, keys: Array, counts: Array) -> int:
     """Sums the areas of all pairs of ids of two flat vectors, not empty, in a hash table.
 
     Maps of segments are runs of equal pixels. The ends of runs are found for 1024 pixels at a time, without branches

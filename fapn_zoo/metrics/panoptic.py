@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
 
 _TP, _FP, _FN, _IOU = range(4)
 
@@ -72,34 +69,6 @@ class PanopticQuality(Accumulator):
             ValueError: maps of different size or not of integers; ids in a map that no segment has; segments without
                 pixels; an id listed twice or 0; a category that is not in the table. Nothing has been counted then.
         """
-        self.counts += self._count(pred_map, pred_segments, gt_map, gt_segments, image)
-
-    def update_files(self, images: Iterable[Mapping[str, Any]], threads: int | None = None) -> None:
-        """Adds images from COCO panoptic PNG files, decoding and counting several at a time.
-
-        Args:
-            images: for each {"pred": file, "pred_segments": as in `update`, "gt": file, "gt_segments": ...}; a name
-                under "image" is used in errors, else the name of the prediction's file.
-            threads: how many; None = one for each CPU, at most 8.
-
-        Raises:
-            ValueError: as `update`, and for files that are not 8-bit RGB images.
-            FileNotFoundError: a file is missing.
-        """
-
-        def count(entry: Mapping[str, Any]) -> Tensor:
-            name = str(entry.get("image", entry["pred"]))
-            pred, gt = read_ids(entry["pred"]), read_ids(entry["gt"])
-            return self._count(pred, entry["pred_segments"], gt, entry["gt_segments"], name)
-
-        total = torch.zeros_like(self.counts)
-        with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
-            for counts in pool.map(count, images):
-                total += counts
-        self.counts += total
-
-    def _count(self, pred_map: Any, pred_segments: Any, gt_map: Any, gt_segments: Any, image: str) -> Tensor:
-        """The counts of one image, (categories, 4)."""
         where = f"{image}: " if image else ""
         pred_ids, gt_ids = _as_map(pred_map, f"{where}the prediction"), _as_map(gt_map, f"{where}the truth")
         if pred_ids.shape != gt_ids.shape:
@@ -112,7 +81,8 @@ class PanopticQuality(Accumulator):
             pred_areas[pred] = pred_areas.get(pred, 0) + pixels
         self._check(pred_segments, pred_areas, f"{where}the prediction")
         self._check(gt_segments, gt_areas, f"{where}the truth")
-        return torch.from_numpy(_match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas))
+        counts = _match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas)
+        self.counts += torch.from_numpy(counts)
 
     def _check(self, segments: Sequence[Mapping[str, Any]], areas: Mapping[int, int], what: str) -> None:
         listed = {s["id"] for s in segments}
@@ -159,37 +129,8 @@ class PanopticQuality(Accumulator):
         return means | {"per_class": per_class}
 
 
-def read_ids(path: str | os.PathLike) -> np.ndarray:
-    """The segment ids of a COCO panoptic PNG file, int32 (H, W): red + 256 green + 65536 blue.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image, or not one of 8-bit RGB (or RGBA, whose alpha is not read).
-    """
-    from torchvision.io import decode_png, read_file
-
-    from fapn_zoo.metrics.kernels import ids_of_colours
-
-    path = os.fspath(path)
-    try:
-        pixels = decode_png(read_file(path)).permute(1, 2, 0).numpy()  # a fifth faster than Pillow
-    except RuntimeError:  # another format, a damaged file, or a torchvision without libpng: Pillow knows
-        try:
-            with Image.open(path) as image:
-                pixels = np.atleast_3d(np.asarray(image))
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} is not an image") from None
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {path}") from None
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
-    if pixels.dtype != np.uint8 or pixels.shape[2] < 3:
-        raise ValueError(f"{path} must be 8-bit RGB, got {pixels.shape[2]} channels of {pixels.dtype}")
-    return ids_of_colours(np.ascontiguousarray(pixels))
-
-
 def _as_map(ids: Tensor | np.ndarray, what: str) -> np.ndarray:
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    array = as_array(ids)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"{what} must be a map (H, W) of integer ids, got {array.dtype} {array.shape}")
     if array.dtype not in (np.int32, np.int64):  # all that the kernel is compiled for

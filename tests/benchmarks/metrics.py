@@ -17,13 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from table import print_row, run_facts, write_csv
 
@@ -35,6 +35,7 @@ from fapn_zoo.metrics import (
     BoundaryIoU,
     ConfusionMatrix,
     PanopticQuality,
+    read_ids,
 )
 from fapn_zoo.metrics.detection import SCORES
 
@@ -227,18 +228,23 @@ def pq_maps() -> Contenders:
 
 
 def pq_png(folder: Path) -> Contenders:
-    """Panoptic quality of PNG files."""
+    """Panoptic quality of PNG files, decoded and counted in threads: each image in a metric of its own, then merged."""
     images = []
     for i, (pred, pred_segments, gt, gt_segments) in enumerate(panoptic_images()):
         files = {"pred": folder / f"pred{i}.png", "gt": folder / f"gt{i}.png"}
         for file, ids in zip(files.values(), (pred, gt), strict=True):
-            Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(file)
+            reference.write_png(file, ids)
         images.append({**files, "pred_segments": pred_segments, "gt_segments": gt_segments})
 
-    def ours(threads):
+    def count(image):
         metric = PanopticQuality(reference.SCENE_CATEGORIES)
-        metric.update_files(images, threads)
-        return panoptic_counts(metric)
+        pred, gt = (read_ids(image[name]) for name in ("pred", "gt"))
+        metric.update(pred, image["pred_segments"], gt, image["gt_segments"])
+        return metric
+
+    def ours(threads):
+        with ThreadPoolExecutor(threads) as pool:
+            return panoptic_counts(reduce(PanopticQuality.merge, pool.map(count, images)))
 
     def theirs():
         metric = reference.PanopticReference(reference.SCENE_CATEGORIES)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from toys.metric_references import SCENE_CATEGORIES, PanopticReference, disturbed, panoptic_pair, read_png
 
 from fapn_zoo.metrics import PanopticQuality, read_ids
@@ -18,11 +17,6 @@ from fapn_zoo.metrics import PanopticQuality, read_ids
 pytestmark = pytest.mark.unit
 
 TABLE = [{"id": 1, "isthing": 1}, {"id": 7, "isthing": 0}, {"id": 200, "isthing": 1}]
-
-
-def write_png(path: Path, ids: np.ndarray) -> Path:
-    Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)
-    return path
 
 
 def agree(metric: PanopticQuality, reference: PanopticReference) -> None:
@@ -191,48 +185,6 @@ def test_thousands_of_segments():
         assert [row["tp"], row["fp"], row["fn"]] == reference.counts[category][:3]
         assert row["iou"] == pytest.approx(reference.counts[category][3], rel=1e-12)
     assert metric.counts[:, 0].sum() > 3000
-
-
-def test_files_in_one_thread_and_in_many(tmp_path: Path):
-    images, maps = [], PanopticQuality(SCENE_CATEGORIES)
-    for seed in range(6):
-        pred, pred_segments, gt, gt_segments = panoptic_pair(seed)
-        maps.update(pred, pred_segments, gt, gt_segments)
-        files = {n: write_png(tmp_path / f"{n}{seed}.png", m) for n, m in (("pred", pred), ("gt", gt))}
-        images.append({**files, "pred_segments": pred_segments, "gt_segments": gt_segments})
-    for threads in (None, 1, 3):
-        metric = PanopticQuality(SCENE_CATEGORIES)
-        metric.update_files(images, threads)
-        assert torch.equal(metric.counts, maps.counts)
-    write_png(images[4]["pred"], np.zeros((9, 9), np.int32))
-    with pytest.raises(ValueError, match=r"pred4\.png: the prediction is 9x9 pixels, the truth 160x120"):
-        metric.update_files(images, 2)
-    with pytest.raises(ValueError, match="image 17: the prediction is 9x9"):
-        metric.update_files([images[4] | {"image": "image 17"}], 2)
-    assert torch.equal(metric.counts, maps.counts)
-
-
-def test_read_ids(tmp_path: Path):
-    ids = np.random.default_rng(0).integers(0, 2**24, (7, 9)).astype(np.int32)
-    file = write_png(tmp_path / "a.png", ids)
-    np.testing.assert_array_equal(read_ids(file), ids)
-    assert read_ids(str(file)).dtype == np.int32
-    with Image.open(file) as image:
-        image.convert("RGBA").save(tmp_path / "alpha.png")
-        image.save(tmp_path / "other.bmp")
-        image.convert("L").save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_ids(tmp_path / "alpha.png"), ids)
-    np.testing.assert_array_equal(read_ids(tmp_path / "other.bmp"), ids)  # not PNG, but as good
-    with pytest.raises(ValueError, match=r"grey\.png must be 8-bit RGB, got 1 channels of uint8"):
-        read_ids(tmp_path / "grey.png")
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.png"):
-        read_ids(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png is not an image"):
-        read_ids(tmp_path / "text.png")
-    (tmp_path / "cut.png").write_bytes(file.read_bytes()[:90])
-    with pytest.raises(ValueError, match=r"cut\.png cannot be read"):
-        read_ids(tmp_path / "cut.png")
 
 
 GOOD = {"pred_map": [[5, 5]], "pred_segments": [(5, 1)], "gt_map": [[9, 0]], "gt_segments": [(9, 1)]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -113,7 +114,13 @@ def f_scores(pred: np.ndarray, truth: np.ndarray, classes: int, tolerance: float
     return out
 
 
-def read_png(path) -> np.ndarray:
+def write_png(path: Path, ids: np.ndarray) -> Path:
+    """Writes segment ids as COCO's colours."""
+    Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)
+    return path
+
+
+def read_png(path: Path) -> np.ndarray:
     """Segment ids of a file, by arithmetic on its channels."""
     rgb = np.array(Image.open(path), dtype=np.uint32)
     return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2]

@@ -34,7 +34,7 @@ _OF = {FrozenBatchNorm2d: OneStepFrozenBatchNorm, FrozenBatchNormAct2d: OneStepF
 
 
 def use_one_step(body: nn.Module) -> None:
-    """Make every frozen norm inside ``body`` one of the above, in place, buffers untouched."""
+    """Make every frozen norm inside `body` one of the above, in place, buffers untouched."""
     for module in body.modules():
         if type(module) in _OF:
             # the class carries the behaviour, so copying, pickling and sharing of the modules stay as they are

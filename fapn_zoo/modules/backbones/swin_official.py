@@ -19,13 +19,13 @@ _MASKED = -100.0  # added to the logits of token pairs that only became neighbou
 
 
 def split_windows(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """Cut ``(N, rows * h, columns * w, C)`` into ``(N * rows * columns, h * w, C)``, windows in reading order.
+    """Cut `(N, rows * h, columns * w, C)` into `(N * rows * columns, h * w, C)`, windows in reading order.
 
     Args:
         x: map to cut.
-        grid: ``(rows, columns)``, the windows down and across. Passed and not divided out, because exporters cannot
+        grid: `(rows, columns)`, the windows down and across. Passed and not divided out, because exporters cannot
             see that a padded size is divisible.
-        window: ``(h, w)`` in tokens.
+        window: `(h, w)` in tokens.
     """
     (rows, columns), (h, w) = grid, window
     x = x.reshape(x.shape[0], rows, h, columns, w, x.shape[-1])
@@ -33,7 +33,7 @@ def split_windows(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> 
 
 
 def join_windows(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """Undo :func:`split_windows`: ``(N * rows * columns, h * w, C)`` to ``(N, rows * h, columns * w, C)``."""
+    """Undo `split_windows`: `(N * rows * columns, h * w, C)` to `(N, rows * h, columns * w, C)`."""
     (rows, columns), (h, w) = grid, window
     x = windows.reshape(-1, rows, columns, h, w, windows.shape[-1])
     return x.transpose(2, 3).reshape(-1, rows * h, columns * w, windows.shape[-1])
@@ -46,7 +46,7 @@ def _bands(length: int, window: int, shift: int, device: torch.device) -> Tensor
 
 
 def shift_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """Additive mask ``(rows * columns, h * w, h * w)`` of a rolled map: 0 within a region, -100 between regions.
+    """Additive mask `(rows * columns, h * w, h * w)` of a rolled map: 0 within a region, -100 between regions.
 
     Args:
         grid: windows down and across the padded map.
@@ -63,9 +63,9 @@ class OfficialSwinBlock(SwinTransformerBlock):
     """timm's Swin block with the window attention order of the segmentation Swin; parameters and names are timm's."""
 
     def _attn(self, x: Tensor) -> Tensor:
-        """Attend within (shifted) windows of ``x (N, H, W, C)``, the output of ``norm1``; returns the same shape.
+        """Attend within (shifted) windows of `x (N, H, W, C)`, the output of `norm1`; returns the same shape.
 
-        The zeros of the padding take part as tokens (their q, k, v are the biases of ``qkv``), because the weights were
+        The zeros of the padding take part as tokens (their q, k, v are the biases of `qkv`), because the weights were
         trained that way. The mask is made anew each time from comparisons of small integers: it costs little beside the
         attention, and nothing that depends on the input size is kept in the module (state dicts, export, compile).
         """
@@ -89,10 +89,10 @@ def swin_blocks(body: nn.Module) -> list[SwinTransformerBlock]:
 
 
 def use_official_order(body: nn.Module) -> None:
-    """Make every Swin block inside ``body`` an :class:`OfficialSwinBlock`, in place, weights untouched.
+    """Make every Swin block inside `body` an `OfficialSwinBlock`, in place, weights untouched.
 
     Raises:
-        ValueError: a block was built without :data:`SWIN_OPTIONS`: its window and bias table could shrink, or the size
+        ValueError: a block was built without `SWIN_OPTIONS`: its window and bias table could shrink, or the size
             of its mask be fixed.
     """
     for block in swin_blocks(body):

@@ -10,7 +10,7 @@ NORMS = ("gn", "bn", "none")
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """``"gn"``: GroupNorm, 32 groups where they divide ``channels``, eps 1e-5; ``"bn"``; ``"none"``: identity."""
+    """`"gn"`: GroupNorm, 32 groups where they divide `channels`, eps 1e-5; `"bn"`; `"none"`: identity."""
     if name == "gn":
         return nn.GroupNorm(math.gcd(32, channels), channels)
     if name == "bn":
@@ -23,8 +23,8 @@ def make_norm(name: str, channels: int) -> nn.Module:
 class ConvNormAct(nn.Module):
     """Same-size convolution, norm, optional ReLU; the kernel is odd.
 
-    The convolution has a bias exactly when there is no norm, unless ``bias`` says otherwise. Input
-    (N, in_channels, H, W), output (N, out_channels, H, W). Weights start as in detectron2's ``c2_xavier_fill``
+    The convolution has a bias exactly when there is no norm, unless `bias` says otherwise. Input
+    (N, in_channels, H, W), output (N, out_channels, H, W). Weights start as in detectron2's `c2_xavier_fill`
     (Kaiming uniform, a = 1), the initialisation of every official neck (FACTS section 3).
     """
 
@@ -37,7 +37,7 @@ class ConvNormAct(nn.Module):
         norm: str = "none",
         act: bool = False,
         bias: bool | None = None,
-    ):
+    ) -> None:
         super().__init__()
         bias = norm == "none" if bias is None else bias
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)

@@ -12,5 +12,5 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """`torch.channels_last` or `torch.contiguous_format`: the layout in which what is made of ``x`` should be."""
+    """`torch.channels_last` or `torch.contiguous_format`: the layout in which what is made of `x` should be."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format

@@ -11,7 +11,7 @@ from torch import Tensor
 def sine_position(height: int, width: int, channels: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Embedding (channels, height, width): the first half encodes rows, the second columns.
 
-    Positions count from 1 and are scaled to 2 pi; sine and cosine alternate, temperature 10000. ``channels`` is a
+    Positions count from 1 and are scaled to 2 pi; sine and cosine alternate, temperature 10000. `channels` is a
     multiple of 4.
     """
     half = channels // 2

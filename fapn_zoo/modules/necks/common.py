@@ -12,12 +12,12 @@ DIALECTS = ("detectron2", "maskformer")
 
 
 class Neck(nn.Module):
-    """Turns feature maps, fine to coarse, into as many maps of ``out_channels`` channels and unchanged sizes.
+    """Turns feature maps, fine to coarse, into as many maps of `out_channels` channels and unchanged sizes.
 
     Subclasses implement `pyramid`. Called with a sequence it returns a list; called with an ordered dictionary (as
-    torchvision's ``FeaturePyramidNetwork``) it returns one with the same keys. ``num_outputs`` keeps only that many
-    of the finest maps, and no layer that serves none of them. ``extra_blocks`` is torchvision's: a module called as
-    ``(results, inputs, names)`` that appends coarser levels.
+    torchvision's `FeaturePyramidNetwork`) it returns one with the same keys. `num_outputs` keeps only that many
+    of the finest maps, and no layer that serves none of them. `extra_blocks` is torchvision's: a module called as
+    `(results, inputs, names)` that appends coarser levels.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Neck(nn.Module):
         out_channels: int,
         num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if len(in_channels) < 2:
             raise ValueError(f"a pyramid needs two levels or more, in_channels has {len(in_channels)}")
@@ -41,7 +41,7 @@ class Neck(nn.Module):
     def pyramid(self, features: list[Tensor]) -> list[Tensor]:
         raise NotImplementedError
 
-    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]):
+    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor] | OrderedDict[str, Tensor]:
         """(N, in_channels[i], H_i, W_i), fine to coarse -> (N, out_channels, H_i, W_i), the finest num_outputs.
 
         Raises ValueError where the number of levels, their channels or the order of their sizes do not fit.
@@ -79,9 +79,9 @@ def resolve_norm(norm: str | None, dialect: str) -> str:
 
 
 def sum_into(own: Tensor, other: Tensor) -> Tensor:
-    """``own + other``, in the memory of ``own`` where no gradient can ask for it again.
+    """`own + other`, in the memory of `own` where no gradient can ask for it again.
 
-    New memory for a large map is slow on a CPU. Nobody else may hold ``own``.
+    New memory for a large map is slow on a CPU. Nobody else may hold `own`.
     """
     if own.requires_grad or other.requires_grad or own.dtype != other.dtype:
         return own + other

@@ -23,12 +23,12 @@ SELECTIONS = ("fsm", "se", "none")
 class FeatureSelection(nn.Module):
     """FSM: emphasises channels by a global gate, then reduces them (paper section 3.2; section 0).
 
-    g = sigmoid(W mean(x)); the result is a 1x1 convolution of ``x + x * g``, or of ``x * g`` without the skip (the
+    g = sigmoid(W mean(x)); the result is a 1x1 convolution of `x + x * g`, or of `x * g` without the skip (the
     paper's squeeze-and-excitation row). (N, C, H, W) -> (N, out_channels, H, W). The mean runs over padding too.
     A single image is left as it is: its gate goes into the convolution's weight, which is smaller.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, skip: bool = True, norm: str = "none"):
+    def __init__(self, in_channels: int, out_channels: int, *, skip: bool = True, norm: str = "none") -> None:
         super().__init__()
         self.skip = skip
         self.gate = ConvNormAct(in_channels, in_channels, 1, bias=False)
@@ -45,12 +45,12 @@ class FeatureSelection(nn.Module):
 class ModulatedDeformConv(nn.Module):
     """A 3x3 modulated deformable convolution (DCNv2) whose offsets and masks are read from a second map.
 
-    ``forward(x, guide)``: both (N, C, H, W) -> (N, C, H, W). The 27 * groups channels of the offset convolution are
+    `forward(x, guide)`: both (N, C, H, W) -> (N, C, H, W). The 27 * groups channels of the offset convolution are
     18 * groups offsets in torchvision's order, then 9 * groups masks before their sigmoid. Offsets start at zero and
     masks at one half, so a new module is half a plain convolution.
     """
 
-    def __init__(self, channels: int, groups: int = 8):
+    def __init__(self, channels: int, groups: int = 8) -> None:
         super().__init__()
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be split into {groups} deformable groups")
@@ -72,7 +72,7 @@ class ModulatedDeformConv(nn.Module):
 class FeatureAlignment(nn.Module):
     """FAM: moves the coarse map onto the fine one by learned offsets (paper section 3.1; section 0, steps 1 to 4).
 
-    ``forward(fine, coarse)`` with C channels each returns ``relu(dcn(up(coarse))) + fine`` at the fine size. Offsets
+    `forward(fine, coarse)` with C channels each returns `relu(dcn(up(coarse))) + fine` at the fine size. Offsets
     come from a 1x1 convolution of fine and *twice* the upsampled coarse map, a factor of the official models. It is
     computed as the sum of two convolutions, the second one before upsampling: both are linear, each along other axes.
 
@@ -83,13 +83,13 @@ class FeatureAlignment(nn.Module):
         reference: False reads the offsets from the coarse map alone (the ablation without location reference).
     """
 
-    def __init__(self, channels: int, *, deform_groups: int = 8, norm: str = "none", reference: bool = True):
+    def __init__(self, channels: int, *, deform_groups: int = 8, norm: str = "none", reference: bool = True) -> None:
         super().__init__()
         self.guide = ConvNormAct(2 * channels, channels, 1, norm=norm, bias=False) if reference else None
         self.dcn = ModulatedDeformConv(channels, deform_groups)
 
     def forward(self, fine: Tensor, coarse: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """``norm``: a norm owned by another module, applied to the offset feature as well."""
+        """`norm`: a norm owned by another module, applied to the offset feature as well."""
         up = _enlarged(coarse, fine)
         guide = up
         if self.guide is not None:
@@ -101,9 +101,9 @@ class FeatureAlignment(nn.Module):
 
 
 class DeconvAlignment(nn.Module):
-    """The ablation's transposed 4x4 convolution in place of alignment: ``relu(deconv(coarse)) + fine``."""
+    """The ablation's transposed 4x4 convolution in place of alignment: `relu(deconv(coarse)) + fine`."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.deconv = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
 
@@ -119,22 +119,22 @@ class DeconvAlignment(nn.Module):
 
 
 class FaPN(Neck):
-    """Feature-aligned pyramid; a drop-in for torchvision's ``FeaturePyramidNetwork``.
+    """Feature-aligned pyramid; a drop-in for torchvision's `FeaturePyramidNetwork`.
 
     The two official dialects (section 0):
 
-    * ``"detectron2"`` (R-CNN family, PointRend, panoptic): feature selection on every level but the coarsest, no
+    * `"detectron2"` (R-CNN family, PointRend, panoptic): feature selection on every level but the coarsest, no
       norms, a 1x1 convolution on the coarsest level; the *aligned* map flows down, a 3x3 convolution makes the output.
-    * ``"maskformer"``: plain 1x1 laterals, GroupNorm, a 3x3 convolution on the coarsest level; the *output* (3x3, GN,
+    * `"maskformer"`: plain 1x1 laterals, GroupNorm, a 3x3 convolution on the coarsest level; the *output* (3x3, GN,
       ReLU) flows down. One GroupNorm per level serves the output and the offset feature.
 
     Args:
         in_channels: channels per level, fine to coarse.
-        out_channels: channels of every output; a multiple of ``deform_groups``.
+        out_channels: channels of every output; a multiple of `deform_groups`.
         dialect: see above.
-        align: ``"fam"``, ``"dcn"`` (no location reference) or ``"deconv"`` (no offsets), the paper's ablations.
-        select: ``"fsm"``, ``"se"`` (no skip) or ``"none"``; None takes the dialect's own.
-        norm: ``"gn"``, ``"bn"`` or ``"none"``; None takes the dialect's own.
+        align: `"fam"`, `"dcn"` (no location reference) or `"deconv"` (no offsets), the paper's ablations.
+        select: `"fsm"`, `"se"` (no skip) or `"none"`; None takes the dialect's own.
+        norm: `"gn"`, `"bn"` or `"none"`; None takes the dialect's own.
         deform_groups: groups of channels that share offsets.
         num_outputs, extra_blocks: see `Neck`.
 
@@ -154,7 +154,7 @@ class FaPN(Neck):
         deform_groups: int = 8,
         num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
-    ):
+    ) -> None:
         super().__init__(in_channels, out_channels, num_outputs, extra_blocks)
         norm = resolve_norm(norm, dialect)
         select = select or ("none" if dialect == "maskformer" else "fsm")

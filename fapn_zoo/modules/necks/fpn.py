@@ -14,16 +14,16 @@ from fapn_zoo.modules.necks.common import Neck, resolve_norm, sum_into
 class FPN(Neck):
     """Top-down pathway by nearest upsampling and addition, in the two forms that the official models use.
 
-    * ``dialect="detectron2"``: 1x1 laterals and 3x3 outputs with bias, no norms; the sum *before* the output
+    * `dialect="detectron2"`: 1x1 laterals and 3x3 outputs with bias, no norms; the sum *before* the output
       convolution flows down, and the coarsest level has an output convolution too.
-    * ``dialect="maskformer"``: 1x1 laterals + GN, 3x3 outputs + GN + ReLU; the *output* flows down, and the coarsest
+    * `dialect="maskformer"`: 1x1 laterals + GN, 3x3 outputs + GN + ReLU; the *output* flows down, and the coarsest
       level is one 3x3 convolution + GN + ReLU of its feature (FACTS section 2).
 
     Args:
         in_channels: channels per level, fine to coarse.
         out_channels: channels of every output.
         dialect: see above.
-        norm: ``"gn"``, ``"bn"`` or ``"none"``; None takes the dialect's own.
+        norm: `"gn"`, `"bn"` or `"none"`; None takes the dialect's own.
         extra_convs: 3x3 convolutions added to every output, without norm: the "extra 3x3" row of the paper's
             ablation table is 2 per level (33.4 M parameters with PointRend R50, FACTS section 5).
         num_outputs, extra_blocks: see `Neck`.
@@ -39,7 +39,7 @@ class FPN(Neck):
         extra_convs: int = 0,
         num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
-    ):
+    ) -> None:
         super().__init__(in_channels, out_channels, num_outputs, extra_blocks)
         norm = resolve_norm(norm, dialect)
         self.dialect = dialect

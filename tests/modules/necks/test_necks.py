@@ -71,7 +71,9 @@ def test_fpn_computes_what_torchvisions_does():
 def test_a_detector_of_torchvision_trains_on_it():
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=3, min_size=96, max_size=128
+    )
     old = model.backbone.fpn
     model.backbone.fpn = FaPN([b[0].in_channels for b in old.inner_blocks], 256, extra_blocks=old.extra_blocks)
     target = {"boxes": torch.tensor([[10.0, 10, 60, 50]]), "labels": torch.tensor([1])}

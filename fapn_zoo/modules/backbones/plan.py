@@ -1,0 +1,165 @@
+"""What timm does not say of a network before it is built: its levels and strides, and the sizes that it takes."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fapn_zoo.modules.backbones.imagenet import build_features
+from fapn_zoo.modules.backbones.swin_official import SWIN_OPTIONS, swin_blocks
+from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
+
+STRIDES = (4, 8, 16, 32)
+# sizes that tell apart networks that round up, round down or refuse, and the paddings that can help the latter two
+_PROBE_SIZES = ((33, 38), (97, 131), (62, 64))
+_DIVISORS = (1, 4, 32, 64)
+# arguments that change neither levels nor sizes
+_HARMLESS_OPTIONS = {"in_chans", "drop_rate", "drop_path_rate"}
+# how timm families are told to take sizes other than the one they were trained at
+_ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+
+
+def timm_name(name: str) -> str:
+    """Resolve a short name, or check a timm name (`arch` or `arch.tag`), and return the timm name.
+
+    Raises:
+        ValueError: nothing is called `name`; the message offers the nearest names.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = sorted({*BACKBONES, *timm.list_models()})
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists them all"
+        raise ValueError(f"unknown backbone {name!r}; {hint}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"unknown tag {tag!r} of backbone {architecture!r}; known: {', '.join(tags) or 'no tag'}")
+    return name
+
+
+def plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, tuple[int, int] | None]:
+    """Find out how the network is to be built and fed.
+
+    Returns:
+        timm arguments; divisor of the input size; the input size of a network that has only one, else `None`.
+    """
+    reserved = {"features_only", "out_indices"} & set(options)
+    if reserved:
+        raise ValueError(f"{', '.join(sorted(reserved))}: a Backbone chooses these itself")
+    architecture = name.partition(".")[0]
+    if architecture in REHEARSED and options.keys() <= _HARMLESS_OPTIONS:
+        levels, divisor = REHEARSED[architecture]
+        extra = dict(SWIN_OPTIONS) if architecture.startswith("swin") else {}
+        return {**options, **extra, "out_indices": levels}, divisor, None
+    items = tuple(sorted(options.items()))
+    try:
+        hash(items)
+    except TypeError:  # lists among the arguments
+        extra, divisor, only = _rehearse.__wrapped__(name, items)
+    else:
+        extra, divisor, only = _rehearse(name, items)
+    return {**options, **dict(extra)}, divisor, only
+
+
+@functools.lru_cache(maxsize=256)
+def _rehearse(name: str, items: tuple) -> tuple[tuple, int, tuple[int, int] | None]:
+    """Build the network without memory and run it without computing (meta device), at sizes that tell how it rounds.
+
+    timm states neither which levels a network has before it is built, nor which sizes it takes and how it rounds them.
+
+    Returns:
+        as `plan`, with only those timm arguments that come on top of `items`.
+    """
+    options = dict(items)
+    with torch.device("meta"):
+        network = build_features(name, options)
+        added: dict[str, Any] = dict(SWIN_OPTIONS) if swin_blocks(network) else {}
+        added["out_indices"] = _levels(name, [int(level["reduction"]) for level in network.feature_info.info])
+        for extra in _ANY_SIZE_OPTIONS:
+            try:
+                network = build_features(name, {**options, **added, **extra})
+            except ValueError:
+                continue  # the family does not know this option
+            for divisor in _DIVISORS:
+                sizes = [tuple(ceil_div(side, divisor) * divisor for side in size) for size in _PROBE_SIZES]
+                if all(_rounds_up(network, options["in_chans"], size) for size in sizes):
+                    return (*added.items(), *extra.items()), divisor, None
+        network = build_features(name, {**options, **added})
+        only = options.get("img_size") or network.pretrained_cfg["input_size"][-2:]
+        only = (only, only) if isinstance(only, int) else tuple(only)
+        if _rounds_up(network, options["in_chans"], only):
+            return tuple(added.items()), 1, only
+    raise ValueError(
+        f"backbone {name!r} gives maps that no zero padding of the image makes a pyramid with strides 4, 8, 16 and 32"
+    )
+
+
+def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
+    """Indices of the deepest levels with strides 4, 8, 16 and 32.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    if not set(STRIDES) <= set(reductions):
+        raise ValueError(
+            f"backbone {name!r} is no pyramid: its levels have strides {', '.join(map(str, reductions))}, and 4, 8, 16 "
+            "and 32 are needed; pyramids are for example resnet50, swin_t, convnextv2_tiny, pvt_v2_b2, hieradet_small"
+        )
+    return tuple(max(index for index, found in enumerate(reductions) if found == stride) for stride in STRIDES)
+
+
+@torch.no_grad()
+def _rounds_up(network: nn.Module, in_chans: int, size: Sequence[int]) -> bool:
+    """Whether a network on the meta device takes an image of `size` and gives maps of `ceil(size / stride)`."""
+    try:
+        features = network.eval()(torch.empty(1, in_chans, *size, device="meta"))
+    except Exception:  # whatever a network raises at a size that it does not take
+        return False
+    first = 1 if is_channels_last(network) else 2
+    found = [tuple(feature.shape[first : first + 2]) for feature in features]
+    return found == [(ceil_div(size[0], stride), ceil_div(size[1], stride)) for stride in STRIDES]
+
+
+def parameters_before(body: nn.Module, level: int, in_chans: int, size: Sequence[int] | None) -> list[str]:
+    """Names of the parameters that the map of `level` depends on.
+
+    Asked of autograd on the meta device, which knows it for every family, however its modules are named and nested.
+    """
+    names = [key for key, _ in body.named_parameters()]
+    state = {key: torch.empty_like(value, device="meta") for key, value in body.named_buffers()}
+    state |= {key: torch.empty_like(value, device="meta", requires_grad=True) for key, value in body.named_parameters()}
+    x = torch.empty(1, in_chans, *(size or (64, 64)), device="meta")
+    was_training = body.training
+    # recomputing would happen after the call, when the real parameters are back in place
+    thrifty = [module for module in body.modules() if getattr(module, "grad_checkpointing", False)]
+    for module in thrifty:
+        module.grad_checkpointing = False
+    with torch.enable_grad():
+        feature = functional_call(body.eval(), state, (x,))[level]
+        gradients = torch.autograd.grad(feature.sum(), [state[key] for key in names], allow_unused=True)
+    for module in thrifty:
+        module.grad_checkpointing = True
+    body.train(was_training)
+    return [key for key, gradient in zip(names, gradients, strict=True) if gradient is not None]
+
+
+def is_channels_last(body: nn.Module) -> bool:
+    """Whether the maps of a timm feature network are NHWC."""
+    layout = getattr(body, "output_fmt", "NCHW")
+    return getattr(layout, "value", layout) == "NHWC"
+
+
+def ceil_div(side: int, stride: int) -> int:
+    """`side / stride` rounded up, in the form that exporters simplify best when `side` is a symbol."""
+    return (side + stride - 1) // stride
