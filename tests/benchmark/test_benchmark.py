@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fapn_zoo
-from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, memory, parse_size, render
+from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render, timing
 from fapn_zoo.benchmark import run as run_module
 from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
 from fapn_zoo.benchmark.report import CSV_COLUMNS
@@ -89,8 +89,8 @@ def test_work_of_a_convolution_by_hand():
 
 def test_a_run_in_turn_with_its_parts(folders, monkeypatch):
     order: list[tuple[str, bool]] = []
-    once = run_module._Run.once
-    monkeypatch.setattr(run_module._Run, "once", lambda run, keep: (order.append((run.name, keep)), once(run, keep)))
+    once = timing.Run.once
+    monkeypatch.setattr(timing.Run, "once", lambda run, keep: (order.append((run.name, keep)), once(run, keep)))
     threads, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
     jobs = [(folders["fapn"], SIZE), (folders["fpn"], SIZE), (folders["fpn"], (50, 70))]
     report = benchmark(jobs, rounds=3, warmup=1, memory=False, threads=2, device="cpu")
@@ -110,7 +110,7 @@ def test_a_run_in_turn_with_its_parts(folders, monkeypatch):
 
 
 def test_time_is_found_where_it_is_spent(folders, monkeypatch):
-    build = run_module.create
+    build = run_module.create_with_offsets
 
     def slow_neck(name, num_classes=None):
         model = build(name, num_classes)
@@ -118,7 +118,7 @@ def test_time_is_found_where_it_is_spent(folders, monkeypatch):
         model.neck.forward = lambda features: (time.sleep(0.2), forward(features))[1]
         return model
 
-    monkeypatch.setattr(run_module, "create", slow_neck)
+    monkeypatch.setattr(run_module, "create_with_offsets", slow_neck)
     stages = benchmark([(folders["fpn"], SIZE)], rounds=3, warmup=1, memory=False, device="cpu")["rows"][0]["stages_ms"]
     assert stages["neck"] > 200 and max(stages["backbone"], stages["head"], stages["postprocess"]) < 150
 
@@ -133,7 +133,7 @@ def test_dtype_and_memory_format_reach_weights_and_input():
     model, seen = tiny("fapn"), []
     model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        found = run_module.prepare(model, (50, 70), batch=2, dtype="bf16", channels_last=True)()
+        found = inference.prepare(model, (50, 70), batch=2, dtype="bf16", channels_last=True)()
     assert seen[0].dtype == torch.bfloat16 and seen[0].is_contiguous(memory_format=torch.channels_last)
     weight = model.neck.lateral[0].conv.weight
     assert weight.dtype == torch.bfloat16 and found.shape == (2, 50, 70)
@@ -145,7 +145,7 @@ def test_auto_is_what_predict_does(monkeypatch, fast):
     model, runs = tiny("fapn"), []
     model.neck.register_forward_hook(lambda module, inputs, maps: runs.append(maps[0]))
     with torch.no_grad():
-        found = run_module.prepare(model, (64, 96), dtype="auto")()
+        found = inference.prepare(model, (64, 96), dtype="auto")()
     model.predict(np.zeros((64, 96, 3), np.uint8))
     ours, theirs = runs
     assert ours.dtype == theirs.dtype == (torch.bfloat16 if fast else torch.float32)
@@ -167,14 +167,14 @@ def test_parts_are_compiled_and_still_told_apart(folders, monkeypatch):
 
 
 def test_fresh_offsets_are_as_wide_as_trained_ones():
-    model = run_module.create("perpixel_fapn_resnet10t", 3)
+    model = inference.create_with_offsets("perpixel_fapn_resnet10t", 3)
     for align in model.neck.align:
         offsets, masks = align.dcn.offset_mask.bias[:144], align.dcn.offset_mask.bias[144:]
         assert 1.5 < offsets.std() < 2.5 and not masks.any()
     trained = tiny("fapn")
     with torch.no_grad():
         trained.neck.align[0].dcn.offset_mask.weight += 1
-    run_module.draw_offsets(trained)
+    inference.draw_offsets(trained)
     assert not trained.neck.align[0].dcn.offset_mask.bias.any() and trained.neck.align[1].dcn.offset_mask.bias.any()
 
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_measured(folders, monkeypatch):
     def no_kernel(*_, stride):
         raise RuntimeError("not implemented for 'Half'\nand a long trace")
 
-    monkeypatch.setattr(run_module.postprocess, "semantic", no_kernel)
+    monkeypatch.setattr(inference.postprocess, "semantic", no_kernel)
     with pytest.raises(ValueError, match=r"cannot run at 64x96, batch 1, fp32: not implemented for 'Half'$"):
         benchmark(job, memory=False, device="cpu")
 
@@ -327,7 +327,7 @@ def test_verb(capsys, folders, tmp_path, monkeypatch):
     def interrupt(run, keep):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module._Run, "once", interrupt)
+    monkeypatch.setattr(timing.Run, "once", interrupt)
     threads = torch.get_num_threads()
     assert main(["benchmark", both[0], "--size", "64", "--threads", "3", "--csv", str(tmp_path / "y.csv")]) == 130
     assert torch.get_num_threads() == threads and not (tmp_path / "y.csv").exists()

@@ -31,7 +31,7 @@ from table import print_row, run_facts, write_csv
 import fapn_zoo
 from fapn_zoo import postprocess
 from fapn_zoo.benchmark.flops import flop_counter
-from fapn_zoo.benchmark.run import draw_offsets
+from fapn_zoo.benchmark.inference import draw_offsets
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.precision import autocast, resolve_amp
