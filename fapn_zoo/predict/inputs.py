@@ -29,16 +29,11 @@ def fitted_size(size: tuple[int, int], short: float, longest: float | None) -> t
 
 
 def input_size(data: DataSpec, size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) that `resize_for` brings an image of this size to."""
-    return fitted_size(size, data.test_size or min(size), data.test_max_size)
+    """(H, W) of an image of this size at the model's test size.
 
-
-def resize_for(data: DataSpec, pixels: Tensor) -> Tensor:
-    """Resizes (C, H, W) pixels of 0..255 to the model's test size, keeping the type.
-
-    The short side becomes ``test_size`` unless the long one would exceed ``test_max_size``; sides round half up.
+    The short side becomes `test_size` unless the long one would exceed `test_max_size`; sides round half up.
     """
-    return resized(pixels, input_size(data, tuple(pixels.shape[1:])))
+    return fitted_size(size, data.test_size or min(size), data.test_max_size)
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fapn_zoo.runtime.tables import percent
 from fapn_zoo.visualize import drawing
-from fapn_zoo.visualize.comparison import Comparison, percent, with_labels
+from fapn_zoo.visualize.comparison import Comparison
 
 WIDTHS = (320, 640)  # of a panel; larger images are reduced, smaller ones enlarged
 TEXT = 16
@@ -18,11 +20,13 @@ DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (2
 
 
 def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
-    """One sheet: the image and every model's classes; below, the truth and every model's errors where there are labels;
-    then where the models differ, and the legends.
+    """One sheet: the image and every model's classes, where the models differ, and the legends.
+
+    Where there are labels, a row with the truth and every model's errors stands between them.
 
     Args:
-        found: the results. row: its numbers, as `compare` returns them for an image.
+        found: the results.
+        row: its numbers, as `side_by_side` returns them for an image.
     """
     size = _panel_size(found.results[0].image.shape[:2])
     letters = [chr(ord("A") + i) for i in range(len(found.models))]
@@ -32,7 +36,7 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
         panels.append(_panel(picture, f"{letter}  {name}", size))
     rows = [drawing.beside(panels)]
     if found.labels is not None:
-        truth = np.asarray(with_labels(found.results[0], found.labels).overlay(alpha=0.65))
+        truth = np.asarray(dataclasses.replace(found.results[0], labels=found.labels).overlay(alpha=0.65))
         panels = [_panel(truth, "truth", size)]
         for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
             scores = row["scores"][name]

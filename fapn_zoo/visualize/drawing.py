@@ -20,7 +20,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def ramp(values: np.ndarray, colours: Sequence[tuple[int, int, int]], low: float, high: float) -> np.ndarray:
-    """(...) numbers -> (..., 3) uint8; ``low`` and less is the first colour, ``high`` and more the last."""
+    """(...) numbers -> (..., 3) uint8; `low` and less is the first colour, `high` and more the last."""
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     stops = np.linspace(0, 1, len(colours))
     channels = [np.interp(share, stops, [colour[i] for colour in colours]) for i in range(3)]
@@ -38,7 +38,7 @@ def directions(down: np.ndarray, right: np.ndarray, longest: float) -> np.ndarra
 
 
 def enlarged(pixels: np.ndarray, size: tuple[int, int], smooth: bool = False) -> Image.Image:
-    """(h, w, 3) uint8 -> a picture of (width, height): every value a block, or (photos) resampled smoothly."""
+    """(h, w, 3) uint8 -> a picture of (width, height): every value a block, or (an image) resampled smoothly."""
     picture = Image.fromarray(pixels)
     if smooth:
         return picture.resize(size, Image.Resampling.LANCZOS)
@@ -64,7 +64,7 @@ def captioned(picture: Image.Image, caption: str, size: int = 15, detail: str = 
 
 
 def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its end replaced by "..." where it is longer than ``width`` pixels."""
+    """The text, its end replaced by "..." where it is longer than `width` pixels."""
     if face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "...") > width:
@@ -134,9 +134,9 @@ def wheel(diameter: int) -> Image.Image:
 
 
 def arrows(picture: Image.Image, down: np.ndarray, right: np.ndarray, step: int, longest: float) -> Image.Image:
-    """Draws an arrow every ``step`` pixels or so; one of the ``longest`` length reaches the next arrow's place.
+    """Draws an arrow every `step` pixels or so; one of the `longest` length reaches the next arrow's place.
 
-    ``down`` and ``right`` (h, w) cover the picture; each arrow is the mean of the vectors around it.
+    `down` and `right` (h, w) cover the picture; each arrow is the mean of the vectors around it.
     """
     scale, (width, height) = 3, picture.size
     rows, columns = max(height // step, 1), max(width // step, 1)
@@ -177,7 +177,7 @@ def _block_means(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def bars(values: np.ndarray, size: tuple[int, int], high: float, face_size: int = 13) -> Image.Image:
-    """A filled profile of values (already in order) from 0 to ``high`` with an axis, on (width, height)."""
+    """A filled profile of values (already in order) from 0 to `high` with an axis, on (width, height)."""
     width, height = size
     face = font(face_size)
     left, bottom = round(face.getlength("0.00")) + 8, text_height(face_size)

@@ -13,7 +13,7 @@ from toys.prediction import PLAIN, BrightSquare, TwoSquares, box, square
 
 from fapn_zoo.data.images import ImageError
 from fapn_zoo.predict import predict, windows
-from fapn_zoo.predict.inputs import network_input, resize_for
+from fapn_zoo.predict.inputs import input_size, network_input, resized
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.zoo.spec import ModelSpec
 
@@ -75,17 +75,18 @@ def test_network_input_batches_different_sizes_of_equal_padding():
 
 def test_resize_is_pillows_and_sizes_round_half_up():
     pixels = torch.randint(0, 256, (3, 61, 91), dtype=torch.uint8)
-    resized = resize_for(dataclasses.replace(PLAIN, test_size=30), pixels)
-    assert resized.shape == (3, 30, 45)  # 91 * 30 / 61 = 44.75
+    for size, limit, expected in ((30, None, (30, 45)), (61, None, (61, 91)), (61, 50, (34, 50)), (None, 50, (34, 50))):
+        data = dataclasses.replace(PLAIN, test_size=size, test_max_size=limit)
+        assert input_size(data, (61, 91)) == expected  # 91 * 30 / 61 = 44.75
+    assert input_size(dataclasses.replace(PLAIN, test_max_size=500), (61, 91)) == (61, 91)
+    assert input_size(dataclasses.replace(PLAIN, test_size=8), (1, 400)) == (8, 3200)
+    small = resized(pixels, (30, 45))
     whole = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((45, 30), Image.Resampling.BILINEAR)
-    assert np.array_equal(resized.permute(1, 2, 0).numpy(), np.array(whole))
-    assert resize_for(dataclasses.replace(PLAIN, test_size=61), pixels) is pixels
-    assert resize_for(dataclasses.replace(PLAIN, test_size=61, test_max_size=50), pixels).shape == (3, 34, 50)
-    assert resize_for(dataclasses.replace(PLAIN, test_max_size=50), pixels).shape == (3, 34, 50)
-    assert resize_for(dataclasses.replace(PLAIN, test_max_size=500), pixels) is pixels
-    exact = resize_for(dataclasses.replace(PLAIN, test_size=30), pixels.float())
-    assert exact.dtype == torch.float32 and (exact - resized.float()).abs().max() <= 1
-    assert resize_for(dataclasses.replace(PLAIN, test_size=8), torch.zeros(6, 1, 400)).shape == (6, 8, 3200)
+    assert np.array_equal(small.permute(1, 2, 0).numpy(), np.array(whole))
+    assert resized(pixels, (61, 91)) is pixels
+    exact = resized(pixels.float(), (30, 45))
+    assert exact.dtype == torch.float32 and (exact - small.float()).abs().max() <= 1
+    assert resized(torch.zeros(6, 1, 400), (8, 3200)).shape == (6, 8, 3200)
 
 
 # Kinds of input -----------------------------------------------------------------------------------------------------
