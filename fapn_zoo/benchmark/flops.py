@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fapn_zoo.model import build
 from fapn_zoo.zoo.spec import ModelSpec
 
 Shape = tuple[int, ...]
@@ -77,6 +76,8 @@ def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, i
     Returns:
         `params`; `macs`, the multiply-adds of a forward pass; and `macs_backbone`, `macs_neck`, `macs_head`.
     """
+    from fapn_zoo.model import build  # not above: timm takes seconds
+
     with torch.device("meta"):
         model = build(spec).eval().requires_grad_(False)  # the counter trips over gradients of views
         x = torch.empty(batch, spec.in_chans, *size)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo import postprocess
-from fapn_zoo.create import create_model
 from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.precision import autocast, resolve_amp
@@ -26,6 +25,8 @@ def create_with_offsets(name: str, num_classes: int | None = None) -> nn.Module:
 
     Raises ValueError for an architecture without a label set where `num_classes` is None.
     """
+    from fapn_zoo.create import create_model  # not above: timm takes seconds
+
     if Path(name).is_dir():
         name = f"local-dir:{name}"
     if name.startswith("local-dir:"):

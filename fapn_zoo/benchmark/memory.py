@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from fapn_zoo.benchmark.inference import prepare
-from fapn_zoo.model import build
 from fapn_zoo.zoo.spec import ModelSpec
 
 SMALL = (64, 64)  # of the first run, in which libraries are loaded and kernels compiled
@@ -73,6 +72,8 @@ def forget_peak() -> None:
 
 
 def _measure(job: Mapping[str, Any]) -> int:
+    from fapn_zoo.model import build  # not above: timm takes seconds
+
     torch.set_num_threads(job["threads"])
     with torch.no_grad():
         model = build(ModelSpec.from_config(job["model"]))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+Colour = tuple[int, int, int]  # red, green and blue, 0..255
 INK, GREY, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
 GAP = 14  # pixels between pictures
 # Dark to bright, evenly spaced; between them colours are mixed.
@@ -19,7 +20,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def ramp(values: np.ndarray, colours: Sequence[tuple[int, int, int]], low: float, high: float) -> np.ndarray:
+def ramp(values: np.ndarray, colours: Sequence[Colour], low: float, high: float) -> np.ndarray:
     """(...) numbers -> (..., 3) uint8; `low` and less is the first colour, `high` and more the last."""
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     stops = np.linspace(0, 1, len(colours))
@@ -72,7 +73,7 @@ def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
     return text + "..."
 
 
-def text_block(lines: Sequence[str], width: int, size: int = 15, colour: tuple[int, int, int] = INK) -> Image.Image:
+def text_block(lines: Sequence[str], width: int, size: int = 15, colour: Colour = INK) -> Image.Image:
     """Lines of text on paper, each cut to the width."""
     step, face = text_height(size), font(size)
     sheet = Image.new("RGB", (width, max(step * len(lines), 1)), PAPER)
@@ -110,7 +111,7 @@ def framed(picture: Image.Image, margin: int = GAP) -> Image.Image:
     return sheet
 
 
-def colour_bar(width: int, colours: Sequence[tuple[int, int, int]], low: str, high: str, size: int = 13) -> Image.Image:
+def colour_bar(width: int, colours: Sequence[Colour], low: str, high: str, size: int = 13) -> Image.Image:
     """A strip from the lowest to the highest value, with both written beside it."""
     face, height = font(size), text_height(size)
     sheet = Image.new("RGB", (width, height), PAPER)

@@ -23,7 +23,7 @@ from table import print_row, run_facts, write_csv
 
 from fapn_zoo.benchmark.memory import forget_peak, resident_peak
 from fapn_zoo.modules.deform_conv.conv import active_backend, deform_conv2d, deform_conv_backend
-from fapn_zoo.runtime.device import device_name
+from fapn_zoo.runtime.device import processor
 
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask. The first four are the default.
 SHAPES = [
@@ -126,7 +126,7 @@ def circumstances(options):
     numba = __import__("numba").__version__ if active_backend() == "numba" else "none"
     return {
         "rounds": options.rounds,
-        "processor": device_name(torch.device("cpu")).split(" (")[0],
+        "processor": processor(),
         "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}, numba {numba}, "
         f"Python {platform.python_version()}, {platform.machine()}",
         **run_facts(),

@@ -38,6 +38,7 @@ import torchvision
 from table import print_row, run_facts, write_csv
 
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
+from fapn_zoo.runtime.device import device_name
 
 ROOT = gpu_processes.ROOT
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask
@@ -323,9 +324,8 @@ def facts_of(device, commit):
     """Device, versions, and the facts of every benchmark's run."""
     triton = __import__("triton").__version__
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
-    name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
     versions += f", python {platform.python_version()}"
-    return {"device": name, "versions": versions, **run_facts(commit)}
+    return {"device": device_name(torch.device(device)), "versions": versions, **run_facts(commit)}
 
 
 def prepare_one(shape, dtype, contender):

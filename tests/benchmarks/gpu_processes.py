@@ -71,8 +71,8 @@ def run_checks(options):
     if importlib.util.find_spec("pytest") is None:
         print("checks: pytest is missing")
         return False
-    files = ("layers/test_deform_triton.py", "test_benchmark.py")
-    command = ["-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", *(ROOT / "tests" / name for name in files)]
+    files = ("modules/deform_conv/test_triton.py", "benchmark/test_benchmark.py")
+    command = ["-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=--import-mode=importlib", *(ROOT / "tests" / name for name in files)]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", options.jobs, "--dist", "load"]
     return finish(start(command, env=environment()), options.patience)
