@@ -51,7 +51,7 @@ def write_pictures(root: Path, count: int, size: tuple[int, int], names: tuple[s
 class Stopwatch:
     """Adds up the time that a model spends in its forward."""
 
-    def __init__(self, model: torch.nn.Module, clock: Callable[[], float]):
+    def __init__(self, model: torch.nn.Module, clock: Callable[[], float]) -> None:
         self.seconds = self.started = 0.0
         self.clock = clock
         model.register_forward_pre_hook(lambda *_: setattr(self, "started", clock()))

@@ -74,25 +74,25 @@ def miou() -> Contenders:
     pred_wide, truth_wide = (torch.from_numpy(m.astype(np.int64)) for m in (pred, truth))
     cells = CLASSES**2
 
-    def ours():
+    def ours() -> np.ndarray:
         matrix = ConfusionMatrix(CLASSES)
         matrix.update(pred_wide, truth)
         return matrix.counts.numpy()
 
-    def torchmetrics(validate):
+    def torchmetrics(validate: bool) -> Callable[[], np.ndarray]:
         metric = JaccardIndex("multiclass", num_classes=CLASSES, ignore_index=255, validate_args=validate)
 
-        def call():
+        def call() -> np.ndarray:
             metric.reset()
             metric.update(pred_wide, truth_wide)
             return metric.confmat.numpy()
 
         return call
 
-    def numpy_mask():
+    def numpy_mask() -> np.ndarray:
         return reference.confusion(pred, truth, CLASSES)
 
-    def numpy_no_mask():  # ignored pixels land behind the table
+    def numpy_no_mask() -> np.ndarray:  # ignored pixels land behind the table
         codes = truth * np.uint16(CLASSES) + pred
         return np.bincount(codes.ravel(), minlength=256 * CLASSES)[:cells].reshape(CLASSES, CLASSES)
 
@@ -124,12 +124,12 @@ def bands() -> Contenders:
     """mIoU counts of one image in bands of 3, 5, 8 and 12 pixels."""
     pred, truth = semantic_pair()
 
-    def ours():
+    def ours() -> np.ndarray:
         metric = BoundaryBands(CLASSES, WIDTHS)
         metric.update(pred, truth)
         return np.stack([metric.confusion(w).numpy() for w in WIDTHS])
 
-    def loop():
+    def loop() -> np.ndarray:
         masks = [(truth == k).view(np.uint8) for k in range(CLASSES)]
         found = []
         for width in WIDTHS:
@@ -147,12 +147,12 @@ def boundary_iou() -> Contenders:
     pred, truth = semantic_pair()
     radius = 23
 
-    def ours():
+    def ours() -> np.ndarray:
         metric = BoundaryIoU(CLASSES)
         metric.update(pred, truth)
         return metric.counts.numpy()
 
-    def loop():
+    def loop() -> np.ndarray:
         found, known = np.zeros((3, CLASSES), np.int64), truth != 255
         for k in range(CLASSES):
             t, p = ((m == k).view(np.uint8) for m in (truth, pred))
@@ -167,18 +167,18 @@ def f_score() -> Contenders:
     """Boundary F-score of one image at one tolerance of 5 pixels."""
     pred, truth = semantic_pair()
 
-    def near(contour):
+    def near(contour: np.ndarray) -> np.ndarray:
         if cv2:
             disc = np.add.outer(np.arange(-5, 6) ** 2, np.arange(-5, 6) ** 2) <= 25
             return cv2.dilate(contour.view(np.uint8), disc.astype(np.uint8)) > 0
         return ndimage.distance_transform_edt(~contour) <= 5
 
-    def ours():
+    def ours() -> np.ndarray:
         metric = BoundaryFScore(CLASSES, (5,))
         metric.update(pred, truth)
         return np.array(metric.compute()["classes"][5]).round(9)
 
-    def loop():
+    def loop() -> np.ndarray:
         found = []
         for k in range(CLASSES):
             p, t = (reference.contour(m) for m in ((pred == k) & (truth != 255), truth == k))
@@ -217,7 +217,7 @@ def pq_maps() -> Contenders:
     """Panoptic quality of decoded maps."""
     images = panoptic_images()
 
-    def call(kind):
+    def call(kind: type) -> np.ndarray:
         metric = kind(reference.SCENE_CATEGORIES)
         for image in images:
             metric.update(*image)
@@ -235,12 +235,12 @@ def pq_png(folder: Path) -> Contenders:
             Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(file)
         images.append({**files, "pred_segments": pred_segments, "gt_segments": gt_segments})
 
-    def ours(threads):
+    def ours(threads: int) -> np.ndarray:
         metric = PanopticQuality(reference.SCENE_CATEGORIES)
         metric.update_files(images, threads)
         return panoptic_counts(metric)
 
-    def theirs():
+    def theirs() -> np.ndarray:
         metric = reference.PanopticReference(reference.SCENE_CATEGORIES)
         for image in images:
             ids = [reference.read_png(image[name]) for name in ("pred", "gt")]
@@ -256,12 +256,12 @@ def average_precision(kind: str) -> Contenders:
     for seed in images:
         detection_references.detection_pair(seed, (240, 320), 4)  # they are remembered
 
-    def ours():
+    def ours() -> np.ndarray:
         metric = AveragePrecision(detection_references.NUM_CLASSES, kind)
         found = detection_references.feed(metric, images, size=(240, 320), copies=4).compute()[kind]
         return np.array([found[name] for name in SCORES]).round(9)
 
-    def theirs():
+    def theirs() -> np.ndarray:
         metric = detection_references.CocoReference(detection_references.NUM_CLASSES, (kind,))
         found = detection_references.feed(metric, images, size=(240, 320), copies=4).evaluate(kind)
         return found.stats.round(9)
