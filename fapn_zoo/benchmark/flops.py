@@ -15,12 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fapn_zoo.zoo.spec import ModelSpec
 
+Shape = tuple[int, ...]
 PARTS = ("backbone", "neck", "head")
 
 
-def deform_conv_flops(
-    input_shape: tuple[int, ...], weight_shape: tuple[int, ...], out_shape: tuple[int, ...], modulated: bool
-) -> int:
+def deform_conv_flops(input_shape: Shape, weight_shape: Shape, out_shape: Shape, modulated: bool) -> int:
     """Operations of a deformable convolution, two per multiply-add.
 
     The matrix product of a convolution of the same shape, and before it one bilinear sample (four multiply-adds) for
@@ -34,11 +33,23 @@ def deform_conv_flops(
     return 2 * (product + samples)
 
 
-def _torchvision_formula(input_shape, weight_shape, offset_shape, mask_shape, bias_shape, *rest, out_shape, **_) -> int:
+# Formulas get the shapes of an operator's arguments, in its order, and the arguments that are no tensors as they are.
+
+
+def _torchvision_formula(input_shape: Shape, weight_shape: Shape, *rest: Any, out_shape: Shape, **_: Any) -> int:
     return deform_conv_flops(input_shape, weight_shape, out_shape, modulated=bool(rest[-1]))  # the last one is use_mask
 
 
-def _own_formula(input_shape, offset_shape, weight_shape, bias_shape, mask_shape, *_, out_shape, **__) -> int:
+def _own_formula(
+    input_shape: Shape,
+    offset_shape: Shape,
+    weight_shape: Shape,
+    bias_shape: Shape | None,
+    mask_shape: Shape | None,
+    *_: Any,
+    out_shape: Shape,
+    **__: Any,
+) -> int:
     return deform_conv_flops(input_shape, weight_shape, out_shape, modulated=mask_shape is not None)
 
 
@@ -63,9 +74,9 @@ def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, i
         batch: N.
 
     Returns:
-        ``params``; ``macs``, the multiply-adds of a forward pass; and ``macs_backbone``, ``macs_neck``, ``macs_head``.
+        `params`; `macs`, the multiply-adds of a forward pass; and `macs_backbone`, `macs_neck`, `macs_head`.
     """
-    from fapn_zoo.model import build
+    from fapn_zoo.model import build  # not above: timm takes seconds
 
     with torch.device("meta"):
         model = build(spec).eval().requires_grad_(False)  # the counter trips over gradients of views

@@ -1,4 +1,4 @@
-"""Peak memory of one inference on the CPU, measured in a process of its own, which nothing else has used memory in.
+"""Peak memory of one inference. On the CPU it is measured in a process of its own, where nothing else used memory.
 
     python -m fapn_zoo.benchmark.memory < JOB.json
 
@@ -11,9 +11,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
+
+from fapn_zoo.benchmark.inference import prepare
+from fapn_zoo.zoo.spec import ModelSpec
 
 SMALL = (64, 64)  # of the first run, in which libraries are loaded and kernels compiled
 
@@ -37,6 +43,15 @@ def peak_memory(job: Mapping[str, Any]) -> int | None:
         return None
 
 
+def peak_memory_on_gpu(model: nn.Module, device: torch.device, once: Callable[[], Any]) -> int:
+    """`peak_memory` of `once`, which runs a model that is on a CUDA device, in this process."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    once()
+    return torch.cuda.max_memory_allocated(device) - before + weight_bytes(model)
+
+
 def resident_peak() -> int:
     """Bytes of this process that have been in memory at once, since `forget_peak` where the system allows that."""
     status = Path("/proc/self/status")
@@ -57,11 +72,7 @@ def forget_peak() -> None:
 
 
 def _measure(job: Mapping[str, Any]) -> int:
-    import torch
-
-    from fapn_zoo.benchmark.run import prepare
-    from fapn_zoo.model import build
-    from fapn_zoo.zoo.spec import ModelSpec
+    from fapn_zoo.model import build  # not above: timm takes seconds
 
     torch.set_num_threads(job["threads"])
     with torch.no_grad():
@@ -76,7 +87,7 @@ def _measure(job: Mapping[str, Any]) -> int:
     return growth + weight_bytes(model)
 
 
-def weight_bytes(model: Any) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 

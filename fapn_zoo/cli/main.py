@@ -234,7 +234,7 @@ def _visualize(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from fapn_zoo.visualize import compare, data_items, image_items, render
+    from fapn_zoo.visualize import data_items, image_items, render, side_by_side
 
     if bool(args.images) == bool(args.data) or (args.data and args.labels):
         raise ValueError("name images (with --labels or without), or give --data")
@@ -247,7 +247,7 @@ def _compare(args: argparse.Namespace) -> None:
         items = data_items(first, args.data, args.split, args.limit)
     else:
         items = image_items(first, args.images, args.labels)
-    print(render(compare(models, items, args.out, band=args.band, progress=sys.stderr.isatty())))
+    print(render(side_by_side(models, items, args.out, band=args.band, progress=sys.stderr.isatty())))
     print(f"pictures: {args.out}")
 
 

@@ -97,6 +97,25 @@ class BoundaryBands(_OfClassMaps):
         return {width: scores(self.confusion(width), self.ignore_index) for width in self.widths}
 
 
+def near_boundary(labels: np.ndarray, width: int, ignore_index: int = 255) -> np.ndarray:
+    """The band of `BoundaryBands` of this width, where no void borders are asked for.
+
+    Args:
+        labels: true class ids (H, W), 0..65534 or ignore_index.
+        width: distance in pixels, at least 1.
+
+    Returns:
+        bool (H, W): labelled pixels that have another class at most `width` rows and columns away.
+    """
+    from fapn_zoo.metrics import kernels
+
+    known = labels != ignore_index
+    dtype = np.uint8 if labels.max(initial=0, where=known) < 255 else np.uint16
+    void = np.iinfo(dtype).max
+    truth = np.where(known, labels, void).astype(dtype)
+    return known & (kernels.rings(truth, dtype(void), True, False, np.array([width])) == 0)
+
+
 class BoundaryIoU(_OfClassMaps):
     """IoU of the inner boundary regions of classes, after Cheng et al., "Boundary IoU", CVPR 2021.
 

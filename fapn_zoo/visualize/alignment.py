@@ -6,16 +6,13 @@ alignment, the offsets and masks of the deformable convolution between them, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +20,7 @@ from fapn_zoo.data.images import load_image
 from fapn_zoo.modules.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
 from fapn_zoo.predict.inputs import input_size, network_input, resized
 from fapn_zoo.predict.run import device_and_type, inference
-from fapn_zoo.runtime.files import make_folder, write_text, write_whole
+from fapn_zoo.tasks.result import shown_pixels
 
 TAPS = 9  # of the deformable convolution
 
@@ -74,7 +71,13 @@ class Level:
 
 @dataclass(eq=False)
 class Alignment:
-    """``levels`` fine to coarse; ``image`` (H, W, 3) uint8 as it was given; ``input_size`` (H, W) after resizing."""
+    """A model's name and its levels, fine to coarse, on one image.
+
+    Attributes:
+        name: of the image.
+        image: (H, W, 3) uint8 as it was given.
+        input_size: (H, W) after resizing, in pixels.
+    """
 
     model: str
     name: str
@@ -99,30 +102,24 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     found: list[dict[str, Tensor]] = [{} for _ in neck.align]
     with inference(model), _listening(neck, found):
         model(network_input(model.data, [pixels], *device_and_type(model)))
-    size = tuple(pixels.shape[1:])
-    strides = getattr(getattr(model, "backbone", None), "strides", [4 * 2**index for index in range(len(found))])
+    size, strides = tuple(pixels.shape[1:]), model.backbone.strides
     levels = [_level(index, strides[index], values, size, neck) for index, values in enumerate(found)]
-    shown = loaded.pixels[:3] if len(loaded.pixels) >= 3 else loaded.pixels[:1].expand(3, -1, -1)
-    picture = shown.float().round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Alignment(model.spec.name, loaded.name, picture, size, levels)
+    return Alignment(model.spec.name, loaded.name, shown_pixels(loaded.pixels), size, levels)
 
 
 def find_neck(model: nn.Module) -> FaPN:
-    """The aligning neck inside a model; ValueError where there is none."""
-    for module in model.modules():
-        if isinstance(module, FaPN):
-            return module
-    neck, name = getattr(model, "neck", None), getattr(getattr(model, "spec", None), "name", type(model).__name__)
-    kind = f"its neck is {type(neck).__name__}" if neck is not None else "it has no neck"
-    raise ValueError(
-        f"{name} aligns no features ({kind}); choose a model whose neck is fapn, fam, fam_se, "
-        "fam_noref_fsm or deconv_fsm"
-    )
+    """The neck of a `ZooModel`; ValueError where it does not align."""
+    if not isinstance(model.neck, FaPN):
+        raise ValueError(
+            f"{model.spec.name} aligns no features (its neck is {type(model.neck).__name__}); choose a model whose "
+            "neck is fapn, fam, fam_se, fam_noref_fsm or deconv_fsm"
+        )
+    return model.neck
 
 
 @contextmanager
 def _listening(neck: FaPN, found: list[dict[str, Tensor]]) -> Iterator[None]:
-    """Hooks on the parts of every level while the block runs; ``found[level]`` gets their tensors by name."""
+    """Hooks on the parts of every level while the block runs; `found[level]` gets their tensors by name."""
     handles = []
     try:
         for values, align, lateral in zip(found, neck.align, neck.lateral, strict=True):
@@ -207,7 +204,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def arrays(found: Alignment) -> dict[str, np.ndarray]:
-    """What the pictures show, by name: ``level0_displacement`` (2, h, w) and so on, float32, in pixels of the level."""
+    """What the pictures show, by name: `level0_displacement` (2, h, w) and so on, float32, in pixels of the level."""
     table = {}
     for level in found.levels:
         for name in ("displacement", "distance", "modulation", "gate"):
@@ -215,29 +212,3 @@ def arrays(found: Alignment) -> dict[str, np.ndarray]:
             if value is not None:
                 table[f"level{level.index}_{name}"] = np.asarray(value, np.float32)
     return table
-
-
-def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[str, Any]:
-    """Writes what a model's neck does to an image: a PNG per level, ``alignment.png`` with all of them, and numbers.
-
-    Args:
-        model, image: see `read_alignment`. out: a folder, made if missing.
-
-    Returns:
-        What ``alignment.json`` holds: see `summary`, and "files", the names of all files. ``alignment.npz`` has the
-        arrays behind the pictures, see `arrays`. Every file appears whole or not at all.
-    """
-    from fapn_zoo.tasks.drawing import save_image
-    from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
-
-    found = read_alignment(model, image)
-    out = Path(out)
-    make_folder(out)
-    pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
-    pictures["alignment.png"] = contact_sheet(found)
-    for name, picture in pictures.items():
-        save_image(picture, out / name)
-    write_whole(out / "alignment.npz", lambda file: np.savez_compressed(file, **arrays(found)))
-    numbers = summary(found) | {"files": [*pictures, "alignment.npz", "alignment.json"]}
-    write_text(out / "alignment.json", json.dumps(numbers, indent=1) + "\n")
-    return numbers

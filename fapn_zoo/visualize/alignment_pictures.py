@@ -41,7 +41,7 @@ def feature_colours(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _panel_size(found: Alignment, width: int) -> tuple[int, int]:
-    """(width, height) of a panel about ``width`` wide, in which a pixel of the finest level is a square."""
+    """(width, height) of a panel about `width` wide, in which a pixel of the finest level is a square."""
     rows, columns = found.levels[0].before.shape[1:]
     width = min(width, round(TALLEST * width * columns / rows))
     if columns <= width:

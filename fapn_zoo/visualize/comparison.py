@@ -1,19 +1,15 @@
-"""Predictions of several models on the same images, side by side: pictures, and a line of numbers per image."""
+"""Predictions of several models on the same images: what is compared, where they differ, and how many pixels do."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 from torch import nn
-from tqdm import tqdm
 
 from fapn_zoo.data.classes import full_names
 from fapn_zoo.data.images import list_images, load_image
@@ -22,12 +18,9 @@ from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, read_l
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
-from fapn_zoo.predict import predict
-from fapn_zoo.runtime.files import make_folder, write_text
-from fapn_zoo.tasks.drawing import save_image
+from fapn_zoo.metrics.boundary import near_boundary
+from fapn_zoo.runtime.tables import aligned, percent
 from fapn_zoo.tasks.result import Result
-
-SCORES = ("miou", "pixel_acc", "band_miou", "band_acc")
 
 
 @dataclass(eq=False)
@@ -39,61 +32,37 @@ class Item:
     name: str
 
 
-def compare(
-    models: Mapping[str, nn.Module], items: Iterable[Item], out: str | Path, *, band: int = 3, progress: bool = False
-) -> dict[str, Any]:
-    """Writes one picture per image, ``NAME.png``, and ``compare.json``.
+class Counts(NamedTuple):
+    """Pixels by true and given class, of one model: all of them, and those near boundaries."""
 
-    Args:
-        models: two or more by the names to show, with the same classes in the same order.
-        items: see `image_items` and `data_items`.
-        out: a folder, made if missing.
-        band: a pixel is near a boundary if another true class is at most so many rows and columns away.
-        progress: a bar on stderr.
+    everywhere: ConfusionMatrix
+    near: ConfusionMatrix
 
-    Returns:
-        What ``compare.json`` holds: "models", "band", "images" and "total". An image has "name", "file", "size",
-        "agree" (share of pixels on which all models agree) and, where there are labels, "scores": a dict per model
-        with "miou", "pixel_acc" and, of the pixels near boundaries, "band_miou" and "band_acc"; fractions 0..1, None
-        where undefined. The total adds up the pixels of all images with labels.
+    def merge(self, other: Counts) -> Counts:
+        """Adds the pixels of other images; returns self."""
+        self.everywhere.merge(other.everywhere)
+        self.near.merge(other.near)
+        return self
 
-    Raises:
-        ValueError: fewer than two models, models with different classes, a band below 1. DataError, ImageError: as
-            reading the images and labels does.
-    """
-    from fapn_zoo.visualize.comparison_pictures import comparison
-
-    num_classes = len(check_models(models))
-    if band < 1:
-        raise ValueError(f"band={band}; expected 1 pixel or more")
-    out = Path(out)
-    rows: list[dict[str, Any]] = []
-    totals: list[tuple[ConfusionMatrix, ConfusionMatrix]] | None = None
-    for item in tqdm(items, disable=not progress, unit="image"):
-        results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
-        found = Comparison(item.name, list(models), results, item.labels, band)
-        file = _free_name(item.name, {row["file"] for row in rows})
-        row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}
-        if item.labels is not None:
-            counts = found.count(num_classes)
-            row["scores"] = {name: _scores(*pair) for name, pair in zip(models, counts, strict=True)}
-            totals = counts if totals is None else [_merged(a, b) for a, b in zip(totals, counts, strict=True)]
-        make_folder(out)
-        save_image(comparison(found, row), out / file)
-        rows.append(row)
-    if not rows:
-        raise ValueError("no image to compare on")
-    total: dict[str, Any] = {"agree": _agreement(rows)}
-    if totals is not None:
-        total["scores"] = {name: _scores(*pair) for name, pair in zip(models, totals, strict=True)}
-    report = {"models": list(models), "band": band, "images": rows, "total": total}
-    write_text(out / "compare.json", json.dumps(report, indent=1) + "\n")
-    return report
+    def scores(self) -> dict[str, float | None]:
+        """Fractions 0..1, None where undefined: "miou", "pixel_acc", and near boundaries "band_miou", "band_acc"."""
+        everywhere, near = self.everywhere.compute(), self.near.compute()
+        found = {"miou": everywhere["miou"], "pixel_acc": everywhere["pixel_acc"]}
+        found |= {"band_miou": near["miou"], "band_acc": near["pixel_acc"]}
+        return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 @dataclass(eq=False)
 class Comparison:
-    """The results of all models on one image, in the order of ``models``, and the true labels or None."""
+    """The results of all models on one image, in the order of `models`, and the true labels or None.
+
+    Attributes:
+        labels: (H, W) class ids.
+        band: pixels around true boundaries that count as near.
+        differ: (H, W) bool, where a model gives another class than the first one.
+        agreement: the share of the other pixels.
+        valid, near: (H, W) bool, the labelled pixels and those of them near a boundary; only with labels.
+    """
 
     name: str
     models: list[str]
@@ -115,27 +84,15 @@ class Comparison:
         """(H, W) bool: where a model's class is not the true one; never on unlabelled pixels."""
         return self.valid & (self.results[index].labels != self.labels)
 
-    def count(self, num_classes: int) -> list[tuple[ConfusionMatrix, ConfusionMatrix]]:
-        """For every model the counts of all pixels and of those near boundaries."""
-        tables = []
+    def count(self, num_classes: int) -> list[Counts]:
+        """The counts of every model."""
+        found = []
         for result in self.results:
-            whole, band = (ConfusionMatrix(num_classes, result.ignore_index) for _ in range(2))
-            whole.update(result.labels, self.labels)
-            band.update(result.labels[self.near], self.labels[self.near])
-            tables.append((whole, band))
-        return tables
-
-
-def near_boundary(labels: np.ndarray, width: int, ignore_index: int) -> np.ndarray:
-    """(H, W) class ids -> bool: another class is at most ``width`` rows and columns away.
-
-    The band of `fapn_zoo.metrics.BoundaryBands`: unlabelled pixels are in no band and of no class.
-    """
-    ids, valid = labels.astype(np.int32), labels != ignore_index
-    window = 2 * width + 1
-    highest = ndimage.maximum_filter(np.where(valid, ids, -1), window, mode="nearest")
-    lowest = ndimage.minimum_filter(np.where(valid, ids, np.iinfo(np.int32).max), window, mode="nearest")
-    return valid & (highest != lowest)
+            counts = Counts(*(ConfusionMatrix(num_classes, result.ignore_index) for _ in range(2)))
+            counts.everywhere.update(result.labels, self.labels)
+            counts.near.update(result.labels[self.near], self.labels[self.near])
+            found.append(counts)
+        return found
 
 
 def check_models(models: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -163,8 +120,8 @@ def image_items(model: nn.Module, images: Sequence[str | Path], labels: Sequence
 
     Args:
         model: whose classes the labels are checked against.
-        images: in the order of ``labels``.
-        labels: nothing; a PNG of class ids per image; or a folder with ``NAME.png`` for every image ``NAME.*``.
+        images: in the order of `labels`.
+        labels: nothing; a PNG of class ids per image; or a folder with `NAME.png` for every image `NAME.*`.
 
     Raises:
         ValueError: another number of labels than of images. FileNotFoundError, ImageError, DataError: what is missing,
@@ -194,7 +151,7 @@ def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
 
 
 def data_items(model: nn.Module, source: str | Path, split: str = "test", limit: int | None = None) -> Iterator[Item]:
-    """The images and labels of a data set, see `fapn_zoo.data.sources.open_dataset`; the first ``limit`` of them.
+    """The images and labels of a data set, see `fapn_zoo.data.sources.open_dataset`; the first `limit` of them.
 
     Raises:
         ValueError: the data set's classes are not the model's. FileNotFoundError, DataError: as opening it does.
@@ -218,34 +175,8 @@ def _sample(dataset: Any, index: int, ignore_index: int) -> Item:
     return Item(sample.image, labels, sample.name)
 
 
-# Numbers ------------------------------------------------------------------------------------------------------------
-
-
-def _scores(whole: ConfusionMatrix, band: ConfusionMatrix) -> dict[str, float | None]:
-    everywhere, near = whole.compute(), band.compute()
-    values = (everywhere["miou"], everywhere["pixel_acc"], near["miou"], near["pixel_acc"])
-    return {name: None if math.isnan(value) else value for name, value in zip(SCORES, values, strict=True)}
-
-
-def _agreement(rows: list[dict[str, Any]]) -> float:
-    pixels = [math.prod(row["size"]) for row in rows]
-    return sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True)) / sum(pixels)
-
-
-def _merged(one: tuple[ConfusionMatrix, ...], other: tuple[ConfusionMatrix, ...]) -> tuple[ConfusionMatrix, ...]:
-    return tuple(a.merge(b) for a, b in zip(one, other, strict=True))
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    stem, file, number = Path(name).stem or "image", f"{Path(name).stem or 'image'}.png", 1
-    while file in taken:
-        number += 1
-        file = f"{stem}_{number}.png"
-    return file
-
-
 def render(report: Mapping[str, Any]) -> str:
-    """The report of `compare` as text: a line per image, and one for all; scores in percent."""
+    """The report of `side_by_side` as text: a line per image, and one for all; scores in percent."""
     letters = [chr(ord("A") + i) for i in range(len(report["models"]))]
     lines = [f"{letter} = {name}" for letter, name in zip(letters, report["models"], strict=True)]
     rows = [*report["images"], report["total"] | {"name": "all"}]
@@ -255,23 +186,10 @@ def render(report: Mapping[str, Any]) -> str:
         head += [f"{letter} mIoU", "acc", "mIoU near", "acc near"]
     table = [head]
     for row in rows:
-        cells = [row["name"], percent(row["agree"])]
-        for name in report["models"] if "scores" in row else ():
-            cells += [percent(row["scores"][name][score]) for score in SCORES]
-        table.append(cells)
-    widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(len(head))]
-    for row in table:
-        numbers = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False)]
-        lines.append("  ".join([f"{row[0]:<{widths[0]}}", *numbers]))
+        found = [row["scores"][name] for name in report["models"]] if "scores" in row else []
+        values = [row["agree"], *(value for one in found for value in one.values())]
+        table.append([row["name"], *map(percent, values)])
+    lines += aligned(table)
     if scored:
         lines.append(f"near: at most {report['band']} rows and columns from another true class")
     return "\n".join(lines)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def with_labels(result: Result, labels: np.ndarray) -> Result:
-    """The result with other class ids, for a picture of the truth."""
-    return dataclasses.replace(result, labels=labels)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fapn_zoo.runtime.tables import percent
 from fapn_zoo.visualize import drawing
-from fapn_zoo.visualize.comparison import Comparison, percent, with_labels
+from fapn_zoo.visualize.comparison import Comparison
 
 WIDTHS = (320, 640)  # of a panel; larger images are reduced, smaller ones enlarged
 TEXT = 16
@@ -18,11 +20,13 @@ DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (2
 
 
 def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
-    """One sheet: the image and every model's classes; below, the truth and every model's errors where there are labels;
-    then where the models differ, and the legends.
+    """One sheet: the image and every model's classes, where the models differ, and the legends.
+
+    Where there are labels, a row with the truth and every model's errors stands between them.
 
     Args:
-        found: the results. row: its numbers, as `compare` returns them for an image.
+        found: the results.
+        row: its numbers, as `side_by_side` returns them for an image.
     """
     size = _panel_size(found.results[0].image.shape[:2])
     letters = [chr(ord("A") + i) for i in range(len(found.models))]
@@ -32,7 +36,7 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
         panels.append(_panel(picture, f"{letter}  {name}", size))
     rows = [drawing.beside(panels)]
     if found.labels is not None:
-        truth = np.asarray(with_labels(found.results[0], found.labels).overlay(alpha=0.65))
+        truth = np.asarray(dataclasses.replace(found.results[0], labels=found.labels).overlay(alpha=0.65))
         panels = [_panel(truth, "truth", size)]
         for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
             scores = row["scores"][name]
@@ -44,14 +48,8 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
         rows.append(drawing.beside(panels))
     difference, legend = _difference(found, letters)
     words = f"all agree on {percent(found.agreement)} % of the pixels"
-    rows.append(
-        drawing.beside(
-            [
-                _panel(difference, "where they differ", size, words),
-                _legends(found, legend, rows[0].width - size[0] - drawing.GAP, size[1]),
-            ]
-        )
-    )
+    legends = _legends(found, legend, rows[0].width - size[0] - drawing.GAP, size[1])
+    rows.append(drawing.beside([_panel(difference, "where they differ", size, words), legends]))
     title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
     return drawing.framed(drawing.stacked([title, *rows]))
 
@@ -79,7 +77,7 @@ def _errors(found: Comparison, index: int) -> np.ndarray:
     return picture
 
 
-def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict[str, tuple[int, int, int]]]:
+def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict[str, drawing.Colour]]:
     """Where models differ, in colours, and what the colours mean: of two models with labels, which one is right."""
     picture = _pale(found.results[0].image)
     if found.labels is None or len(found.results) > 2:
@@ -98,34 +96,30 @@ def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict
     }
 
 
-def _legends(found: Comparison, legend: dict[str, tuple[int, int, int]], width: int, height: int) -> Image.Image:
+def _legends(found: Comparison, legend: dict[str, drawing.Colour], width: int, height: int) -> Image.Image:
     """What the colours of errors and differences mean, and beside it the classes that occur, as many as fit."""
     entries = dict(legend)
     if found.labels is not None:
         errors = {"wrong": WRONG, f"wrong, at most {found.band} px from a boundary": WRONG_NEAR}
         entries = errors | entries | ({} if found.valid.all() else {"not labelled": UNLABELLED})
     first = found.results[0]
-    ids = np.unique(
-        np.concatenate(
-            [np.unique(r.labels) for r in found.results] + ([] if found.labels is None else [np.unique(found.labels)])
-        )
-    )
+    maps = [result.labels for result in found.results] + ([] if found.labels is None else [found.labels])
+    ids = np.unique(np.concatenate([np.unique(one) for one in maps]))
     classes = {first.names[i]: tuple(first.palette[i]) for i in ids if i < len(first.names) and i != first.ignore_index}
     line = drawing.text_height(TEXT)
     per_column = max((height + line) // line, 1)
-    blocks = [list(entries.items())]
     rows = list(classes.items())
-    blocks += [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
+    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
     pictures: list[Image.Image] = []
-    for block in blocks:
-        picture = _swatches(block)
+    for column in [list(entries.items()), *columns]:
+        picture = _swatches(column)
         if sum(p.width + 2 * drawing.GAP for p in pictures) + picture.width > width and pictures:
             break  # a narrow sheet shows the first classes only
         pictures.append(picture)
     return drawing.beside(pictures, 2 * drawing.GAP)
 
 
-def _swatches(entries: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+def _swatches(entries: list[tuple[str, drawing.Colour]]) -> Image.Image:
     face, line = drawing.font(TEXT - 1), drawing.text_height(TEXT)
     width = round(max(face.getlength(name) for name, _ in entries)) + line + 6
     sheet = Image.new("RGB", (width, line * len(entries) + line), drawing.PAPER)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+Colour = tuple[int, int, int]  # red, green and blue, 0..255
 INK, GREY, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
 GAP = 14  # pixels between pictures
 # Dark to bright, evenly spaced; between them colours are mixed.
@@ -19,8 +20,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def ramp(values: np.ndarray, colours: Sequence[tuple[int, int, int]], low: float, high: float) -> np.ndarray:
-    """(...) numbers -> (..., 3) uint8; ``low`` and less is the first colour, ``high`` and more the last."""
+def ramp(values: np.ndarray, colours: Sequence[Colour], low: float, high: float) -> np.ndarray:
+    """(...) numbers -> (..., 3) uint8; `low` and less is the first colour, `high` and more the last."""
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     stops = np.linspace(0, 1, len(colours))
     channels = [np.interp(share, stops, [colour[i] for colour in colours]) for i in range(3)]
@@ -38,7 +39,7 @@ def directions(down: np.ndarray, right: np.ndarray, longest: float) -> np.ndarra
 
 
 def enlarged(pixels: np.ndarray, size: tuple[int, int], smooth: bool = False) -> Image.Image:
-    """(h, w, 3) uint8 -> a picture of (width, height): every value a block, or (photos) resampled smoothly."""
+    """(h, w, 3) uint8 -> a picture of (width, height): every value a block, or (an image) resampled smoothly."""
     picture = Image.fromarray(pixels)
     if smooth:
         return picture.resize(size, Image.Resampling.LANCZOS)
@@ -64,7 +65,7 @@ def captioned(picture: Image.Image, caption: str, size: int = 15, detail: str = 
 
 
 def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its end replaced by "..." where it is longer than ``width`` pixels."""
+    """The text, its end replaced by "..." where it is longer than `width` pixels."""
     if face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "...") > width:
@@ -72,7 +73,7 @@ def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
     return text + "..."
 
 
-def text_block(lines: Sequence[str], width: int, size: int = 15, colour: tuple[int, int, int] = INK) -> Image.Image:
+def text_block(lines: Sequence[str], width: int, size: int = 15, colour: Colour = INK) -> Image.Image:
     """Lines of text on paper, each cut to the width."""
     step, face = text_height(size), font(size)
     sheet = Image.new("RGB", (width, max(step * len(lines), 1)), PAPER)
@@ -110,7 +111,7 @@ def framed(picture: Image.Image, margin: int = GAP) -> Image.Image:
     return sheet
 
 
-def colour_bar(width: int, colours: Sequence[tuple[int, int, int]], low: str, high: str, size: int = 13) -> Image.Image:
+def colour_bar(width: int, colours: Sequence[Colour], low: str, high: str, size: int = 13) -> Image.Image:
     """A strip from the lowest to the highest value, with both written beside it."""
     face, height = font(size), text_height(size)
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -134,9 +135,9 @@ def wheel(diameter: int) -> Image.Image:
 
 
 def arrows(picture: Image.Image, down: np.ndarray, right: np.ndarray, step: int, longest: float) -> Image.Image:
-    """Draws an arrow every ``step`` pixels or so; one of the ``longest`` length reaches the next arrow's place.
+    """Draws an arrow every `step` pixels or so; one of the `longest` length reaches the next arrow's place.
 
-    ``down`` and ``right`` (h, w) cover the picture; each arrow is the mean of the vectors around it.
+    `down` and `right` (h, w) cover the picture; each arrow is the mean of the vectors around it.
     """
     scale, (width, height) = 3, picture.size
     rows, columns = max(height // step, 1), max(width // step, 1)
@@ -177,7 +178,7 @@ def _block_means(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def bars(values: np.ndarray, size: tuple[int, int], high: float, face_size: int = 13) -> Image.Image:
-    """A filled profile of values (already in order) from 0 to ``high`` with an axis, on (width, height)."""
+    """A filled profile of values (already in order) from 0 to `high` with an axis, on (width, height)."""
     width, height = size
     face = font(face_size)
     left, bottom = round(face.getlength("0.00")) + 8, text_height(face_size)

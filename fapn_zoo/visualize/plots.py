@@ -1,15 +1,14 @@
-"""Plots of a report, by matplotlib (extra ``viz``)."""
+"""Plots of a report, by matplotlib (extra `viz`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fapn_zoo.runtime.files import write_whole
-from fapn_zoo.tasks import TASKS
 
 NAMED = 60  # classes whose names still fit beside a confusion matrix
 DPI = 110
@@ -53,12 +52,18 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     _save(figure, path)
 
 
-def plot_classes(report: dict[str, Any], path: Path) -> None:
-    """IoU, PQ or AP of every class as a bar, best first, and the mean; where measured, the IoU of the 5 px band."""
-    columns = TASKS[report["task"]].columns
-    score, label = next(iter(columns.by_class.items()))
-    mean = report[columns.main]
-    rows = sorted((r for r in report["classes"] if r[score] is not None), key=lambda row: row[score])
+def plot_classes(
+    classes: Sequence[Mapping[str, Any]], score: str, label: str, mean: float | None, title: str, path: Path
+) -> None:
+    """A score of every class as a bar, best first, and the mean; where measured, the IoU of the 5 px band.
+
+    Args:
+        classes: a row of a report per class: "name", the score, and "band_5" where it was measured; 0..1 or None.
+        score, label: what the score is called in the rows, and in the plot.
+        mean: of the score, 0..1; None where it is undefined.
+        path: a .png file, written whole.
+    """
+    rows = sorted((row for row in classes if row[score] is not None), key=lambda row: row[score])
     figure = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
     axes = figure.add_subplot()
     places = np.arange(len(rows))
@@ -70,7 +75,7 @@ def plot_classes(report: dict[str, Any], path: Path) -> None:
     if mean is not None:
         axes.axvline(100 * mean, color="tab:orange", label=f"mean {100 * mean:.2f}")
     axes.set_yticks(places, [row["name"] for row in rows])
-    axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=f"{report['model']}\n{report['data']}")
+    axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=title)
     axes.legend(loc="lower right")
     _save(figure, path)
 

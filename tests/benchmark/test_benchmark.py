@@ -6,6 +6,8 @@ import csv
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 import fapn_zoo
-from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, memory, parse_size, render
+from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render, timing
 from fapn_zoo.benchmark import run as run_module
 from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
 from fapn_zoo.benchmark.report import CSV_COLUMNS
@@ -34,14 +36,14 @@ def tiny(neck: str) -> nn.Module:
 
 
 @pytest.fixture
-def folders(tmp_path) -> dict[str, str]:
+def folders(tmp_path: Path) -> dict[str, str]:
     return {neck: str(tiny(neck).save(tmp_path / neck)) for neck in ("fapn", "fpn")}
 
 
 # Work ---------------------------------------------------------------------------------------------------------------
 
 
-def test_operations_of_a_deformable_convolution():
+def test_operations_of_a_deformable_convolution() -> None:
     # 2 images, 4 -> 6 channels in 2 groups, 3x3 taps, 5x7 pixels: products of 2 channels each, and 4 or 5 per sample
     pixels, taps = 2 * 5 * 7, 9
     for modulated, each in ((True, 5), (False, 4)):
@@ -51,7 +53,7 @@ def test_operations_of_a_deformable_convolution():
 
 @pytest.mark.parametrize("backend", [name for name in ("numba", "reference") if name in available_backends()])
 @pytest.mark.parametrize("modulated", [True, False])
-def test_both_operators_are_counted_alike(backend, modulated):
+def test_both_operators_are_counted_alike(backend: str, modulated: bool) -> None:
     mask = torch.ones(2, 18, 5, 7) if modulated else None
     with fapn_zoo.deform_conv_backend(backend), flop_counter() as counter:
         fapn_zoo.deform_conv2d(
@@ -60,7 +62,7 @@ def test_both_operators_are_counted_alike(backend, modulated):
     assert counter.get_total_flops() == deform_conv_flops((2, 4, 5, 7), (6, 2, 3, 3), (2, 6, 5, 7), modulated)
 
 
-def test_work_of_the_twins():
+def test_work_of_the_twins() -> None:
     found = {neck: count(get_spec(f"perpixel_{neck}_resnet50_ade20k")[0], (512, 1024)) for neck in ("fapn", "fpn")}
     assert found["fapn"]["params"] == 34_691_038 and found["fpn"]["params"] == 31_033_942
     # 147.2 G (as the official code computes it) and 94.8 G counted by hand from the shapes; sampling adds 5
@@ -75,7 +77,7 @@ def test_work_of_the_twins():
     assert found["fapn"]["macs_backbone"] == found["fpn"]["macs_backbone"]
 
 
-def test_work_of_a_convolution_by_hand():
+def test_work_of_a_convolution_by_hand() -> None:
     spec = tiny("fpn").spec
     model = fapn_zoo.create_model("perpixel_fpn", **TINY)
     assert count(spec, SIZE)["params"] == sum(p.numel() for p in model.parameters())
@@ -87,10 +89,10 @@ def test_work_of_a_convolution_by_hand():
 # Time ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_turn_with_its_parts(folders, monkeypatch):
+def test_a_run_in_turn_with_its_parts(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[str, bool]] = []
-    once = run_module._Run.once
-    monkeypatch.setattr(run_module._Run, "once", lambda run, keep: (order.append((run.name, keep)), once(run, keep)))
+    once = timing.Run.once
+    monkeypatch.setattr(timing.Run, "once", lambda run, keep: (order.append((run.name, keep)), once(run, keep)))
     threads, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
     jobs = [(folders["fapn"], SIZE), (folders["fpn"], SIZE), (folders["fpn"], (50, 70))]
     report = benchmark(jobs, rounds=3, warmup=1, memory=False, threads=2, device="cpu")
@@ -109,43 +111,43 @@ def test_a_run_in_turn_with_its_parts(folders, monkeypatch):
     assert first["macs"] > second["macs"] > third["macs"]
 
 
-def test_time_is_found_where_it_is_spent(folders, monkeypatch):
-    build = run_module.create
+def test_time_is_found_where_it_is_spent(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    build = run_module.create_with_offsets
 
-    def slow_neck(name, num_classes=None):
+    def slow_neck(name: str, num_classes: int | None = None) -> nn.Module:
         model = build(name, num_classes)
         forward = model.neck.forward
         model.neck.forward = lambda features: (time.sleep(0.2), forward(features))[1]
         return model
 
-    monkeypatch.setattr(run_module, "create", slow_neck)
+    monkeypatch.setattr(run_module, "create_with_offsets", slow_neck)
     stages = benchmark([(folders["fpn"], SIZE)], rounds=3, warmup=1, memory=False, device="cpu")["rows"][0]["stages_ms"]
     assert stages["neck"] > 200 and max(stages["backbone"], stages["head"], stages["postprocess"]) < 150
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bf16"}, {"channels_last": True, "batch": 2}], ids=str)
-def test_ways_to_run(folders, options):
+def test_ways_to_run(folders: dict[str, str], options: dict[str, Any]) -> None:
     row = benchmark([(folders["fapn"], SIZE)], rounds=1, warmup=0, memory=False, device="cpu", **options)["rows"][0]
     assert row["fps"] == pytest.approx(1e3 * options.get("batch", 1) / row["latency_ms"]["median"])
 
 
-def test_dtype_and_memory_format_reach_weights_and_input():
+def test_dtype_and_memory_format_reach_weights_and_input() -> None:
     model, seen = tiny("fapn"), []
     model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        found = run_module.prepare(model, (50, 70), batch=2, dtype="bf16", channels_last=True)()
+        found = inference.prepare(model, (50, 70), batch=2, dtype="bf16", channels_last=True)()
     assert seen[0].dtype == torch.bfloat16 and seen[0].is_contiguous(memory_format=torch.channels_last)
     weight = model.neck.lateral[0].conv.weight
     assert weight.dtype == torch.bfloat16 and found.shape == (2, 50, 70)
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_auto_is_what_predict_does(monkeypatch, fast):
+def test_auto_is_what_predict_does(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     monkeypatch.setattr(precision, "fast_bfloat16", lambda device: fast)
     model, runs = tiny("fapn"), []
     model.neck.register_forward_hook(lambda module, inputs, maps: runs.append(maps[0]))
     with torch.no_grad():
-        found = run_module.prepare(model, (64, 96), dtype="auto")()
+        found = inference.prepare(model, (64, 96), dtype="auto")()
     model.predict(np.zeros((64, 96, 3), np.uint8))
     ours, theirs = runs
     assert ours.dtype == theirs.dtype == (torch.bfloat16 if fast else torch.float32)
@@ -153,10 +155,12 @@ def test_auto_is_what_predict_does(monkeypatch, fast):
     assert model.neck.lateral[0].conv.weight.dtype == torch.float32 and found.shape == (1, 64, 96)
 
 
-def test_parts_are_compiled_and_still_told_apart(folders, monkeypatch):
+def test_parts_are_compiled_and_still_told_apart(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, real = [], torch.compile
 
-    def traced(module, dynamic):  # the default backend takes minutes; what is traced, and that hooks survive, matters
+    def traced(
+        module: nn.Module, dynamic: bool
+    ) -> nn.Module:  # the default backend takes minutes; what is traced, and that hooks survive, matters
         compiled.append((type(module).__name__, dynamic))
         return real(module, dynamic=dynamic, backend="eager")
 
@@ -166,22 +170,22 @@ def test_parts_are_compiled_and_still_told_apart(folders, monkeypatch):
     assert min(report["rows"][0]["stages_ms"].values()) > 0 and "compile" in render(report)
 
 
-def test_fresh_offsets_are_as_wide_as_trained_ones():
-    model = run_module.create("perpixel_fapn_resnet10t", 3)
+def test_fresh_offsets_are_as_wide_as_trained_ones() -> None:
+    model = inference.create_with_offsets("perpixel_fapn_resnet10t", 3)
     for align in model.neck.align:
         offsets, masks = align.dcn.offset_mask.bias[:144], align.dcn.offset_mask.bias[144:]
         assert 1.5 < offsets.std() < 2.5 and not masks.any()
     trained = tiny("fapn")
     with torch.no_grad():
         trained.neck.align[0].dcn.offset_mask.weight += 1
-    run_module.draw_offsets(trained)
+    inference.draw_offsets(trained)
     assert not trained.neck.align[0].dcn.offset_mask.bias.any() and trained.neck.align[1].dcn.offset_mask.bias.any()
 
 
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_peak_counts_what_is_gone_again():
+def test_the_peak_counts_what_is_gone_again() -> None:
     """In a process of its own, since one that has been larger may not be able to forget it."""
     code = """
 import numpy as np
@@ -196,27 +200,23 @@ print(memory.resident_peak() - before)
     assert int(done.stdout) > 60 * 2**20
 
 
-def test_peak_memory_of_a_model(capfd):
+def test_peak_memory_of_a_model(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("fapn")
-    job = {
-        "model": model.spec.to_config(),
-        "size": (768, 1024),
-        "batch": 1,
-        "dtype": "fp32",
-        "channels_last": False,
-        "threads": 1,
-    }
+    job = {"model": model.spec.to_config(), "size": (768, 1024), "threads": 1}
+    job |= {"batch": 1, "dtype": "fp32", "channels_last": False}
     weights = memory.weight_bytes(model)
     assert weights == sum(t.numel() * t.element_size() for t in model.state_dict().values())
     # at stride 4 the mask features alone are 256 channels of fp32
     assert weights + 256 * 192 * 256 * 4 < memory.peak_memory(job) < weights + 20 * 256 * 192 * 256 * 4
-    assert memory.peak_memory({**job, "model": {"name": "x"}}) is None
-    assert "peak memory could not be measured: ValueError" in capfd.readouterr().err
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nValueError: the model description lacks head\n")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: failed)
+    assert memory.peak_memory(job) is None
+    assert "peak memory could not be measured: ValueError: the model" in capfd.readouterr().err
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_gpu(folders):
+def test_a_gpu(folders: dict[str, str]) -> None:
     jobs = [(folders["fapn"], (512, 512)), (folders["fpn"], (512, 512))]
     report = benchmark(jobs, rounds=5, device="cuda", dtype="fp16")
     assert report["device"] == torch.cuda.get_device_name()
@@ -230,14 +230,14 @@ def test_a_gpu(folders):
 # Mistakes -----------------------------------------------------------------------------------------------------------
 
 
-def test_sizes_as_they_are_written():
+def test_sizes_as_they_are_written() -> None:
     assert parse_size("512") == (512, 512) and parse_size(" 512X1024 ") == (512, 1024)
     for text in ("", "0", "0x3", "axb", "1x2x3", "-4", "5.5"):
         with pytest.raises(ValueError, match="write 512 or 512x1024"):
             parse_size(text)
 
 
-def test_what_cannot_be_measured(folders, monkeypatch):
+def test_what_cannot_be_measured(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     job = [(folders["fpn"], SIZE)]
     for options, told in (
         ({"dtype": "fp8"}, "dtype 'fp8'; expected one of fp32, bf16, fp16, auto"),
@@ -259,10 +259,10 @@ def test_what_cannot_be_measured(folders, monkeypatch):
         with pytest.raises(ValueError, match=told):
             benchmark(jobs, memory=False, device="cpu")
 
-    def no_kernel(*_, stride):
+    def no_kernel(*_: Any, stride: int) -> None:
         raise RuntimeError("not implemented for 'Half'\nand a long trace")
 
-    monkeypatch.setattr(run_module.postprocess, "semantic", no_kernel)
+    monkeypatch.setattr(inference.postprocess, "semantic", no_kernel)
     with pytest.raises(ValueError, match=r"cannot run at 64x96, batch 1, fp32: not implemented for 'Half'$"):
         benchmark(job, memory=False, device="cpu")
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_measured(folders, monkeypatch):
 # Reports ------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_csv_file(folders, tmp_path):
+def test_rows_of_a_csv_file(folders: dict[str, str], tmp_path: Path) -> None:
     report = benchmark([(folders["fapn"], SIZE), (folders["fpn"], SIZE)], rounds=1, memory=False, device="cpu")
     path = tmp_path / "new" / "speed.csv"
     append_csv(report, path)
@@ -291,7 +291,7 @@ def test_rows_of_a_csv_file(folders, tmp_path):
     assert other.read_text() == "a,b\n1,2\n"
 
 
-def test_the_real_time_table_is_that_of_the_talk():
+def test_the_real_time_table_is_that_of_the_talk() -> None:
     assert {(name.split("_")[2], size) for name, size in REALTIME} == {
         ("resnet18", (512, 1024)),
         ("resnet18", (768, 1536)),
@@ -304,7 +304,9 @@ def test_the_real_time_table_is_that_of_the_talk():
         assert spec.num_classes == (171 if size == (640, 640) else 19)
 
 
-def test_verb(capsys, folders, tmp_path, monkeypatch):
+def test_verb(
+    capsys: pytest.CaptureFixture[str], folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = [folders["fapn"], folders["fpn"]]
     quick = ["--rounds", "1", "--no-memory", "--device", "cpu"]
     code = main(["benchmark", *both, "--size", "64x96", "--size", "64", *quick, "--csv", str(tmp_path / "x.csv")])
@@ -324,10 +326,10 @@ def test_verb(capsys, folders, tmp_path, monkeypatch):
         err = capsys.readouterr().err.splitlines()
         assert err[-1].startswith("error: ") and told in err[-1]
 
-    def interrupt(run, keep):
+    def interrupt(run: timing.Run, keep: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module._Run, "once", interrupt)
+    monkeypatch.setattr(timing.Run, "once", interrupt)
     threads = torch.get_num_threads()
     assert main(["benchmark", both[0], "--size", "64", "--threads", "3", "--csv", str(tmp_path / "y.csv")]) == 130
     assert torch.get_num_threads() == threads and not (tmp_path / "y.csv").exists()

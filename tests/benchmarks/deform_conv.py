@@ -16,6 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torchvision
@@ -23,7 +25,7 @@ from table import print_row, run_facts, write_csv
 
 from fapn_zoo.benchmark.memory import forget_peak, resident_peak
 from fapn_zoo.modules.deform_conv.conv import active_backend, deform_conv2d, deform_conv_backend
-from fapn_zoo.runtime.device import device_name
+from fapn_zoo.runtime.device import processor
 
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask. The first four are the default.
 SHAPES = [
@@ -40,7 +42,7 @@ FUNCTIONS = {"ours": deform_conv2d, "torchvision": torchvision.ops.deform_conv2d
 CONTENDERS = [(name, "float32") for name in FUNCTIONS] + [(name, "bfloat16") for name in ("ours", "conv")]
 
 
-def make_call(contender, direction, shape, seed=0):
+def make_call(contender: tuple[str, str], direction: str, shape: tuple[int, ...], seed: int = 0) -> Callable[[], None]:
     """Return a function that runs `contender`, a pair of CONTENDERS, once; `direction` is forward or both."""
     name, dtype = contender[0], getattr(torch, contender[1])
     batch, channels, height, width, groups = shape
@@ -59,7 +61,7 @@ def make_call(contender, direction, shape, seed=0):
     grad = torch.randn(sizes["input"], dtype=dtype)
     leaves = {key: tensor.to(dtype).requires_grad_(direction == "both") for key, tensor in tensors.items()}
 
-    def call():
+    def call() -> None:
         output = FUNCTIONS[name](**leaves, padding=1)
         if direction == "both":
             torch.autograd.grad(output, list(leaves.values()), grad)
@@ -67,7 +69,7 @@ def make_call(contender, direction, shape, seed=0):
     return call
 
 
-def measure(shape, direction, rounds):
+def measure(shape: tuple[int, ...], direction: str, rounds: int) -> dict[tuple[str, str], float]:
     """Return milliseconds of one call by contender: the median over interleaved rounds."""
     calls = {contender: make_call(contender, direction, shape) for contender in CONTENDERS}
     for call in calls.values():
@@ -81,7 +83,7 @@ def measure(shape, direction, rounds):
     return {contender: statistics.median(values) * 1e3 for contender, values in times.items()}
 
 
-def peak_mib(contender, direction, shape, threads, backend):
+def peak_mib(contender: tuple[str, str], direction: str, shape: tuple[int, ...], threads: int, backend: str) -> float:
     """Return by how many MiB one call raises the peak of a process that has run the contender on a small shape."""
     arguments = [*contender, direction, ",".join(map(str, shape)), str(threads)]
     command = [sys.executable, __file__, "--peak", *arguments]
@@ -89,7 +91,7 @@ def peak_mib(contender, direction, shape, threads, backend):
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
-def print_peak(name, dtype, direction, shape, threads):
+def print_peak(name: str, dtype: str, direction: str, shape: tuple[int, ...], threads: int) -> None:
     torch.set_num_threads(int(threads))
     shape = tuple(map(int, shape.split(",")))
     small = (1, *shape[1:2], 8, 8, *shape[4:])
@@ -101,7 +103,9 @@ def print_peak(name, dtype, direction, shape, threads):
     print((resident_peak() - before) / 2**20)
 
 
-def rows_of(shape, direction, threads, options):
+def rows_of(
+    shape: tuple[int, ...], direction: str, threads: int, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Measure one shape and pass: a row per contender. Ratios are to torchvision and conv in float32."""
     torch.set_num_threads(threads)
     ms = measure(shape, direction, options.rounds)
@@ -121,19 +125,19 @@ def rows_of(shape, direction, threads, options):
         yield row
 
 
-def circumstances(options):
+def circumstances(options: argparse.Namespace) -> dict[str, Any]:
     """The columns that are the same in all rows."""
     numba = __import__("numba").__version__ if active_backend() == "numba" else "none"
     return {
         "rounds": options.rounds,
-        "processor": device_name(torch.device("cpu")).split(" (")[0],
+        "processor": processor(),
         "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}, numba {numba}, "
         f"Python {platform.python_version()}, {platform.machine()}",
         **run_facts(),
     }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="also write the rows to this file")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

@@ -27,10 +27,12 @@ from PIL import Image
 from table import print_row, run_facts, write_csv
 
 from fapn_zoo import create_model
+from fapn_zoo.data.images import load_image
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.evaluate import evaluate
-from fapn_zoo.predict.inputs import network_input, resize_for
+from fapn_zoo.predict.inputs import network_input
+from fapn_zoo.predict.views import Views
 
 COLUMNS = ("model", "size", "threads", "images", "forward_ms", "evaluate_ms", "overhead_percent", "inside_percent")
 
@@ -49,7 +51,7 @@ def write_pictures(root: Path, count: int, size: tuple[int, int], names: tuple[s
 class Stopwatch:
     """Adds up the time that a model spends in its forward."""
 
-    def __init__(self, model: torch.nn.Module, clock: Callable[[], float]):
+    def __init__(self, model: torch.nn.Module, clock: Callable[[], float]) -> None:
         self.seconds = self.started = 0.0
         self.clock = clock
         model.register_forward_pre_hook(lambda *_: setattr(self, "started", clock()))
@@ -68,9 +70,9 @@ def measure(name: str, size: tuple[int, int], threads: int, options: argparse.Na
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.images, size, model.data.labels, options.suffix)
         data = open_dataset(folder, "test")
-        pixels = [torch.from_numpy(data.sample(i).image.copy()).permute(2, 0, 1) for i in range(len(data))]
-        cpu = torch.device("cpu")
-        inputs = [network_input(model.data, [resize_for(model.data, p)], cpu, torch.float32) for p in pixels]
+        pixels = [load_image(data.sample(i).image).pixels for i in range(len(data))]
+        shown = [Views().prepare(model.data, one) for one in pixels]
+        inputs = [network_input(model.data, one, torch.device("cpu"), torch.float32) for one in shown]
         watch, rows = Stopwatch(model, clock), []
         for _ in range(options.rounds + 1):
             started = clock()

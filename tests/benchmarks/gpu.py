@@ -30,7 +30,9 @@ import platform
 import statistics
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gpu_processes
 import torch
@@ -38,6 +40,7 @@ import torchvision
 from table import print_row, run_facts, write_csv
 
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
+from fapn_zoo.runtime.device import device_name
 
 ROOT = gpu_processes.ROOT
 # batch, channels in and out, height, width, offset groups; all 3x3 with a mask
@@ -56,7 +59,7 @@ CONTENDERS = ("ours", "ours_nhwc", "torchvision", "conv")
 
 
 @contextlib.contextmanager
-def precision(dtype):
+def precision(dtype: str) -> Iterator[None]:
     """float32 products as themselves, or rounded to TF32 (the convolution's too)."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -69,16 +72,16 @@ def precision(dtype):
 class Timer:
     """Times calls on a device; the CPU is there to try this script without a GPU."""
 
-    def __init__(self, device):
+    def __init__(self, device: str) -> None:
         self.device, self.cuda = device, device == "cuda"
         # Larger than the L2 cache of any GPU so far.
         self.flush = torch.empty(256 << 20, dtype=torch.int8, device=device) if self.cuda else None
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def once(self, call):
+    def once(self, call: Callable[[], Any]) -> Callable[[], float]:
         """Milliseconds of one call on the device; read after `synchronize`."""
         if not self.cuda:
             start = time.perf_counter()
@@ -94,7 +97,7 @@ class Timer:
         stop.record()
         return lambda: start.elapsed_time(stop)
 
-    def interleaved(self, calls, rounds):
+    def interleaved(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
         """Median milliseconds by name; the calls take turns."""
         times = {name: [] for name in calls}
         for _ in range(rounds):
@@ -103,7 +106,7 @@ class Timer:
             self.synchronize()
         return {name: statistics.median(read() for read in values) for name, values in times.items()}
 
-    def wall(self, call, repeats=10):
+    def wall(self, call: Callable[[], Any], repeats: int = 10) -> float:
         """Milliseconds per call of a loop, launches included."""
         self.synchronize()
         start = time.perf_counter()
@@ -112,7 +115,7 @@ class Timer:
         self.synchronize()
         return (time.perf_counter() - start) * 1e3 / repeats
 
-    def peak_mib(self, call):
+    def peak_mib(self, call: Callable[[], Any]) -> float:
         """By how much a call raises the peak of allocated memory."""
         if not self.cuda:
             return 0.0
@@ -125,7 +128,7 @@ class Timer:
 
 
 @functools.cache
-def ceilings(device, dtype, size=8192):
+def ceilings(device: str, dtype: str, size: int = 8192) -> tuple[float, float]:
     """Bytes per second of a large copy and operations per second of a large product, measured."""
     timer = Timer(device)
     if device == "cpu":
@@ -141,12 +144,14 @@ def ceilings(device, dtype, size=8192):
     return 2 * source.numel() / ms["copy"] * 1e3, 2 * size**3 / ms["product"] * 1e3
 
 
-def make_tensors(shape, dtype, device, seed=0):
+def make_tensors(
+    shape: tuple[int, ...], dtype: str, device: str, seed: int = 0
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """input, offset, weight, bias, mask and the output's gradient; offsets are drawn from N(0, 2)."""
     batch, channels, height, width, groups = shape
     generator = torch.Generator(device).manual_seed(seed)
 
-    def draw(*size):
+    def draw(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator, device=device)
 
     tensors = {
@@ -160,7 +165,9 @@ def make_tensors(shape, dtype, device, seed=0):
     return {name: value.to(dtype) for name, value in tensors.items()}, grad.to(dtype)
 
 
-def make_call(contender, direction, tensors, grad):
+def make_call(
+    contender: str, direction: str, tensors: dict[str, torch.Tensor], grad: torch.Tensor
+) -> Callable[[], list[torch.Tensor]]:
     """A function that runs `contender` once and returns the output and, for `both`, all gradients."""
     if contender == "ours_nhwc":
         tensors = {
@@ -176,7 +183,7 @@ def make_call(contender, direction, tensors, grad):
     function = {"conv": torch.conv2d, "torchvision": torchvision.ops.deform_conv2d}.get(contender, deform_conv2d)
     leaves = {name: value.detach().requires_grad_(direction == "both") for name, value in tensors.items()}
 
-    def call():
+    def call() -> list[torch.Tensor]:
         output = function(**leaves, padding=1)
         if direction == "forward":
             return [output]
@@ -185,7 +192,7 @@ def make_call(contender, direction, tensors, grad):
     return call
 
 
-def floors(shape, direction, dtype, device):
+def floors(shape: tuple[int, ...], direction: str, dtype: str, device: str) -> tuple[float, float]:
     """Milliseconds that the bytes and that the multiply-adds need at least."""
     tensors, grad = make_tensors((1, shape[1], 1, 1, shape[4]), DTYPES[dtype], "cpu")
     batch, channels, height, width, _ = shape
@@ -199,20 +206,20 @@ def floors(shape, direction, dtype, device):
     return total / bandwidth * 1e3, operations / rate * 1e3
 
 
-def errors(values, exact):
+def errors(values: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str, float]:
     """Norm of the error over the norm of the value, for the output and each gradient."""
     pairs = zip(NAMES, values, exact, strict=False)
     return {name: float((value.double() - wanted).norm() / wanted.norm()) for name, value, wanted in pairs}
 
 
-def exact_result(shape, dtype, device):
+def exact_result(shape: tuple[int, ...], dtype: str, device: str) -> list[torch.Tensor]:
     """torchvision in float64 on the values that `dtype` rounds to."""
     tensors, grad = make_tensors(shape, DTYPES[dtype], device)
     tensors = {name: value.double() for name, value in tensors.items()}
     return make_call("torchvision", "both", tensors, grad.double())()
 
 
-def attempt(call, trouble):
+def attempt(call: Callable[[], Any], trouble: str) -> Any:
     """What `call` returns; None, and a line, where it fails: other things are still to be measured."""
     try:
         return call()
@@ -221,7 +228,7 @@ def attempt(call, trouble):
         return None
 
 
-def measure(shape, direction, dtype, timer, rounds):
+def measure(shape: tuple[int, ...], direction: str, dtype: str, timer: Timer, rounds: int) -> dict[str, Any]:
     """One shape, pass and dtype: the contenders' times, peaks and errors."""
     tensors, grad = make_tensors(shape, DTYPES[dtype], timer.device)
     row, calls = {}, {}
@@ -251,7 +258,7 @@ def measure(shape, direction, dtype, timer, rounds):
     return row
 
 
-def compare(block, shape, direction, timer):
+def compare(block: list[dict[str, Any]], shape: tuple[int, ...], direction: str, timer: Timer) -> None:
     """Adds to the rows of one shape and pass the floors and, where both sides ran, the ratios."""
     best = min((row for row in block if "torchvision_ms" in row), key=lambda row: row["torchvision_ms"], default={})
     for row in block:
@@ -271,7 +278,7 @@ def compare(block, shape, direction, timer):
             row["ratio_to_conv"] = round(ours / row["conv_ms"], 2)
 
 
-def measure_all(options, timer, facts):
+def measure_all(options: argparse.Namespace, timer: Timer, facts: dict[str, Any]) -> bool:
     """All rows; ratios to torchvision are to its own time in that dtype and to its best time in any.
 
     The files are written anew after each shape and pass: what is measured stays, whatever happens next. Returns whether
@@ -300,7 +307,7 @@ def measure_all(options, timer, facts):
     return good
 
 
-def tuning_rows():
+def tuning_rows() -> list[dict[str, Any]]:
     """What the tuner measured in this process."""
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
@@ -319,22 +326,21 @@ def tuning_rows():
     return rows
 
 
-def facts_of(device, commit):
+def facts_of(device: str, commit: str) -> dict[str, Any]:
     """Device, versions, and the facts of every benchmark's run."""
     triton = __import__("triton").__version__
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton}"
-    name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {platform.machine()}"
     versions += f", python {platform.python_version()}"
-    return {"device": name, "versions": versions, **run_facts(commit)}
+    return {"device": device_name(torch.device(device)), "versions": versions, **run_facts(commit)}
 
 
-def prepare_one(shape, dtype, contender):
+def prepare_one(shape: tuple[int, ...], dtype: str, contender: str) -> None:
     tensors, grad = make_tensors(tuple(map(int, shape.split(","))), DTYPES[dtype], "cuda")
     with precision(dtype):
         make_call(contender, "both", tensors, grad)()
 
 
-def part(name, function, *arguments):
+def part(name: str, function: Callable[..., bool], *arguments: Any) -> bool:
     """Run one part; its failure is told and does not end the others. Returns whether it went well."""
     start = time.perf_counter()
     try:
@@ -346,14 +352,14 @@ def part(name, function, *arguments):
     return good
 
 
-def measure_kernels(options, device, facts):
+def measure_kernels(options: argparse.Namespace, device: str, facts: dict[str, Any]) -> bool:
     for dtype in options.dtypes:
         bandwidth, rate = ceilings(device, dtype)
         print(f"ceilings {dtype}: copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s", flush=True)
     return measure_all(options, Timer(device), facts)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "hub" / "results", help="folder for the CSV files")
     parser.add_argument("--shapes", type=int, nargs="+", default=range(len(SHAPES)), help="rows of SHAPES, from 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.util
 import itertools
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from table import write_csv
 
@@ -18,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
 
-def environment(**more):
+def environment(**more: str) -> dict[str, str]:
     """Ours, with this package to be found and the backend that users get."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "FAPN_ZOO_DEFORM_CONV": "auto", **more}
 
 
-def finish(process, seconds):
+def finish(process: subprocess.Popen, seconds: float) -> bool:
     """Whether a process ends well in time; ends it otherwise."""
     try:
         return process.wait(seconds) == 0
@@ -35,11 +38,11 @@ def finish(process, seconds):
         return False
 
 
-def start(command, **options):
+def start(command: Sequence[Any], **options: Any) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, **options)
 
 
-def prepare(options):
+def prepare(options: argparse.Namespace) -> bool:
     """Compile every candidate in a process per channels, dtype and contender; the timings they make are thrown away.
 
     The whole models run too, with the kernels that they need.
@@ -66,30 +69,39 @@ def prepare(options):
     return not failed
 
 
-def run_checks(options):
+def run_checks(options: argparse.Namespace) -> bool:
     """The tests marked `gpu`, in parallel processes; returns whether they passed."""
     if importlib.util.find_spec("pytest") is None:
         print("checks: pytest is missing")
         return False
-    files = ("layers/test_deform_triton.py", "test_benchmark.py")
-    command = ["-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", *(ROOT / "tests" / name for name in files)]
+    files = ("modules/deform_conv/test_triton.py", "benchmark/test_benchmark.py")
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-o",
+        "addopts=--import-mode=importlib",
+        *(ROOT / "tests" / name for name in files),
+    ]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", options.jobs, "--dist", "load"]
     return finish(start(command, env=environment()), options.patience)
 
 
-def groups_of(options):
+def groups_of(options: argparse.Namespace) -> list[str]:
     """The groups of models.py; a dry run takes the smallest models there are."""
     from models import GROUPS
 
     return ["slim"] if options.dry_run else list(GROUPS)
 
 
-def models_command(group, device, commit, rounds):
+def models_command(group: str, device: str, commit: str, rounds: int) -> list[Any]:
     return [BENCHMARKS / "models.py", "--groups", group, "--device", device, "--commit", commit, "--rounds", rounds]
 
 
-def measure_models(options, device, commit):
+def measure_models(options: argparse.Namespace, device: str, commit: str) -> bool:
     """Whole models, a process per group; returns whether all went well."""
     rows, good = [], True
     for group in groups_of(options):
@@ -105,13 +117,13 @@ def measure_models(options, device, commit):
     return good
 
 
-def realtime_command(device, dry_run):
+def realtime_command(device: str, dry_run: bool) -> list[str]:
     job = ["perpixel_fapn_resnet18_slim_camvid", "--size", "64", "--rounds", "2"] if dry_run else ["--realtime"]
     dtype = "fp32" if dry_run else "fp16"
     return ["-m", "fapn_zoo.cli", "benchmark", *job, "--dtype", dtype, "--device", device, "--channels-last"]
 
 
-def measure_realtime(options, device):
+def measure_realtime(options: argparse.Namespace, device: str) -> bool:
     """The table of the FaPN talk; returns whether all went well."""
     path = options.out.resolve() / "realtime_gpu.csv"
     path.unlink(missing_ok=True)  # benchmark would add to it

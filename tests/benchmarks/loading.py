@@ -123,7 +123,7 @@ def child(way: str, cache: str) -> dict[str, float]:
 def report(runs: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
     import torch
 
-    from fapn_zoo.evaluate import git_commit
+    from fapn_zoo.runtime.provenance import git_commit
 
     def median(way: str, key: str) -> float:
         return statistics.median(run[key] for run in runs[way])

@@ -22,16 +22,19 @@ import importlib.util
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from table import print_row, run_facts, write_csv
+from torch import nn
 
 import fapn_zoo
 from fapn_zoo import postprocess
 from fapn_zoo.benchmark.flops import flop_counter
-from fapn_zoo.benchmark.run import draw_offsets
+from fapn_zoo.benchmark.inference import draw_offsets
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.precision import autocast, resolve_amp
@@ -56,17 +59,19 @@ GROUPS = {
         ("perpixel_fpn_resnet18_slim_camvid",),
     ),
 }  # fmt: skip
+# A model, the function that turns its output into a map of classes, and the size (H, W) of its padded input.
+Built = tuple[nn.Module, Callable[[Any], Any], tuple[int, int]]
 LIBRARIES = {"smp": "segmentation_models_pytorch", "transformers": "transformers"}
 
 
-def build_ours(name, group, size, classes):
+def build_ours(name: str, group: str, size: tuple[int, int], classes: int) -> Built:
     model = fapn_zoo.create_model(name, num_classes=classes)
     draw_offsets(model)
     finish = partial(postprocess.semantic, image_size=size, out_size=size, stride=model.head.stride)
     return model, finish, padded_size(model.data, size)
 
 
-def build_smp(name, group, size, classes):
+def build_smp(name: str, group: str, size: tuple[int, int], classes: int) -> Built:
     import segmentation_models_pytorch
 
     # "tu-": timm's encoder, as ours.
@@ -74,7 +79,7 @@ def build_smp(name, group, size, classes):
     return model, lambda output: output.argmax(1), size
 
 
-def build_transformers(name, group, size, classes):
+def build_transformers(name: str, group: str, size: tuple[int, int], classes: int) -> Built:
     from transformers import (
         DetrConfig,
         MaskFormerConfig,
@@ -95,14 +100,14 @@ def build_transformers(name, group, size, classes):
     )
 
 
-def build(name, *arguments):
-    """Return a model, the function that turns its output into a map of classes, and the size of its padded input."""
+def build(name: str, *arguments: Any) -> Built:
+    """A model by its name in `GROUPS`."""
     library, _, rest = name.rpartition(":")
     builders = {"": build_ours, "smp": build_smp, "transformers": build_transformers}
     return builders[library](rest, *arguments)
 
 
-def is_here(name):
+def is_here(name: str) -> bool:
     library = LIBRARIES.get(name.rpartition(":")[0])
     if library is None or importlib.util.find_spec(library):
         return True
@@ -110,7 +115,9 @@ def is_here(name):
     return False
 
 
-def make_call(model, finish, manner, ours, size, device):
+def make_call(
+    model: nn.Module, finish: Callable[[Any], Any], manner: str, ours: bool, size: tuple[int, int], device: torch.device
+) -> Callable[[], str]:
     """Return a function that does one inference and returns its dtype's name."""
     model = model.to(device).eval()
     amp = {"fp32": "no", "bf16": "bf16"}.get(manner) or (resolve_amp("auto", device) if ours else "no")
@@ -119,7 +126,7 @@ def make_call(model, finish, manner, ours, size, device):
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device).contiguous(memory_format=layout)
 
-    def call():
+    def call() -> str:
         with torch.inference_mode() if manner == "defaults" and ours else torch.no_grad():
             with autocast(device, amp):
                 output = model(x)
@@ -129,14 +136,14 @@ def make_call(model, finish, manner, ours, size, device):
     return call
 
 
-def count_macs(model, size):
+def count_macs(model: nn.Module, size: tuple[int, int]) -> float:
     """Multiply-adds of a forward pass, in 10**9."""
     with torch.no_grad(), flop_counter() as counter:
         model.eval().requires_grad_(False)(torch.zeros(1, 3, *size))
     return round(counter.get_total_flops() / 2e9, 1)
 
 
-def milliseconds(call, device):
+def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -150,7 +157,7 @@ def milliseconds(call, device):
     return start.elapsed_time(end)
 
 
-def measure(group, device, rounds):
+def measure(group: str, device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each model and manner of a group, all of them interleaved."""
     size, classes, names, references = GROUPS[group]
     names = list(filter(is_here, names))
@@ -179,7 +186,7 @@ def measure(group, device, rounds):
         yield row
 
 
-def circumstances(device, options):
+def circumstances(device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     packages = ["torch", "torchvision", "timm", *filter(importlib.util.find_spec, LIBRARIES.values())]
     return {
         "threads": torch.get_num_threads(),
@@ -190,7 +197,7 @@ def circumstances(device, options):
     }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="also write the rows to this file")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from table import print_row, run_facts, write_csv
@@ -20,7 +21,7 @@ from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.runtime.device import device_name
 
 
-def measure(name, data, split, limit):
+def measure(name: str, data: str, split: str, limit: int | None) -> dict[str, Any]:
     model = fapn_zoo.create_model(name, pretrained=True)
     dataset = open_dataset(data, split)
     times, shares, pixels = {"no": [], "bf16": []}, [], []
@@ -43,7 +44,7 @@ def measure(name, data, split, limit):
     }  # fmt: skip
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="perpixel_fapn_resnet18_slim_camvid")
     parser.add_argument("--data", required=True, help="folder, or scenes:N")

@@ -17,7 +17,7 @@ def print_row(row: Mapping[str, Any]) -> None:
 
 def run_facts(commit: str | None = None) -> dict[str, str]:
     """The columns that tell one run from another: commit (None: git's), date and command."""
-    from fapn_zoo.evaluate import git_commit  # not above: loading.py measures memory, and imports for itself
+    from fapn_zoo.runtime.provenance import git_commit  # not above: loading.py measures memory, and imports for itself
 
     return {
         "commit": commit or git_commit(),
@@ -27,7 +27,7 @@ def run_facts(commit: str | None = None) -> dict[str, str]:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
-    """Writes rows, which may lack columns of others; ``facts`` are the last columns of all."""
+    """Writes rows, which may lack columns of others; `facts` are the last columns of all."""
     facts = facts or {}
     columns = dict.fromkeys(name for row in rows for name in row)
     with open(path, "w", newline="", encoding="utf-8") as file:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("triton", reason="needs triton")
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import gpu
@@ -23,18 +25,20 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("broken", ["ours", "torchvision", "conv", "everything"])
-def test_rows_stay_when_something_fails(gpu, monkeypatch, tmp_path, broken):
+def test_rows_stay_when_something_fails(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
+) -> None:
     from triton import OutOfResources
 
     make_call = gpu.make_call
 
-    def make(contender, *arguments):
-        def fail():
+    def make(contender: str, *arguments: Any) -> Callable[..., Any]:
+        def fail() -> None:
             raise OutOfResources(2, 1, "shared memory")
 
         return fail if contender.startswith(broken) else make_call(contender, *arguments)
 
-    def forget(*arguments):
+    def forget(*arguments: Any) -> None:
         raise KeyError("no memory to ask for")
 
     monkeypatch.setattr(gpu, "make_call", make)
@@ -54,10 +58,12 @@ def test_rows_stay_when_something_fails(gpu, monkeypatch, tmp_path, broken):
         assert ("ratio_to_torchvision" in row) == (broken == "conv") and ("over_floor" in row) == (broken != "ours")
 
 
-def test_parts_go_on_after_one_that_fails(gpu, monkeypatch, tmp_path, capfd):
+def test_parts_go_on_after_one_that_fails(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = []
 
-    def fail(*arguments):
+    def fail(*arguments: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(gpu, "measure_kernels", fail)
@@ -71,7 +77,7 @@ def test_parts_go_on_after_one_that_fails(gpu, monkeypatch, tmp_path, capfd):
     assert "disk full" in err and "realtime: done" in out
 
 
-def test_a_process_that_hangs_is_ended(gpu, capfd):
+def test_a_process_that_hangs_is_ended(gpu: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     start = time.perf_counter()
     assert not gpu.gpu_processes.finish(gpu.gpu_processes.start(["-c", "import time; time.sleep(600)"]), 0.5)
     assert time.perf_counter() - start < 60

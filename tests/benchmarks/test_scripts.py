@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import csv
-import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "tests" / "benchmarks"
+RowsOf = Callable[..., list[dict[str, str]]]
 
 
-def rows_of(script: str, out: Path, *arguments: str) -> list[dict[str, str]]:
-    """What a script writes, run in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / script), *arguments, "--csv", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    with open(out, newline="") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture
+def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RowsOf]:
+    """What a script writes. It runs in this process, which has torch and timm already, as if it were called."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(script: str, *arguments: str) -> list[dict[str, str]]:
+        out = tmp_path / "out.csv"
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--csv", str(out)])
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        with open(out, newline="") as file:
+            return list(csv.DictReader(file))
+
+    yield run
+    torch.set_num_threads(threads)
 
 
-def test_deform_conv(tmp_path):
-    rows = rows_of("deform_conv.py", tmp_path / "out.csv", "--shapes", "7", "--rounds", "1", "--threads", "1")
+def test_deform_conv(rows_of: RowsOf) -> None:
+    rows = rows_of("deform_conv.py", "--shapes", "7", "--rounds", "1", "--threads", "1")
     assert [(row["contender"], row["dtype"]) for row in rows[:5]] == [
         ("ours", "float32"), ("torchvision", "float32"), ("conv", "float32"), ("ours", "bfloat16"), ("conv", "bfloat16")
     ]  # fmt: skip
@@ -38,16 +50,16 @@ def test_deform_conv(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process its peak")
-def test_peak_memory_of_deform_conv():
-    script = ROOT / "tests" / "benchmarks" / "deform_conv.py"
+def test_peak_memory_of_deform_conv() -> None:
+    script = SCRIPTS / "deform_conv.py"
     command = [sys.executable, str(script), "--peak", "conv", "float32", "forward", "8,64,64,80,8", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     output = 8 * 64 * 64 * 80 * 4 / 2**20
     assert output < float(done.stdout) < 20 * output
 
 
-def test_models(tmp_path):
-    rows = rows_of("models.py", tmp_path / "out.csv", "--groups", "slim", "--rounds", "2", "--device", "cpu")
+def test_models(rows_of: RowsOf) -> None:
+    rows = rows_of("models.py", "--groups", "slim", "--rounds", "2", "--device", "cpu")
     assert [row["manner"] for row in rows] == 2 * ["defaults", "fp32", "bf16"]
     assert [row["dtype"] for row in rows if row["manner"] != "defaults"] == 2 * ["fp32", "bf16"]
     assert all(float(row["ms"]) > 0 for row in rows)
@@ -59,18 +71,15 @@ def test_models(tmp_path):
     assert [row[twin] for row in rows if row["model"] == twin.removeprefix("times ")] == 3 * ["1.0"]
 
 
-def test_gpu_without_a_gpu():
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "gpu.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "error: no CUDA device; --dry-run tries the script without one\n"
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_gpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="^error: no CUDA device; --dry-run tries the script without one$"):
+        runpy.run_path(str(SCRIPTS / "gpu.py"), run_name="__main__")
 
 
-def test_precision(tmp_path):
-    (row,) = rows_of("precision.py", tmp_path / "out.csv", "--data", "scenes:2", "--limit", "2")
+def test_precision(rows_of: RowsOf) -> None:
+    (row,) = rows_of("precision.py", "--data", "scenes:2@180x240", "--limit", "2")
     assert 98 < float(row["worst_image_percent"]) <= float(row["agreement_percent"]) <= 100
     assert float(row["float32_ms"]) > 0 and float(row["bfloat16_ms"]) > 0 and row["images"] == "2"

@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 from toys.evaluation import NAMES, Noise
 
-from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, render, write_report
-from fapn_zoo.evaluate.folder import side_by_side
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
@@ -56,25 +54,6 @@ def test_everything_about_an_evaluation(model: torch.nn.Module, tmp_path: Path):
     for name in ("confusion.png", "classes.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(10**6)) > 20
-
-
-def test_errors_are_red_and_ignored_pixels_are_not():
-    labels = LabelMap(("a", "b"), ((0, 0, 255), (0, 255, 0)))
-    photo = np.full((20, 30, 3), 100, np.uint8)
-    found, truth = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
-    truth[:10] = 1
-    truth[:, :5] = 255
-    found[10:, 25:] = 2  # an answer that is no class of the data
-    sheet = np.asarray(side_by_side(photo, found, truth, labels, 255, "title"))
-    assert sheet.shape == (64, 102, 3)
-    panels = [sheet[44:, start : start + 30] for start in (0, 36, 72)]
-    red = (panels[2] == (230, 30, 30)).all(2)
-    expected = (found != truth) & (truth != 255)
-    assert np.array_equal(red, expected) and 0 < expected.sum() < expected.size
-    assert panels[0][15, 10, 2] > panels[0][15, 10, 1] and panels[1][5, 15, 1] > panels[1][5, 15, 2]
-    assert (panels[0][15, 28] == 100).all() and (panels[1][5, 2] == 100).all()
-    large = side_by_side(np.zeros((1200, 2400, 3), np.uint8), *[np.zeros((1200, 2400), np.uint8)] * 2, labels, 255, "x")
-    assert large.size == (3 * 1024 + 12, 512 + 44)
 
 
 def test_a_picture_without_truth_is_never_the_worst(model: torch.nn.Module, tmp_path: Path):

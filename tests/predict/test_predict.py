@@ -15,6 +15,7 @@ from fapn_zoo.data.images import ImageError
 from fapn_zoo.predict import predict, windows
 from fapn_zoo.predict.inputs import input_size, network_input, resized
 from fapn_zoo.tasks.result import Result
+from fapn_zoo.zoo.spec import ModelSpec
 
 pytestmark = pytest.mark.unit
 
@@ -73,21 +74,19 @@ def test_network_input_batches_different_sizes_of_equal_padding():
 
 
 def test_resize_is_pillows_and_sizes_round_half_up():
-    def fit(data, pixels):
-        return resized(pixels, input_size(data, tuple(pixels.shape[1:])))
-
     pixels = torch.randint(0, 256, (3, 61, 91), dtype=torch.uint8)
-    small = fit(dataclasses.replace(PLAIN, test_size=30), pixels)
-    assert small.shape == (3, 30, 45)  # 91 * 30 / 61 = 44.75
+    for size, limit, expected in ((30, None, (30, 45)), (61, None, (61, 91)), (61, 50, (34, 50)), (None, 50, (34, 50))):
+        data = dataclasses.replace(PLAIN, test_size=size, test_max_size=limit)
+        assert input_size(data, (61, 91)) == expected  # 91 * 30 / 61 = 44.75
+    assert input_size(dataclasses.replace(PLAIN, test_max_size=500), (61, 91)) == (61, 91)
+    assert input_size(dataclasses.replace(PLAIN, test_size=8), (1, 400)) == (8, 3200)
+    small = resized(pixels, (30, 45))
     whole = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((45, 30), Image.Resampling.BILINEAR)
     assert np.array_equal(small.permute(1, 2, 0).numpy(), np.array(whole))
-    assert fit(dataclasses.replace(PLAIN, test_size=61), pixels) is pixels
-    assert fit(dataclasses.replace(PLAIN, test_size=61, test_max_size=50), pixels).shape == (3, 34, 50)
-    assert fit(dataclasses.replace(PLAIN, test_max_size=50), pixels).shape == (3, 34, 50)
-    assert fit(dataclasses.replace(PLAIN, test_max_size=500), pixels) is pixels
-    exact = fit(dataclasses.replace(PLAIN, test_size=30), pixels.float())
+    assert resized(pixels, (61, 91)) is pixels
+    exact = resized(pixels.float(), (30, 45))
     assert exact.dtype == torch.float32 and (exact - small.float()).abs().max() <= 1
-    assert fit(dataclasses.replace(PLAIN, test_size=8), torch.zeros(6, 1, 400)).shape == (6, 8, 3200)
+    assert resized(torch.zeros(6, 1, 400), (8, 3200)).shape == (6, 8, 3200)
 
 
 # Kinds of input -----------------------------------------------------------------------------------------------------
@@ -172,11 +171,11 @@ def test_threads_share_a_model_in_training_mode():
     both_inside, first_is_done = threading.Barrier(2), threading.Event()
 
     class Waiting(BrightSquare):
-        def forward(self, x, sizes=None, targets=None):
+        def forward(self, x):
             both_inside.wait(timeout=30)
             if threading.current_thread().name == "second":
                 assert first_is_done.wait(timeout=30) and not self.training
-            return super().forward(x, sizes)
+            return super().forward(x)
 
     model, found = Waiting().train(), []
     second = threading.Thread(name="second", target=lambda: found.append(predict(model, square())))
@@ -222,7 +221,7 @@ def test_small_images_are_not_enlarged_and_tiles_see_native_pixels():
 @pytest.mark.parametrize("length", [1, 31, 64, 65, 96, 97, 200, 1000])
 @pytest.mark.parametrize("size, overlap", [(64, 0.0), (64, 0.25), (128, 0.25), (128, 0.75)])
 def test_spans_cover_the_image(length, size, overlap):
-    spans = windows.grid_spans(length, size, overlap, 32)
+    spans = windows._spans(length, size, overlap, 32)
     count = np.zeros(length, int)
     for span in spans:
         assert span.start % 32 == 0 and 0 <= span.start <= span.first < span.last <= span.end <= length
@@ -253,7 +252,8 @@ def test_tiled_memory_is_one_row_of_windows(monkeypatch):
         ({"tile": 64.0}, "tile=64.0"),
         ({"tile": (64, 64, 64)}, r"tile=\(64, 64, 64\)"),
         ({"tile": 64, "overlap": 0.9}, "overlap=0.9; expected 0..0.75"),
-        ({"task": "depth"}, "task 'depth'; perpixel_toy has semantic"),
+        ({"tile": 64, "task": "panoptic"}, "tile works for task 'semantic' only, not 'panoptic'"),
+        ({"task": "depth"}, "task 'depth'; expected one of semantic, panoptic, instance"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )
@@ -263,10 +263,13 @@ def test_wrong_arguments(options, message):
 
 
 def test_tasks_depend_on_the_head():
+    model = BrightSquare()
+    model.spec = ModelSpec("perpixel_toy", "perpixel", "fapn")
     with pytest.raises(ValueError, match="task 'panoptic'; perpixel_toy has semantic"):
-        predict(BrightSquare(), square(), task="panoptic")
-    with pytest.raises(ValueError, match="tile works for task 'semantic' only, not 'panoptic': objects are not joined"):
-        predict(TwoSquares(PLAIN), square(), "panoptic", 64)
+        predict(model, square(), task="panoptic")
+    del model.spec
+    with pytest.raises(ValueError, match="'panoptic' needs a MaskFormerOutput"):
+        predict(model, square(), task="panoptic")
 
 
 # Mask classification ------------------------------------------------------------------------------------------------

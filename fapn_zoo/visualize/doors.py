@@ -1,0 +1,108 @@
+"""The doors of this room: each runs models, draws what they did, and writes pictures and numbers into a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from fapn_zoo.predict import predict
+from fapn_zoo.runtime.files import make_folder, write_text, write_whole
+from fapn_zoo.tasks.drawing import save_image
+from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
+from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
+from fapn_zoo.visualize.comparison import Comparison, Counts, Item, check_models
+from fapn_zoo.visualize.comparison_pictures import comparison
+
+
+def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[str, Any]:
+    """Writes what a model's neck does to an image: a PNG per level, `alignment.png` with all of them, and numbers.
+
+    Args:
+        model, image: see `read_alignment`.
+        out: a folder, made if missing.
+
+    Returns:
+        What `alignment.json` holds: see `summary`, and "files", the names of all files. `alignment.npz` has the arrays
+        behind the pictures, see `arrays`. Every file appears whole or not at all.
+    """
+    found = read_alignment(model, image)
+    out = Path(out)
+    make_folder(out)
+    pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
+    pictures["alignment.png"] = contact_sheet(found)
+    for name, picture in pictures.items():
+        save_image(picture, out / name)
+    write_whole(out / "alignment.npz", lambda file: np.savez_compressed(file, **arrays(found)))
+    numbers = summary(found) | {"files": [*pictures, "alignment.npz", "alignment.json"]}
+    write_text(out / "alignment.json", json.dumps(numbers, indent=1) + "\n")
+    return numbers
+
+
+def side_by_side(
+    models: Mapping[str, nn.Module], items: Iterable[Item], out: str | Path, *, band: int = 3, progress: bool = False
+) -> dict[str, Any]:
+    """Writes one picture per image, `NAME.png`, and `compare.json`.
+
+    Args:
+        models: two or more by the names to show, with the same classes in the same order.
+        items: see `image_items` and `data_items`.
+        out: a folder, made if missing.
+        band: a pixel is near a boundary if another true class is at most so many rows and columns away.
+        progress: a bar on stderr.
+
+    Returns:
+        What `compare.json` holds: "models", "band", "images" and "total". An image has "name", "file", "size", "agree"
+        (share of pixels on which all models agree) and, where there are labels, "scores": a dict per model, see
+        `Counts.scores`. The total adds up the pixels of all images with labels.
+
+    Raises:
+        ValueError: fewer than two models, models with different classes, a band below 1. DataError, ImageError: as
+            reading the images and labels does.
+    """
+    num_classes = len(check_models(models))
+    if band < 1:
+        raise ValueError(f"band={band}; expected 1 pixel or more")
+    out = Path(out)
+    rows: list[dict[str, Any]] = []
+    totals: list[Counts] = []
+    for item in tqdm(items, disable=not progress, unit="image"):
+        results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
+        found = Comparison(item.name, list(models), results, item.labels, band)
+        file = _free_name(item.name, {row["file"] for row in rows})
+        row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}
+        if item.labels is not None:
+            counts = found.count(num_classes)
+            row["scores"] = _scores(models, counts)
+            totals = [total.merge(one) for total, one in zip(totals, counts, strict=True)] if totals else counts
+        make_folder(out)
+        save_image(comparison(found, row), out / file)
+        rows.append(row)
+    if not rows:
+        raise ValueError("no image to compare on")
+    pixels = [math.prod(row["size"]) for row in rows]
+    agreed = sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True))
+    total: dict[str, Any] = {"agree": agreed / sum(pixels)}
+    if totals:
+        total["scores"] = _scores(models, totals)
+    report = {"models": list(models), "band": band, "images": rows, "total": total}
+    write_text(out / "compare.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _scores(names: Iterable[str], counts: Iterable[Counts]) -> dict[str, dict[str, float | None]]:
+    return {name: one.scores() for name, one in zip(names, counts, strict=True)}
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    stem, file, number = Path(name).stem or "image", f"{Path(name).stem or 'image'}.png", 1
+    while file in taken:
+        number += 1
+        file = f"{stem}_{number}.png"
+    return file
