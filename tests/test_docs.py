@@ -58,6 +58,7 @@ def blocks(page: Path, language: str) -> list[Block]:
     found = re.finditer(r"^```(\w*) ?(.*)\n((?:.*\n)*?)```$", text, flags=re.M)
     every = [Block(m[1], m[2], m[3], text[: m.start()].count("\n") + 2) for m in found]
     assert text.count("```") == 2 * len(every), f"{page}: a fence that is not closed"
+    assert {block.language for block in every} <= {"", "bash", "python"}, page
     return [block for block in every if block.language == language]
 
 
@@ -210,11 +211,18 @@ def test_commands_parse(page: Path) -> None:
         if ours is not None:
             args = command_line().parse_args(ours)
             if ours[0] == "train":
-                parse_overrides(args.settings, load_recipe(str(ROOT / ours[1]) if "/" in ours[1] else ours[1]))
+                parse_overrides(args.settings, load_recipe(Path(args.recipe).stem))
         elif "python" in words:
             assert (ROOT / words[words.index("python") + 1]).is_file(), words
         else:
             assert words[0] in ("pip", "pytest", "ruff"), words
+
+
+def test_commands_in_the_text_of_the_front_page_parse() -> None:
+    found = re.findall(r"`fapn-zoo ([^`]+)`", prose(ROOT / "README.md"))
+    assert len(found) >= 5
+    for text in found:
+        command_line().parse_args(shlex.split(text))
 
 
 @each_page
@@ -268,8 +276,8 @@ def test_numbers_of_the_embedded_model() -> None:
     says("docs/embedded-model.md", f"over all pixels, by {whole:.1f}", f"3 pixels of a boundary, by {near:.1f}")
     weights = next((ROOT / "fapn_zoo" / "weights" / "embedded" / EMBEDDED).glob("*.safetensors"))
     says("docs/embedded-model.md", f"{weights.stat().st_size / 1e6:.1f} MB", "4500 steps", "1400 steps")
-    for recipe, steps in ((EMBEDDED, 4500), (f"{EMBEDDED}_balanced", 1400)):
-        assert load_recipe(recipe).steps == steps
+    for name, steps in ((EMBEDDED, 4500), (f"{EMBEDDED}_balanced", 1400)):
+        assert load_recipe(name).steps == steps
     score = {row["amp"]: row["miou"] for row in rows("semantic") if row["weights"] == EMBEDDED}
     share = float(rows("precision")[0]["ratio"])
     says("docs/predict.md", f"{score['bf16']} mIoU instead of {score['no']} that way, in {share:.1f} of the time")

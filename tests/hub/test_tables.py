@@ -44,7 +44,7 @@ def test_a_page_without_its_markers_is_named(tables: ModuleType) -> None:
 
 def test_every_named_model_is_counted(tables: ModuleType, counts: dict[str, dict[str, str]]) -> None:
     named = [name for name in list_models() if get_spec(name)[0].backbone is not None]
-    assert list(counts: dict[str, dict[str, str]]) == named, "run python hub/tables.py --count"
+    assert list(counts) == named, "run python hub/tables.py --count"
     for row in counts.values():
         assert int(row["macs"]) == sum(int(row[f"macs_{part}"]) for part in ("backbone", "neck", "head"))
 
@@ -86,7 +86,9 @@ def test_the_table_holds_what_has_weights_or_scores(tables: ModuleType) -> None:
     assert rows["perpixel_fpn_resnet18_slim_camvid"][5] == "none released"
 
 
-def test_scores_of_released_weights_come_before_those_of_runs(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_released_weights_come_before_those_of_runs(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tables, "SCORES", tmp_path / "scores.csv")
     rows = [
         ("a", "runs/1/model", 50, "no"),
