@@ -178,9 +178,15 @@ def test_python_that_is_not_run_fits_the_code() -> None:
                 get_spec(name)
 
 
-def test_eight_lines_are_eight() -> None:
+def test_eight_lines_are_eight_and_print_what_they_say() -> None:
+    from fapn_zoo.data.scenes import generate_scene
+
     first = blocks(ROOT / "README.md", "python")[0].text
     assert sum(bool(line.strip()) for line in first.splitlines()) <= 8
+    model = fapn_zoo.create_model(EMBEDDED, pretrained=True)
+    shares = model.predict(generate_scene(1).image).class_shares()  # the demo's first scene
+    (a, most), (b, second) = list(shares.items())[:2]
+    assert f'{{"{a}": {most:.2f}, "{b}": {second:.2f}, ...}}' in first
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
