@@ -12,6 +12,7 @@ import pytest
 
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.tasks.result import Result
+from fapn_zoo.visualize.alignment import Level
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,18 +26,18 @@ def picture() -> ModuleType:
     return module
 
 
-def test_the_window_is_where_only_one_is_right(picture: ModuleType) -> None:
+def test_the_sheet_marks_where_only_one_is_right(picture: ModuleType) -> None:
     scene = generate_scene(3)
-    wrong = scene.semantic.copy()
-    wrong[200:344, 250:442] = (wrong[200:344, 250:442] + 1) % len(CLASSES)
-    scores = np.ones(wrong.shape, np.float32)
+    off = scene.semantic.copy()
+    off[200:344, 250:442] = (off[200:344, 250:442] + 1) % len(CLASSES)
     results = {
-        name: Result(scene.image, labels, scores, [], CLASSES, PALETTE)
-        for name, labels in {"FPN": wrong, "FaPN": scene.semantic}.items()
+        name: Result(scene.image, labels, np.ones(labels.shape, np.float32), [], CLASSES, PALETTE)
+        for name, labels in {"FPN": off, "FaPN": scene.semantic}.items()
     }
-    valid = scene.semantic != 255
-    assert picture._window((wrong != scene.semantic) & valid) == (200, 250)
-    sheet = np.asarray(picture.draw(results, scene.semantic))
+    assert picture.wrong(results["FPN"], scene.semantic).sum() == (off != scene.semantic).sum()
+    assert not picture.wrong(results["FaPN"], scene.semantic).any()
+    maps = np.random.default_rng(0).normal(size=(2, 8, 90, 120)).astype(np.float32)
+    sheet = np.asarray(picture.draw(results, scene.semantic, Level(0, 4, *maps)))
     assert (sheet == picture.SECOND).all(2).any() and not (sheet == picture.FIRST).all(2).any()
 
 
