@@ -101,4 +101,4 @@ if __name__ == "__main__":
     found = {twin: model.predict(scene.image, amp="no") for twin, model in twins.items()}
     sheet = draw(found, scene.semantic, read_alignment(twins["FaPN"], scene.image).levels[0])
     make_folder(PICTURE.parent)
-    save_image(sheet.quantize(192, dither=Image.Dither.NONE), PICTURE)  # a third of the bytes
+    save_image(sheet.quantize(256, dither=Image.Dither.NONE), PICTURE)  # a third of the bytes

@@ -51,7 +51,7 @@ def test_the_caption_says_what_was_measured(picture: ModuleType) -> None:
     for words in (
         f"{settings['steps']} steps",
         f"{settings['data'].removeprefix('scenes:')} generated scenes",
-        f"on {fpn['images']} others",
+        f"On {fpn['images']} others",
         f"{float(fpn['miou']):.1f} and {float(fapn['miou']):.1f} mIoU",
         f"{float(fpn['band_3']):.1f} and {float(fapn['band_3']):.1f} within 3 pixels of a boundary",
     ):
