@@ -21,7 +21,7 @@ from fapn_zoo.cli import main
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.data.sources import ScenesDataset
 from fapn_zoo.runtime.files import make_folder
-from fapn_zoo.tasks.result import Result, save_image
+from fapn_zoo.tasks.result import Result
 from fapn_zoo.visualize import drawing, read_alignment
 from fapn_zoo.visualize.alignment import Level
 from fapn_zoo.visualize.alignment_pictures import feature_colours
@@ -101,4 +101,4 @@ if __name__ == "__main__":
     found = {twin: model.predict(scene.image, amp="no") for twin, model in twins.items()}
     sheet = draw(found, scene.semantic, read_alignment(twins["FaPN"], scene.image).levels[0])
     make_folder(PICTURE.parent)
-    save_image(sheet.quantize(256, dither=Image.Dither.NONE), PICTURE)  # a third of the bytes
+    sheet.quantize(256, dither=Image.Dither.NONE).save(PICTURE)  # a third of the bytes
