@@ -1,6 +1,6 @@
-"""Writes the tables of README.md from the registry and from hub/results; a test keeps them in step.
+"""Writes the tables of docs/ from the registry and from hub/results; a test keeps them in step.
 
-    python hub/tables.py            README from the files
+    python hub/tables.py            pages from the files
     python hub/tables.py --count    hub/results/models.csv first: parameters and multiply-adds of every named model
 
 Measured scores are those of hub/results/semantic.csv, reported ones those of the registry; times are those of
@@ -19,7 +19,7 @@ from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 SCORES = ROOT / "hub" / "results" / "semantic.csv"
 COUNTS = ROOT / "hub" / "results" / "models.csv"
 MODEL_SPEED = ROOT / "hub" / "results" / "models_speed.csv"
@@ -186,19 +186,24 @@ def deform_table() -> str:
     return _markdown(columns, table)
 
 
-TABLES = {"results": score_table, "models": model_table, "speed": speed_table, "deformable": deform_table}
+# name of a table in its markers -> the page of docs/ that holds it, and what writes it
+TABLES = {
+    "results": ("embedded-model.md", score_table),
+    "models": ("models.md", model_table),
+    "speed": ("speed.md", speed_table),
+    "deformable": ("deformable-convolution.md", deform_table),
+}
 
 
-def updated(text: str) -> str:
-    """README text with fresh tables. Raises ValueError where markers are missing."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: written by hub/tables.py -->\n", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"{README} lacks the line {begin.strip()!r} or {end!r}")
-        text = before + begin + table() + end + after
-    return text
+def updated(name: str, text: str) -> str:
+    """The text of the page of one table with a fresh table. Raises ValueError where its markers are missing."""
+    page, table = TABLES[name]
+    begin, end = f"<!-- {name}: written by hub/tables.py -->\n", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{DOCS / page} lacks the line {begin.strip()!r} or {end!r}")
+    return before + begin + table() + end + after
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -216,4 +221,5 @@ if __name__ == "__main__":
     parser.add_argument("--count", action="store_true", help="count parameters and multiply-adds again first")
     if parser.parse_args().count:
         count_models()
-    write_text(README, updated(README.read_text(encoding="utf-8")))
+    for name, (page, _) in TABLES.items():
+        write_text(DOCS / page, updated(name, (DOCS / page).read_text(encoding="utf-8")))

@@ -1,10 +1,11 @@
-"""The files behind README's tables say what the models are."""
+"""The tables of docs/ say what the files behind them say, and these what the models are."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def tables():
+def tables() -> ModuleType:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "hub" / "tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -23,12 +24,25 @@ def tables():
 
 
 @pytest.fixture(scope="module")
-def counts(tables) -> dict[str, dict[str, str]]:
+def counts(tables: ModuleType) -> dict[str, dict[str, str]]:
     with open(tables.COUNTS, newline="", encoding="utf-8") as file:
         return {row["model"]: row for row in csv.DictReader(file)}
 
 
-def test_every_named_model_is_counted(tables, counts):
+def test_pages_hold_what_the_files_say(tables: ModuleType) -> None:
+    for name, (page, _) in tables.TABLES.items():
+        text = (tables.DOCS / page).read_text(encoding="utf-8")
+        assert tables.updated(name, text) == text, "run python hub/tables.py"
+    written = "".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *tables.DOCS.glob("*.md")])
+    assert written.count("written by hub/tables.py -->") == len(tables.TABLES)
+
+
+def test_a_page_without_its_markers_is_named(tables: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"models\.md lacks the line '<!-- models"):
+        tables.updated("models", "# Models\n")
+
+
+def test_every_named_model_is_counted(tables: ModuleType, counts: dict[str, dict[str, str]]) -> None:
     named = [name for name in list_models() if get_spec(name)[0].backbone is not None]
     assert list(counts) == named, "run python hub/tables.py --count"
     for row in counts.values():
@@ -46,11 +60,11 @@ def test_every_named_model_is_counted(tables, counts):
         "perpixel_fpn_resnet50_cocostuff10k",
     ],
 )
-def test_counts_are_those_of_the_models(name, tables, counts):
+def test_counts_are_those_of_the_models(name: str, tables: ModuleType, counts: dict[str, dict[str, str]]) -> None:
     assert {key: str(value) for key, value in tables.count_model(name).items()} == counts[name], "--count again"
 
 
-def test_sizes_are_those_of_the_tests(counts):
+def test_sizes_are_those_of_the_tests(counts: dict[str, dict[str, str]]) -> None:
     for name, size in {
         "maskformer_fpn_resnet101_cityscapes": "1024x2048",
         "perpixel_fapn_resnet18_cityscapes": "512x1024",
@@ -60,7 +74,7 @@ def test_sizes_are_those_of_the_tests(counts):
         assert counts[name]["size"] == size
 
 
-def test_the_table_holds_what_has_weights_or_scores(tables):
+def test_the_table_holds_what_has_weights_or_scores(tables: ModuleType) -> None:
     lines = tables.model_table().splitlines()
     rows = {
         cells[1].strip().strip("`"): [cell.strip() for cell in cells[2:-1]]
@@ -72,7 +86,9 @@ def test_the_table_holds_what_has_weights_or_scores(tables):
     assert rows["perpixel_fpn_resnet18_slim_camvid"][5] == "none released"
 
 
-def test_scores_of_released_weights_come_before_those_of_runs(tables, tmp_path, monkeypatch):
+def test_scores_of_released_weights_come_before_those_of_runs(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tables, "SCORES", tmp_path / "scores.csv")
     rows = [
         ("a", "runs/1/model", 50, "no"),
