@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fapn_zoo import postprocess
 from fapn_zoo.benchmark.flops import PARTS, count
@@ -25,6 +24,7 @@ from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.precision import autocast, resolve_amp
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import circumstances
 
 # Of weights and input; "auto" is as in `predict`.
@@ -93,11 +93,11 @@ def benchmark(
     with _environment(threads):
         runs = _build(jobs, device, settings, num_classes)
         report = {"settings": settings | {"threads": torch.get_num_threads()}, "device": device_name(device)}
-        with tqdm(total=len(runs) * (warmup + rounds), disable=not progress, unit="inference") as bar:
+        with bar(progress, total=len(runs) * (warmup + rounds), unit="inference") as shown:
             for number in range(warmup + rounds):
                 for run in runs:
                     run.once(keep=number >= warmup)
-                    bar.update()
+                    shown.update()
         peaks = [_peak(run, settings) if memory else None for run in runs]
     firsts: dict[tuple[int, int], float] = {}
     report["rows"] = [_row(run, peak, batch, firsts) for run, peak in zip(runs, peaks, strict=True)]

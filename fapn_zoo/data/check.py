@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sources import (
@@ -28,6 +27,7 @@ from fapn_zoo.data.sources import (
     read_label_map,
     read_labels,
 )
+from fapn_zoo.runtime.progress import bar
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     Args:
         root: folder as `FolderDataset` describes it.
         num_classes: number of classes where there is no `classes.json`; else it must agree.
-        progress: show a progress bar on stderr where that is a terminal.
+        progress: show a progress bar on stderr.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -124,14 +124,13 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     if not splits:
         report.problems.append(Problem("no splits", ".", f"expected {{train,val,test}}/{{images,labels}}/ in {root}"))
     pairs = {split: _pair_files(report, split) for split in splits}
-    bar = tqdm(total=sum(map(len, pairs.values())), desc="check", unit="image", disable=None if progress else True)
     seen: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
     ids: set[int] = set()
-    with bar:
+    with bar(progress, total=sum(map(len, pairs.values())), desc="check", unit="image") as shown:
         for split in splits:
             for image_path, label_path in pairs[split]:
                 ids |= _check_pair(report, split, image_path, label_path, seen)
-                bar.update()
+                shown.update()
     if report.labels is None and ids:
         report.problems.append(Problem("ids found in the labels", ".", _ranges(sorted(ids)), error=False))
     _check_repeats(report, seen)

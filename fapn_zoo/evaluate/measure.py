@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from fapn_zoo.data.classes import Classes, match_classes
 from fapn_zoo.evaluate.loading import Loaded, ahead, in_blocks, load_batch, plan_batches
@@ -21,6 +20,7 @@ from fapn_zoo.predict.views import Views, views_for
 from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.precision import check_amp, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
 from fapn_zoo.tasks.protocol import TASKS
 from fapn_zoo.tasks.semantic import Task
@@ -124,18 +124,12 @@ def measure(
     batches = plan_batches(dataset, total, options.batch_size, model.data, views)
     left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
     mine = left[group.rank :: group.world]
-    with tqdm(
-        total=total,
-        initial=total - sum(map(len, left)),
-        unit="img",
-        desc="evaluate",
-        disable=not (options.progress and group.main),
-        leave=False,
-    ) as bar:
+    done, shown = total - sum(map(len, left)), options.progress and group.main
+    with bar(shown, total=total, initial=done, unit="img", desc="evaluate", leave=False) as progress:
         for batch in _counted(model, dataset, task, mine, options, views, state):
             for entry in batch:
                 tally.add(entry)
-            bar.update(min(len(batch) * group.world, total - bar.n))
+            progress.update(min(len(batch) * group.world, total - progress.n))
     counts, images = tally.everywhere(group)
     return Measured(source, dataset, views, classes, task, counts, images, group)
 

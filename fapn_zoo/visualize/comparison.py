@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 from torch import nn
-from tqdm import tqdm
 
 from fapn_zoo.data.images import list_images, load_image
 from fapn_zoo.data.labels import LabelMap
@@ -21,6 +20,7 @@ from fapn_zoo.data.sources import DataError, bad_ids, check_sizes, describe_bad_
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.predict import predict
 from fapn_zoo.runtime.files import make_folder, write_text
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.result import Result, full_names, save_image
 
 SCORES = ("miou", "pixel_acc", "band_miou", "band_acc")
@@ -65,7 +65,7 @@ def compare(
     out = Path(out)
     rows: list[dict[str, Any]] = []
     totals: list[tuple[ConfusionMatrix, ConfusionMatrix]] | None = None
-    for item in tqdm(items, disable=not progress, unit="image"):
+    for item in bar(progress, iterable=items, unit="image"):
         results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
         found = Comparison(item.name, list(models), results, item.labels, band)
         file = _free_name(item.name, {row["file"] for row in rows})
