@@ -219,11 +219,10 @@ def test_a_newcomers_evening(capsys, dataset, tmp_path):
 @pytest.mark.unit
 def test_ctrl_c_is_one_line(tmp_path):
     code = (
-        "import sys, fapn_zoo.cli\n"
-        "c = sys.modules['fapn_zoo.cli.main']\n"
-        "def stop(args): raise KeyboardInterrupt\n"
-        "c._list = stop\n"
-        "raise SystemExit(c.main(['list']))"
+        "from fapn_zoo.cli import main, models\n"
+        "def stop(*_, **__): raise KeyboardInterrupt\n"
+        "models.list_models = stop\n"
+        "raise SystemExit(main(['list']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
