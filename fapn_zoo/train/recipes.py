@@ -81,6 +81,6 @@ def run_recipe(path: Path) -> Any:
         recipe = getattr(module, "recipe", None)
         return recipe() if callable(recipe) else None
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
         where = f"{path}, line {lines[-1]}" if lines else path
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error

@@ -1,14 +1,13 @@
-"""Settings, overrides typed by the fields, and recipes."""
+"""Settings, and overrides typed by the fields."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from fapn_zoo.train.settings import Settings, load_recipe, parse_overrides
+from fapn_zoo.train.settings import GROUPS, Settings, describe, parse_overrides
 
 pytestmark = pytest.mark.unit
 
@@ -92,28 +91,11 @@ def test_settings_are_frozen_and_survive_json():
     assert settings.differences(saved | {"gone": 1}) == ["gone"]
 
 
-def test_recipes_are_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    Path("recipes").mkdir()
-    Path("recipes/my_net.py").write_text(
-        "from fapn_zoo.train.settings import Settings\ndef recipe():\n    return Settings(steps=7)\n"
-    )
-    Path("empty.py").write_text("x = 1\n")
-    Path("wrong.py").write_text("def recipe():\n    return {'steps': 7}\n")
-    assert load_recipe("my_net").steps == 7
-    assert load_recipe("recipes/my_net.py").steps == 7
-    with pytest.raises(FileNotFoundError, match="no recipe named 'my_nte'; nearest: my_net; found: .*my_net"):
-        load_recipe("my_nte")
-    with pytest.raises(FileNotFoundError, match=r"no recipe file other\.py; found: .*my_net"):
-        load_recipe("other.py")
-    for name in ("empty.py", "wrong.py"):
-        with pytest.raises(ValueError, match=f"{name} must define recipe"):
-            load_recipe(name)
-
-
-def test_every_shipped_recipe_makes_settings():
-    folder = Path(__file__).resolve().parents[2] / "recipes"
-    recipes = [p for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")]
-    assert recipes
-    for path in recipes:
-        assert isinstance(load_recipe(str(path)), Settings), path
+def test_the_description_has_every_setting_as_the_command_line_takes_it():
+    lines = [line.split(maxsplit=1) for line in describe().splitlines() if line.startswith("  ")]
+    words = [word for word, _ in lines]
+    assert [word.partition("=")[0] for word in words] == [f.name for f in dataclasses.fields(Settings)]
+    assert parse_overrides(words) == Settings()
+    assert [line for line in describe().splitlines() if line.endswith(":")] == [
+        f"{title}:" for title in GROUPS.values()
+    ]
