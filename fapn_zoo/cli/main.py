@@ -23,12 +23,15 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            print(end="", flush=True)  # a closed pipe is found here; at the interpreter's end nobody could catch it
-    except BrokenPipeError:
+            print(end="", flush=True)  # what cannot be written is found here, and not when the interpreter ends
+    except OSError as error:
+        closed = isinstance(error, BrokenPipeError)
+        if not closed:
+            print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):  # the interpreter will try once more to write what is left
             os.dup2(nowhere, stream)
-        return PIPE_CLOSED
+        return PIPE_CLOSED if closed else 1
 
 
 def _run(argv: list[str] | None) -> int:

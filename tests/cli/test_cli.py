@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,41 @@ def test_list_and_info(capsys):
     code, out, _ = run(capsys, "info", "maskformer_fapn_resnet50_ade20k")
     assert code == 0 and "44,911,839" in out and "short side 512, long side at most 2048" in out
     assert "nearest: maskformer_fapn" in error(capsys, "info", "maskformer_fapnn")
+    assert "unknown task 'depth'" in error(capsys, "list", "--task", "depth")
+
+
+@pytest.mark.unit
+def test_info_spec_is_the_whole_description(capsys):
+    code, out, _ = run(capsys, "info", "--spec", "perpixel_fpn_resnet50_ade20k")
+    found = json.loads(out)
+    spec, weights = fapn_zoo.zoo.registry.resolve("perpixel_fpn_resnet50_ade20k")
+    assert code == 0 and fapn_zoo.ModelSpec.from_config({key: found[key] for key in spec.to_config()}).data == spec.data
+    assert found["weights"]["paper"]["location"] == weights.location
+    assert found["parts"]["backbone"] == "resnet50.tv_in1k" and found["official_scales"]["max_size"] == 3584
+    assert len(out.splitlines()) < 70
+    assert "name one" in error(capsys, "info", "--spec")
+    assert "nearest: maskformer_fapn" in error(capsys, "info", "--spec", "maskformer_fapnn")
+
+
+@pytest.mark.unit
+def test_train_says_what_can_be_set_and_recipes_what_there_is(capsys, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "fapn-zoo recipes" in out and max(map(len, out.splitlines())) <= 120
+    assert "\nOptimisation:\n" in out and re.search(r"^  clip_norm=0\.0 +largest L2 norm", out, flags=re.M)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.py").write_text("def recipe(:\n")
+    code, out, _ = run(capsys, "recipes")
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert code == 0 and lines[:2] == [["recipes:"], ["mine", "broken: invalid syntax (mine.py, line 1)"]]
+    assert [
+        "finetune_folder",
+        "Trains on a folder of pictures and label images; small enough for a try on a CPU.",
+    ] in lines
+    monkeypatch.setattr("fapn_zoo.train.recipes.recipe_folders", list)
+    assert "no recipes" in error(capsys, "recipes")
 
 
 @pytest.mark.unit
@@ -161,6 +197,8 @@ def test_eval_mistakes(capsys, weights, dataset, tmp_path):
     assert "trian" in error(capsys, "eval", weights, "--data", dataset, "--split", "trian")
     half = error(capsys, "eval", weights, "--data", dataset, "--amp", "fp16", "--device", "cpu")
     assert "amp='fp16' needs a GPU" in half
+    assert "amp='fp17'" in error(capsys, "eval", weights, "--data", dataset, "--amp", "fp17")
+    assert "got 'depth'" in error(capsys, "eval", weights, "--data", dataset, "--task", "depth")
     model = fapn_zoo.create_model("perpixel_fapn", num_classes=3, **TINY)
     model.save(tmp_path / "three")
     message = error(capsys, "eval", tmp_path / "three", "--data", dataset)

@@ -59,6 +59,13 @@ def test_an_error_that_nobody_reads():
     assert process.returncode == PIPE_CLOSED
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, env=BUFFERED)
+    assert (done.returncode, done.stderr) == (1, b"error: cannot write the output: No space left on device\n")
+
+
 def test_a_reader_who_stays_gets_everything():
     done = subprocess.run([*COMMAND, "list"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and "perpixel_fapn_resnet18_slim_camvid " in done.stdout
