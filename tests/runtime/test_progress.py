@@ -36,7 +36,7 @@ def written(seconds: float) -> tuple[str, float]:
 
 
 @pytest.mark.unit
-def test_a_pipe_gets_whole_lines_far_apart():
+def test_a_pipe_gets_whole_lines_far_apart() -> None:
     text, took = written(0.2)
     lines = text.split("\n")
     assert lines.pop() == "" and "error: no image" in lines
@@ -46,12 +46,12 @@ def test_a_pipe_gets_whole_lines_far_apart():
 
 
 @pytest.mark.unit
-def test_what_is_soon_done_is_not_worth_a_line():
+def test_what_is_soon_done_is_not_worth_a_line() -> None:
     assert written(progress.SECONDS)[0] == "error: no image\n"
 
 
 @pytest.mark.unit
-def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress.bar(total=2, unit="image") as shown:
         shown.update(2)

@@ -22,7 +22,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("recipes")
 
 
-def test_recipes_are_found_and_checked(recipes: Path):
+def test_recipes_are_found_and_checked(recipes: Path) -> None:
     (recipes / "my_net.py").write_text(f"{HEAD}Settings(steps=7)\n")
     Path("empty.py").write_text("x = 1\n")
     Path("wrong.py").write_text("def recipe():\n    return {'steps': 7}\n")
@@ -46,13 +46,13 @@ def test_recipes_are_found_and_checked(recipes: Path):
         (f"import no_such_thing\n{HEAD}Settings()\n", r"a\.py, line 1: ModuleNotFoundError: .*no_such_thing"),
     ],
 )
-def test_a_recipe_that_fails_is_named_with_the_line(recipes: Path, text: str, message: str):
+def test_a_recipe_that_fails_is_named_with_the_line(recipes: Path, text: str, message: str) -> None:
     Path("a.py").write_text(text)
     with pytest.raises(ValueError, match=f"^{message}"):
         load_recipe("a.py")
 
 
-def test_the_list_reads_recipes_and_runs_none(recipes: Path):
+def test_the_list_reads_recipes_and_runs_none(recipes: Path) -> None:
     for name, text in {
         "a": f'"""The first.\n\nMore.\n"""\n{HEAD}1 / 0\n',
         "b": f"{HEAD}Settings()\n",
@@ -79,14 +79,14 @@ def test_the_list_reads_recipes_and_runs_none(recipes: Path):
     assert found["perpixel_fapn_resnet18_slim_camvid"].path.parent == SHIPPED
 
 
-def test_every_shipped_recipe_makes_settings():
+def test_every_shipped_recipe_makes_settings() -> None:
     recipes = [recipe for recipe in list_recipes() if recipe.path.resolve().parent == SHIPPED]
     assert len(recipes) == len(list(SHIPPED.glob("[!_]*.py"))) > 0
     for path, title in recipes:
         assert isinstance(load_recipe(str(path)), Settings) and title.endswith(".") and title[:6] != "broken"
 
 
-def test_the_second_stage_of_the_embedded_model_builds_on_the_first():
+def test_the_second_stage_of_the_embedded_model_builds_on_the_first() -> None:
     name = "perpixel_fapn_resnet18_slim_camvid"
     first, second = load_recipe(name), load_recipe(f"{name}_balanced")
     changed = {"val_data", "val_split", "scale", "class_weights", "steps", "lr", "warmup_steps", "ema"}

@@ -39,13 +39,13 @@ pytestmark = pytest.mark.unit
         ("model_args.head_flag=true", {"head_flag": True}),
     ],
 )
-def test_overrides_are_typed_by_the_field(word: str, value: object):
+def test_overrides_are_typed_by_the_field(word: str, value: object) -> None:
     key = word.split("=")[0].split(".")[0]
     found = getattr(parse_overrides([word]), key)
     assert found == value and type(found) is type(value)
 
 
-def test_later_words_win_and_entries_add_up():
+def test_later_words_win_and_entries_add_up() -> None:
     base = Settings(model_args={"a": 1}, lr=1.0)
     found = parse_overrides(["lr=2", "model_args.b=2", "model_args.c=x", "lr=3"], base)
     assert found.lr == 3 and found.model_args == {"a": 1, "b": 2, "c": "x"}
@@ -75,12 +75,12 @@ def test_later_words_win_and_entries_add_up():
         ("scale=2,1", "scale must be"),
     ],
 )
-def test_bad_words_name_key_value_and_type(word: str, message: str):
+def test_bad_words_name_key_value_and_type(word: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_overrides([word])
 
 
-def test_settings_are_frozen_and_survive_json():
+def test_settings_are_frozen_and_survive_json() -> None:
     settings = Settings(data="x", model_args={"a": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.lr = 1
@@ -91,7 +91,7 @@ def test_settings_are_frozen_and_survive_json():
     assert settings.differences(saved | {"gone": 1}) == ["gone"]
 
 
-def test_the_description_has_every_setting_as_the_command_line_takes_it():
+def test_the_description_has_every_setting_as_the_command_line_takes_it() -> None:
     lines = [line.split(maxsplit=1) for line in describe().splitlines() if line.startswith("  ")]
     words = [word for word, _ in lines]
     assert [word.partition("=")[0] for word in words] == [f.name for f in dataclasses.fields(Settings)]
