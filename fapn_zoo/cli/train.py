@@ -46,8 +46,8 @@ def run_recipes(args: argparse.Namespace) -> None:
     recipes = list_recipes()
     if not recipes:
         raise FileNotFoundError("no recipes: there is no .py file in ./recipes, nor in the package's own")
-    width = max(len(recipe.path.stem) for recipe in recipes)
-    for folder, found in groupby(recipes, lambda recipe: recipe.path.parent):
+    width = max(len(path.stem) for path in recipes)
+    for folder, paths in groupby(recipes, lambda path: path.parent):
         print(f"{folder}:")
-        for recipe in found:
-            print(f"  {recipe.path.stem:<{width}}  {recipe.title}")
+        for path in paths:
+            print(f"  {path.stem:<{width}}  {recipes[path]}")

@@ -7,16 +7,9 @@ import importlib.util
 import symtable
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fapn_zoo.zoo.registry import nearest
-
-
-class Recipe(NamedTuple):
-    """A recipe file: the first line of its docstring, or what is wrong with it."""
-
-    path: Path
-    title: str
 
 
 def recipe_folders() -> list[Path]:
@@ -29,9 +22,12 @@ def recipe_folders() -> list[Path]:
     return list(found.values())
 
 
-def list_recipes() -> list[Recipe]:
-    """The recipes that bare names lead to, in the order of the folders; none of them is run."""
-    return [Recipe(path, _title(path)) for path in _files().values()]
+def list_recipes() -> dict[Path, str]:
+    """The recipes that bare names lead to, in the order of the folders, and the first line of each docstring.
+
+    Of a file that is no recipe, it is what is wrong with it. None of them is run.
+    """
+    return {path: _title(path) for path in _files().values()}
 
 
 def _files() -> dict[str, Path]:
