@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fapn_zoo.benchmark.flops import PARTS, count
 from fapn_zoo.benchmark.inference import DTYPES, create_with_offsets
@@ -20,6 +19,7 @@ from fapn_zoo.benchmark.memory import peak_memory, peak_memory_on_gpu
 from fapn_zoo.benchmark.timing import Run
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import circumstances
 
 Jobs = Sequence[tuple[str, tuple[int, int]]]
@@ -130,11 +130,11 @@ def _build(jobs: Jobs, device: torch.device, settings: dict[str, Any], num_class
 
 
 def _take_turns(runs: Sequence[Run], rounds: int, warmup: int, progress: bool) -> None:
-    with tqdm(total=len(runs) * (warmup + rounds), disable=not progress, unit="inference") as bar:
+    with bar(progress, total=len(runs) * (warmup + rounds), unit="inference") as shown:
         for number in range(warmup + rounds):
             for run in runs:
                 run.once(keep=number >= warmup)
-                bar.update()
+                shown.update()
 
 
 def _peak(run: Run) -> int | None:

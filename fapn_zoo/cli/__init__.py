@@ -1,4 +1,4 @@
-"""The command line. `main` is imported on first use, so that a line of it costs no more than it needs."""
+"""The command line: main.py joins the verbs; the other files hold their arguments beside what they do."""
 
 from fapn_zoo.cli.main import main
 

@@ -1,26 +1,27 @@
-"""The verb `fapn-zoo eval`: its arguments, and what it does with them."""
+"""The verb `eval`."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from fapn_zoo.cli.common import MODEL, Verbs, add_device, add_verb, load_model, size, speaks
+
+# Arguments that `evaluate` takes under the same names.
+OPTIONS = (
+    "split", "task", "batch_size", "amp", "limit", "seed", "scales", "flip", "window", "stride", "class_map",
+    "boundary", "resume", "out", "worst",
+)  # fmt: skip
 
 
-def add_arguments(verb: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
-    """``size`` reads ``512`` or ``512x1024``."""
-    verb.add_argument("model", nargs="+", help="name, hf-hub:..., or weights folder; several: compared with the first")
+def add(verbs: Verbs) -> None:
+    text = "mean IoU, per-class IoU and pixel accuracy on a data set; several models side by side"
+    verb = add_verb(verbs, "eval", run, text)
+    verb.add_argument("model", nargs="+", help=f"{MODEL}; several: compared with the first")
     verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
     verb.add_argument("--split", default="test")
-    verb.add_argument(
-        "--task",
-        choices=("semantic", "panoptic", "instance"),
-        default="semantic",
-        help="mean IoU; PQ; AP of masks and boxes. The last two on COCO's panoptic folders or scenes:N",
-    )
+    text = "semantic: mean IoU; panoptic: PQ; instance: AP of masks and boxes. These two on COCO's folders or scenes:N"
+    verb.add_argument("--task", default="semantic", help=text)
     verb.add_argument("--json", type=Path, help="write the report here")
     verb.add_argument("--csv", type=Path, help="append a row here")
     verb.add_argument("--out", type=Path, help="folder for the report, plots, scores by image and the worst images")
@@ -31,58 +32,39 @@ def add_arguments(verb: argparse.ArgumentParser, size: Callable[[str], tuple[int
     verb.add_argument("--flip", action="store_true", help="also mirrored, at every size")
     verb.add_argument("--window", type=size, help="sliding windows of 512 or 512x1024 pixels")
     verb.add_argument("--stride", type=size, help="of the windows; default: two thirds of the window")
-    verb.add_argument("--map", metavar="FILE", help="JSON: class of the model -> class of the data; or: names")
+    text = "JSON: class of the model -> class of the data; or: names"
+    verb.add_argument("--map", dest="class_map", metavar="FILE", help=text)
     verb.add_argument("--batch-size", type=int, default=1, help="images of equal size, or windows, run together")
-    verb.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no")
+    verb.add_argument("--amp", default="no", help="bf16 or fp16; no: full precision, the same on every processor")
     verb.add_argument("--limit", type=int, help="only the first so many images")
     verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
     verb.add_argument("--resamples", type=int, default=1000, help="of the bootstrap that compares models (1000)")
     verb.add_argument("--bootstrap-seed", type=int, default=0)
-    verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    add_device(verb)
 
 
-def run(args: argparse.Namespace, load: Callable[[str, str | None], Any]) -> None:
-    """``load`` makes a model of a name and a device."""
+def run(args: argparse.Namespace) -> None:
     from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, write_report
     from fapn_zoo.evaluate.report import check_csv, to_json, write
     from fapn_zoo.runtime.files import check_writable
 
-    main = os.environ.get("RANK", "0") == "0"  # one voice, however many processes torchrun started
     if args.csv is not None:
         check_csv(args.csv)
     if args.json is not None:
         check_writable(args.json)
-    options = {
-        "split": args.split,
-        "task": args.task,
-        "batch_size": args.batch_size,
-        "amp": args.amp,
-        "limit": args.limit,
-        "scales": args.scales,
-        "flip": args.flip,
-        "window": args.window,
-        "stride": args.stride,
-        "class_map": args.map,
-        "boundary": args.boundary,
-        "resume": args.resume,
-        "out": args.out,
-        "worst": args.worst,
-        "seed": args.seed,
-        "progress": sys.stderr.isatty(),
-    }
-    models = [load(name, args.device) for name in args.model]
+    options = {name: getattr(args, name) for name in OPTIONS}
+    models = [load_model(name, args.device) for name in args.model]
     try:
         if len(models) == 1:
             report = evaluate(models[0], args.data, weights=args.model[0], **options)
             reports, text = [report], render(report)
         else:
-            report = compare(
-                models, args.data, args.model, resamples=args.resamples, bootstrap_seed=args.bootstrap_seed, **options
-            )
+            options |= {"resamples": args.resamples, "bootstrap_seed": args.bootstrap_seed}
+            report = compare(models, args.data, args.model, **options)
             reports, text = report["reports"], render_comparison(report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with --resume {args.resume}" if args.resume else "") from None
-    if not main:
+    if not speaks():
         return
     print(text)
     if args.json is not None:

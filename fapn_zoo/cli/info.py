@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from fapn_zoo.zoo.registry import get_spec
+from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.registry import get_spec, resolve
+from fapn_zoo.zoo.scales import OFFICIAL
 
 PACKAGES = (
     "fapn-zoo", "torch", "torchvision", "timm", "safetensors", "huggingface-hub", "accelerate", "numba", "triton"
@@ -63,6 +70,31 @@ def describe_model(name: str) -> str:
     if not spec.weights:
         facts["weights"] = "none released yet"
     return "\n".join(f"{key:<16} {value}" for key, value in facts.items())
+
+
+def describe_spec(name: str) -> str:
+    """All that a name stands for, as JSON: the model's description, and the rows of the tables that it names."""
+    spec, _ = resolve(name)
+    scales = OFFICIAL.get((spec.label_set, spec.data.test_size))
+    facts = spec.to_config() | {
+        "weights": {tag: dataclasses.asdict(weights) for tag, weights in spec.weights.items()},
+        "parts": {
+            "head": HEADS[spec.head]._asdict(),
+            "neck": NECKS[spec.neck]._asdict(),
+            "backbone": BACKBONES.get(spec.backbone, spec.backbone),
+        },
+        "official_scales": scales and {"short_sides": scales[0], "max_size": scales[1]},
+    }
+    return _json(facts)
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with a line per entry of a dictionary, and whole lists in one line."""
+    if not isinstance(value, Mapping) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    inner = indent + "  "
+    entries = (f"{inner}{json.dumps(key)}: {_json(entry, inner)}" for key, entry in value.items())
+    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
 
 
 def _version(package: str) -> str:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import UnreadableFile, bad_ids, check_sizes, describe_bad_ids, read_image, read_labels
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.sources import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_files, lossy_labels, read_label_map
+from fapn_zoo.runtime.progress import bar
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     if not splits:
         report.problems.append(Problem("no splits", ".", f"expected {{train,val,test}}/{{images,labels}}/ in {root}"))
     pairs = {split: _pair_files(report, split) for split in splits}
-    bar = tqdm(total=sum(map(len, pairs.values())), desc="check", unit="image", disable=None if progress else True)
+    shown = bar(progress, total=sum(map(len, pairs.values())), desc="check", unit="image")
     seen: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
     ids: set[int] = set()
-    with bar:
+    with shown:
         for split in splits:
             for image_path, label_path in pairs[split]:
                 ids |= _check_pair(report, split, image_path, label_path, seen)
-                bar.update()
+                shown.update()
     if report.labels is None and ids:
         report.problems.append(Problem("ids found in the labels", ".", _ranges(sorted(ids)), error=False))
     _check_repeats(report, seen)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fapn_zoo.data.classes import Classes, match_classes
 from fapn_zoo.data.images import load_image
@@ -27,6 +26,7 @@ from fapn_zoo.predict.views import Views, views_for
 from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.precision import check_amp, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
 from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
 from fapn_zoo.tasks.protocol import Scorer, Task
@@ -131,17 +131,11 @@ def measure(
     batches = plan_batches(dataset, total, options.batch_size, model.data, views)
     left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
     run = Loop(model, dataset, task, scorer, views, options, state)
-    with tqdm(
-        total=total,
-        initial=total - sum(map(len, left)),
-        unit="img",
-        desc="evaluate",
-        disable=not (options.progress and group.main),
-        leave=False,
-    ) as bar:
+    counts = {"total": total, "initial": total - sum(map(len, left))}
+    with bar(options.progress and group.main, **counts, unit="img", desc="evaluate", leave=False) as shown:
         for entry in run.counted(left[group.rank :: group.world]):
             found.add(entry)
-            bar.update(min(group.world, total - bar.n))
+            shown.update(min(group.world, total - shown.n))
     return Measured(source, dataset, views, classes, task, scorer, *found.everywhere(group), group)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from torch import nn
-from tqdm import tqdm
 
 from fapn_zoo.data.images import list_images
 from fapn_zoo.predict.predict import predict_each
 from fapn_zoo.predict.run import device_and_type
 from fapn_zoo.runtime.files import make_folder, write_whole
 from fapn_zoo.runtime.precision import resolve_amp
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks import task_for
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import Result
@@ -62,15 +62,15 @@ def predict_files(
     stems = output_stems(inputs, out_dir)
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": []}
-    bar = tqdm(total=len(inputs), unit="image", disable=not progress)
+    shown = bar(progress, total=len(inputs), unit="image")
     started = before = time.perf_counter()
 
     def on_error(index: int, error: Exception) -> None:
         nonlocal before
         before = time.perf_counter()
         summary["failed"].append({"input": str(inputs[index]), "error": str(error)})
-        bar.write(f"error: {error}", file=sys.stderr)
-        bar.update()
+        shown.write(f"error: {error}", file=sys.stderr)
+        shown.update()
 
     stream = predict_each(model, inputs, task, tile, overlap=overlap, batch_size=batch_size, amp=amp, on_error=on_error)
     make_folder(out_dir)
@@ -79,10 +79,10 @@ def predict_files(
             entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
             seconds, before = round(time.perf_counter() - before, 4), time.perf_counter()
             summary["images"].append({**entry, "seconds": seconds, **_facts(result)})
-            bar.update()
+            shown.update()
         summary["complete"] = True
     finally:
-        bar.close()
+        shown.close()
         summary["seconds"] = round(time.perf_counter() - started, 4)
         _write_summary(summary, out_dir / SUMMARY)
     return summary

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fapn_zoo.runtime.files import write_text
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.train.settings import Settings
 
 
@@ -23,15 +21,7 @@ class RunLog:
             lines = self.path.read_text().splitlines() if self.path.is_file() else []
             kept = [line for line in lines if _step_of(line) <= step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(
-            total=settings.steps,
-            initial=step,
-            unit="step",
-            disable=not main,
-            mininterval=interval,
-            maxinterval=interval,
-        )
+        self.bar = bar(main, total=settings.steps, initial=step, unit="step")
         self.restart()
 
     def restart(self) -> None:

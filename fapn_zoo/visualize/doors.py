@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from fapn_zoo.predict import predict
 from fapn_zoo.runtime.files import make_folder, write_text, write_whole
+from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
 from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
@@ -72,7 +72,7 @@ def side_by_side(
     out = Path(out)
     rows: list[dict[str, Any]] = []
     totals: list[Counts] = []
-    for item in tqdm(items, disable=not progress, unit="image"):
+    for item in bar(progress, iterable=items, unit="image"):
         results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
         found = Comparison(item.name, list(models), results, item.labels, band)
         file = _free_name(item.name, {row["file"] for row in rows})

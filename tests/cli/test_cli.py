@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ TINY = {"backbone": "resnet10t", "backbone_channels": (8, 8, 16, 16), "neck_out_
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with random values for the classes of the generated scenes."""
     data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
     model = fapn_zoo.create_model("perpixel_fapn", num_classes=11, data=data, **TINY)
@@ -28,7 +29,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty scenes as a user would have them: 28 to train on, 6 to validate, 6 to test."""
     root = tmp_path_factory.mktemp("streets")
     for split, seeds in {"train": range(28), "val": range(28, 34), "test": range(34, 40)}.items():
@@ -43,14 +44,14 @@ def dataset(tmp_path_factory) -> Path:
     return root
 
 
-def run(capsys, *words) -> tuple[int, str, str]:
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     capsys.readouterr()
     code = main([str(word) for word in words])
     out = capsys.readouterr()
     return code, out.out, out.err
 
 
-def error(capsys, *words) -> str:
+def error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one line that a failing command ends with."""
     code, _, err = run(capsys, *words)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -59,7 +60,7 @@ def error(capsys, *words) -> str:
 
 
 @pytest.mark.unit
-def test_list_and_info(capsys):
+def test_list_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "list", "perpixel_fapn_resnet18_*")
     assert code == 0 and len(out.splitlines()) == 3
     code, out, _ = run(capsys, "list", "--pretrained")
@@ -73,10 +74,49 @@ def test_list_and_info(capsys):
     code, out, _ = run(capsys, "info", "maskformer_fapn_resnet50_ade20k")
     assert code == 0 and "44,911,839" in out and "short side 512, long side at most 2048" in out
     assert "nearest: maskformer_fapn" in error(capsys, "info", "maskformer_fapnn")
+    assert "unknown task 'depth'" in error(capsys, "list", "--task", "depth")
 
 
 @pytest.mark.unit
-def test_predict_writes_pictures_and_goes_on_after_a_bad_one(capsys, weights, dataset, tmp_path):
+def test_info_spec_is_the_whole_description(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "info", "--spec", "perpixel_fpn_resnet50_ade20k")
+    found = json.loads(out)
+    spec, weights = fapn_zoo.zoo.registry.resolve("perpixel_fpn_resnet50_ade20k")
+    assert code == 0 and fapn_zoo.ModelSpec.from_config({key: found[key] for key in spec.to_config()}).data == spec.data
+    assert found["weights"]["paper"]["location"] == weights.location
+    assert found["parts"]["backbone"] == "resnet50.tv_in1k" and found["official_scales"]["max_size"] == 3584
+    assert len(out.splitlines()) < 70
+    assert "name one" in error(capsys, "info", "--spec")
+    assert "nearest: maskformer_fapn" in error(capsys, "info", "--spec", "maskformer_fapnn")
+
+
+@pytest.mark.unit
+def test_train_says_what_can_be_set_and_recipes_what_there_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "fapn-zoo recipes" in out and max(map(len, out.splitlines())) <= 120
+    assert "\nOptimisation:\n" in out and re.search(r"^  clip_norm=0\.0 +largest L2 norm", out, flags=re.M)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.py").write_text("def recipe(:\n")
+    code, out, _ = run(capsys, "recipes")
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert code == 0 and lines[:2] == [["recipes:"], ["mine", "broken: invalid syntax (mine.py, line 1)"]]
+    assert [
+        "finetune_folder",
+        "Trains on a folder of pictures and label images; small enough for a try on a CPU.",
+    ] in lines
+    monkeypatch.setattr("fapn_zoo.train.recipes.recipe_folders", list)
+    assert "no recipes" in error(capsys, "recipes")
+
+
+@pytest.mark.unit
+def test_predict_writes_pictures_and_goes_on_after_a_bad_one(
+    capsys: pytest.CaptureFixture[str], weights: Path, dataset: Path, tmp_path: Path
+) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in (1, 2):
@@ -94,7 +134,7 @@ def test_predict_writes_pictures_and_goes_on_after_a_bad_one(capsys, weights, da
 
 
 @pytest.mark.unit
-def test_predict_mistakes(capsys, weights, tmp_path):
+def test_predict_mistakes(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ["--out", tmp_path / "out"]
     assert str(tmp_path / "empty") in error(capsys, "predict", tmp_path / "empty", "--model", weights, *out)
@@ -109,7 +149,7 @@ def test_predict_mistakes(capsys, weights, tmp_path):
 
 
 @pytest.mark.unit
-def test_check_data(capsys, dataset, tmp_path):
+def test_check_data(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path) -> None:
     code, out, _ = run(capsys, "check-data", dataset)
     assert code == 0 and "Pedestrian" in out
     bad = tmp_path / "bad"
@@ -129,24 +169,13 @@ def test_check_data(capsys, dataset, tmp_path):
 
 
 @pytest.mark.unit
-def test_eval_writes_table_json_and_csv(capsys, weights, dataset, tmp_path):
+def test_eval_writes_table_json_and_csv(
+    capsys: pytest.CaptureFixture[str], weights: Path, dataset: Path, tmp_path: Path
+) -> None:
     rows = tmp_path / "rows.csv"
+    words = f"eval {weights} --data {dataset} --split test --json {tmp_path / 'r.json'} --csv {rows} --seed 3"
     for _ in range(2):
-        code, out, _ = run(
-            capsys,
-            "eval",
-            weights,
-            "--data",
-            dataset,
-            "--split",
-            "test",
-            "--json",
-            tmp_path / "r.json",
-            "--csv",
-            rows,
-            "--seed",
-            3,
-        )
+        code, out, _ = run(capsys, *words.split())
         assert code == 0 and "mean IoU" in out and "Bicyclist" in out
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["images"] == 6 and len(report["classes"]) == 11 and 0 <= report["miou"] <= 1
@@ -156,11 +185,13 @@ def test_eval_writes_table_json_and_csv(capsys, weights, dataset, tmp_path):
 
 
 @pytest.mark.unit
-def test_eval_mistakes(capsys, weights, dataset, tmp_path):
+def test_eval_mistakes(capsys: pytest.CaptureFixture[str], weights: Path, dataset: Path, tmp_path: Path) -> None:
     assert "gone" in error(capsys, "eval", weights, "--data", tmp_path / "gone")
     assert "trian" in error(capsys, "eval", weights, "--data", dataset, "--split", "trian")
     half = error(capsys, "eval", weights, "--data", dataset, "--amp", "fp16", "--device", "cpu")
     assert "amp='fp16' needs a GPU" in half
+    assert "amp='fp17'" in error(capsys, "eval", weights, "--data", dataset, "--amp", "fp17")
+    assert "got 'depth'" in error(capsys, "eval", weights, "--data", dataset, "--task", "depth")
     model = fapn_zoo.create_model("perpixel_fapn", num_classes=3, **TINY)
     model.save(tmp_path / "three")
     message = error(capsys, "eval", tmp_path / "three", "--data", dataset)
@@ -170,7 +201,7 @@ def test_eval_mistakes(capsys, weights, dataset, tmp_path):
 
 
 @pytest.mark.unit
-def test_train_mistakes(capsys, dataset, tmp_path):
+def test_train_mistakes(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path) -> None:
     base = ["train", "finetune_folder", f"data={dataset}", f"out={tmp_path / 'run'}"]
     assert "unknown setting 'stepz'" in error(capsys, *base, "stepz=3")
     assert "steps='many'" in error(capsys, *base, "steps=many")
@@ -189,21 +220,15 @@ def test_train_mistakes(capsys, dataset, tmp_path):
 
 
 @pytest.mark.train
-def test_a_newcomers_evening(capsys, dataset, tmp_path):
+def test_a_newcomers_evening(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path) -> None:
     """check-data, train, eval and predict from the folder that training wrote, on forty scenes."""
     assert run(capsys, "check-data", dataset)[0] == 0
     run_folder = tmp_path / "run"
-    words = [
-        "train",
-        "finetune_folder",
-        f"data={dataset}",
-        f"out={run_folder}",
-        "steps=60",
-        "crop=96,128",
-        "model_args.neck_out_channels=32",
-        "lr=2e-3",
-    ]
-    code, out, err = run(capsys, *words)
+    words = f"train finetune_folder data={dataset} out={run_folder} steps=30 crop=96,128 lr=5e-3 warmup_steps=5"
+    net = (
+        "model=perpixel_fapn backbone=test_efficientnet model_args.neck_out_channels=16 model_args.neck_deform_groups=2"
+    )
+    code, out, err = run(capsys, *words.split(), *net.split())
     assert code == 0 and str(run_folder / "model") in out, err
     code, out, _ = run(capsys, "eval", run_folder / "model", "--data", dataset, "--json", tmp_path / "r.json")
     report = json.loads((tmp_path / "r.json").read_text())
@@ -217,74 +242,46 @@ def test_a_newcomers_evening(capsys, dataset, tmp_path):
 
 
 @pytest.mark.unit
-def test_ctrl_c_is_one_line(tmp_path):
+def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import sys, fapn_zoo.cli\n"
-        "c = sys.modules['fapn_zoo.cli.main']\n"
-        "def stop(args): raise KeyboardInterrupt\n"
-        "c._list = stop\n"
-        "raise SystemExit(c.main(['list']))"
+        "from fapn_zoo.cli import main, models\n"
+        "def stop(*_, **__): raise KeyboardInterrupt\n"
+        "models.list_models = stop\n"
+        "raise SystemExit(main(['list']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 
 @pytest.mark.unit
-def test_eval_with_everything(capsys, weights, dataset, tmp_path):
+def test_eval_with_everything(capsys: pytest.CaptureFixture[str], weights: Path, dataset: Path, tmp_path: Path) -> None:
+    base, state = f"eval {weights} --data {dataset}".split(), f"--batch-size 2 --resume {tmp_path / 'state'}".split()
     words = [
-        "eval",
-        weights,
-        "--data",
-        dataset,
-        "--scales",
-        "0.75,1",
-        "--flip",
-        "--boundary",
-        "--worst",
-        2,
-        "--out",
-        tmp_path / "out",
-        "--resume",
-        tmp_path / "state",
-        "--map",
-        "names",
-        "--batch-size",
-        2,
+        *base,
+        *f"--scales 0.75,1 --flip --boundary --worst 2 --out {tmp_path / 'out'} --map names".split(),
+        *state,
     ]
     code, out, _ = run(capsys, *words)
     assert code == 0 and "scales 0.75, 1; mirrored; classes mapped" in out and "mIoU, 3 px band" in out
     assert len(list((tmp_path / "out/worst").iterdir())) == 2 and (tmp_path / "out/report.txt").read_text() in out
     again = run(capsys, *words)[1]
-    assert [line for line in again.splitlines() if " s on " not in line] == [
-        line for line in out.splitlines() if " s on " not in line
-    ]
-    code, out, _ = run(capsys, "eval", weights, "--data", dataset, "--window", "64x96", "--stride", 48, "--limit", 1)
+    timeless = [[line for line in text.splitlines() if " s on " not in line] for text in (out, again)]
+    assert timeless[0] == timeless[1]
+    code, out, _ = run(capsys, *base, "--window", "64x96", "--stride", 48, "--limit", 1)
     assert code == 0 and "windows 64 x 96 every 48 x 48" in out
-    assert "another evaluation: views (was" in error(
-        capsys, *words[:4], "--boundary", "--map", "names", "--batch-size", 2, "--resume", tmp_path / "state"
-    )
+    assert "another evaluation: views (was" in error(capsys, *base, "--boundary", "--map", "names", *state)
 
 
 @pytest.mark.unit
-def test_eval_of_several_models_side_by_side(capsys, weights, dataset, tmp_path):
+def test_eval_of_several_models_side_by_side(
+    capsys: pytest.CaptureFixture[str], weights: Path, dataset: Path, tmp_path: Path
+) -> None:
     data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
     other = fapn_zoo.create_model(
         "perpixel_fpn", num_classes=11, data=data, backbone="test_efficientnet", neck_out_channels=16
     ).save(tmp_path / "other")
-    code, out, _ = run(
-        capsys,
-        "eval",
-        weights,
-        other,
-        "--data",
-        dataset,
-        "--resamples",
-        50,
-        "--json",
-        tmp_path / "c.json",
-        "--csv",
-        tmp_path / "rows.csv",
-    )
+    places = f"--json {tmp_path / 'c.json'} --csv {tmp_path / 'rows.csv'}".split()
+    code, out, _ = run(capsys, "eval", weights, other, "--data", dataset, "--resamples", 50, *places)
     assert code == 0 and "50 resamples, 95% intervals" in out and "B - A" in out and str(other) in out
     found = json.loads((tmp_path / "c.json").read_text())
     assert len(found["reports"]) == 2 and len(found["differences"][0]["measures"]["miou"]["classes"]) == 11
@@ -293,7 +290,9 @@ def test_eval_of_several_models_side_by_side(capsys, weights, dataset, tmp_path)
 
 
 @pytest.mark.unit
-def test_eval_mistakes_of_arguments(capsys, weights, dataset, tmp_path):
+def test_eval_mistakes_of_arguments(
+    capsys: pytest.CaptureFixture[str], weights: Path, dataset: Path, tmp_path: Path
+) -> None:
     base = ["eval", weights, "--data", dataset]
     assert "leaves gaps between windows" in error(capsys, *base, "--window", 64, "--stride", 65)
     assert "expected at least 32 pixels" in error(capsys, *base, "--window", 16)

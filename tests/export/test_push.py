@@ -20,7 +20,7 @@ from toys.hub.server import Hub
 
 import fapn_zoo
 from fapn_zoo.cli import main as fapn_zoo_command
-from fapn_zoo.cli.main import EMBEDDED
+from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.export.push import push
 from fapn_zoo.weights.card import check_card, render_card

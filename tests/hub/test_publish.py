@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from toys.hub.server import Hub
 
 import fapn_zoo
-from fapn_zoo.cli.main import EMBEDDED
+from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.weights.card import check_card
 from fapn_zoo.weights.hub import file_sha256
 from fapn_zoo.zoo.registry import get_spec, list_models

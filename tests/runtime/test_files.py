@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 import pytest
 from PIL import Image
 
-from fapn_zoo.cli.main import EMBEDDED, main
+from fapn_zoo.cli import main
+from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.evaluate import compare, evaluate
 from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
 
@@ -77,8 +77,7 @@ def test_text_that_is_none_is_named(file):
     ],
 )
 def test_a_place_for_results_is_tried_before_the_work(capsys, monkeypatch, tmp_path, words):
-    room = importlib.import_module("fapn_zoo.cli.main")
-    monkeypatch.setattr(room, "_model", lambda *_: pytest.fail("the model was built first"))
+    monkeypatch.setattr("fapn_zoo.cli.evaluate.load_model", lambda *_: pytest.fail("the model was built first"))
     monkeypatch.setattr("fapn_zoo.benchmark.benchmark", lambda *_, **__: pytest.fail("it was measured first"))
     assert main([str(tmp_path) if word == "FOLDER" else word for word in words]) == 1
     assert capsys.readouterr().err == f"error: cannot write {tmp_path}: it is a folder\n"

@@ -1,14 +1,13 @@
-"""Settings, overrides typed by the fields, and recipes."""
+"""Settings, and overrides typed by the fields."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from fapn_zoo.train.settings import Settings, load_recipe, parse_overrides
+from fapn_zoo.train.settings import GROUPS, Settings, describe, parse_overrides
 
 pytestmark = pytest.mark.unit
 
@@ -40,13 +39,13 @@ pytestmark = pytest.mark.unit
         ("model_args.head_flag=true", {"head_flag": True}),
     ],
 )
-def test_overrides_are_typed_by_the_field(word: str, value: object):
+def test_overrides_are_typed_by_the_field(word: str, value: object) -> None:
     key = word.split("=")[0].split(".")[0]
     found = getattr(parse_overrides([word]), key)
     assert found == value and type(found) is type(value)
 
 
-def test_later_words_win_and_entries_add_up():
+def test_later_words_win_and_entries_add_up() -> None:
     base = Settings(model_args={"a": 1}, lr=1.0)
     found = parse_overrides(["lr=2", "model_args.b=2", "model_args.c=x", "lr=3"], base)
     assert found.lr == 3 and found.model_args == {"a": 1, "b": 2, "c": "x"}
@@ -76,12 +75,12 @@ def test_later_words_win_and_entries_add_up():
         ("scale=2,1", "scale must be"),
     ],
 )
-def test_bad_words_name_key_value_and_type(word: str, message: str):
+def test_bad_words_name_key_value_and_type(word: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_overrides([word])
 
 
-def test_settings_are_frozen_and_survive_json():
+def test_settings_are_frozen_and_survive_json() -> None:
     settings = Settings(data="x", model_args={"a": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.lr = 1
@@ -92,28 +91,11 @@ def test_settings_are_frozen_and_survive_json():
     assert settings.differences(saved | {"gone": 1}) == ["gone"]
 
 
-def test_recipes_are_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    Path("recipes").mkdir()
-    Path("recipes/my_net.py").write_text(
-        "from fapn_zoo.train.settings import Settings\ndef recipe():\n    return Settings(steps=7)\n"
-    )
-    Path("empty.py").write_text("x = 1\n")
-    Path("wrong.py").write_text("def recipe():\n    return {'steps': 7}\n")
-    assert load_recipe("my_net").steps == 7
-    assert load_recipe("recipes/my_net.py").steps == 7
-    with pytest.raises(FileNotFoundError, match="no recipe named 'my_nte'; nearest: my_net; found: .*my_net"):
-        load_recipe("my_nte")
-    with pytest.raises(FileNotFoundError, match=r"no recipe file other\.py; found: .*my_net"):
-        load_recipe("other.py")
-    for name in ("empty.py", "wrong.py"):
-        with pytest.raises(ValueError, match=f"{name} must define recipe"):
-            load_recipe(name)
-
-
-def test_every_shipped_recipe_makes_settings():
-    folder = Path(__file__).resolve().parents[2] / "recipes"
-    recipes = [p for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")]
-    assert recipes
-    for path in recipes:
-        assert isinstance(load_recipe(str(path)), Settings), path
+def test_the_description_has_every_setting_as_the_command_line_takes_it() -> None:
+    lines = [line.split(maxsplit=1) for line in describe().splitlines() if line.startswith("  ")]
+    words = [word for word, _ in lines]
+    assert [word.partition("=")[0] for word in words] == [f.name for f in dataclasses.fields(Settings)]
+    assert parse_overrides(words) == Settings()
+    assert [line for line in describe().splitlines() if line.endswith(":")] == [
+        f"{title}:" for title in GROUPS.values()
+    ]

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
 import fapn_zoo
-from fapn_zoo.cli.main import EMBEDDED
+from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.weights.card import check_card, own_words, render_card
 from fapn_zoo.weights.card_facts import HUB_LICENSES, collect_scores, license_metadata
 from fapn_zoo.zoo.labels import label_set

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import fapn_zoo
-from fapn_zoo.cli.main import EMBEDDED, main
+from fapn_zoo.cli import main
+from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.data.scenes import CLASSES, generate_scene
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.weights.folder import read_config, read_spec

@@ -1,0 +1,53 @@
+"""The verbs `train` and `recipes`."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import groupby
+from typing import Any
+
+from fapn_zoo.cli.common import Verbs, add_verb, speaks
+
+
+def add(verbs: Verbs) -> None:
+    text = "train by a recipe; key=value changes a setting"
+    manner = {"add_help": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    verb = add_verb(verbs, "train", run_train, text, **manner)
+    verb.add_argument("recipe", help="a .py file, or a name that `fapn-zoo recipes` lists")
+    verb.add_argument("settings", nargs="*", default=[], metavar="key=value", help="see below")
+    verb.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help message and exit")
+
+    add_verb(verbs, "recipes", run_recipes, "the recipes that `train` finds by name, and what each is for")
+
+
+class _Help(argparse.Action):
+    """`--help` with all settings, which are imported only when somebody asks for them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from fapn_zoo.train.settings import describe
+
+        parser.epilog = f"settings with their defaults, which a recipe may change:\n\n{describe()}"
+        parser.print_help()
+        parser.exit()
+
+
+def run_train(args: argparse.Namespace) -> None:
+    from fapn_zoo.train.loop import train
+    from fapn_zoo.train.settings import load_recipe, parse_overrides
+
+    folder = train(parse_overrides(args.settings, load_recipe(args.recipe)))
+    if speaks():
+        print(f"weights folder: {folder}")
+
+
+def run_recipes(args: argparse.Namespace) -> None:
+    from fapn_zoo.train.recipes import list_recipes
+
+    recipes = list_recipes()
+    if not recipes:
+        raise FileNotFoundError("no recipes: there is no .py file in ./recipes, nor in the package's own")
+    width = max(len(path.stem) for path in recipes)
+    for folder, paths in groupby(recipes, lambda path: path.parent):
+        print(f"{folder}:")
+        for path in paths:
+            print(f"  {path.stem:<{width}}  {recipes[path]}")

@@ -1,0 +1,82 @@
+"""Recipes: Python files whose `recipe()` returns the settings of a run. Finding, running and listing them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import symtable
+import traceback
+from pathlib import Path
+from typing import Any
+
+from fapn_zoo.zoo.registry import nearest
+
+
+def recipe_folders() -> list[Path]:
+    """Where bare recipe names are looked up, in order: ./recipes, and `recipes` inside and beside the package."""
+    package = Path(__file__).resolve().parent.parent
+    found: dict[Path, Path] = {}
+    for folder in (Path("recipes"), package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def list_recipes() -> dict[Path, str]:
+    """The recipes that bare names lead to, in the order of the folders, and the first line of each docstring.
+
+    Of a file that is no recipe, it is what is wrong with it. None of them is run.
+    """
+    return {path: _title(path) for path in _files().values()}
+
+
+def _files() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in recipe_folders():
+        for path in sorted(folder.glob("[!_]*.py")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def _title(path: Path) -> str:
+    try:
+        source = path.read_bytes()
+        docstring = ast.get_docstring(ast.parse(source, path.name))
+        if "recipe" not in symtable.symtable(source, path.name, "exec").get_identifiers():
+            return "broken: it defines no recipe()"
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"broken: {error}"
+    return docstring.splitlines()[0] if docstring else "no docstring"
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe; see `fapn_zoo.train.settings.load_recipe`."""
+    names = sorted(_files())
+    found = f"found: {', '.join(names) or 'none'}"
+    if name_or_path.endswith(".py"):
+        path = Path(name_or_path)
+        if path.is_file():
+            return path
+        raise FileNotFoundError(f"no recipe file {path}; {found}")
+    for folder in recipe_folders():
+        path = folder / f"{name_or_path}.py"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no recipe named {name_or_path!r}{nearest(name_or_path, names)}; {found}")
+
+
+def run_recipe(path: Path) -> Any:
+    """What `recipe()` of a file returns, None where it has no such function.
+
+    Raises ValueError, which names the file and the line, where the file cannot be run.
+    """
+    spec = importlib.util.spec_from_file_location(f"fapn_zoo_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        recipe = getattr(module, "recipe", None)
+        return recipe() if callable(recipe) else None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
