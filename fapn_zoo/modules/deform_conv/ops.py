@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv.geometry import output_sizes
 from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.runtime import compilers
 
 
 def _triton_runs(device_type):
@@ -23,7 +24,7 @@ def _triton_runs(device_type):
 def _kernels(device_type):
     if _triton_runs(device_type):
         from fapn_zoo.modules.deform_conv.cuda import launch as module
-    elif backends.selected() == "pytorch" or not backends.numba_works():
+    elif backends.selected() == "pytorch" or not compilers.numba_works():
         from fapn_zoo.modules.deform_conv import pytorch as module
     else:
         from fapn_zoo.modules.deform_conv.cpu import launch as module

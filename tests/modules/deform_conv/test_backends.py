@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -18,6 +19,7 @@ from toys.deform_conv_cases import SHAPES, Shape, make_tensors, run
 
 from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv.conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
+from fapn_zoo.runtime import compilers
 
 pytestmark = pytest.mark.unit
 
@@ -132,7 +134,7 @@ def test_products_are_counted_like_a_convolution(needs, products):
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_without_numba(monkeypatch, missing):
-    monkeypatch.setattr(backends, "_numba_works", None)
+    monkeypatch.setattr(compilers, "numba_works", functools.cache(compilers.numba_works.__wrapped__))
     if missing:
         monkeypatch.setitem(sys.modules, "numba", None)
     else:

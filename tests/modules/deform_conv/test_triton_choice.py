@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 from fapn_zoo.modules.deform_conv import backends, conv
 from fapn_zoo.modules.deform_conv.conv import active_backend, available_backends, deform_conv_backend
+from fapn_zoo.runtime import compilers
 
 pytestmark = pytest.mark.unit
+
+TRITON_STARTS = compilers.triton_starts.__wrapped__
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +22,7 @@ def _gpu(monkeypatch):
     """What the choice sees on a machine with a Hopper GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
-    monkeypatch.setattr(backends, "_triton_starts", True)
+    monkeypatch.setattr(compilers, "triton_starts", lambda: True)
 
 
 def test_triton_on_a_gpu(monkeypatch):
@@ -39,7 +43,7 @@ def test_triton_on_a_gpu(monkeypatch):
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(backends, "_triton_works", None)
+    monkeypatch.setattr(backends, "triton_works", functools.cache(backends.triton_works.__wrapped__))
     monkeypatch.setitem(sys.modules, "triton", None)
     assert available_backends() == ["auto", "reference", "pytorch", "numba"]
     with deform_conv_backend("auto"):
@@ -61,7 +65,7 @@ def test_triton_that_cannot_start_kernels(monkeypatch, tmp_path):
             return build._build("utils", "utils.c", str(tmp_path), [], [], [], [])
 
     monkeypatch.setattr("triton.runtime.driver._active", Driver())
-    monkeypatch.setattr(backends, "_triton_starts", None)
+    monkeypatch.setattr(compilers, "triton_starts", functools.cache(TRITON_STARTS))
     with deform_conv_backend("auto"), pytest.warns(UserWarning, match="triton cannot be used.*C compiler"):
         assert active_backend("cuda") == "reference"
     assert "triton" not in available_backends()
