@@ -83,8 +83,8 @@ def record(monkeypatch, tmp_path):
             tensors = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
         input, offset, weight, bias, mask = tensors
         pairs = [list(pair) for pair in shape.arguments.values()]
-        output = launch.forward(input, offset, weight, bias, mask, *pairs)
-        launch.backward(output, input, offset, weight, mask, *pairs, [True] * 5)
+        output = launch.forward(input, offset, weight, bias, mask, pairs)
+        launch.backward(output, input, offset, weight, mask, pairs, [True] * 5)
         return {name: (each.kernel, each.arguments) for name, each in recorders.items() if each.arguments}
 
     return run
@@ -137,7 +137,7 @@ def test_candidates_have_blocks_that_a_product_takes(kernel, name):
 
     shape = SHAPES[name]
     input, offset, weight, _, _ = make_tensors(shape)
-    geo = Geometry.of(input, offset, weight, *shape.arguments.values())
+    geo = Geometry.of(input, offset, weight, shape.arguments.values())
     for dtype in (torch.float32, torch.bfloat16):
         for tf32 in (False, True):
             configs = candidates(kernel, geo, dtype, tf32, 132)

@@ -73,12 +73,12 @@ def test_triton_takes_the_launches_and_refuses_what_does_not_fit(gpu, tuning):
     shape = Shape((2, 64, 256, 8, 16), offset_groups=4)
     input, offset, weight, bias, mask = (tensor.detach() for tensor in make_tensors(shape, torch.bfloat16))
     pairs = [list(pair) for pair in shape.arguments.values()]
-    output = launch.forward(input, offset, weight, bias, mask, *pairs)
+    output = launch.forward(input, offset, weight, bias, mask, pairs)
     assert [name for name, _ in gpu.launched] == ["copy_kernel", "forward_kernel"]  # to NHWC, then once
     assert list(tuning.untimed.values()) == [tuning.small]
-    launch.backward(output, input, offset, weight, mask, *pairs, [True] * 5)
+    launch.backward(output, input, offset, weight, mask, pairs, [True] * 5)
     assert {name for name, _ in gpu.launched} == set(KERNELS)
     assert all(shared <= gpu.shared for _, shared in gpu.launched)
     gpu.launched.clear()
-    launch.forward(input, offset, weight, bias, mask, *pairs)
+    launch.forward(input, offset, weight, bias, mask, pairs)
     assert [name for name, _ in gpu.launched] == ["copy_kernel", "forward_kernel"]

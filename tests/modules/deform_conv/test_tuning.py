@@ -22,7 +22,7 @@ def race(monkeypatch):
     shape = Shape((4, 256, 256, 64, 64), offset_groups=8)
     input, offset, weight, _, _ = make_tensors(shape, torch.bfloat16)
     call = SimpleNamespace(
-        geometry=Geometry.of(input, offset, weight, *shape.arguments.values()), dtype=torch.bfloat16,
+        geometry=Geometry.of(input, offset, weight, shape.arguments.values()), dtype=torch.bfloat16,
         device=torch.device("cuda", 0), key=("key",), constants={"PRECISION": "ieee"},
     )  # fmt: skip
     log = SimpleNamespace(launched=[], timed=[], resets=0, refused=(), error=None)
