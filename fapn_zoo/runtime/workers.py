@@ -1,7 +1,7 @@
 """Threads that share work on a CPU.
 
-PyTorch's own, where they can be had: after each of its operators OpenMP's threads wait for the next one by spinning,
-for some milliseconds, and threads of ours would have to share the cores with them.
+They are PyTorch's own where these can be had. After each of its operators OpenMP's threads spin for some milliseconds
+while they wait for the next one, and threads of ours would have to share the cores with them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The PyTorch operators `fapn_zoo::deform_conv2d` and `fapn_zoo::deform_conv2d_backward`.
 
-Ordinary custom operators with kernels per device: numba's on the CPU (without numba, PyTorch's), Triton's on CUDA. They
-compile, export, differentiate and count their products (`torch.utils.flop_counter`). The kernels' packages are imported
-when one first runs, not before.
+They are custom operators with kernels for each device: numba's on the CPU (PyTorch's where numba does not work),
+Triton's on CUDA. They compile, export, differentiate and count their products (`torch.utils.flop_counter`). Their first
+run imports the kernels' packages.
 """
 
 from __future__ import annotations
@@ -71,25 +71,15 @@ def _(
     "int[] stride, int[] padding, int[] dilation, bool[] needs) -> Tensor[]",
 )
 def deform_conv2d_backward_op(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    needs: list[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *rest: list
 ) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
-    pairs = stride, padding, dilation
+    *pairs, needs = rest
     return _kernels(input.device.type).backward(grad, input, offset, weight, mask, pairs, needs)
 
 
 @deform_conv2d_backward_op.register_fake
-def _(
-    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *pairs_and_needs: list
-) -> list[Tensor]:
+def _(grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *rest: list) -> list[Tensor]:
     def like(tensor: Tensor) -> Tensor:
         if _triton_runs(input.device.type):
             return torch.empty_like(tensor)
@@ -97,8 +87,7 @@ def _(
         return torch.empty_like(tensor, memory_format=layout)
 
     tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
-    needs = pairs_and_needs[-1]
-    return [like(tensor) if need else tensor.new_empty(0) for tensor, need in zip(tensors, needs, strict=True)]
+    return [like(tensor) if need else tensor.new_empty(0) for tensor, need in zip(tensors, rest[-1], strict=True)]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -138,7 +138,7 @@ def forward(
     return output
 
 
-def _zeros(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: Sequence[bool]) -> list[Tensor]:
+def _zeros(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: list[bool]) -> list[Tensor]:
     """What `backward` returns, before anything is added."""
     tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
     layouts = [torch.contiguous_format if tensor is weight else memory_format(tensor) for tensor in tensors]
@@ -149,13 +149,7 @@ def _zeros(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, n
 
 
 def backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    pairs: Pairs,
-    needs: Sequence[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
 ) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
     geo = Geometry.of(input, offset, weight, pairs)

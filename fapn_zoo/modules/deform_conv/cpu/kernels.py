@@ -38,7 +38,7 @@ def make_fill() -> Callable:
     """Kernel that copies images (B, C, H, W), in either layout, into tables of the channels of `geometry`.
 
     Args of the kernel:
-        start, image_step: where the first channel to copy is, and from image to image.
+        start: where the first channel to copy is.
         table: (B, (H + 3) * (W + 2) + 1, channels).
         counter: rows of all tables.
     """
@@ -46,16 +46,11 @@ def make_fill() -> Callable:
 
     @kernel
     def fill(
-        images: np.ndarray,
-        steps: Steps,
-        start: int,
-        image_step: int,
-        table: np.ndarray,
-        geometry: Geometry,
-        counter: np.ndarray,
+        images: np.ndarray, steps: Steps, start: int, table: np.ndarray, geometry: Geometry, counter: np.ndarray
     ) -> int:
         height, width, channels = geometry.height, geometry.width, geometry.channels
         line, table_steps = (width + 2) * channels, (np.int64(1), channels)
+        image_step = images.size // geometry.batch
         while True:
             n = take(counter)
             if n >= geometry.batch * (height + 3):

@@ -1,12 +1,11 @@
 """Deformable convolution on the CPU: numba samples and multiplies, on small tiles that stay in cache.
 
-These are the kernels that `ops.py` calls on the CPU. numba is imported when one first runs, not before.
+These are the kernels that `ops.py` calls on the CPU. Their first run imports numba.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ def forward(
 
     `input`, `weight` and `bias` share one dtype. In bfloat16, products of bfloat16 are summed in float32.
     """
-    from fapn_zoo.modules.deform_conv.cpu import kernels as kernels
+    from fapn_zoo.modules.deform_conv.cpu import kernels
 
     geo = Geometry.of(input, offset, weight, pairs)
     dtype, wanted = _pass_dtype(input, geo), input.dtype
@@ -83,7 +82,7 @@ def forward(
     rows, pieces, tiles, input_steps = _counter(), _counter(), _counter(), steps(input)
 
     def prepare(_: int) -> None:
-        fill(images, input_steps, 0, images.size // geo.batch, tensors.table, geo, rows)
+        fill(images, input_steps, 0, tensors.table, geo, rows)
         pack(weight, tensors.weight, np.zeros(16 * plan.depth, weight.dtype), geo, plan, pieces)
 
     def work(_: int) -> None:
@@ -123,18 +122,10 @@ def _block(geometry: Geometry, blocks: int) -> Geometry:
 class _Backward:
     """One backward pass: its items are (run of channels, image), each done by one thread."""
 
-    def __init__(
-        self,
-        geo: Geometry,
-        grad: Tensor,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        grads: dict[str, Tensor],
-    ) -> None:
-        from fapn_zoo.modules.deform_conv.cpu import kernels as kernels
+    def __init__(self, geo: Geometry, grad: Tensor, dense: dict[str, Tensor | None], grads: dict[str, Tensor]) -> None:
+        from fapn_zoo.modules.deform_conv.cpu import kernels
 
+        input, offset, weight, mask = dense.values()
         self.geo, self.dtype, self.grad_weight = geo, grad.dtype, grads["weight"]
         self.threads = torch.get_num_threads()
         self.blocks = _channel_blocks(geo, self.threads)
@@ -177,7 +168,7 @@ class _Backward:
         start = image * geo.channels * geo.height * geo.width + block * part.channels * self.steps[0]
         table = np.empty(_table_size(part), self.grad.dtype)
         grad_table = np.zeros(table.size if self.grad_input.size else 0, self.grad.dtype)
-        self.fill(self.input, self.steps, start, 0, table, part, _counter())
+        self.fill(self.input, self.steps, start, table, part, _counter())
         # The first of the output channels that depend on the block.
         out = block * geo.groups // self.blocks * plan.outs
         grad_start = image * geo.out_channels * geo.pixels + out * plan.output_steps[0]
@@ -201,13 +192,7 @@ class _Backward:
 
 
 def backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    pairs: Pairs,
-    needs: Sequence[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
 ) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere.
 
@@ -225,7 +210,7 @@ def backward(
     grads = {name: torch.zeros_like(dense[name]) for name, need in wanted.items() if need}
     grads = {name: grads.get(name, dense["input"].new_empty(0)) for name in wanted}
     if grad.numel() and any(wanted.values()):
-        _Backward(geo, _dense(grad, real), grads=grads, **dense).run()
+        _Backward(geo, _dense(grad, real), dense, grads).run()
     grads["bias"] = grad.detach().sum((0, 2, 3)) if need_bias else input.new_empty(0)
     # There is no bias here; its dtype is the weight's.
     tensors = {**tensors, "bias": weight, "mask": input if mask is None else mask}

@@ -1,8 +1,8 @@
 """Operations on vectors for the numba kernels, written in LLVM's language.
 
-LLVM finds no vectors in loops as short as these over arrays that could alias, and numba has no bfloat16: here arrays of
-uint16 hold bfloat16, and its numbers are float32 outside of memory. Importing this module imports numba (about a
-second), so only kernels do.
+LLVM finds no vectors in loops as short as these over arrays that could alias. numba has no bfloat16: here arrays of
+uint16 hold it, and its numbers are float32 outside of memory. Importing this module imports numba, which takes about a
+second, so only kernels do.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fapn_zoo.modules.deform_conv.cuda import kernels as kernels
+from fapn_zoo.modules.deform_conv.cuda import kernels
 from fapn_zoo.modules.deform_conv.cuda.tuning import Config, run
 from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs, channel_blocks, output_sizes
 from fapn_zoo.modules.layers.layout import memory_format
@@ -106,12 +105,7 @@ class _Call:
         wide = any(_extent(tensor) >= 2**31 for tensor in tensors)
         # The interpreter multiplies the bits of bfloat16, not the numbers.
         operand = tl.float32 if INTERPRETED else _DTYPES[image.dtype]
-        self.sizes = {
-            "height": geo.height,
-            "width": geo.width,
-            "out_height": geo.out_height,
-            "out_width": geo.out_width,
-        }
+        self.sizes = {name: getattr(geo, name) for name in ("height", "width", "out_height", "out_width")}
         for name, tensor in named.items():
             self.sizes |= _strides(name, tensor)
         del self.sizes["image_c"]
@@ -135,18 +129,9 @@ class _Call:
             run, samples, width = channel_blocks(geo.channels, geo.groups, geo.offset_groups, config.channels)
             tiles_x = triton.cdiv(geo.out_width, config.tile[1])
             sizes = {"tiles_x": tiles_x, "tiles": tiles_x * triton.cdiv(geo.out_height, config.tile[0])}
-            constants = {
-                "RUN": run,
-                "S": samples,
-                "R": width,
-                "TILE_Y": config.tile[0],
-                "TILE_X": config.tile[1],
-                "BLOCK_N": config.block_n,
-                "CACHE": config.cache,
-                "num_warps": config.warps,
-                "num_stages": config.stages,
-                "maxnreg": config.registers,
-            }
+            constants = {"RUN": run, "S": samples, "R": width, "TILE_Y": config.tile[0], "TILE_X": config.tile[1]}
+            constants |= {"BLOCK_N": config.block_n, "CACHE": config.cache, "num_warps": config.warps}
+            constants |= {"num_stages": config.stages, "maxnreg": config.registers}
             self._blocks[config] = {**self.sizes, **sizes, **self.constants, **constants, **_OPTIONS}
         return self._blocks[config]
 
@@ -210,13 +195,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    pairs: Pairs,
-    needs: Sequence[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
 ) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere.
 
@@ -240,29 +219,20 @@ def backward(
 
 
 def _data_gradients(
-    named: dict[str, Tensor | None], weight: Tensor, pairs: Pairs, grads: list[Tensor], needs: Sequence[bool]
+    named: dict[str, Tensor | None], weight: Tensor, pairs: Pairs, grads: list[Tensor], needs: list[bool]
 ) -> None:
     need_input, need_offset, _, _, need_mask = needs
     grad_input, grad_offset, _, _, grad_mask = grads
     image, offset, mask = named["image"], named["offset"], named["mask"]
-    named = {
-        **named,
-        "grad_offset": grad_offset if need_offset else None,
-        "grad_mask": grad_mask if need_mask else None,
-    }
+    written = (("grad_offset", grad_offset, need_offset), ("grad_mask", grad_mask, need_mask))
+    named = named | {name: grad if need else None for name, grad, need in written}
     call = _call(named, weight, pairs)
     geo, total = call.geometry, image
     if need_input:
         _alert_not_deterministic(image.device)
         total = torch.zeros_like(image, dtype=torch.float32)
-    tensors = {
-        **named,
-        "mask": offset if mask is None else mask,
-        "weight": _packed(weight),
-        "grad_image": total,
-        "grad_offset": grad_offset,
-        "grad_mask": grad_mask,
-    }
+    tensors = named | {"mask": offset if mask is None else mask, "weight": _packed(weight), "grad_image": total}
+    tensors |= {"grad_offset": grad_offset, "grad_mask": grad_mask}
     wanted = {"NEED_IMAGE": need_input, "NEED_OFFSET": need_offset, "NEED_MASK": need_mask}
 
     def launch(config: Config) -> None:

@@ -1,10 +1,9 @@
 """Block sizes of the Triton kernels: short lists, cut down by shape, then timed once per kind of call.
 
 The first call of a kind (kernel, dtype, channels, layout, and the number of pixels to a power of two) times the
-candidates left. Where Triton has not compiled them before, that takes it a second or two each: it keeps them on disk,
-while what was chosen holds for the process. FAPN_ZOO_DEFORM_TUNE=0 takes the first candidate that the device can run,
-untimed, and so do calls that cannot time: inside a CUDA graph's capture, or where
-`torch.use_deterministic_algorithms` wants the same every run.
+candidates left. Triton takes a second or two to compile each and keeps it on disk; the choice holds for the process.
+FAPN_ZOO_DEFORM_TUNE=0 takes the first candidate that the device can run, untimed. So do calls that cannot time: inside
+a CUDA graph's capture, or where `torch.use_deterministic_algorithms` wants the same every run.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Config(NamedTuple):
     channels: int  # at most so many input channels per product
     warps: int
     stages: int = 1
-    registers: int | None = None  # at most so many per thread, where that lets two programs share a multiprocessor
+    registers: int | None = None  # at most so many per thread, so that two programs share a multiprocessor
     prefetch: bool = False  # forward only: read offsets a step before the corners they lead to
     programs: int = 0  # weight gradient only: at least so many programs, by splitting the sum over pixels
 
@@ -127,13 +126,7 @@ def _programs(kernel: str, geometry: Geometry, config: Config) -> int:
     return geometry.batch * tiles * geometry.groups * -(-geometry.out_channels // geometry.groups // config.block_n)
 
 
-def run(
-    kernel: str,
-    call: Any,
-    launch: Callable[[Config], Any],
-    reset: Callable[[], object] | None = None,
-    more: Sequence[bool] = (),
-) -> Any:
+def run(kernel: str, call: Any, launch: Callable, reset: Callable | None = None, more: tuple[bool, ...] = ()) -> Any:
     """`launch(config)` with the configuration remembered for this kind of call, or else with the fastest of a race.
 
     `call` is a `_Call` of `launch.py`. `reset` undoes what the launches of a race have written. `more` is a part of the
@@ -172,7 +165,7 @@ def _may_time() -> bool:
 
 
 def _attempts(configs: Sequence[Config], launch: Callable[[Config], Any]) -> Iterator[tuple[Config, Any]]:
-    """Launch one configuration after the other; those that can run here, with what `launch` returned."""
+    """Launch one configuration after the other; yield those that can run here, with what `launch` returned."""
     ran, errors = False, []
     for config in configs:
         try:
