@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo.metrics.accumulator import Accumulator
+from fapn_zoo.runtime.compilers import numba_works
 
 
 class ConfusionMatrix(Accumulator):
@@ -54,7 +53,7 @@ class ConfusionMatrix(Accumulator):
         if pred.numel() == 0:
             return
         k = self.num_classes
-        here = pred.device.type == target.device.type == "cpu" and _kernels() is not None
+        here = pred.device.type == target.device.type == "cpu" and numba_works()
         counts, bad = self._count_here(pred, target) if here else self._count_there(pred, target)
         if bad:
             raise bad_prediction(pred, k)
@@ -64,10 +63,11 @@ class ConfusionMatrix(Accumulator):
 
     def _count_here(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:
         """Counts (K + 2, K) with rows for ignored and for bad truth, and whether a prediction is out of range."""
+        from fapn_zoo.metrics import kernels
+
         k = self.num_classes
-        cells = (k + 2) * k
-        tables, apart = tables_for(cells)
-        bad = _kernels().count_pairs(flat(target), flat(pred), self._row_of_byte, self.ignore_index, k, tables, apart)
+        tables, apart = tables_for((k + 2) * k)
+        bad = kernels.count_pairs(flat(target), flat(pred), self._row_of_byte, self.ignore_index, k, tables, apart)
         return torch.from_numpy(tables.reshape(-1, k + 2, k).sum(0)), bad > 0
 
     def _count_there(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:
@@ -94,16 +94,6 @@ class ConfusionMatrix(Accumulator):
             are NaN.
         """
         return scores(self.counts, self.ignore_index)
-
-
-@functools.cache
-def _kernels() -> ModuleType | None:
-    """The loops that numba compiles, or None where numba cannot be imported."""
-    try:
-        from fapn_zoo.metrics import kernels
-    except ImportError:
-        return None
-    return kernels
 
 
 def scores(counts: Tensor, ignore_index: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.modules.deform_conv.backends import numba_works
+from fapn_zoo.runtime.compilers import numba_works
 from fapn_zoo.runtime.workers import WORKERS
 
 TILE_FLOATS = 2**18  # 1 MiB: about what one tile may take, so that it stays in a core's cache

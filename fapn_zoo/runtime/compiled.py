@@ -34,11 +34,11 @@ def compiled(**options: Any) -> Callable[[Callable], Callable]:
 
 
 def _save_one_at_a_time(file: Any) -> None:
-    """Let processes add to a function's cache one after the other, and let nothing but time be lost with a broken one.
+    """Let processes add to a function's cache one after the other, and compile anew where the cache is broken.
 
-    numba (0.68) reads the index, picks the first free number, and writes index and code: two processes that compile
-    different variants of one function at once pick the same number, and later ones run the wrong variant. So they do
-    if writing ends between index and code, and the number is that of code left over from an older source.
+    numba (0.68) reads the index, picks the first free number, and writes index and code. Two processes that compile
+    different variants of one function at once pick the same number, and later ones run the wrong variant. The same
+    happens where writing ends between index and code, and code of an older source has the number.
     """
     save, load, folder = file.save, file.load, os.path.dirname(file._index_path)
     lock, first = os.path.join(folder, "fapn_zoo.lock"), os.path.basename(file._data_name_pattern).split("{")[0]

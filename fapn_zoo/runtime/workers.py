@@ -1,16 +1,20 @@
 """Threads that share work on a CPU.
 
-PyTorch's own, where they can be had: after each of its operators OpenMP's threads wait for the next one by spinning,
-for some milliseconds, and threads of ours would have to share the cores with them.
+They are PyTorch's own where these can be had. After each of its operators OpenMP's threads spin for some milliseconds
+while they wait for the next one, and threads of ours would have to share the cores with them.
 """
+
+from __future__ import annotations
 
 import ctypes
 import functools
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,8 +22,8 @@ _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @functools.cache
-def _find_openmp():
-    """The function by which compiled code has PyTorch's OpenMP threads call another: GNU's, which others offer too."""
+def _find_openmp() -> Any:
+    """GNU's function that has PyTorch's OpenMP threads call another, or None; other OpenMPs offer it too."""
     if sys.platform != "linux" or not torch.backends.openmp.is_available():
         return None
     try:
@@ -37,25 +41,25 @@ class _Workers:
     default). A forked process, such as a data loader's worker, has plain threads too: OpenMP's do not survive a fork.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.forked = False
         self._reset()
 
-    def _reset(self):
+    def _reset(self) -> None:
         self._lock, self._pools = threading.Lock(), {}
 
-    def after_fork(self):
+    def after_fork(self) -> None:
         """Forget the threads without stopping them: they do not exist in the child."""
         self.forked = True
         self._reset()
 
-    def _pool(self, count):
+    def _pool(self, count: int) -> ThreadPoolExecutor:
         with self._lock:
             if count not in self._pools:
                 caller_threads = torch.get_num_threads()
                 started = threading.Barrier(count)
 
-                def begin():
+                def begin() -> None:
                     torch.set_num_threads(1)
                     started.wait()
 
@@ -71,7 +75,7 @@ class _Workers:
                 self._pools[count] = pool
             return self._pools[count]
 
-    def run(self, function, count):
+    def run(self, function: Callable[[int], object], count: int) -> None:
         """Call `function(worker)` for worker = 0 to count - 1 at once, and wait; the first error is raised.
 
         Neither gradients nor autocast are active inside; inference mode is as the caller has it.
@@ -79,7 +83,7 @@ class _Workers:
         inference = torch.is_inference_mode_enabled()
         workers, begun, errors = iter(range(count)), [], []
 
-        def work(_):
+        def work(_: object) -> None:
             try:
                 begun.append(threading.get_ident())
                 # OpenMP may come with fewer threads than asked for.

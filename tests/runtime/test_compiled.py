@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Never
 
 import numba
 import pytest
@@ -50,7 +52,7 @@ for factor in (2, 3):
 """
 
 
-def test_processes_that_compile_at_once_do_not_mix_their_code(tmp_path: Path):
+def test_processes_that_compile_at_once_do_not_mix_their_code(tmp_path: Path) -> None:
     (tmp_path / "variants.py").write_text(VARIANTS)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")}
@@ -76,7 +78,7 @@ assert variants.make(2)(10) == 21
 
 
 @pytest.fixture
-def variants(tmp_path: Path):
+def variants(tmp_path: Path) -> Callable[[str], str]:
     """A function that runs Python code beside the module of `VARIANTS`."""
     (tmp_path / "variants.py").write_text(VARIANTS)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
@@ -91,7 +93,7 @@ def variants(tmp_path: Path):
     return run
 
 
-def test_code_of_an_older_source_is_never_run(variants, tmp_path: Path):
+def test_code_of_an_older_source_is_never_run(variants: Callable[[str], str], tmp_path: Path) -> None:
     assert variants("import variants; print(variants.make(2)(10))") == "20\n"
     (tmp_path / "variants.py").write_text(VARIANTS.replace("number * factor", "number * factor + 1"))
     variants(EDITED)
@@ -99,7 +101,7 @@ def test_code_of_an_older_source_is_never_run(variants, tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-def test_a_cache_cut_off_is_written_anew(variants, tmp_path: Path, suffix: str):
+def test_a_cache_cut_off_is_written_anew(variants: Callable[[str], str], tmp_path: Path, suffix: str) -> None:
     variants(CHECK)
     for file in (tmp_path / "__pycache__").glob(f"*.{suffix}"):
         file.write_bytes(file.read_bytes()[:20])
@@ -108,8 +110,8 @@ def test_a_cache_cut_off_is_written_anew(variants, tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cannot cache function: no locator available"), AttributeError("x")])
-def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch, error: Exception):
-    def njit(cache=False, **options):
+def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def njit(cache: bool = False, **options: Any) -> Callable:
         if cache:
             raise error
         return numba.njit(**options)
@@ -118,14 +120,14 @@ def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch, error: 
     assert compiled(nogil=True)(lambda number: number + 1)(1) == 2
 
 
-def test_a_full_disk_loses_nothing_but_time(monkeypatch: pytest.MonkeyPatch):
-    def full(*_):
+def test_a_full_disk_loses_nothing_but_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Never:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
 
     @compiled()
-    def plus_one(number):
+    def plus_one(number: int) -> int:
         return number + 1
 
     assert plus_one(1) == 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torchvision
+from torch import Tensor
 
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d
 
@@ -25,7 +27,7 @@ class Shape(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
 
     @property
-    def arguments(self):
+    def arguments(self) -> dict[str, tuple[int, int]]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
 
@@ -56,7 +58,14 @@ OFFSETS = {
 }
 
 
-def make_tensors(shape, dtype=torch.float64, offsets="random", mask=True, bias=True, seed=0):
+def make_tensors(
+    shape: Shape,
+    dtype: torch.dtype = torch.float64,
+    offsets: str = "random",
+    mask: bool = True,
+    bias: bool = True,
+    seed: int = 0,
+) -> list[Tensor | None]:
     """Return input, offset, weight, bias, mask as leaves that require gradients (None where not wanted)."""
     generator = torch.Generator().manual_seed(seed)
     batch, channels, out_channels, height, width = shape.size
@@ -64,7 +73,7 @@ def make_tensors(shape, dtype=torch.float64, offsets="random", mask=True, bias=T
     axes = zip((height, width), shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True)
     out_size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
-    def draw(*size):
+    def draw(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
     tensors = [
@@ -77,7 +86,9 @@ def make_tensors(shape, dtype=torch.float64, offsets="random", mask=True, bias=T
     return [None if tensor is None else tensor.to(dtype).requires_grad_() for tensor in tensors]
 
 
-def run(function, tensors, shape, grad_dtype=torch.float64):
+def run(
+    function: Callable, tensors: list[Tensor | None], shape: Shape, grad_dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
     """Return the output and the gradients of all tensors for one random output gradient, rounded to `grad_dtype`."""
     input, offset, weight, bias, mask = tensors
     output = function(input, offset, weight, bias, **shape.arguments, mask=mask)
@@ -86,7 +97,7 @@ def run(function, tensors, shape, grad_dtype=torch.float64):
     return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))]
 
 
-def assert_equals_torchvision(tensors, shape):
+def assert_equals_torchvision(tensors: list[Tensor | None], shape: Shape) -> None:
     ours = run(deform_conv2d, tensors, shape)
     theirs = run(torchvision.ops.deform_conv2d, tensors, shape)
     for value, expected in zip(ours, theirs, strict=True):
@@ -94,7 +105,7 @@ def assert_equals_torchvision(tensors, shape):
 
 
 @contextlib.contextmanager
-def threads(count):
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -6,8 +6,12 @@ functions to a child process; on a GPU it calls them itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torchvision
+from torch import Tensor
 from toys.deform_conv_cases import SHAPES, Shape, make_tensors, run
 
 from fapn_zoo.modules.deform_conv.conv import active_backend, deform_conv2d, deform_conv_backend
@@ -30,29 +34,35 @@ TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 INTERPRETED_BFLOAT16 = 1.5e-2
 
 
-def start():
+def start() -> str:
     """What a fresh process does once; returns its backend."""
     torch.set_num_threads(1)
     with deform_conv_backend("triton"):
         return active_backend("cpu")
 
 
-def moved(tensors, device):
+def moved(tensors: list[Tensor | None], device: str) -> list[Tensor | None]:
     return [None if t is None else t.detach().to(device).requires_grad_(t.requires_grad) for t in tensors]
 
 
-def exact(tensors, shape, dtype):
+def exact(tensors: list[Tensor | None], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
     """torchvision's result in float64 from the same values."""
     double = [None if t is None else t.detach().cpu().double().requires_grad_(t.requires_grad) for t in tensors]
     return run(torchvision.ops.deform_conv2d, double, shape, grad_dtype=dtype)
 
 
-def ours(tensors, shape, dtype):
+def ours(tensors: list[Tensor | None], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
     with deform_conv_backend("triton"):
         return run(deform_conv2d, tensors, shape, grad_dtype=dtype)
 
 
-def assert_close(values, expected, device, dtypes, tolerances=TOLERANCE):
+def assert_close(
+    values: list[Tensor],
+    expected: list[Tensor],
+    device: str,
+    dtypes: list[torch.dtype],
+    tolerances: dict[torch.dtype, float] = TOLERANCE,
+) -> None:
     for value, wanted, dtype in zip(values, expected, dtypes, strict=True):
         assert value.dtype == dtype and value.device.type == device and value.shape == wanted.shape
         tolerance = tolerances[dtype]
@@ -63,7 +73,9 @@ def assert_close(values, expected, device, dtypes, tolerances=TOLERANCE):
         assert error <= limit, f"error {error:.2e}, allowed {limit:.2e}"
 
 
-def check(device, shape, dtype=torch.float32, offsets="random", **options):
+def check(
+    device: str, shape: str | Shape, dtype: torch.dtype = torch.float32, offsets: str = "random", **options: Any
+) -> None:
     """Output and all gradients against float64."""
     shape = TRITON_SHAPES.get(shape, shape)
     tensors = moved(make_tensors(shape, dtype, offsets, **options), device)
@@ -71,7 +83,7 @@ def check(device, shape, dtype=torch.float32, offsets="random", **options):
     assert_close(values, exact(tensors, shape, dtype), device, [dtype] * len(values))
 
 
-def check_wide_index(device, shape):
+def check_wide_index(device: str, shape: str) -> None:
     """The same with 64-bit indices, as for images of more than 2**31 elements."""
     from fapn_zoo.modules.deform_conv.cuda import launch
 
@@ -84,7 +96,7 @@ def check_wide_index(device, shape):
         launch._calls.clear()
 
 
-def check_small_blocks(device, shape, **changes):
+def check_small_blocks(device: str, shape: str, **changes: Any) -> None:
     """The same with many tiles per image, or another order of reading; not on a GPU, which has its own list."""
     before = dict(tuning._INTERPRETED)
     for name, (config,) in before.items():
@@ -97,7 +109,7 @@ def check_small_blocks(device, shape, **changes):
         tuning._chosen.clear()
 
 
-def check_candidate(device, precision, index):
+def check_candidate(device: str, precision: torch.dtype | str, index: int) -> None:
     """One of the configurations that large calls on a GPU choose from, whether or not it would be chosen."""
     from fapn_zoo.modules.deform_conv.cuda import launch
 
@@ -106,7 +118,7 @@ def check_candidate(device, precision, index):
     tensors = moved(make_tensors(shape, dtype), device)
     launched = []
 
-    def launch_one(kernel, call, launch, *args):
+    def launch_one(kernel: str, call: Any, launch: Callable, *args: Any) -> Any:
         # On a device of one multiprocessor no block is too large.
         configs = tuning.candidates(kernel, call.geometry, call.dtype, precision == "tf32", 1)
         launched.append(configs[index % len(configs)])
@@ -124,7 +136,7 @@ def check_candidate(device, precision, index):
     assert_close(values, exact(tensors, shape, dtype), device, [dtype] * len(values), tolerances)
 
 
-def check_tiny_offsets(device):
+def check_tiny_offsets(device: str) -> None:
     """Offsets that vanish beside the position: the sample lies on a pixel and has the slope torchvision gives it."""
     shape = TRITON_SHAPES["long_kernel"]
     tensors = moved(make_tensors(shape, torch.float32, "tiny"), device)
@@ -134,7 +146,7 @@ def check_tiny_offsets(device):
     assert_close(values, [value.double() for value in expected], device, [torch.float32] * len(values))
 
 
-def check_border(device, axis, position):
+def check_border(device: str, axis: int, position: float) -> None:
     """At exactly -1 the value is zero but the slope is not; at exactly the size both are zero."""
     shape = Shape((1, 8, 4, 5, 5), kernel=(1, 1), padding=(0, 0))
     tensors = make_tensors(shape, torch.float32)
@@ -149,7 +161,7 @@ def check_border(device, axis, position):
         torch.testing.assert_close(value.detach().cpu().double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def check_layout(device, layout):
+def check_layout(device: str, layout: str) -> None:
     shape = TRITON_SHAPES["join"]._replace(size=(2, 32, 36, 5, 6))
     tensors = [tensor.detach() for tensor in moved(make_tensors(shape, torch.float32), device)]
     change = {
@@ -166,7 +178,7 @@ def check_layout(device, layout):
     assert not last or values[1].is_contiguous(memory_format=torch.channels_last)
 
 
-def check_only(device, wanted):
+def check_only(device: str, wanted: int) -> None:
     """Each gradient alone is what it is together with the others."""
     shape = TRITON_SHAPES["long_kernel"]
     everything = ours(moved(make_tensors(shape, torch.float32), device), shape, torch.float32)
@@ -176,7 +188,7 @@ def check_only(device, wanted):
     torch.testing.assert_close(ours(tensors, shape, torch.float32)[1], everything[1 + wanted], rtol=1e-5, atol=1e-5)
 
 
-def check_other_dtypes_of_offsets(device):
+def check_other_dtypes_of_offsets(device: str) -> None:
     """Half precision images with float32 offsets and masks: each gradient has its tensor's dtype."""
     shape = TRITON_SHAPES["long_kernel"]
     dtypes = [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16, torch.float32]
@@ -189,7 +201,7 @@ def check_other_dtypes_of_offsets(device):
         assert error < (INTERPRETED_BFLOAT16 if device == "cpu" else TOLERANCE[torch.bfloat16]), error
 
 
-def check_autocast(device):
+def check_autocast(device: str) -> None:
     """bfloat16 in and out, gradients in the parameters' dtype; float64 is left to torchvision."""
     shape = TRITON_SHAPES["long_kernel"]
     tensors = moved(make_tensors(shape, torch.float32), device)
@@ -197,7 +209,7 @@ def check_autocast(device):
     seen = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
             if "fapn_zoo.deform_conv2d.default" in str(function):
                 seen.append([value.dtype for value in args[:3]])
             return function(*args, **(kwargs or {}))
@@ -220,7 +232,7 @@ def check_autocast(device):
     ]  # fmt: skip
 
 
-def check_nan_and_infinity(device):
+def check_nan_and_infinity(device: str) -> None:
     shape = TRITON_SHAPES["plain"]
     tensors = [tensor.detach() for tensor in make_tensors(shape, torch.float32)]
     tensors[1][0, 0, 2, 3] = float("nan")
@@ -232,7 +244,7 @@ def check_nan_and_infinity(device):
     assert output.isnan().sum() == output.shape[1]
 
 
-def check_empty_batch(device):
+def check_empty_batch(device: str) -> None:
     shape = Shape((0, 8, 4, 5, 5))
     tensors = moved(make_tensors(shape, torch.float32), device)
     output, *grads = ours(tensors, shape, torch.float32)
@@ -241,7 +253,7 @@ def check_empty_batch(device):
         assert grad.shape == tensor.shape and not grad.any()
 
 
-def check_opcheck(device, layout):
+def check_opcheck(device: str, layout: str) -> None:
     from fapn_zoo.modules.deform_conv.ops import deform_conv2d_backward_op, deform_conv2d_op
 
     shape = TRITON_SHAPES["pointwise"]
@@ -261,11 +273,11 @@ def check_opcheck(device, layout):
             torch.library.opcheck(deform_conv2d_backward_op, (torch.randn_like(output), *arguments, *pairs, needs))
 
 
-def check_compiles_as_one_graph(device):
+def check_compiles_as_one_graph(device: str) -> None:
     shape = TRITON_SHAPES["pointwise"]
     tensors = moved(make_tensors(shape, torch.float32), device)
 
-    def function(input, offset, weight, bias, mask):
+    def function(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
         return deform_conv2d(input, offset, weight, bias, mask=mask) * 2
 
     with deform_conv_backend("triton"):

@@ -1,10 +1,15 @@
 """Which backend of deformable convolution runs: the choice, what can run here, and which dtypes each takes."""
 
+from __future__ import annotations
+
 import contextlib
+import functools
 import os
-import warnings
+from collections.abc import Iterator
 
 import torch
+
+from fapn_zoo.runtime import compilers
 
 NAMES = ("auto", "reference", "pytorch", "numba", "triton")
 # What a backend takes as it is; the door turns everything else into float32.
@@ -16,12 +21,9 @@ NATIVE_DTYPES = {
 }
 _CHOSEN_BY = "chosen by FAPN_ZOO_DEFORM_CONV or deform_conv_backend"
 _selected = os.environ.get("FAPN_ZOO_DEFORM_CONV", "auto")
-_numba_works = None
-_triton_works = None
-_triton_starts = None
 
 
-def _check_name(name):
+def _check_name(name: str) -> str:
     if name not in NAMES:
         raise ValueError(
             f"unknown deformable convolution backend {name!r} ({_CHOSEN_BY}); choose one of {', '.join(NAMES)}"
@@ -29,26 +31,7 @@ def _check_name(name):
     return name
 
 
-def _imports(package, load):
-    """Whether `load` says that the package can be used; a broken installation shows only when it is tried."""
-    try:
-        return load()
-    except ModuleNotFoundError:
-        return False
-    except Exception as error:
-        text = f"{package} cannot be used, so deformable convolution will be slow: {error}"
-        warnings.warn(text, stacklevel=3)
-        return False
-
-
-def _load_numba():
-    import numba
-
-    # Switched off (NUMBA_DISABLE_JIT), it would interpret the kernels.
-    return not numba.config.DISABLE_JIT
-
-
-def _load_triton():
+def _load_kernels() -> bool:
     import triton  # noqa: F401
 
     from fapn_zoo.modules.deform_conv.cuda import kernels  # noqa: F401
@@ -56,38 +39,13 @@ def _load_triton():
     return True
 
 
-def _start_triton():
-    from triton.runtime import driver
-
-    # Built by a C compiler, with Python's headers: systems that only run things may lack either.
-    return driver.active.utils is not None
-
-
-def numba_works():
-    """Whether numba can be used; tried once."""
-    global _numba_works
-    if _numba_works is None:
-        _numba_works = _imports("numba", _load_numba)
-    return _numba_works
+@functools.cache
+def triton_works() -> bool:
+    """Whether Triton can be imported and takes our kernels; tried once."""
+    return compilers.usable("triton", _load_kernels)
 
 
-def triton_works():
-    """Whether Triton can be imported; tried once."""
-    global _triton_works
-    if _triton_works is None:
-        _triton_works = _imports("triton", _load_triton)
-    return _triton_works
-
-
-def triton_starts():
-    """Whether Triton can start kernels on a GPU; tried once."""
-    global _triton_starts
-    if _triton_starts is None:
-        _triton_starts = triton_works() and _imports("triton", _start_triton)
-    return _triton_starts
-
-
-def triton_interpreted():
+def triton_interpreted() -> bool:
     """Whether Triton's interpreter (TRITON_INTERPRET=1) runs the kernels, which it does on CPU tensors."""
     if not triton_works():
         return False
@@ -96,41 +54,42 @@ def triton_interpreted():
     return launch.INTERPRETED
 
 
-def _suits_triton(index):
+def _suits_triton(index: int | None) -> bool:
     """Whether the CUDA device `index` (None: the current one) is one that Triton's kernels are written for."""
     if not torch.cuda.is_available() or torch.version.hip or not triton_works() or triton_interpreted():
         return False
-    return torch.cuda.get_device_capability(index) >= (8, 0) and triton_starts()
+    return torch.cuda.get_device_capability(index) >= (8, 0) and compilers.triton_starts()
 
 
 def available_backends() -> list[str]:
     """Names that `deform_conv_backend` accepts and that can run here, 'auto' first."""
-    works = {"numba": numba_works, "triton": lambda: torch.cuda.is_available() and _suits_triton(None)}
+    works = {"numba": compilers.numba_works, "triton": lambda: torch.cuda.is_available() and _suits_triton(None)}
     return [name for name in NAMES if name not in works or works[name]()]
 
 
 @torch.compiler.assume_constant_result
-def resolve(name, device_type, index=None, dtype=torch.float32, well_filled=True):
-    """The backend that `name` means for tensors of a device, of the dtype `dtype` before any conversion.
+def resolve(
+    name: str, device_type: str, index: int | None = None, dtype: torch.dtype = torch.float32, well_filled: bool = True
+) -> str:
+    """The backend that `name` means for tensors of a device and of `dtype`, before any conversion.
 
-    `well_filled`: matrix products by blocks of channels are not mostly padding (`auto` avoids Triton otherwise).
+    `well_filled`: blocks of channels hold more than padding; where they do not, `auto` avoids Triton.
     """
     _check_name(name)
     if name == "auto":
         if device_type == "cpu":
-            return "numba" if numba_works() else "pytorch"
+            return "numba" if compilers.numba_works() else "pytorch"
         if device_type == "cuda" and well_filled and dtype in NATIVE_DTYPES["triton"] and _suits_triton(index):
             return "triton"
         return "reference"
     wrong = f"deformable convolution backend {name!r}, {_CHOSEN_BY},"
-    if name == "numba":
-        if not numba_works():
-            raise ValueError(f"{wrong} cannot run: numba is missing, broken or switched off")
+    if name == "numba" and not compilers.numba_works():
+        raise ValueError(f"{wrong} cannot run: numba is missing, broken or switched off")
     if name in ("numba", "pytorch") and device_type not in ("cpu", "meta"):
         raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
     if name == "triton":
         interpreted = triton_works() and triton_interpreted()
-        if not triton_works() or (device_type == "cuda" and not interpreted and not triton_starts()):
+        if not triton_works() or (device_type == "cuda" and not interpreted and not compilers.triton_starts()):
             raise ValueError(f"{wrong} cannot run: triton is missing or broken")
         if device_type not in ("cpu" if interpreted else "cuda", "meta"):
             raise ValueError(f"{wrong} runs on cuda, not on {device_type}")
@@ -151,7 +110,7 @@ def active_backend(device: str | torch.device = "cpu") -> str:
 
 
 @contextlib.contextmanager
-def deform_conv_backend(name: str):
+def deform_conv_backend(name: str) -> Iterator[None]:
     """Use the backend `name` inside the block; 'reference' puts torchvision's operator in exports.
 
     The choice holds for the whole process, so that threads of data or gradients follow it.

@@ -5,6 +5,10 @@ The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, pytorch, numba o
 numba does not work; Triton on CUDA for shapes that fill its blocks; else torchvision's operator.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
@@ -12,7 +16,7 @@ from torch.autograd.forward_ad import unpack_dual
 from fapn_zoo.modules.deform_conv import backends, reference
 from fapn_zoo.modules.deform_conv import ops as ops  # registers the operators
 from fapn_zoo.modules.deform_conv.backends import active_backend, available_backends, deform_conv_backend
-from fapn_zoo.modules.deform_conv.geometry import useful_share
+from fapn_zoo.modules.deform_conv.geometry import Pairs, output_sizes, useful_share
 
 __all__ = ["active_backend", "available_backends", "deform_conv2d", "deform_conv_backend"]
 
@@ -20,15 +24,15 @@ __all__ = ["active_backend", "available_backends", "deform_conv2d", "deform_conv
 _LEAST_USEFUL_SHARE = 0.25
 
 
-def _pair(value, name, least):
+def _pair(value: Any, name: str, least: int) -> list[int]:
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(number, (int, torch.SymInt)) and number >= least for number in pair):
         raise ValueError(f"{name} must be an int or a pair of ints, each at least {least}; got {value!r}")
     return list(pair)
 
 
-def _check_kinds(tensors):
-    """Refuse what the operators would turn into garbage in silence; `tensors` by name, some None, the input given."""
+def _check_kinds(tensors: dict[str, Tensor | None]) -> None:
+    """Refuse tensors that the operators would misread in silence; only the input must be given."""
     device = tensors["input"].device
     for name, tensor in tensors.items():
         if tensor is None:
@@ -41,7 +45,9 @@ def _check_kinds(tensors):
             raise NotImplementedError(f"{name} has a tangent, but deformable convolution has no forward-mode gradient")
 
 
-def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
+def _check_shapes(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
+) -> None:
     four = {"input": input, "offset": offset, "weight": weight, "mask": mask}
     for name, tensor in four.items():
         if tensor is not None and tensor.dim() != 4:
@@ -65,12 +71,7 @@ def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
         raise ValueError(f"mask has {mask.shape[1]} channels, but the offset asks for {offset_groups * taps}")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
         raise ValueError(f"bias has shape {tuple(bias.shape)}, but the weight has {out_channels} output channels")
-    size = [
-        (length + 2 * pad - spread * (taps_along - 1) - 1) // step + 1
-        for length, taps_along, step, pad, spread in zip(
-            input.shape[2:], kernel, stride, padding, dilation, strict=True
-        )
-    ]
+    size = output_sizes(input, weight, pairs)
     if size[0] <= 0 or size[1] <= 0:
         raise ValueError(f"input of {input.shape[2]}x{input.shape[3]} gives an output of {size[0]}x{size[1]}")
     for name, tensor in (("offset", offset), ("mask", mask)):
@@ -83,7 +84,7 @@ def _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation):
             raise ValueError(f"{name} is {got}, but the output is {size[0]}x{size[1]}")
 
 
-def _fills_blocks(input, offset, weight):
+def _fills_blocks(input: Tensor, offset: Tensor, weight: Tensor) -> bool:
     """Whether Triton's blocks of channels would hold more than padding."""
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
     offset_groups = offset.shape[1] // (2 * kernel[0] * kernel[1])
@@ -120,36 +121,30 @@ def deform_conv2d(
             chosen backend cannot run.
         NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
     """
-    stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
-    dilation = _pair(dilation, "dilation", 1)
+    pairs = _pair(stride, "stride", 1), _pair(padding, "padding", 0), _pair(dilation, "dilation", 1)
     _check_kinds({"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
-    _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
-    device = input.device
-    dtype = input.dtype
+    _check_shapes(input, offset, weight, bias, mask, pairs)
+    device, dtype = input.device, input.dtype
     for tensor in (offset, weight, bias, mask):
         if tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)
     well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
     backend = backends.resolve(backends.selected(), device.type, device.index, dtype, well_filled)
-    result = input.dtype
     autocast = dtype != torch.float64 and reference.autocast_enabled(device.type)
-    if autocast:
-        result = torch.get_autocast_dtype(device.type)
+    result = torch.get_autocast_dtype(device.type) if autocast else input.dtype
     if backend != "reference" and dtype != torch.float64:
         # Offsets and masks go in as they are: the kernels compute with them in float32.
         compute = result if autocast else torch.promote_types(input.dtype, weight.dtype)
         if compute not in backends.NATIVE_DTYPES[backend]:
             compute = torch.float32
-        input, weight = input.to(compute), weight.to(compute)
-        bias = None if bias is None else bias.to(compute)
     else:
         compute = result if autocast else dtype
         if compute not in backends.NATIVE_DTYPES[backend]:
             compute = torch.promote_types(dtype, torch.float32)
-        tensors = [None if t is None else t.to(compute) for t in (input, offset, weight, bias, mask)]
-        input, offset, weight, bias, mask = tensors
+        offset, mask = offset.to(compute), None if mask is None else mask.to(compute)
+    input, weight, bias = input.to(compute), weight.to(compute), None if bias is None else bias.to(compute)
     if backend == "reference":
-        output = reference.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+        output = reference.deform_conv2d(input, offset, weight, bias, mask, pairs)
     else:
-        output = torch.ops.fapn_zoo.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+        output = torch.ops.fapn_zoo.deform_conv2d(input, offset, weight, bias, mask, *pairs)
     return output.to(result)

@@ -1,6 +1,13 @@
 """Sizes of a deformable convolution, shared by its backends; plain numbers, no kernels."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import Tensor
+
+Pairs = Sequence[Sequence[int]]  # stride, padding and dilation, each (vertical, horizontal)
 
 
 class Geometry(NamedTuple):
@@ -21,7 +28,7 @@ class Geometry(NamedTuple):
     offset_groups: int
 
     @classmethod
-    def of(cls, input, offset, weight, stride, padding, dilation):
+    def of(cls, input: Tensor, offset: Tensor, weight: Tensor, pairs: Pairs) -> Geometry:
         """The geometry of a call whose shapes have been checked.
 
         Raises:
@@ -32,36 +39,32 @@ class Geometry(NamedTuple):
         if max(height, width) >= 2**24 or (height + 3) * (width + 2) >= 2**31:
             raise ValueError(f"input of {height}x{width} is too large: 2**24 pixels along a side, or 2**31 in all")
         out_channels, group_channels, *kernel = weight.shape
-        out_height, out_width = output_sizes(input, weight, stride, padding, dilation)
+        out_height, out_width = output_sizes(input, weight, pairs)
         groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
-        pairs = (tuple(pair) for pair in (kernel, stride, padding, dilation))
         sizes = (batch, channels, height, width, out_channels, out_height, out_width)
-        return cls(*sizes, *pairs, groups, offset_groups)
+        return cls(*sizes, *(tuple(pair) for pair in (kernel, *pairs)), groups, offset_groups)
 
     @property
-    def taps(self):
+    def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
     @property
-    def pixels(self):
+    def pixels(self) -> int:
         return self.out_height * self.out_width
 
 
-def output_size(size, kernel, stride, padding, dilation):
-    """Output size along one axis, as for a plain convolution."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def output_sizes(input, weight, stride, padding, dilation):
-    """Output height and width."""
-    axes = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return [output_size(*axis) for axis in axes]
+def output_sizes(input: Tensor, weight: Tensor, pairs: Pairs) -> list[int]:
+    """Output height and width, as for a plain convolution."""
+    return [
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
+    ]
 
 
 # The next two also work on the symbolic sizes of a graph that torch.compile makes for any size.
 
 
-def power_of_two(number):
+def power_of_two(number: int) -> int:
     """The least power of two that is not smaller than `number`."""
     power = 1
     while power < number:
@@ -69,7 +72,7 @@ def power_of_two(number):
     return power
 
 
-def _common_divisor(a, b):
+def _common_divisor(a: int, b: int) -> int:
     while b:
         a, b = b, a % b
     return a
@@ -87,16 +90,16 @@ class ChannelBlocks(NamedTuple):
     width: int
 
     @property
-    def size(self):
+    def size(self) -> int:
         return self.samples * self.width
 
     @property
-    def pieces(self):
+    def pieces(self) -> int:
         """Blocks per run."""
         return -(-self.run // self.size)
 
 
-def channel_blocks(channels, groups, offset_groups, wanted, least=16):
+def channel_blocks(channels: int, groups: int, offset_groups: int, wanted: int, least: int = 16) -> ChannelBlocks:
     """Cut `channels` into blocks of at most `wanted` and at least `least` channels, both powers of two."""
     per_group, per_offset = channels // groups, channels // offset_groups
     samples = wanted // per_offset
@@ -115,8 +118,8 @@ def channel_blocks(channels, groups, offset_groups, wanted, least=16):
     return ChannelBlocks(run, 1, width)
 
 
-def useful_share(channels, groups, offset_groups, out_channels):
-    """Which part of the products of 16x16 blocks is not with padding: from near 0 to 1."""
+def useful_share(channels: int, groups: int, offset_groups: int, out_channels: int) -> float:
+    """The share of the products of 16x16 blocks that takes no padding: from near 0 to 1."""
     blocks = channel_blocks(channels, groups, offset_groups, 32)
     out = out_channels // groups
     return blocks.run / (blocks.pieces * blocks.size) * out / (-(-out // 16) * 16)

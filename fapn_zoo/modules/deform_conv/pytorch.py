@@ -1,27 +1,32 @@
 """Deformable convolution of PyTorch's operators alone, for CPUs on which numba does not work.
 
-The kernels of `ops`. Samples are weighted sums of four rows of a table, which is what `embedding_bag` computes,
-for as many output pixels at once as stay in cache. It takes a third of torchvision's time or less
-(hub/results/deform_conv_pytorch.csv).
+These are the kernels that `ops.py` calls there. Samples are weighted sums of four rows of a table, which is what
+`embedding_bag` computes, for as many output pixels at once as stay in cache. It takes a third of torchvision's time or
+less (hub/results/deform_conv_pytorch.csv).
 
 A table is an image with a row per pixel and offset group, and with a border of zeros: one row of pixels above, two
 below, one pixel to the left and to the right. Samples outside the image read the border.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from fapn_zoo.modules.deform_conv.geometry import Geometry
+from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs
 from fapn_zoo.modules.layers.layout import memory_format
 
 _PIXELS = 512  # of the output at once
 
 
-def _real(dtype):
+def _real(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _axis(at, size):
+def _axis(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """First of two neighbours, its place in the table and the weight of the second, for positions along one axis."""
     inside = (at >= -1) & (at < size)
     floor = at.floor()
@@ -33,7 +38,7 @@ def _axis(at, size):
 class _Samples:
     """The samples of some output pixels of one image: four `rows` of the table and `weights`, each (n, taps, G, 4)."""
 
-    def __init__(self, geometry, offset, mask, start, stop):
+    def __init__(self, geometry: Geometry, offset: Tensor, mask: Tensor | None, start: int, stop: int) -> None:
         """`offset` is (G, taps, 2, Ho * Wo), `mask` (G, taps, Ho * Wo) or None."""
         geo, real = geometry, _real(offset.dtype)
         pixels, taps = torch.arange(start, stop), torch.arange(geo.taps)
@@ -55,18 +60,18 @@ class _Samples:
         corners = [up * left, up * self.right, self.down * left, self.down * self.right]
         self.weights = torch.stack(corners, -1) * self.factor[..., None]
 
-    def column(self, table):
+    def column(self, table: Tensor) -> Tensor:
         """The samples, (n, taps, C)."""
         rows, weights = self.rows.view(-1, 4), self.weights.view(-1, 4)
         return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum").view(*self.rows.shape[:2], -1)
 
-    def spread(self, grad_column, grad_table):
+    def spread(self, grad_column: Tensor, grad_table: Tensor) -> None:
         """The adjoint of `column`: add to the table's gradient."""
         grad = grad_column.view(-1, grad_table.shape[1])
         for n in range(4):
             grad_table.index_add_(0, self.rows[..., n].reshape(-1), grad * self.weights[..., n].reshape(-1, 1))
 
-    def slopes(self, grad_column, table):
+    def slopes(self, grad_column: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the offsets, (n, taps, G, 2), and of the factors, (n, taps, G)."""
         grad = grad_column.view(-1, table.shape[1])
         dots = [(table[self.rows[..., n].reshape(-1)] * grad).sum(1).view(self.down.shape) for n in range(4)]
@@ -76,43 +81,45 @@ class _Samples:
         return offset, torch.lerp(top, bottom, self.down)
 
 
-def _table(image, geometry):
+def _table(image: Tensor, geometry: Geometry) -> Tensor:
     """(C, H, W) -> (rows, C / G)."""
     lines = F.pad(image.permute(1, 2, 0), (0, 0, 1, 1, 1, 2)).flatten(0, 1)
     return F.pad(lines, (0, 0, 0, 1)).reshape(-1, geometry.channels // geometry.offset_groups)
 
 
-def _image(table, geometry):
+def _image(table: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of `_table`."""
     lines = table.view(-1, geometry.channels)[:-1].view(geometry.height + 3, geometry.width + 2, geometry.channels)
     return lines[1:-2, 1:-1].permute(2, 0, 1)
 
 
-def _by_group(column, geometry):
+def _by_group(column: Tensor, geometry: Geometry) -> Tensor:
     """(n, taps, C) -> (groups, n, taps * C / groups)."""
     return column.unflatten(2, (geometry.groups, -1)).permute(2, 0, 1, 3).flatten(2)
 
 
-def _packed(weight, geometry):
+def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
     """(O, C / groups, kh, kw) -> (groups, taps * C / groups, O / groups)."""
     return weight.flatten(2).unflatten(0, (geometry.groups, -1)).permute(0, 3, 2, 1).flatten(1, 2)
 
 
-def _positions(geometry, offset, mask):
+def _positions(geometry: Geometry, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Offsets and factors by image, offset group and tap, pixels last."""
     lead = geometry.batch, geometry.offset_groups, geometry.taps
     offset = offset.reshape(*lead, 2, geometry.pixels)
     return offset, [None] * geometry.batch if mask is None else mask.reshape(*lead, geometry.pixels)
 
 
-def _chunks(geometry):
+def _chunks(geometry: Geometry) -> Iterator[tuple[int, int]]:
     for start in range(0, geometry.pixels, _PIXELS):
         yield start, min(start + _PIXELS, geometry.pixels)
 
 
-def forward(input, offset, weight, bias, mask, stride, padding, dilation):
+def forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
+) -> Tensor:
     """Deformable convolution of checked tensors, half precision in float32; dtype and layout of `input`."""
-    geo = Geometry.of(input, offset, weight, stride, padding, dilation)
+    geo = Geometry.of(input, offset, weight, pairs)
     real, size = _real(input.dtype), (geo.batch, geo.out_channels, geo.out_height, geo.out_width)
     output = torch.empty(size, dtype=input.dtype, memory_format=memory_format(input))
     if output.numel() == 0:
@@ -131,17 +138,23 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
     return output
 
 
-def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs):
-    """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
-    geo = Geometry.of(input, offset, weight, stride, padding, dilation)
-    need_input, need_offset, need_weight, need_bias, need_mask = needs
-    real = _real(input.dtype)
+def _zeros(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: list[bool]) -> list[Tensor]:
+    """What `backward` returns, before anything is added."""
     tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
-    grads = [
-        torch.zeros_like(tensor, memory_format=torch.contiguous_format if tensor is weight else memory_format(tensor))
-        if need else tensor.new_empty(0)
-        for tensor, need in zip(tensors, needs, strict=True)
-    ]  # fmt: skip
+    layouts = [torch.contiguous_format if tensor is weight else memory_format(tensor) for tensor in tensors]
+    return [
+        torch.zeros_like(tensor, memory_format=layout) if need else tensor.new_empty(0)
+        for tensor, layout, need in zip(tensors, layouts, needs, strict=True)
+    ]
+
+
+def backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
+) -> list[Tensor]:
+    """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
+    geo = Geometry.of(input, offset, weight, pairs)
+    need_input, need_offset, need_weight, need_bias, need_mask = needs
+    real, grads = _real(input.dtype), _zeros(input, offset, weight, mask, needs)
     grad_input, grad_offset, grad_weight, grad_bias, grad_mask = grads
     if need_bias:
         grad_bias += grad.sum((0, 2, 3), dtype=real)

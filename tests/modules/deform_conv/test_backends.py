@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from toys.deform_conv_cases import SHAPES, Shape, make_tensors, run
 
 from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv.conv import active_backend, available_backends, deform_conv2d, deform_conv_backend
+from fapn_zoo.runtime import compilers
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
-def _numba_backend():
+def _numba_backend() -> Iterator[None]:
     with deform_conv_backend("numba"):
         yield
 
 
 class Layer(torch.nn.Module):
-    def __init__(self, weight):
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(weight.detach())
 
-    def forward(self, input, offset, mask):
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return deform_conv2d(input, offset, self.weight, padding=1, mask=mask)
 
 
 @pytest.mark.parametrize("backend", ["numba", "pytorch", "reference", "auto"])
-def test_compiles_as_one_graph(backend):
+def test_compiles_as_one_graph(backend: str) -> None:
     torch.compiler.reset()
     shape = SHAPES["plain"]
     input, offset, weight, _, mask = make_tensors(shape, torch.float32)
@@ -56,7 +60,7 @@ def test_compiles_as_one_graph(backend):
 
 
 @pytest.mark.parametrize("backend, operator", [("numba", "fapn_zoo.deform_conv2d"), ("reference", "torchvision")])
-def test_exports_with_dynamic_sizes(backend, operator):
+def test_exports_with_dynamic_sizes(backend: str, operator: str) -> None:
     input, offset, weight, _, mask = make_tensors(SHAPES["plain"], torch.float32)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     with deform_conv_backend(backend):
@@ -69,7 +73,7 @@ def test_exports_with_dynamic_sizes(backend, operator):
 
 
 @pytest.mark.parametrize("case", ["float32", "without", "bfloat16", "channels_last"])
-def test_opcheck(case):
+def test_opcheck(case: str) -> None:
     from fapn_zoo.modules.deform_conv.ops import deform_conv2d_backward_op, deform_conv2d_op
 
     shape = SHAPES["wide_groups" if case == "bfloat16" else "groups"]
@@ -90,7 +94,7 @@ def test_opcheck(case):
         torch.library.opcheck(deform_conv2d_backward_op, (grad, *arguments, *pairs, needs))
 
 
-def test_meta_device():
+def test_meta_device() -> None:
     tensors = [tensor.detach().to("meta") for tensor in make_tensors(SHAPES["plain"], torch.float32)]
     with deform_conv_backend("auto"):
         output = deform_conv2d(*tensors[:4], padding=1, mask=tensors[4])
@@ -98,7 +102,7 @@ def test_meta_device():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
-def test_backend_selection():
+def test_backend_selection() -> None:
     assert available_backends() == ["auto", "reference", "pytorch", "numba"]
     assert active_backend() == "numba"
     with deform_conv_backend("auto"):
@@ -116,7 +120,7 @@ def test_backend_selection():
 
 
 @pytest.mark.parametrize("needs, products", [((), 1), (("input",), 2), (("weight",), 2), (("offset", "weight"), 3)])
-def test_products_are_counted_like_a_convolution(needs, products):
+def test_products_are_counted_like_a_convolution(needs: tuple[str, ...], products: int) -> None:
     shape = SHAPES["groups"]
     tensors = dict(zip(("input", "offset", "weight", "bias", "mask"), make_tensors(shape, torch.float32), strict=True))
     for name, tensor in tensors.items():
@@ -131,8 +135,8 @@ def test_products_are_counted_like_a_convolution(needs, products):
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_without_numba(monkeypatch, missing):
-    monkeypatch.setattr(backends, "_numba_works", None)
+def test_without_numba(monkeypatch: pytest.MonkeyPatch, missing: bool) -> None:
+    monkeypatch.setattr(compilers, "numba_works", functools.cache(compilers.numba_works.__wrapped__))
     if missing:
         monkeypatch.setitem(sys.modules, "numba", None)
     else:
@@ -149,7 +153,7 @@ def test_without_numba(monkeypatch, missing):
 
 
 @pytest.mark.parametrize("choice", ["reference", "fast"])
-def test_environment_variable(monkeypatch, choice):
+def test_environment_variable(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
     monkeypatch.setenv("FAPN_ZOO_DEFORM_CONV", choice)
     spec = importlib.util.spec_from_file_location("fapn_zoo.modules.deform_conv.another", backends.__file__)
     another = importlib.util.module_from_spec(spec)
@@ -161,7 +165,7 @@ def test_environment_variable(monkeypatch, choice):
             another.active_backend()
 
 
-def test_kernels_are_imported_at_first_use():
+def test_kernels_are_imported_at_first_use() -> None:
     kernels = {"numba", "fapn_zoo.modules.deform_conv.cpu.kernels", "fapn_zoo.modules.deform_conv.cuda.kernels"}
     code = f"import fapn_zoo.modules.deform_conv.conv, sys; assert not {kernels} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -189,7 +193,7 @@ for name, dtype in (("many_pieces", torch.float32), ("groups", torch.float64), (
 
 
 @pytest.mark.parametrize("features", ["", "+avx,+avx2,+fma"])
-def test_processors_with_fewer_registers(tmp_path, features):
+def test_processors_with_fewer_registers(tmp_path: Path, features: str) -> None:
     if features and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("for x86")
     path = os.pathsep.join(filter(None, sys.path))
@@ -197,7 +201,9 @@ def test_processors_with_fewer_registers(tmp_path, features):
     subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], env={**os.environ, **numba, "PYTHONPATH": path}, check=True)
 
 
-def test_compiled_kernels_are_stale_when_any_of_their_code_changes(tmp_path, monkeypatch):
+def test_compiled_kernels_are_stale_when_any_of_their_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fapn_zoo.modules.deform_conv.cpu import tiles
 
     room = Path(tiles.__file__).parents[1]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torchvision
+from torch import Tensor
 from toys.deform_conv_cases import OFFSETS, SHAPES, Shape, assert_equals_torchvision, make_tensors, run, threads
 
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
@@ -13,29 +16,29 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True, params=["numba", "pytorch"])
-def _cpu_backend(request):
+def _cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with deform_conv_backend(request.param):
         yield request.param
 
 
 @pytest.mark.parametrize("offsets", OFFSETS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_equals_torchvision_in_float64(name, offsets):
+def test_equals_torchvision_in_float64(name: str, offsets: str) -> None:
     assert_equals_torchvision(make_tensors(SHAPES[name], offsets=offsets), SHAPES[name])
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_equals_torchvision_in_float32(name):
+def test_equals_torchvision_in_float32(name: str) -> None:
     assert_equals_torchvision(make_tensors(SHAPES[name], torch.float32), SHAPES[name])
 
 
 @pytest.mark.parametrize("mask, bias", [(False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("name", ["plain", "groups", "stride_dilation"])
-def test_without_mask_or_bias(name, mask, bias):
+def test_without_mask_or_bias(name: str, mask: bool, bias: bool) -> None:
     assert_equals_torchvision(make_tensors(SHAPES[name], mask=mask, bias=bias), SHAPES[name])
 
 
-def test_offset_channels_are_vertical_then_horizontal():
+def test_offset_channels_are_vertical_then_horizontal() -> None:
     image = torch.arange(25.0).view(1, 1, 5, 5)
     weight = torch.zeros(1, 1, 3, 3)
     weight[0, 0, 1, 1] = 1
@@ -47,7 +50,7 @@ def test_offset_channels_are_vertical_then_horizontal():
 
 @pytest.mark.parametrize("position", [-1.5, -1.0, -0.5, 0.0, 3.0, 4.0, 4.5, 5.0, 6.0])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_borders(axis, position):
+def test_borders(axis: int, position: float) -> None:
     """At exactly -1 the value is zero but the slope is not; at exactly the size both are zero."""
     shape = Shape((1, 8, 4, 5, 5), kernel=(1, 1), padding=(0, 0))
     tensors = make_tensors(shape, offsets="tiny")
@@ -58,20 +61,20 @@ def test_borders(axis, position):
     assert_equals_torchvision(tensors, shape)
 
 
-def test_gradcheck_away_from_kinks():
+def test_gradcheck_away_from_kinks() -> None:
     shape = Shape((1, 4, 2, 4, 5), groups=2, offset_groups=2, kernel=(2, 2))
     tensors = make_tensors(shape)
     with torch.no_grad():
         tensors[1].copy_(tensors[1].round() + 0.2 + 0.6 * torch.rand_like(tensors[1]))
 
-    def function(input, offset, weight, bias, mask):
+    def function(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
         return deform_conv2d(input, offset, weight, bias, **shape.arguments, mask=mask)
 
     assert torch.autograd.gradcheck(function, tensors)
 
 
 @pytest.mark.parametrize("wanted", range(5))
-def test_only_the_wanted_gradient_is_computed(wanted):
+def test_only_the_wanted_gradient_is_computed(wanted: int) -> None:
     shape = SHAPES["plain"]
     everything = run(deform_conv2d, make_tensors(shape), shape)
     tensors = make_tensors(shape)
@@ -82,7 +85,7 @@ def test_only_the_wanted_gradient_is_computed(wanted):
 
 @pytest.mark.parametrize("name", ["plain", "many_tiles_groups"])
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
-def test_memory_layouts(layout, name):
+def test_memory_layouts(layout: str, name: str) -> None:
     shape = SHAPES[name]
     tensors = [tensor.detach() for tensor in make_tensors(shape)]
     change = {
@@ -94,7 +97,7 @@ def test_memory_layouts(layout, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_empty_batch(dtype):
+def test_empty_batch(dtype: torch.dtype) -> None:
     shape = Shape((0, 8, 4, 5, 5))
     tensors = make_tensors(shape, dtype)
     output, *grads = run(deform_conv2d, tensors, shape)
@@ -104,7 +107,7 @@ def test_empty_batch(dtype):
         assert not grad.any()
 
 
-def test_nan_offset_shows_and_infinite_offset_is_outside():
+def test_nan_offset_shows_and_infinite_offset_is_outside() -> None:
     shape = SHAPES["plain"]
     tensors = [tensor.detach() for tensor in make_tensors(shape)]
     tensors[1][0, 0, 2, 3] = float("nan")
@@ -115,7 +118,7 @@ def test_nan_offset_shows_and_infinite_offset_is_outside():
 
 
 @pytest.mark.parametrize("last", [(), (0,), (1,), (4,), (0, 1, 4)])
-def test_output_and_gradients_keep_the_layout(last):
+def test_output_and_gradients_keep_the_layout(last: tuple[int, ...]) -> None:
     shape = SHAPES["many_tiles_groups"]
     tensors = [tensor.detach() for tensor in make_tensors(shape)]
     for index in last:
@@ -128,7 +131,7 @@ def test_output_and_gradients_keep_the_layout(last):
         assert value.is_contiguous(memory_format=layout)
 
 
-def check_half_precision(tensors, shape, wide=torch.float64):
+def check_half_precision(tensors: list[Tensor | None], shape: Shape, wide: torch.dtype = torch.float64) -> None:
     """Values and gradients against those of the same numbers in the dtype `wide`."""
     dtype = tensors[0].dtype
     exact = [tensor.detach().to(wide).requires_grad_() for tensor in tensors]
@@ -148,14 +151,14 @@ def check_half_precision(tensors, shape, wide=torch.float64):
 @pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["plain", "one_offset_group", "many_pieces", "wide_groups"])
-def test_half_precision(name, dtype):
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
     check_half_precision(make_tensors(SHAPES[name], dtype), SHAPES[name])
 
 
 @pytest.mark.parametrize("positions", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("offsets", OFFSETS)
-def test_bfloat16_with_positions_of_either_precision(offsets, last, positions):
+def test_bfloat16_with_positions_of_either_precision(offsets: str, last: bool, positions: torch.dtype) -> None:
     shape = SHAPES["wide_groups"]
     tensors = [tensor.detach().bfloat16() for tensor in make_tensors(shape, offsets=offsets)]
     for index in (1, 4):
@@ -167,7 +170,7 @@ def test_bfloat16_with_positions_of_either_precision(offsets, last, positions):
     check_half_precision([tensor.requires_grad_() for tensor in tensors], shape, wide)
 
 
-def test_bfloat16_keeps_nan_and_infinity():
+def test_bfloat16_keeps_nan_and_infinity() -> None:
     shape = SHAPES["wide_groups"]
     tensors = [tensor.detach() for tensor in make_tensors(shape, torch.bfloat16)]
     tensors[0][0, 3, 2, 2], tensors[0][1, 20, 3, 3] = float("nan"), float("inf")
@@ -180,7 +183,7 @@ def test_bfloat16_keeps_nan_and_infinity():
 @pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
 @pytest.mark.parametrize("name", ["plain", "many_pieces"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_autocast(name, _cpu_backend, count):
+def test_autocast(name: str, _cpu_backend: str, count: int) -> None:
     shape = SHAPES[name]
     tensors = make_tensors(shape, torch.float32)
     with threads(count):
@@ -216,7 +219,7 @@ def test_autocast(name, _cpu_backend, count):
         ({"input": (2, 16, 0, 11)}, "input of 0x11"),
     ],
 )
-def test_wrong_shapes_name_both_numbers(change, message):
+def test_wrong_shapes_name_both_numbers(change: dict[str, tuple[int, ...]], message: str) -> None:
     shapes = {"input": (2, 16, 9, 11), "offset": (2, 36, 9, 11), "weight": (8, 16, 3, 3)}
     tensors = {name: torch.zeros(shape) for name, shape in (shapes | change).items()}
     with pytest.raises(ValueError, match=message):
@@ -224,7 +227,7 @@ def test_wrong_shapes_name_both_numbers(change, message):
 
 
 @pytest.mark.parametrize("argument", ["stride", "dilation"])
-def test_wrong_pairs(argument):
+def test_wrong_pairs(argument: str) -> None:
     tensors = make_tensors(SHAPES["plain"])[:3]
     for value in (0, (1, 2, 3), (1, -1)):
         with pytest.raises(ValueError, match=argument):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 import torch
 import torchvision
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from toys.deform_conv_cases import SHAPES, Shape, make_tensors, run
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True, params=["numba", "pytorch"])
-def _cpu_backend(request):
+def _cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with deform_conv_backend(request.param):
         yield request.param
 
@@ -24,7 +27,7 @@ def _cpu_backend(request):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("position", [float("inf"), 1e30, 2.0**63, 2.0**31])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_samples_far_outside_are_zero(position, sign, dtype):
+def test_samples_far_outside_are_zero(position: float, sign: int, dtype: torch.dtype) -> None:
     shape = SHAPES["many_pieces"]
     tensors = [tensor.detach() for tensor in make_tensors(shape, dtype)]
     tensors[1][:, 0::2], tensors[1][:, 1::2] = sign * position, -sign * position
@@ -35,7 +38,7 @@ def test_samples_far_outside_are_zero(position, sign, dtype):
 
 
 @pytest.mark.parametrize("position", [float("nan"), float("inf"), -1e30])
-def test_gradients_beside_samples_without_a_place(position):
+def test_gradients_beside_samples_without_a_place(position: float) -> None:
     """What an offset does to its own sample is for no other gradient to see."""
     shape = SHAPES["plain"]
     tensors = make_tensors(shape)
@@ -53,7 +56,7 @@ def test_gradients_beside_samples_without_a_place(position):
     torch.testing.assert_close(grads[3], wanted_grads[3])
 
 
-def test_an_input_without_pixels():
+def test_an_input_without_pixels() -> None:
     shape = Shape((2, 8, 4, 0, 5), padding=(2, 2))
     tensors = make_tensors(shape)
     output, *grads = run(deform_conv2d, tensors, shape)
@@ -62,7 +65,7 @@ def test_an_input_without_pixels():
 
 
 @pytest.mark.parametrize("height, width", [(2**24, 1), (2**16, 2**15)])
-def test_maps_too_large_to_count_are_refused(height, width):
+def test_maps_too_large_to_count_are_refused(height: int, width: int) -> None:
     input, weight = torch.zeros(1, 1, 1, 1).expand(1, 1, height, width), torch.zeros(1, 1, 1, 1)
     stride = max(height, width)
     with pytest.raises(ValueError, match=f"input of {height}x{width} is too large"):
@@ -79,14 +82,14 @@ PARTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", ["plain", "one_offset_group", "pointwise"])
-def test_layouts_are_those_that_graphs_are_told(name, part, dtype):
+def test_layouts_are_those_that_graphs_are_told(name: str, part: str, dtype: torch.dtype) -> None:
     """Compiled code takes the strides of outputs from the fake kernels."""
     shape = SHAPES[name]
     input, offset, weight, bias, mask = (tensor.detach() for tensor in make_tensors(shape, dtype))
     tensors = [PARTS[part](input), PARTS[part](offset), weight, bias, PARTS[part](mask)]
     pairs = [list(pair) for pair in shape.arguments.values()]
 
-    def outputs(input, offset, weight, bias, mask):
+    def outputs(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> list[Tensor]:
         output = torch.ops.fapn_zoo.deform_conv2d(input, offset, weight, bias, mask, *pairs)
         backward = torch.ops.fapn_zoo.deform_conv2d_backward
         return [output, *backward(output, input, offset, weight, mask, *pairs, [True] * 5)]
@@ -97,7 +100,7 @@ def test_layouts_are_those_that_graphs_are_told(name, part, dtype):
         assert value.shape == fake.shape and value.stride() == fake.stride() and value.dtype == fake.dtype
 
 
-def test_gradients_inside_autocast():
+def test_gradients_inside_autocast() -> None:
     shape = SHAPES["plain"]
     tensors = make_tensors(shape, torch.float32)
     output = deform_conv2d(*tensors[:4], **shape.arguments, mask=tensors[4])
@@ -107,7 +110,7 @@ def test_gradients_inside_autocast():
         assert all(map(torch.equal, torch.autograd.grad(output, tensors, grad), expected))
 
 
-def test_tensors_changed_before_the_gradients_are_noticed():
+def test_tensors_changed_before_the_gradients_are_noticed() -> None:
     shape = SHAPES["plain"]
     for index in (0, 1, 2, 4):
         tensors = [tensor * 1 for tensor in make_tensors(shape)]
@@ -118,7 +121,7 @@ def test_tensors_changed_before_the_gradients_are_noticed():
             output.sum().backward()
 
 
-def test_gradients_of_gradients_are_refused():
+def test_gradients_of_gradients_are_refused() -> None:
     tensors = make_tensors(SHAPES["plain"])
     output = deform_conv2d(*tensors[:4], **SHAPES["plain"].arguments, mask=tensors[4])
     (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
@@ -127,7 +130,7 @@ def test_gradients_of_gradients_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-def test_tangents_are_refused():
+def test_tangents_are_refused() -> None:
     tensors = [tensor.detach() for tensor in make_tensors(SHAPES["plain"])]
     with forward_ad.dual_level():
         tensors[1] = forward_ad.make_dual(tensors[1], torch.ones_like(tensors[1]))
@@ -136,11 +139,11 @@ def test_tangents_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap():
+def test_vmap() -> None:
     shape = SHAPES["plain"]
     input, offset, weight, bias, mask = (tensor.detach() for tensor in make_tensors(shape))
 
-    def one(input, offset, mask):
+    def one(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return deform_conv2d(input[None], offset[None], weight, bias, padding=1, mask=mask[None])[0]
 
     expected = torchvision.ops.deform_conv2d(input, offset, weight, bias, padding=1, mask=mask)
@@ -158,7 +161,7 @@ def test_vmap():
         ("weight", lambda t: t[:, :, :0], "weight has a kernel of 0x3"),
     ],
 )
-def test_wrong_kinds_of_tensors(name, change, message):
+def test_wrong_kinds_of_tensors(name: str, change: Callable[[Tensor], Tensor], message: str) -> None:
     names = ("input", "offset", "weight", "bias", "mask")
     tensors = {key: tensor.detach() for key, tensor in zip(names, make_tensors(SHAPES["plain"]), strict=True)}
     tensors[name] = change(tensors[name])
@@ -167,7 +170,7 @@ def test_wrong_kinds_of_tensors(name, change, message):
 
 
 @pytest.mark.parametrize("value", [1.0, (1, 1.0), None, "1", np.int64(1)])
-def test_pairs_that_are_not_ints(value):
+def test_pairs_that_are_not_ints(value: object) -> None:
     tensors = make_tensors(SHAPES["plain"])[:3]
     with pytest.raises(ValueError, match="padding must be an int or a pair of ints, each at least 0; got"):
         deform_conv2d(*tensors, padding=value)

@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +24,13 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
-def _numba_backend():
+def _numba_backend() -> Iterator[None]:
     with deform_conv_backend("numba"):
         yield
 
 
 @pytest.mark.parametrize("name", ["plain", "many_tiles", "many_tiles_groups", "groups_across"])
-def test_threads_agree(name):
+def test_threads_agree(name: str) -> None:
     shape = SHAPES[name]
     tensors = make_tensors(shape, torch.float32)
     with threads(1):
@@ -41,14 +44,14 @@ def test_threads_agree(name):
 
 
 @pytest.mark.parametrize("openmp", [True, False])
-def test_workers(monkeypatch, openmp):
+def test_workers(monkeypatch: pytest.MonkeyPatch, openmp: bool) -> None:
     if not openmp:
         monkeypatch.setattr(workers, "_find_openmp", lambda: None)
     elif workers._find_openmp() is None:
         pytest.skip("PyTorch's threads cannot be had")
     here, others, barrier = threading.get_ident(), set(), threading.Barrier(3)
 
-    def meet(worker):
+    def meet(worker: int) -> None:
         # Ends only if three threads are in it at once.
         barrier.wait(timeout=60)
         others.add((worker, threading.get_ident()))
@@ -68,8 +71,8 @@ def test_workers(monkeypatch, openmp):
         torch.testing.assert_close(run(deform_conv2d, tensors, shape), expected)
 
 
-def test_an_interrupt_is_not_lost(monkeypatch):
-    def parallel(callback, *_):
+def test_an_interrupt_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parallel(callback: Callable, *_: Any) -> None:
         # As if the calling thread had been interrupted before its first line.
         other = threading.Thread(target=callback, args=(None,))
         other.start()
@@ -82,11 +85,11 @@ def test_an_interrupt_is_not_lost(monkeypatch):
     assert done == [0, 1]
 
 
-def test_threads_that_cannot_start_are_an_error_not_a_wait(monkeypatch):
+def test_threads_that_cannot_start_are_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = workers._Workers()
     submit, submitted = ThreadPoolExecutor.submit, []
 
-    def submit_once(pool, *args):
+    def submit_once(pool: ThreadPoolExecutor, *args: Any) -> Any:
         if submitted:
             raise RuntimeError("can't start new thread")
         submitted.append(pool)
@@ -107,7 +110,7 @@ def test_threads_that_cannot_start_are_an_error_not_a_wait(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_inference_mode(count):
+def test_inference_mode(count: int) -> None:
     shape = SHAPES["many_tiles"]
     tensors = make_tensors(shape)
     with threads(count), torch.inference_mode():
@@ -117,7 +120,7 @@ def test_inference_mode(count):
     torch.testing.assert_close(output.clone(), expected.detach())
 
 
-def test_callers_settings_survive():
+def test_callers_settings_survive() -> None:
     with threads(2):
         run(deform_conv2d, make_tensors(SHAPES["many_tiles"]), SHAPES["many_tiles"])
         assert torch.get_num_threads() == 2
@@ -129,13 +132,13 @@ def test_callers_settings_survive():
     assert torch.is_grad_enabled()
 
 
-def test_called_from_several_threads_at_once():
+def test_called_from_several_threads_at_once() -> None:
     shape = SHAPES["many_tiles"]
     tensors = make_tensors(shape)
     expected = run(deform_conv2d, tensors, shape)
     results = [None] * 4
 
-    def call(index):
+    def call(index: int) -> None:
         results[index] = run(deform_conv2d, tensors, shape)
 
     with threads(2):
@@ -148,7 +151,7 @@ def test_called_from_several_threads_at_once():
         torch.testing.assert_close(result, expected)
 
 
-def _forked(queue):
+def _forked(queue: Any) -> None:
     shape = SHAPES["many_tiles"]
     queue.put(float(run(deform_conv2d, make_tensors(shape), shape)[0].sum()))
     # PyTorch's threads cannot start after a fork, ours can. Nothing here is large enough for PyTorch to want any.
@@ -158,7 +161,7 @@ def _forked(queue):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_works_in_a_forked_process():
+def test_works_in_a_forked_process() -> None:
     with threads(2):
         shapes = SHAPES["many_tiles"], SHAPES["plain"]
         expected = [float(run(deform_conv2d, make_tensors(shape), shape)[0].sum()) for shape in shapes]
@@ -210,7 +213,7 @@ os._exit(0)
 """
 
 
-def test_used_twice_in_two_processes(tmp_path):
+def test_used_twice_in_two_processes(tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text(DISTRIBUTED)
     path = os.pathsep.join(filter(None, sys.path))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

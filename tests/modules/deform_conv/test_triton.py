@@ -5,9 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toys import triton_checks as checks
 from toys.deform_conv_cases import Shape, make_tensors
 
@@ -22,7 +25,7 @@ DEVICES = [
 
 
 @pytest.fixture(scope="module")
-def interpreter():
+def interpreter() -> Iterator[concurrent.futures.Executor]:
     """A process whose Triton interprets: that is settled when Triton is first imported."""
     context = multiprocessing.get_context("spawn")
     before = os.environ.get("TRITON_INTERPRET")
@@ -37,7 +40,7 @@ def interpreter():
 
 
 @pytest.fixture(params=DEVICES)
-def perform(request):
+def perform(request: pytest.FixtureRequest) -> Callable:
     """Runs a check on the device: on the CPU in the interpreter's process."""
     device = request.param
     if device == "cuda":
@@ -47,13 +50,13 @@ def perform(request):
 
 
 @pytest.mark.parametrize("name", checks.TRITON_SHAPES)
-def test_equals_float64(perform, name):
+def test_equals_float64(perform: Callable, name: str) -> None:
     perform(checks.check, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["plain", "pieces", "join", "stride_dilation"])
-def test_half_precision(perform, name, dtype):
+def test_half_precision(perform: Callable, name: str, dtype: torch.dtype) -> None:
     perform(checks.check, name, dtype)
 
 
@@ -62,53 +65,53 @@ def test_half_precision(perform, name, dtype):
     [*((torch.bfloat16, index) for index in range(9)), *((torch.float32, index) for index in range(3)),
      *(("tf32", index) for index in range(4))],
 )  # fmt: skip
-def test_every_candidate(perform, precision, index):
+def test_every_candidate(perform: Callable, precision: torch.dtype | str, index: int) -> None:
     perform(checks.check_candidate, precision, index)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("offsets", ["zero", "whole", "far"])
-def test_offsets(perform, offsets, dtype):
+def test_offsets(perform: Callable, offsets: str, dtype: torch.dtype) -> None:
     perform(checks.check, "no_padding", dtype, offsets)
 
 
-def test_tiny_offsets(perform):
+def test_tiny_offsets(perform: Callable) -> None:
     perform(checks.check_tiny_offsets)
 
 
 @pytest.mark.parametrize("position", [-1.5, -1.0, -0.5, 0.0, 4.0, 4.5, 5.0, 6.0])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_borders(perform, axis, position):
+def test_borders(perform: Callable, axis: int, position: float) -> None:
     perform(checks.check_border, axis, position)
 
 
 @pytest.mark.parametrize("mask, bias", [(False, True), (True, False), (False, False)])
-def test_without_mask_or_bias(perform, mask, bias):
+def test_without_mask_or_bias(perform: Callable, mask: bool, bias: bool) -> None:
     perform(checks.check, "long_kernel", mask=mask, bias=bias)
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name, changes", [("tiles", {}), ("tiles", {"prefetch": True}), ("pieces", {"programs": 99})])
-def test_small_blocks(interpreter, name, changes):
+def test_small_blocks(interpreter: concurrent.futures.Executor, name: str, changes: dict[str, Any]) -> None:
     interpreter.submit(checks.check_small_blocks, "cpu", name, **changes).result()
 
 
-def test_wide_index(perform):
+def test_wide_index(perform: Callable) -> None:
     perform(checks.check_wide_index, "pieces")
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded", "cut_out"])
-def test_memory_layouts(perform, layout):
+def test_memory_layouts(perform: Callable, layout: str) -> None:
     perform(checks.check_layout, layout)
 
 
 @pytest.mark.parametrize("wanted", range(5))
-def test_only_the_wanted_gradient_is_computed(perform, wanted):
+def test_only_the_wanted_gradient_is_computed(perform: Callable, wanted: int) -> None:
     perform(checks.check_only, wanted)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_opcheck(perform, layout):
+def test_opcheck(perform: Callable, layout: str) -> None:
     perform(checks.check_opcheck, layout)
 
 
@@ -122,7 +125,7 @@ def test_opcheck(perform, layout):
         "check_compiles_as_one_graph",
     ],
 )
-def test_behaviour(perform, name):
+def test_behaviour(perform: Callable, name: str) -> None:
     perform(getattr(checks, name))
 
 
@@ -131,7 +134,7 @@ RACED = Shape((2, 128, 128, 64, 64), offset_groups=8)
 
 
 @pytest.fixture
-def tuning(monkeypatch):
+def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tuner of a process that has not chosen anything yet."""
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
@@ -142,7 +145,7 @@ def tuning(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_race(tuning):
+def test_race(tuning: Any) -> None:
     checks.check("cuda", RACED, torch.bfloat16)
     chosen = tuning.chosen()
     assert {key[0] for key in chosen} == {"forward", "backward_data", "backward_weight"}
@@ -154,10 +157,10 @@ def test_race(tuning):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_in_a_cuda_graph_nothing_is_timed(tuning, monkeypatch):
+def test_in_a_cuda_graph_nothing_is_timed(tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = checks.moved(make_tensors(RACED, torch.bfloat16), "cuda")
 
-    def step():
+    def step() -> list[Tensor]:
         output = deform_conv2d(*tensors[:4], padding=1, mask=tensors[4])
         return [output.detach(), *torch.autograd.grad(output.sum(), tensors)]
 
@@ -180,7 +183,7 @@ def test_in_a_cuda_graph_nothing_is_timed(tuning, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_on_another_device_than_the_current_one():
+def test_on_another_device_than_the_current_one() -> None:
     tensors = make_tensors(checks.TRITON_SHAPES["plain"], torch.float32)
     first, second = (
         checks.ours(checks.moved(tensors, device), checks.TRITON_SHAPES["plain"], torch.float32)

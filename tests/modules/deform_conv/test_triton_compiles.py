@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from toys.deform_conv_cases import SHAPES, Shape, make_tensors
@@ -19,18 +23,18 @@ SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
 class Recorder:
     """Stands in for a kernel and keeps what it would have been launched with."""
 
-    def __init__(self, kernel):
+    def __init__(self, kernel: Any) -> None:
         self.kernel, self.arguments = kernel, None
 
-    def __getitem__(self, grid):
-        def launch(*args, **kwargs):
+    def __getitem__(self, grid: tuple) -> Callable:
+        def launch(*args: Any, **kwargs: Any) -> None:
             names = self.kernel.arg_names[: len(args)]
             self.arguments = {**dict(zip(names, args, strict=True)), **kwargs}
 
         return launch
 
 
-def specialise(kernel, arguments):
+def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict, dict, dict]:
     """Types, constants and multiples of 16, as Triton's launcher sees these arguments."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
@@ -47,7 +51,7 @@ def specialise(kernel, arguments):
     return signature, constants, attributes
 
 
-def compile_like_a_launch(kernel, arguments, capability):
+def compile_like_a_launch(kernel: Any, arguments: dict[str, Any], capability: int) -> Any:
     """Compile `kernel` the way Triton's launcher specialises these arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -60,7 +64,7 @@ def compile_like_a_launch(kernel, arguments, capability):
 
 
 @pytest.fixture
-def record(monkeypatch, tmp_path):
+def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable:
     """Runs forward and backward with recorders for kernels; returns {kernel's name: (kernel, arguments)}."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from fapn_zoo.modules.deform_conv.cuda import kernels, launch, tuning
@@ -68,12 +72,12 @@ def record(monkeypatch, tmp_path):
     names = ("forward_kernel", "backward_data_kernel", "backward_weight_kernel", "copy_kernel")
     originals = {name: getattr(kernels, name) for name in names}
 
-    def run(shape, dtype, channels_last, which):
+    def run(shape: Shape, dtype: torch.dtype, channels_last: bool, which: int) -> dict[str, tuple]:
         recorders = {name: Recorder(kernel) for name, kernel in originals.items()}
         for name, recorder in recorders.items():
             monkeypatch.setattr(kernels, name, recorder)
 
-        def launch_one(kernel, call, launch, *args):
+        def launch_one(kernel: str, call: Any, launch: Callable, *args: Any) -> Any:
             configs = tuning.candidates(kernel, call.geometry, call.dtype, False, 132)
             return launch(configs[min(which, len(configs) - 1)])
 
@@ -83,8 +87,8 @@ def record(monkeypatch, tmp_path):
             tensors = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
         input, offset, weight, bias, mask = tensors
         pairs = [list(pair) for pair in shape.arguments.values()]
-        output = launch.forward(input, offset, weight, bias, mask, *pairs)
-        launch.backward(output, input, offset, weight, mask, *pairs, [True] * 5)
+        output = launch.forward(input, offset, weight, bias, mask, pairs)
+        launch.backward(output, input, offset, weight, mask, pairs, [True] * 5)
         return {name: (each.kernel, each.arguments) for name, each in recorders.items() if each.arguments}
 
     return run
@@ -102,7 +106,16 @@ def record(monkeypatch, tmp_path):
         (SHAPES["groups_across"], torch.float16, True, 0, 90, False),
     ],
 )
-def test_kernels_compile(record, monkeypatch, shape, dtype, channels_last, which, capability, wide):
+def test_kernels_compile(
+    record: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: Shape,
+    dtype: torch.dtype,
+    channels_last: bool,
+    which: int,
+    capability: int,
+    wide: bool,
+) -> None:
     if wide:
         monkeypatch.setattr("fapn_zoo.modules.deform_conv.cuda.launch._extent", lambda tensor: 2**31)
         monkeypatch.setattr("fapn_zoo.modules.deform_conv.cuda.launch._calls", {})
@@ -119,7 +132,7 @@ def test_kernels_compile(record, monkeypatch, shape, dtype, channels_last, which
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_other_sizes_of_images_need_no_other_code(record, channels_last):
+def test_other_sizes_of_images_need_no_other_code(record: Callable, channels_last: bool) -> None:
     seen = []
     for height, width in ((16, 32), (40, 16), (48, 112)):
         shape = FAPN._replace(size=(2, 256, 256, height, width))
@@ -131,13 +144,13 @@ def test_other_sizes_of_images_need_no_other_code(record, channels_last):
 
 @pytest.mark.parametrize("kernel", ["forward", "backward_data", "backward_weight"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_candidates_have_blocks_that_a_product_takes(kernel, name):
+def test_candidates_have_blocks_that_a_product_takes(kernel: str, name: str) -> None:
     from fapn_zoo.modules.deform_conv.cuda.tuning import candidates
     from fapn_zoo.modules.deform_conv.geometry import Geometry, channel_blocks
 
     shape = SHAPES[name]
     input, offset, weight, _, _ = make_tensors(shape)
-    geo = Geometry.of(input, offset, weight, *shape.arguments.values())
+    geo = Geometry.of(input, offset, weight, shape.arguments.values())
     for dtype in (torch.float32, torch.bfloat16):
         for tf32 in (False, True):
             configs = candidates(kernel, geo, dtype, tf32, 132)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ KERNELS = ("forward_kernel", "backward_data_kernel", "backward_weight_kernel", "
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path):
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNamespace]:
     """A Hopper GPU of little shared memory; `launched` are the names of kernels and how much of it they use."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
@@ -29,10 +32,10 @@ def gpu(monkeypatch, tmp_path):
     machine = SimpleNamespace(launched=[], shared=48 << 10)
 
     class Launcher:
-        def __init__(self, source, metadata):
+        def __init__(self, source: object, metadata: Any) -> None:
             self.metadata = metadata
 
-        def __call__(self, *arguments):
+        def __call__(self, *arguments: Any) -> None:
             machine.launched.append((self.metadata.name, self.metadata.shared))
 
     utils = SimpleNamespace(
@@ -53,7 +56,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def tuning(monkeypatch):
+def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tuner with two configurations of each kernel, of which the first wants more shared memory than there is."""
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
@@ -67,18 +70,18 @@ def tuning(monkeypatch):
     return SimpleNamespace(large=large, small=configs[1], untimed=tuning._untimed)
 
 
-def test_triton_takes_the_launches_and_refuses_what_does_not_fit(gpu, tuning):
+def test_triton_takes_the_launches_and_refuses_what_does_not_fit(gpu: SimpleNamespace, tuning: Any) -> None:
     from fapn_zoo.modules.deform_conv.cuda import launch
 
     shape = Shape((2, 64, 256, 8, 16), offset_groups=4)
     input, offset, weight, bias, mask = (tensor.detach() for tensor in make_tensors(shape, torch.bfloat16))
     pairs = [list(pair) for pair in shape.arguments.values()]
-    output = launch.forward(input, offset, weight, bias, mask, *pairs)
+    output = launch.forward(input, offset, weight, bias, mask, pairs)
     assert [name for name, _ in gpu.launched] == ["copy_kernel", "forward_kernel"]  # to NHWC, then once
     assert list(tuning.untimed.values()) == [tuning.small]
-    launch.backward(output, input, offset, weight, mask, *pairs, [True] * 5)
+    launch.backward(output, input, offset, weight, mask, pairs, [True] * 5)
     assert {name for name, _ in gpu.launched} == set(KERNELS)
     assert all(shared <= gpu.shared for _, shared in gpu.launched)
     gpu.launched.clear()
-    launch.forward(input, offset, weight, bias, mask, *pairs)
+    launch.forward(input, offset, weight, bias, mask, pairs)
     assert [name for name, _ in gpu.launched] == ["copy_kernel", "forward_kernel"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def race(monkeypatch):
+def race(monkeypatch: pytest.MonkeyPatch) -> tuple[Callable, SimpleNamespace, ModuleType]:
     """`race()` returns what is launched for one call; the slowest kernel is the one with most warps."""
     from fapn_zoo.modules.deform_conv.cuda import tuning as tuning
     from fapn_zoo.modules.deform_conv.geometry import Geometry
@@ -22,23 +24,23 @@ def race(monkeypatch):
     shape = Shape((4, 256, 256, 64, 64), offset_groups=8)
     input, offset, weight, _, _ = make_tensors(shape, torch.bfloat16)
     call = SimpleNamespace(
-        geometry=Geometry.of(input, offset, weight, *shape.arguments.values()), dtype=torch.bfloat16,
+        geometry=Geometry.of(input, offset, weight, shape.arguments.values()), dtype=torch.bfloat16,
         device=torch.device("cuda", 0), key=("key",), constants={"PRECISION": "ieee"},
     )  # fmt: skip
     log = SimpleNamespace(launched=[], timed=[], resets=0, refused=(), error=None)
 
-    def launch(config):
+    def launch(config: Any) -> Any:
         if config in log.refused:
             raise log.error
         log.launched.append(config)
         return config
 
-    def time(function):
+    def time(function: Callable) -> float:
         function()
         log.timed.append(log.launched[-1])
         return float(log.launched[-1].warps)
 
-    def reset():
+    def reset() -> None:
         log.resets += 1
 
     for name in ("_chosen", "_untimed"):
@@ -52,7 +54,7 @@ def race(monkeypatch):
     return lambda: tuning.run("forward", call, launch, reset), log, tuning
 
 
-def test_fastest_wins_and_is_remembered(race):
+def test_fastest_wins_and_is_remembered(race: tuple) -> None:
     run, log, tuning = race
     best = run()
     assert log.timed == log.configs and log.resets == 1
@@ -63,7 +65,7 @@ def test_fastest_wins_and_is_remembered(race):
     assert chosen == best and list(times) == log.configs
 
 
-def refusal(kind):
+def refusal(kind: str) -> tuple[Exception, contextlib.AbstractContextManager]:
     """What Triton raises for a block that is too large, or that it fails to compile; and how that is told."""
     import triton
 
@@ -76,7 +78,9 @@ def refusal(kind):
 
 @pytest.mark.parametrize("kind", ["resources", "compiler"])
 @pytest.mark.parametrize("timed", [True, False])
-def test_what_the_device_refuses_is_left_out(race, monkeypatch, kind, timed):
+def test_what_the_device_refuses_is_left_out(
+    race: tuple, monkeypatch: pytest.MonkeyPatch, kind: str, timed: bool
+) -> None:
     run, log, tuning = race
     if not timed:
         monkeypatch.setenv("FAPN_ZOO_DEFORM_TUNE", "0")
@@ -92,7 +96,7 @@ def test_what_the_device_refuses_is_left_out(race, monkeypatch, kind, timed):
         run()
 
 
-def test_running_out_of_memory_is_not_the_blocks_fault(race):
+def test_running_out_of_memory_is_not_the_blocks_fault(race: tuple) -> None:
     run, log, _ = race
     log.error, log.refused = torch.OutOfMemoryError("no memory"), log.configs[:1]
     with pytest.raises(torch.OutOfMemoryError):
@@ -100,7 +104,9 @@ def test_running_out_of_memory_is_not_the_blocks_fault(race):
 
 
 @pytest.mark.parametrize("reason", ["environment", "deterministic", "capturing"])
-def test_without_a_race_the_default_is_taken_and_not_remembered(race, monkeypatch, reason):
+def test_without_a_race_the_default_is_taken_and_not_remembered(
+    race: tuple, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     run, log, tuning = race
     with monkeypatch.context() as patch:
         if reason == "environment":
@@ -115,7 +121,7 @@ def test_without_a_race_the_default_is_taken_and_not_remembered(race, monkeypatc
     assert run() != log.configs[0] and log.timed == log.configs
 
 
-def test_a_race_before_does_not_decide_what_is_deterministic(race, monkeypatch):
+def test_a_race_before_does_not_decide_what_is_deterministic(race: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     run, log, _ = race
     assert run() != log.configs[0]
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
@@ -123,7 +129,7 @@ def test_a_race_before_does_not_decide_what_is_deterministic(race, monkeypatch):
 
 
 @pytest.mark.parametrize("setting", ["allow_tf32", "fp32_precision"])
-def test_tf32_is_what_pytorch_is_set_to(setting):
+def test_tf32_is_what_pytorch_is_set_to(setting: str) -> None:
     from fapn_zoo.modules.deform_conv.cuda.launch import _tf32
 
     matmul = torch.backends.cuda.matmul
@@ -139,7 +145,7 @@ def test_tf32_is_what_pytorch_is_set_to(setting):
         setattr(matmul, setting, before)
 
 
-def test_gradient_of_the_input_is_not_deterministic():
+def test_gradient_of_the_input_is_not_deterministic() -> None:
     from fapn_zoo.modules.deform_conv.cuda.launch import _alert_not_deterministic
 
     cuda = torch.device("cuda", 0)

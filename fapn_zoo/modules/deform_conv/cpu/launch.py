@@ -1,21 +1,24 @@
 """Deformable convolution on the CPU: numba samples and multiplies, on small tiles that stay in cache.
 
-The kernels of `ops` for the CPU. numba is imported when one first runs, not before.
+These are the kernels that `ops.py` calls on the CPU. Their first run imports numba.
 """
+
+from __future__ import annotations
 
 import itertools
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fapn_zoo.modules.deform_conv.cpu.plan import make_plan, make_work, steps, vector_length
-from fapn_zoo.modules.deform_conv.geometry import Geometry
+from fapn_zoo.modules.deform_conv.cpu.plan import Gradients, Tensors, Work, make_plan, make_work, steps, vector_length
+from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs
 from fapn_zoo.modules.layers.layout import is_channels_last, memory_format
 from fapn_zoo.runtime.workers import WORKERS
 
 
-def _dense(tensor, dtype):
-    """A tensor's values in `dtype`, in the layout that graphs are told of (`ops`); None stays None."""
+def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A tensor's values in `dtype`, in the layout that the fake kernels of `ops.py` promise; None stays None."""
     if tensor is None:
         return None
     layout = memory_format(tensor)
@@ -23,21 +26,21 @@ def _dense(tensor, dtype):
     return tensor.detach().to(dtype, memory_format=layout).contiguous(memory_format=layout)
 
 
-def _flat(tensor):
+def _flat(tensor: Tensor) -> np.ndarray:
     """A dense tensor's numbers in the order of memory, bfloat16 as uint16."""
     tensor = (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 and is_channels_last(tensor) else tensor).view(-1)
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _counter():
+def _counter() -> np.ndarray:
     return np.zeros(1, np.int64)
 
 
-def _table_size(geometry):
+def _table_size(geometry: Geometry) -> int:
     return geometry.channels * ((geometry.height + 3) * (geometry.width + 2) + 1)
 
 
-def _pass_dtype(input, geometry):
+def _pass_dtype(input: Tensor, geometry: Geometry) -> torch.dtype:
     """What the forward pass computes in: bfloat16 where processor and channels suit it."""
     from fapn_zoo.modules.deform_conv.cpu.vectors import has_bfloat16
 
@@ -46,14 +49,16 @@ def _pass_dtype(input, geometry):
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-def forward(input, offset, weight, bias, mask, stride, padding, dilation):
+def forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
+) -> Tensor:
     """Deformable convolution of checked tensors; the output has dtype and layout of `input`.
 
     `input`, `weight` and `bias` share one dtype. In bfloat16, products of bfloat16 are summed in float32.
     """
-    from fapn_zoo.modules.deform_conv.cpu import kernels as kernels
+    from fapn_zoo.modules.deform_conv.cpu import kernels
 
-    geo = Geometry.of(input, offset, weight, stride, padding, dilation)
+    geo = Geometry.of(input, offset, weight, pairs)
     dtype, wanted = _pass_dtype(input, geo), input.dtype
     real = torch.float64 if dtype == torch.float64 else torch.float32
     size = geo.batch, geo.out_channels, geo.out_height, geo.out_width
@@ -72,16 +77,16 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
     table = input.new_empty(geo.batch * _table_size(geo))
     packed = weight.new_empty(geo.channels * geo.taps * plan.weight)
     factors = offset.new_empty(0) if mask is None else mask
-    tensors = (input, weight, table, packed, offset, factors, start.view(-1), output)
-    images, weight, table, packed, offset, mask, start, flat = map(_flat, tensors)
+    images, weight, start = map(_flat, (input, weight, start))
+    tensors = Tensors(*map(_flat, (table, offset, factors, packed, output)))
     rows, pieces, tiles, input_steps = _counter(), _counter(), _counter(), steps(input)
 
-    def prepare(_):
-        fill(images, input_steps, 0, images.size // geo.batch, table, (1, geo.channels), geo, rows)
-        pack(weight, packed, np.zeros(16 * plan.depth, packed.dtype), geo, plan, pieces)
+    def prepare(_: int) -> None:
+        fill(images, input_steps, 0, tensors.table, geo, rows)
+        pack(weight, tensors.weight, np.zeros(16 * plan.depth, weight.dtype), geo, plan, pieces)
 
-    def work(_):
-        compute(table, offset, mask, packed, start, flat, make_work(plan, dtype), geo, plan, tiles)
+    def work(_: int) -> None:
+        compute(tensors, start, make_work(geo, plan, dtype), tiles)
 
     # Each tile is computed the same whoever takes it: results do not depend on the number of threads.
     threads = min(torch.get_num_threads(), geo.batch * -(-geo.pixels // plan.tile))
@@ -90,7 +95,7 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
     return output.to(wanted)
 
 
-def _channel_blocks(geometry, threads):
+def _channel_blocks(geometry: Geometry, threads: int) -> int:
     """Into how many runs of channels the backward splits each image so that every thread has work of its own.
 
     A block holds whole offset groups, and whole weight groups or a part of one, so no two threads write one gradient.
@@ -102,7 +107,7 @@ def _channel_blocks(geometry, threads):
     return next((n for n in allowed if n >= wanted), allowed[-1])
 
 
-def _block(geometry, blocks):
+def _block(geometry: Geometry, blocks: int) -> Geometry:
     """The geometry of one image and one of `blocks` equal runs of its channels."""
     groups = max(geometry.groups // blocks, 1)
     return geometry._replace(
@@ -117,20 +122,20 @@ def _block(geometry, blocks):
 class _Backward:
     """One backward pass: its items are (run of channels, image), each done by one thread."""
 
-    def __init__(self, geo, grad, input, offset, weight, mask, grads):
-        from fapn_zoo.modules.deform_conv.cpu import kernels as kernels
+    def __init__(self, geo: Geometry, grad: Tensor, dense: dict[str, Tensor | None], grads: dict[str, Tensor]) -> None:
+        from fapn_zoo.modules.deform_conv.cpu import kernels
 
-        self.geo, self.dtype, self.grads = geo, grad.dtype, grads
+        input, offset, weight, mask = dense.values()
+        self.geo, self.dtype, self.grad_weight = geo, grad.dtype, grads["weight"]
         self.threads = torch.get_num_threads()
         self.blocks = _channel_blocks(geo, self.threads)
         self.part = _block(geo, self.blocks)
         self.plan = make_plan(self.part, offset, mask, grad, geo.offset_groups, backward=True)
         self.fill, self.drain = kernels.make_fill(), kernels.make_drain()
         self.adjoint = kernels.make_adjoint(vector_length(self.part))
-        self.needs = tuple(grads[name].numel() > 0 for name in ("input", "offset", "mask", "weight"))
         factors = input.new_empty(0) if mask is None else mask
         self.grad, self.input, self.offset, self.mask = map(_flat, (grad, input, offset, factors))
-        self.flat = {name: _flat(grads[name]) for name in ("input", "offset", "mask")}
+        self.grad_input, self.grad_offset, self.grad_mask = (_flat(grads[name]) for name in ("input", "offset", "mask"))
         self.steps = steps(input)
         # (blocks, pieces of a block, outs, taps * channels of a piece)
         pieces = geo.channels // geo.groups // self.plan.piece
@@ -138,48 +143,47 @@ class _Backward:
         weight = weight.permute(0, 2, 1, 4, 3).reshape(self.blocks, -1, self.plan.outs, self.plan.depth)
         self.weight = torch.nn.functional.pad(weight, (0, self.plan.weight - self.plan.depth)).flatten(1).numpy()
 
-    def run(self):
+    def run(self) -> None:
         items = list(itertools.product(range(self.blocks), range(self.geo.batch)))
         count = min(self.threads, len(items))
         # Fixed shares, summed in a fixed order: with the same number of threads the result is the same to the last bit.
         shares = [items[len(items) * n // count : len(items) * (n + 1) // count] for n in range(count)]
         totals = [{} for _ in range(count)]
+        size = self.part.channels // self.plan.piece, self.plan.deep, self.plan.wide
+        size = size if self.grad_weight.numel() else (0, 0, 0)
 
-        def work(worker):
-            memory = make_work(self.plan, self.dtype, backward=True)
+        def work(worker: int) -> None:
+            memory = make_work(self.part, self.plan, self.dtype, backward=True)
             for block, image in shares[worker]:
                 if block not in totals[worker]:
-                    size = self.part.channels // self.plan.piece, self.plan.deep, self.plan.wide
-                    totals[worker][block] = np.zeros(size if self.needs[-1] else 0, self.grad.dtype)
-                self._item(block, image, totals[worker][block], memory)
+                    totals[worker][block] = np.zeros(size, self.grad.dtype)
+                self._item(block, image, totals[worker][block].reshape(-1), memory)
 
         WORKERS.run(work, count)
-        if self.needs[-1]:
+        if self.grad_weight.numel():
             self._gather_weight(totals)
 
-    def _item(self, block, image, total, memory):
+    def _item(self, block: int, image: int, total: np.ndarray, memory: Work) -> None:
         geo, part, plan = self.geo, self.part, self.plan
         start = image * geo.channels * geo.height * geo.width + block * part.channels * self.steps[0]
         table = np.empty(_table_size(part), self.grad.dtype)
-        grad_table = np.zeros(table.shape if self.needs[0] else 0, self.grad.dtype)
-        self.fill(self.input, self.steps, start, 0, table, (1, part.channels), part, _counter())
+        grad_table = np.zeros(table.size if self.grad_input.size else 0, self.grad.dtype)
+        self.fill(self.input, self.steps, start, table, part, _counter())
         # The first of the output channels that depend on the block.
         out = block * geo.groups // self.blocks * plan.outs
         grad_start = image * geo.out_channels * geo.pixels + out * plan.output_steps[0]
-        self.adjoint(
-            table, self.offset, self.mask, self.weight[block], self.grad, grad_start,
-            image, block * part.offset_groups, grad_table, self.flat["offset"], self.flat["mask"], total.reshape(-1),
-            self.needs, memory, part, plan,
-        )  # fmt: skip
-        if self.needs[0]:
-            self.drain(grad_table, (1, part.channels), self.flat["input"], self.steps, start, part)
+        tensors = Tensors(table, self.offset, self.mask, self.weight[block], self.grad)
+        grads = Gradients(grad_table, self.grad_offset, self.grad_mask, total)
+        self.adjoint(tensors, grads, grad_start, image, block * part.offset_groups, memory)
+        if self.grad_input.size:
+            self.drain(grad_table, self.grad_input, self.steps, start, part)
 
-    def _gather_weight(self, totals):
+    def _gather_weight(self, totals: list[dict[int, np.ndarray]]) -> None:
         """Add the threads' sums, each (pieces, deep, wide), into the weight's gradient."""
         geo, part, plan = self.geo, self.part, self.plan
         # How many blocks share one weight group.
         split = max(self.blocks // geo.groups, 1)
-        target = self.grads["weight"].view(geo.groups, plan.outs, split, part.channels // part.groups, geo.taps)
+        target = self.grad_weight.view(geo.groups, plan.outs, split, part.channels // part.groups, geo.taps)
         for block, total in (pair for worker in totals for pair in worker.items()):
             first = block * geo.groups // self.blocks
             total = torch.from_numpy(total)[:, : plan.depth, : plan.outs]
@@ -187,13 +191,15 @@ class _Backward:
             target[first : first + part.groups, :, block % split] += total.flatten(2, 3)
 
 
-def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs):
+def backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
+) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere.
 
     Half precision is computed in float32. Gradients have the dtypes of their tensors, and all but the weight's the
     layouts; for the tensors see `forward`.
     """
-    geo = Geometry.of(input, offset, weight, stride, padding, dilation)
+    geo = Geometry.of(input, offset, weight, pairs)
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     real = torch.float64 if input.dtype == torch.float64 else torch.float32
     tensors = {"input": input, "offset": offset, "weight": weight, "mask": mask}
@@ -204,7 +210,7 @@ def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs
     grads = {name: torch.zeros_like(dense[name]) for name, need in wanted.items() if need}
     grads = {name: grads.get(name, dense["input"].new_empty(0)) for name in wanted}
     if grad.numel() and any(wanted.values()):
-        _Backward(geo, _dense(grad, real), grads=grads, **dense).run()
+        _Backward(geo, _dense(grad, real), dense, grads).run()
     grads["bias"] = grad.detach().sum((0, 2, 3)) if need_bias else input.new_empty(0)
     # There is no bias here; its dtype is the weight's.
     tensors = {**tensors, "bias": weight, "mask": input if mask is None else mask}

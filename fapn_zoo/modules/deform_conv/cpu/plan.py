@@ -1,12 +1,18 @@
-"""How the CPU kernels of deformable convolution cut up a call, and the memory they work in."""
+"""How the CPU kernels of deformable convolution cut up a call, and what they are given: arrays and memory."""
+
+from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from fapn_zoo.modules.deform_conv.geometry import Geometry
 from fapn_zoo.modules.layers.layout import is_channels_last
+
+Steps = tuple[int, int]  # from channel to channel and from pixel to pixel
 
 
 class Plan(NamedTuple):
@@ -29,19 +35,50 @@ class Plan(NamedTuple):
     rows: int  # of a block of the matrix product
     lanes: int
     offset_groups: int  # of the whole call, where the geometry is a part of it
-    # From channel to channel and from pixel to pixel:
-    offset_steps: tuple[int, int]
-    mask_steps: tuple[int, int]
-    output_steps: tuple[int, int]
-    plane_steps: tuple[int, int]
-    sum_steps: tuple[int, int]
-    bias_steps: tuple[int, int]
-    block_steps: tuple[int, int]  # in the block of `make_pack`
+    offset_steps: Steps
+    mask_steps: Steps
+    output_steps: Steps
+    plane_steps: Steps
+    sum_steps: Steps
+    bias_steps: Steps
+    block_steps: Steps  # in the block of `make_pack`
+
+
+class Matrix(NamedTuple):
+    """A part of a flat array: element (n, m) is `array[at + n * steps[0] + m * steps[1]]`.
+
+    A matrix of rows has `steps[1] == 1`, one of columns `steps[0] == 1`.
+    """
+
+    array: np.ndarray
+    at: int
+    steps: tuple[int, int]
+
+
+class Tensors(NamedTuple):
+    """The flat arrays of a pass; all but offset and mask are of its dtype."""
+
+    table: np.ndarray  # (B, ...), filled: see `sampling.py`; backwards, that of some channels of one image
+    offset: np.ndarray  # (B, G * taps * 2, Ho * Wo), either layout and any dtype
+    mask: np.ndarray  # (B, G * taps, Ho * Wo), as offset; may be empty
+    weight: np.ndarray  # packed; backwards (pieces, outs, plan.weight), rows of (taps, channels of the piece), padded
+    output: np.ndarray  # (B, O, Ho * Wo), either layout; backwards, the output's gradient
+
+
+class Gradients(NamedTuple):
+    """The flat arrays that the backward pass fills for one image and some channels; those not wanted are empty."""
+
+    table: np.ndarray  # like the table, added to
+    offset: np.ndarray  # like the offset, overwritten
+    mask: np.ndarray  # like the mask, overwritten
+    weight: np.ndarray  # (pieces, plan.deep, plan.wide), added to
 
 
 class Work(NamedTuple):
-    """Memory of one thread. `real` is float32 or float64, the dtype of all but `base` and a bfloat16 `column`."""
+    """What one thread works with: sizes and memory, float32 or float64 but for `base` and a bfloat16 `column`."""
 
+    geometry: Geometry  # of the call, or of the part of it that is worked on
+    plan: Plan
     origin_y: np.ndarray  # (tile,)
     origin_x: np.ndarray
     planes: np.ndarray  # (3 * taps, tile): offsets, vertical and horizontal for each tap; factors
@@ -55,31 +92,33 @@ class Work(NamedTuple):
     slopes: np.ndarray  # like planes
 
 
-def _run(geometry):
+def _run(geometry: Geometry) -> int:
     """How many neighbouring channels share weight group and offset group."""
     return math.gcd(geometry.channels // geometry.groups, geometry.channels // geometry.offset_groups)
 
 
-def vector_length(geometry):
+def vector_length(geometry: Geometry) -> int:
     """Channels that the kernels sample at once: the most that divide the runs of channels."""
     return next(vec for vec in (32, 16, 8, 4, 1) if _run(geometry) % vec == 0)
 
 
-def _round_up(number, unit):
+def _round_up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
 
 
-def _spread(number):
+def _spread(number: int) -> int:
     """At least `number` elements, an odd multiple of 16: rows that far apart spread over the whole cache."""
     return (-(-number // 16) | 1) * 16
 
 
-def steps(tensor):
+def steps(tensor: Tensor) -> Steps:
     """From channel to channel and from pixel to pixel of a dense tensor, NCHW or channels-last."""
     return (1, tensor.shape[1]) if is_channels_last(tensor) else (tensor.shape[2] * tensor.shape[3], 1)
 
 
-def make_plan(geometry, offset, mask, output, offset_groups, backward=False):
+def make_plan(
+    geometry: Geometry, offset: Tensor, mask: Tensor | None, output: Tensor, offset_groups: int, backward: bool = False
+) -> Plan:
     """The plan of a pass over `geometry`; the tensors, of the whole call, are dense, and `mask` may be None."""
     from fapn_zoo.modules.deform_conv.cpu.vectors import block_shape
 
@@ -118,11 +157,13 @@ def make_plan(geometry, offset, mask, output, offset_groups, backward=False):
     )
 
 
-def make_work(plan, dtype, backward=False):
-    """Memory for one thread that computes in `dtype`; zeros, and factors of one, where the kernels do not write."""
+def make_work(geometry: Geometry, plan: Plan, dtype: torch.dtype, backward: bool = False) -> Work:
+    """Memory for one thread that computes in `dtype`: zeros, and factors of one, which serve where no mask is."""
     real = np.float64 if dtype == torch.float64 else np.float32
     samples, column = plan.taps * plan.tile, plan.tile * plan.column
     return Work(
+        geometry=geometry,
+        plan=plan,
         origin_y=np.zeros(plan.tile, real),
         origin_x=np.zeros(plan.tile, real),
         planes=np.ones(3 * samples, real),

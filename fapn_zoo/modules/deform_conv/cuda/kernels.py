@@ -1,4 +1,4 @@
-"""Triton kernels of deformable convolution; `launch` chooses their block sizes and launches them.
+"""Triton kernels of deformable convolution; `tuning.py` chooses their block sizes, `launch.py` launches them.
 
 Names: M output pixels of a program's tile, K = S * R channels of a step, where S neighbouring offset groups have R
 channels each (S = 1: at most R channels of one group), N output channels.
@@ -11,8 +11,8 @@ Corners outside the image are not read and count as zero, so their weights need 
 import triton
 import triton.language as tl
 
-# What is compiled for some of these serves all, so that other sizes of images need not wait for the compiler. It looks
-# at `out_width`: where 16 divides that, it writes and reads several pixels of NCHW tensors at once.
+# Code that is compiled for some of these sizes serves all, so that other images need not wait for the compiler. It does
+# depend on `out_width`: where 16 divides that, it reads and writes several pixels of NCHW tensors at once.
 _SIZES = ["height", "width", "out_height", "tiles_x", "tiles"]
 
 

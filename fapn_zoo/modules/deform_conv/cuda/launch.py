@@ -23,16 +23,20 @@ float32 multiplies exactly, or in TF32 where `torch.backends.cuda.matmul` says s
 the first import, everything here runs on CPU tensors, slowly: that is how it is tested without a GPU.
 """
 
+from __future__ import annotations
+
 import contextlib
 import warnings
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fapn_zoo.modules.deform_conv.cuda import kernels as kernels
-from fapn_zoo.modules.deform_conv.cuda.tuning import run
-from fapn_zoo.modules.deform_conv.geometry import Geometry, channel_blocks, output_sizes
+from fapn_zoo.modules.deform_conv.cuda import kernels
+from fapn_zoo.modules.deform_conv.cuda.tuning import Config, run
+from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs, channel_blocks, output_sizes
 from fapn_zoo.modules.layers.layout import memory_format
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.JITFunction)
@@ -42,23 +46,23 @@ _OPTIONS = {"enable_fp_fusion": True}
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def _strides(name, tensor):
+def _strides(name: str, tensor: Tensor | None) -> dict[str, int]:
     """The strides of a NCHW tensor as arguments of a kernel; zeros if there is none."""
     b, c, y, x = (0, 0, 0, 0) if tensor is None else tensor.stride()
     return {f"{name}_b": b, f"{name}_c": c, f"{name}_y": y, f"{name}_x": x}
 
 
-def _extent(tensor):
+def _extent(tensor: Tensor) -> int:
     """How far apart elements of one image can lie."""
     steps = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
     return sum((size - 1) * stride for size, stride in steps)
 
 
-def _dense_planes(tensor):
+def _dense_planes(tensor: Tensor) -> bool:
     return tensor.stride(2) == tensor.shape[3] * tensor.stride(3)
 
 
-def _copy(source, target):
+def _copy(source: Tensor, target: Tensor) -> None:
     """Copy NCHW tensors of one shape but different strides and dtypes; transposes through shared memory."""
     if not (_dense_planes(source) and _dense_planes(target)):
         target.copy_(source)
@@ -76,7 +80,7 @@ def _copy(source, target):
     kernels.copy_kernel[grid](source, target, **steps, **sizes, **_OPTIONS)
 
 
-def _nhwc(tensor, dense=False):
+def _nhwc(tensor: Tensor, dense: bool = False) -> Tensor:
     """`tensor` or a copy with channels one apart; `dense`: and nothing between its pixels."""
     if tensor.stride(1) == 1 and (not dense or tensor.is_contiguous(memory_format=torch.channels_last)):
         return tensor
@@ -85,7 +89,7 @@ def _nhwc(tensor, dense=False):
     return copy
 
 
-def _packed(weight):
+def _packed(weight: Tensor) -> Tensor:
     """(O, C / groups, kh, kw) -> (O, taps, C / groups) contiguous; no copy if the weight is channels-last."""
     return weight.permute(0, 2, 3, 1).contiguous()
 
@@ -93,20 +97,15 @@ def _packed(weight):
 class _Call:
     """What follows from sizes, strides and dtypes alone: geometry, arguments, and the key that choices go by."""
 
-    def __init__(self, named, weight, stride, padding, dilation):
+    def __init__(self, named: dict[str, Tensor | None], weight: Tensor, pairs: Pairs) -> None:
         image, offset, mask = named["image"], named["offset"], named["mask"]
-        self.geometry = geo = Geometry.of(image, offset, weight, stride, padding, dilation)
+        self.geometry = geo = Geometry.of(image, offset, weight, pairs)
         self.dtype, self.device = image.dtype, image.device
         tensors = [tensor for tensor in named.values() if tensor is not None]
         wide = any(_extent(tensor) >= 2**31 for tensor in tensors)
         # The interpreter multiplies the bits of bfloat16, not the numbers.
         operand = tl.float32 if INTERPRETED else _DTYPES[image.dtype]
-        self.sizes = {
-            "height": geo.height,
-            "width": geo.width,
-            "out_height": geo.out_height,
-            "out_width": geo.out_width,
-        }
+        self.sizes = {name: getattr(geo, name) for name in ("height", "width", "out_height", "out_width")}
         for name, tensor in named.items():
             self.sizes |= _strides(name, tensor)
         del self.sizes["image_c"]
@@ -123,25 +122,16 @@ class _Call:
         self.key = (self.device, size, layouts, *self.constants.values())
         self._blocks = {}
 
-    def blocks(self, config):
+    def blocks(self, config: Config) -> dict[str, Any]:
         """All arguments but tensors and flags, for a configuration."""
         if config not in self._blocks:
             geo = self.geometry
             run, samples, width = channel_blocks(geo.channels, geo.groups, geo.offset_groups, config.channels)
             tiles_x = triton.cdiv(geo.out_width, config.tile[1])
             sizes = {"tiles_x": tiles_x, "tiles": tiles_x * triton.cdiv(geo.out_height, config.tile[0])}
-            constants = {
-                "RUN": run,
-                "S": samples,
-                "R": width,
-                "TILE_Y": config.tile[0],
-                "TILE_X": config.tile[1],
-                "BLOCK_N": config.block_n,
-                "CACHE": config.cache,
-                "num_warps": config.warps,
-                "num_stages": config.stages,
-                "maxnreg": config.registers,
-            }
+            constants = {"RUN": run, "S": samples, "R": width, "TILE_Y": config.tile[0], "TILE_X": config.tile[1]}
+            constants |= {"BLOCK_N": config.block_n, "CACHE": config.cache, "num_warps": config.warps}
+            constants |= {"num_stages": config.stages, "maxnreg": config.registers}
             self._blocks[config] = {**self.sizes, **sizes, **self.constants, **constants, **_OPTIONS}
         return self._blocks[config]
 
@@ -149,20 +139,20 @@ class _Call:
 _calls = {}
 
 
-def _call(named, weight, stride, padding, dilation):
+def _call(named: dict[str, Tensor | None], weight: Tensor, pairs: Pairs) -> _Call:
     """The `_Call` of these tensors, remembered: building it takes Python longer than a small launch."""
     facts = tuple((name, t is not None and (t.shape, t.stride(), t.dtype)) for name, t in named.items())
     image = named["image"]
-    key = (image.device, _tf32(image), weight.shape, *stride, *padding, *dilation, facts)
+    key = (image.device, _tf32(image), weight.shape, *map(tuple, pairs), facts)
     call = _calls.get(key)
     if call is None:
         if len(_calls) >= 1024:
             _calls.clear()
-        call = _calls[key] = _Call(named, weight, stride, padding, dilation)
+        call = _calls[key] = _Call(named, weight, pairs)
     return call
 
 
-def _tf32(image):
+def _tf32(image: Tensor) -> bool:
     if image.dtype != torch.float32:
         return False
     matmul = torch.backends.cuda.matmul
@@ -170,28 +160,30 @@ def _tf32(image):
     return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
-def _on(device):
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def forward(input, offset, weight, bias, mask, stride, padding, dilation):
+def forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
+) -> Tensor:
     """Deformable convolution of checked tensors, all pairs given; the output has the input's memory format.
 
     input and weight of one dtype, float32, bfloat16 or float16; the others of any of these.
     """
-    size = (input.shape[0], weight.shape[0], *output_sizes(input, weight, stride, padding, dilation))
+    size = (input.shape[0], weight.shape[0], *output_sizes(input, weight, pairs))
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
     if output.numel() == 0:
         return output
     with _on(input.device):
         named = {"image": _nhwc(input), "offset": offset, "mask": mask, "output": output}
-        call = _call(named, weight, stride, padding, dilation)
+        call = _call(named, weight, pairs)
         geo = call.geometry
         tensors = {**named, "mask": offset if mask is None else mask, "weight": _packed(weight)}
         tensors["bias"] = weight if bias is None else bias.contiguous()
 
-        def launch(config):
+        def launch(config: Config) -> None:
             blocks = call.blocks(config)
             programs = blocks["tiles"] * geo.batch * geo.groups * triton.cdiv(blocks["GROUP_OUT"], config.block_n)
             kernels.forward_kernel[(programs,)](
@@ -202,7 +194,9 @@ def forward(input, offset, weight, bias, mask, stride, padding, dilation):
     return output
 
 
-def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs):
+def backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
+) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere.
 
     Each has the dtype and memory format of its tensor.
@@ -218,37 +212,30 @@ def backward(grad, input, offset, weight, mask, stride, padding, dilation, needs
     with _on(input.device):
         named = {"grad": grad, "image": _nhwc(input, dense=True), "offset": offset, "mask": mask}
         if need_input or need_offset or need_mask:
-            _data_gradients(named, weight, stride, padding, dilation, grads, needs)
+            _data_gradients(named, weight, pairs, grads, needs)
         if need_weight:
-            _weight_gradient(named, weight, stride, padding, dilation, grads[2])
+            _weight_gradient(named, weight, pairs, grads[2])
     return grads
 
 
-def _data_gradients(named, weight, stride, padding, dilation, grads, needs):
+def _data_gradients(
+    named: dict[str, Tensor | None], weight: Tensor, pairs: Pairs, grads: list[Tensor], needs: list[bool]
+) -> None:
     need_input, need_offset, _, _, need_mask = needs
     grad_input, grad_offset, _, _, grad_mask = grads
     image, offset, mask = named["image"], named["offset"], named["mask"]
-    named = {
-        **named,
-        "grad_offset": grad_offset if need_offset else None,
-        "grad_mask": grad_mask if need_mask else None,
-    }
-    call = _call(named, weight, stride, padding, dilation)
+    written = (("grad_offset", grad_offset, need_offset), ("grad_mask", grad_mask, need_mask))
+    named = named | {name: grad if need else None for name, grad, need in written}
+    call = _call(named, weight, pairs)
     geo, total = call.geometry, image
     if need_input:
         _alert_not_deterministic(image.device)
         total = torch.zeros_like(image, dtype=torch.float32)
-    tensors = {
-        **named,
-        "mask": offset if mask is None else mask,
-        "weight": _packed(weight),
-        "grad_image": total,
-        "grad_offset": grad_offset,
-        "grad_mask": grad_mask,
-    }
+    tensors = named | {"mask": offset if mask is None else mask, "weight": _packed(weight), "grad_image": total}
+    tensors |= {"grad_offset": grad_offset, "grad_mask": grad_mask}
     wanted = {"NEED_IMAGE": need_input, "NEED_OFFSET": need_offset, "NEED_MASK": need_mask}
 
-    def launch(config):
+    def launch(config: Config) -> None:
         blocks = call.blocks(config)
         owners = geo.offset_groups // blocks["S"]
         kernels.backward_data_kernel[(blocks["tiles"] * geo.batch * owners,)](**tensors, **blocks, **wanted)
@@ -259,12 +246,12 @@ def _data_gradients(named, weight, stride, padding, dilation, grads, needs):
         _copy(total, grad_input)
 
 
-def _weight_gradient(named, weight, stride, padding, dilation, grad_weight):
-    call = _call(named, weight, stride, padding, dilation)
+def _weight_gradient(named: dict[str, Tensor | None], weight: Tensor, pairs: Pairs, grad_weight: Tensor) -> None:
+    call = _call(named, weight, pairs)
     geo, mask = call.geometry, named["mask"]
     tensors = {**named, "mask": named["offset"] if mask is None else mask}
 
-    def launch(config):
+    def launch(config: Config) -> Tensor:
         blocks = call.blocks(config)
         run, width = blocks["RUN"], blocks["S"] * blocks["R"]
         programs = geo.groups * triton.cdiv(blocks["GROUP_OUT"], config.block_n)
@@ -284,7 +271,7 @@ def _weight_gradient(named, weight, stride, padding, dilation, grad_weight):
     grad_weight.copy_(total.sum(0).unflatten(1, geo.kernel).permute(0, 3, 1, 2))
 
 
-def _alert_not_deterministic(device):
+def _alert_not_deterministic(device: torch.device) -> None:
     if device.type != "cuda" or not torch.are_deterministic_algorithms_enabled():
         return
     text = (

@@ -1,23 +1,25 @@
 """Block sizes of the Triton kernels: short lists, cut down by shape, then timed once per kind of call.
 
 The first call of a kind (kernel, dtype, channels, layout, and the number of pixels to a power of two) times the
-candidates left. Where Triton has not compiled them before, that takes it a second or two each: it keeps them on disk,
-while what was chosen holds for the process. FAPN_ZOO_DEFORM_TUNE=0 takes the first candidate that the device can run,
-untimed, and so do calls that cannot time: inside a CUDA graph's capture, or where
-`torch.use_deterministic_algorithms` wants the same every run.
+candidates left. Triton takes a second or two to compile each and keeps it on disk; the choice holds for the process.
+FAPN_ZOO_DEFORM_TUNE=0 takes the first candidate that the device can run, untimed. So do calls that cannot time: inside
+a CUDA graph's capture, or where `torch.use_deterministic_algorithms` wants the same every run.
 """
+
+from __future__ import annotations
 
 import math
 import os
 import statistics
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.errors import TritonError
 
-from fapn_zoo.modules.deform_conv.geometry import channel_blocks, power_of_two
+from fapn_zoo.modules.deform_conv.geometry import Geometry, channel_blocks, power_of_two
 
 
 class Config(NamedTuple):
@@ -28,12 +30,12 @@ class Config(NamedTuple):
     channels: int  # at most so many input channels per product
     warps: int
     stages: int = 1
-    registers: int | None = None  # at most so many per thread, where that lets two programs share a multiprocessor
+    registers: int | None = None  # at most so many per thread, so that two programs share a multiprocessor
     prefetch: bool = False  # forward only: read offsets a step before the corners they lead to
     programs: int = 0  # weight gradient only: at least so many programs, by splitting the sum over pixels
 
     @property
-    def cache(self):
+    def cache(self) -> str:
         """Pipelined reads are asynchronous copies, which pass by the L1 cache unless told otherwise."""
         return ".ca" if self.stages > 1 else ""
 
@@ -92,7 +94,7 @@ def chosen() -> dict:
     return dict(_chosen)
 
 
-def candidates(kernel, geometry, dtype, tf32, processors):
+def candidates(kernel: str, geometry: Geometry, dtype: torch.dtype, tf32: bool, processors: int) -> list[Config]:
     """Configurations for a call on a device of `processors` multiprocessors (0: the interpreter), the default first."""
     if not processors:
         return _INTERPRETED[kernel]
@@ -112,7 +114,7 @@ def candidates(kernel, geometry, dtype, tf32, processors):
     return filling or fitting[-1:]
 
 
-def _programs(kernel, geometry, config):
+def _programs(kernel: str, geometry: Geometry, config: Config) -> int:
     tiles = math.prod(
         -(-size // block) for size, block in zip((geometry.out_height, geometry.out_width), config.tile, strict=True)
     )
@@ -124,10 +126,11 @@ def _programs(kernel, geometry, config):
     return geometry.batch * tiles * geometry.groups * -(-geometry.out_channels // geometry.groups // config.block_n)
 
 
-def run(kernel, call, launch, reset=None, more=()):
+def run(kernel: str, call: Any, launch: Callable, reset: Callable | None = None, more: tuple[bool, ...] = ()) -> Any:
     """`launch(config)` with the configuration remembered for this kind of call, or else with the fastest of a race.
 
-    `reset` undoes what the launches of a race have written. `more` belongs to the key.
+    `call` is a `_Call` of `launch.py`. `reset` undoes what the launches of a race have written. `more` is a part of the
+    key.
     """
     key = (kernel, *call.key, *more)
     if key in _chosen and not torch.are_deterministic_algorithms_enabled():
@@ -152,7 +155,7 @@ def run(kernel, call, launch, reset=None, more=()):
     return launch(best)
 
 
-def _may_time():
+def _may_time() -> bool:
     switched_on = os.environ.get("FAPN_ZOO_DEFORM_TUNE", "1") != "0"
     return (
         switched_on
@@ -161,8 +164,8 @@ def _may_time():
     )
 
 
-def _attempts(configs, launch):
-    """Launch one configuration after the other; those that can run here, with what `launch` returned."""
+def _attempts(configs: Sequence[Config], launch: Callable[[Config], Any]) -> Iterator[tuple[Config, Any]]:
+    """Launch one configuration after the other; yield those that can run here, with what `launch` returned."""
     ran, errors = False, []
     for config in configs:
         try:
@@ -181,7 +184,7 @@ def _attempts(configs, launch):
         raise errors[0]
 
 
-def _time(call, repeats=5):
+def _time(call: Callable[[], object], repeats: int = 5) -> float:
     call()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     # The device sleeps a millisecond while Python queues the launches: they can take longer than the kernels.
