@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from fapn_zoo.convert.names import model_shapes, rename, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.weights import probe
+from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.folder import (
     CARD,
     CONFIG,
@@ -32,7 +32,6 @@ from fapn_zoo.weights.folder import (
     read_tensors,
     save_model,
 )
-from fapn_zoo.weights.hub import file_sha256
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -167,8 +166,7 @@ def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None
         return weights, ""
     if official.md5_prefix is None:
         return weights, "The release states no checksum: that this is its file is the word of whoever converted it."
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "md5").hexdigest()
+    digest = file_digest(path, "md5")
     if digest.startswith(official.md5_prefix):
         return weights, ""
     if named:
@@ -189,7 +187,7 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
         weights = next((w for w in spec.weights.values() if w.source == "official"), None)
     weights, note = (weights, "") if checked else _claims(path, weights)
     spec = with_labels(spec)
-    digest = file_sha256(path)
+    digest = file_digest(path)
     if _is_made_of(out, digest, spec):
         return Conversion(path, spec.name, out, kept=True)
     network = _network(path, spec)

@@ -6,11 +6,10 @@ import io
 import json
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fapn_zoo import __version__
 from fapn_zoo.weights.card import (
@@ -24,9 +23,10 @@ from fapn_zoo.weights.card import (
     render_card,
 )
 from fapn_zoo.weights.card_facts import has_license, license_metadata
+from fapn_zoo.weights.digests import file_digest
+from fapn_zoo.weights.failures import ATTEMPTS, Failure, patiently
 from fapn_zoo.weights.folder import CARD, CONFIG, WEIGHTS, read_config
-from fapn_zoo.weights.hub import ATTEMPTS, FIRST_PAUSE, file_sha256
-from fapn_zoo.weights.hub_errors import PASSING_STATUS, TRANSPORTS
+from fapn_zoo.weights.hub_errors import Upload, explained
 
 if TYPE_CHECKING:
     from fapn_zoo.model import ZooModel
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXAMPLE_SIZE = 1280  # longest side in pixels of an example photo
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def prepare(
     if license != config.get("license"):
         config = config | {"license": license}
         content = (json.dumps(config, indent=1) + "\n").encode()
-    digest = file_sha256(folder / WEIGHTS)
+    digest = file_digest(folder / WEIGHTS)
     model = reload(folder, config)
     pictures = _example(model, example) if example is not None else {}
     words = own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
@@ -181,56 +183,17 @@ def upload(package: Package, *, private: bool = False, message: str | None = Non
     return commit.commit_url
 
 
-def _ask(call: Callable[[], Any], repo_id: str) -> Any:
-    """Calls again where trouble may pass; what remains is raised as one line."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
+def _ask(call: Callable[[], T], repo_id: str) -> T:
+    """What the Hub answers; calls again where trouble may pass."""
+
+    def attempt() -> T:
+        with explained(Upload(repo_id)):
             return call()
-        except Exception as error:
-            failure = _failure(error, repo_id)
-            if failure is None:
-                raise
-            if not isinstance(failure, ConnectionError) or attempt == ATTEMPTS:
-                raise failure from error
-            logger.warning("attempt %d of %d failed: %s", attempt, ATTEMPTS, failure)
-            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-    raise AssertionError("ATTEMPTS must be at least 1")
 
-
-def _failure(error: Exception, repo_id: str) -> OSError | None:
-    """One line that says what to do; None for what is no trouble of the Hub or the network."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what happened to one file
-    said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
-    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    if status == 401:
-        return PermissionError(
-            "the Hub does not accept the token (401); run `hf auth login`, or set HF_TOKEN to one "
-            f"that may write to {repo_id}"
-        )
-    if status == 403:
-        return PermissionError(
-            f"the token may not write to {repo_id} (403: {said}); name a repository of your own, or "
-            "set HF_TOKEN to a token with write access"
-        )
-    if status == 404:
-        return FileNotFoundError(f"the Hub finds no {repo_id} that this token may write to (404: {said})")
-    if status in (409, 412):
-        return OSError(f"{repo_id} was changed by someone else at the same time ({status}); push again")
-    if status in PASSING_STATUS:
-        return ConnectionError(f"the Hub answers {status} ({said}); nothing is half there, push again later")
-    if status or isinstance(error, (HfHubHTTPError, ValueError)):  # ValueError: it does not like the card
-        return OSError(f"the Hub refuses the upload to {repo_id} ({status or 'card'}: {said})")
-    # hf_xet, which carries large files, says everything with RuntimeError.
-    if packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError)):
-        return ConnectionError(
-            f"no connection to {constants.ENDPOINT}, or it broke ({said}); nothing is half there, push again"
-        )
-    return None
+    try:
+        return patiently(attempt, ATTEMPTS)
+    except Failure as failure:
+        raise failure.kind(str(failure)) from failure
 
 
 def _check_names(repo_id: str, revision: str | None) -> None:

@@ -58,3 +58,9 @@ def digests(path: Path, length: int) -> list[str]:
             for hasher in hashers:
                 hasher.update(block)
     return [hasher.hexdigest() for hasher in hashers]
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

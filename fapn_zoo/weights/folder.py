@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fapn_zoo.runtime.files import make_folder
+from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights.card import render_card
 from fapn_zoo.weights.probe import probe
 from fapn_zoo.zoo.spec import ModelSpec
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
+PACKAGES = ("torch", "torchvision", "timm")  # that decide what the weights compute
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ class WithoutInit(TorchFunctionMode):
     weights must have them. As modes are per thread, models made meanwhile in other threads are whole.
     """
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = getattr(function, "__name__", "")
         if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
             target = args[0] if args else kwargs.get("tensor")  # torch.nn.init hands its tensor on by name
@@ -206,6 +210,7 @@ def save_model(
     for key, value in model.state_dict().items():
         value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
         tensors[key] = value.contiguous().clone()
+    made_with = versions()
     config = {
         "format": FORMAT,
         "library": "fapn-zoo",
@@ -214,7 +219,7 @@ def save_model(
         "metrics": dict(metrics or {}),
         "source": source,
         "training": dict(training or {}),
-        "versions": _versions(),
+        "versions": {"fapn_zoo": made_with["fapn-zoo"]} | {name: made_with[name] for name in PACKAGES},
         "probe": _probe_of(model, dtype),
     }
     make_folder(folder)
@@ -236,20 +241,6 @@ def _probe_of(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
         logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
         return {}
-
-
-def _versions() -> dict[str, str]:
-    import timm
-    import torchvision
-
-    from fapn_zoo import __version__
-
-    return {
-        "fapn_zoo": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-    }
 
 
 def _adapt_input(tensors: dict[str, Tensor], state: Mapping[str, Tensor], saved: int, wanted: int) -> list[str]:

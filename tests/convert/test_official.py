@@ -29,7 +29,7 @@ from toys.hub.official_toys import (
 )
 
 import fapn_zoo
-from fapn_zoo.convert import official, to_zoo
+from fapn_zoo.convert import download, official, to_zoo
 from fapn_zoo.zoo import registry
 
 pytestmark = pytest.mark.hub
@@ -112,7 +112,7 @@ SURVIVED = [
 @pytest.mark.parametrize("title, name, faults", SURVIVED, ids=[row[0] for row in SURVIVED])
 def test_faults_that_end_in_the_right_weights(title, name, faults, toys, releases, tmp_path, monkeypatch, row):
     if faults[0].kind == "stall":
-        monkeypatch.setattr(official, "TIMEOUT", (15, 1))
+        monkeypatch.setattr(download, "TIMEOUT", (15, 1))
     releases.faults += faults
     spec = toys[name][0]
     folder = official.fetch(spec, spec.weights["paper"])
@@ -228,8 +228,9 @@ def test_disk_full(stage, toys, releases, photo, tmp_path, capsys, row):
     spec, data, _ = toys[HTTPS]
     if stage == "converting":  # the download is there, whole, as after a kill
         work = tmp_path / "cache" / "official" / f".{HTTPS}.paper.partial"
-        work.mkdir(parents=True)
-        official._source_file(work, spec.weights["paper"]).write_bytes(data)
+        source = official.source_file(work, spec.weights["paper"])
+        source.parent.mkdir(parents=True)
+        source.write_bytes(data)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**21, before[1]))  # the file system takes no more than 2 MiB
     try:

@@ -24,10 +24,10 @@ pytestmark = pytest.mark.hub
 PROGRAM = """
 import pickle, signal, sys, time
 from fapn_zoo import cli
-from fapn_zoo.convert import official
+from fapn_zoo.weights import failures
 from fapn_zoo.zoo import registry
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-official.PAUSE = 0.05
+failures.FIRST_PAUSE = 0.05
 for spec in pickle.load(open({specs!r}, "rb")):
     registry.register_model(spec)
 {before}

@@ -19,7 +19,7 @@ from toys.hub.server import Hub
 import fapn_zoo
 from fapn_zoo.cli.main import EMBEDDED
 from fapn_zoo.weights.card import check_card
-from fapn_zoo.weights.hub import file_sha256
+from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.zoo.registry import get_spec, list_models
 
 pytestmark = pytest.mark.hub
@@ -166,7 +166,7 @@ def own(registered, tmp_path, publish, monkeypatch):
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
         (rows / "semantic.csv").write_text(f"model,weights,data,split,miou\n{row}\n")
-        made = {"location": str(folder), "sha256": file_sha256(folder / "model.safetensors")} | (weights or {})
+        made = {"location": str(folder), "sha256": file_digest(folder / "model.safetensors")} | (weights or {})
         registered("zz_own", dataclasses.replace(spec.weights["zoo"], **made))
 
     change()

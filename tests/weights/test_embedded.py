@@ -43,9 +43,9 @@ def test_folder_is_small_whole_and_licensed(model):
 
 
 def test_weights_are_those_that_were_declared():
-    from fapn_zoo.weights.hub import file_sha256
+    from fapn_zoo.weights.digests import file_digest
 
-    assert file_sha256(FOLDER / "model.safetensors") == resolve(EMBEDDED)[1].sha256
+    assert file_digest(FOLDER / "model.safetensors") == resolve(EMBEDDED)[1].sha256
 
 
 def test_it_scores_on_scenes_it_was_not_trained_on(model):

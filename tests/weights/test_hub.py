@@ -112,8 +112,8 @@ def test_malformed_names(name):
 CLI = """
 import contextlib, io, json, sys
 from fapn_zoo import cli
-from fapn_zoo.weights import hub
-hub.FIRST_PAUSE = 0.05
+from fapn_zoo.weights import failures
+failures.FIRST_PAUSE = 0.05
 seen = {}
 for name in sys.argv[1:]:
     out, err = io.StringIO(), io.StringIO()
@@ -159,8 +159,8 @@ TIMM = """
 import json, sys
 from safetensors.torch import load_file
 from fapn_zoo import create_model
-from fapn_zoo.weights import hub
-hub.FIRST_PAUSE = 0.05
+from fapn_zoo.weights import failures
+failures.FIRST_PAUSE = 0.05
 def build(backbone):
     return create_model("perpixel_fapn", backbone=backbone, num_classes=2, pretrained_backbone=True, cache_dir="kept")
 state, expected, seen = build("resnet10t").backbone.body.state_dict(), load_file(sys.argv[1]), {}

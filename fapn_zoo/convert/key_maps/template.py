@@ -43,7 +43,7 @@ class _Values(NamedTuple):
 class _Side:
     """One template, compiled."""
 
-    def __init__(self, template: str):
+    def __init__(self, template: str) -> None:
         self.parts: list[str | _Field] = []
         pattern, end = "", 0
         for match in _FIELD.finditer(template):
@@ -80,7 +80,7 @@ class _Side:
 class Rule:
     """A pair of templates. Raises ValueError where one side has a field that the other lacks."""
 
-    def __init__(self, here: str, there: str):
+    def __init__(self, here: str, there: str) -> None:
         self.here, self.there = _Side(here), _Side(there)
         self.values = {match["name"]: _parse_values(match["values"]) for match in _FIELD.finditer(here)}
         if {f.name for f in self.here.fields} != {f.name for f in self.there.fields}:
@@ -100,7 +100,7 @@ class KeyMap:
         rules: pairs of templates: of the official name, and of this package's.
     """
 
-    def __init__(self, rules: Iterable[tuple[str, str]]):
+    def __init__(self, rules: Iterable[tuple[str, str]]) -> None:
         self.rules = [Rule(here, there) for here, there in rules]
 
     def translate(self, keys: Iterable[str], *, back: bool = False) -> tuple[dict[str, str], list[str]]:

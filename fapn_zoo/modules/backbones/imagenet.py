@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ def build_features(
     own = {"pretrained_cfg", "pretrained_cfg_overlay"} & set(options)  # the caller says where the weights are
     weights = _fetch_weights(name, cache_dir) if pretrained and not own else {}
     try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained, **options, **weights)
+        with _without_words():
+            return timm.create_model(name, features_only=True, pretrained=pretrained, **options, **weights)
     except TypeError as error:
         raise ValueError(f"backbone {name!r} does not take one of the arguments {sorted(options)}: {error}") from error
     except OSError as error:
@@ -55,3 +59,22 @@ def _fetch_weights(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
             f"no ImageNet weights for backbone {name!r}: {error}; pretrained_backbone=False goes on without them"
         ) from error
     return {"pretrained_cfg_overlay": {"file": str(path)}} if path is not None else elsewhere
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """Keeps from the log what timm says of weights that load: where they are, and that the classifier's are too many.
+
+    Its other warnings, and all that other threads log, are let through.
+    """
+    thread, logger = threading.get_ident(), logging.getLogger("timm.models._builder")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        expected = record.levelno < logging.WARNING or str(record.msg).startswith("Unexpected keys")
+        return record.thread != thread or not expected
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)

@@ -20,9 +20,9 @@ SMALL, LARGE = (random.Random(0).randbytes(size) for size in (3 * MB, 30 * MB))
 
 CHILD = """
 import json, sys
-from fapn_zoo.weights import hub
+from fapn_zoo.weights import failures, hub
 name, arguments, setup = json.loads(sys.argv[1])
-hub.FIRST_PAUSE, hub.LONGEST_PAUSE, hub.PATIENCE = 0.05, 5.0, 5.0
+failures.FIRST_PAUSE, failures.LONGEST_PAUSE, failures.PATIENCE = 0.05, 5.0, 5.0
 def attempt():
     try:
         return {"folder": str(hub.download(name, **arguments))}

@@ -34,12 +34,12 @@ def release_hosts(toys, tmp_path_factory):
 @pytest.fixture
 def releases(release_hosts, monkeypatch, tmp_path):
     """The hosts without faults; this process and its children find them and an empty cache, and hardly pause."""
-    from fapn_zoo.convert import official
+    from fapn_zoo.weights import failures
 
     release_hosts.reset()
     for name, value in (release_hosts.environment | {"FAPN_ZOO_CACHE": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(official, "PAUSE", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.01)
     return release_hosts
 
 

@@ -17,8 +17,8 @@ from toys.golden_rule import fill
 import fapn_zoo
 from fapn_zoo import DataSpec, ModelSpec, cli
 from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.folder import read_tensors
-from fapn_zoo.weights.hub import file_sha256
 from fapn_zoo.zoo.registry import register_model
 from fapn_zoo.zoo.spec import WeightsSpec
 
@@ -90,7 +90,7 @@ def assert_whole(folder: Path, toy: tuple[ModelSpec, bytes, dict[str, Tensor]]) 
     expected, found = zoo_tensors(toy), read_tensors(folder / "model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[k], v) for k, v in expected.items())
     record = json.loads((folder / "record.json").read_text())
-    assert record["sha256"] == file_sha256(folder / "model.safetensors")
+    assert record["sha256"] == file_digest(folder / "model.safetensors")
 
 
 def cached(tmp_path: Path, name: str) -> Path:
