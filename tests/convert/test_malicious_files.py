@@ -375,9 +375,8 @@ def test_repositories(evil_folder, tmp_path, outcome):
     code = "import fapn_zoo; fapn_zoo.create_model('hf-hub:me/mine', pretrained=True)"
     with Hub() as hub:
         hub.add("me/mine", evil_folder)
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment(hub, tmp_path)
-        )
+        there = environment(hub.url, tmp_path)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=there)
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and line.startswith("ValueError: ") and "only safetensors are loaded" in line
     outcome("create_model('hf-hub:OWNER/NAME')", line)

@@ -43,13 +43,13 @@ def serve(data: bytes = SMALL, xet: bool = False) -> Hub:
     return hub
 
 
-def environment(hub: Hub, root: Path, **more: str) -> dict[str, str]:
-    """Of a child: this Hub, caches below ``root``, little patience, and nothing of the Hub from our own."""
+def environment(url: str, root: Path, **more: str) -> dict[str, str]:
+    """Of a child: the Hub at this address, caches below `root`, little patience, nothing of the Hub from our own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
     return (
         inherited
         | {
-            "HF_ENDPOINT": hub.url,
+            "HF_ENDPOINT": url,
             "HF_HOME": str(root / "home"),
             "FAPN_ZOO_CACHE": str(root / "own"),
             "NO_PROXY": "*",
@@ -81,7 +81,7 @@ def start(
     arguments = {"cache_dir": str(root / "cache")} | (arguments or {})
     command = [*before, sys.executable, "-c", CHILD, json.dumps([name, arguments, setup])]
     return subprocess.Popen(
-        command, env=environment(hub, root, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment(hub.url, root, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
