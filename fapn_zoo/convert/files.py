@@ -19,19 +19,9 @@ from torch import Tensor
 from fapn_zoo.convert.names import model_shapes, rename, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
-from fapn_zoo.weights import probe
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, probe
 from fapn_zoo.weights.digests import file_digest
-from fapn_zoo.weights.folder import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    assign_tensors,
-    load_weights,
-    read_config,
-    read_spec,
-    read_tensors,
-    save_model,
-)
+from fapn_zoo.weights.folder import assign_tensors, load_weights, read_config, read_spec, read_tensors, save_model
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec

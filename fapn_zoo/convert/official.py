@@ -23,9 +23,9 @@ from pathlib import Path
 from fapn_zoo import __version__
 from fapn_zoo.convert.download import address, download, no_room, readable
 from fapn_zoo.runtime.files import cache_root
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.failures import NO_ROOM, system_number
-from fapn_zoo.weights.folder import CARD, CONFIG, WEIGHTS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fapn_zoo import __version__
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import (
     EXAMPLE,
     HUB_ID,
@@ -25,7 +26,7 @@ from fapn_zoo.weights.card import (
 from fapn_zoo.weights.card_facts import has_license, license_metadata
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.failures import ATTEMPTS, Failure, patiently
-from fapn_zoo.weights.folder import CARD, CONFIG, WEIGHTS, read_config
+from fapn_zoo.weights.folder import read_config
 from fapn_zoo.weights.hub_errors import Upload, explained
 
 if TYPE_CHECKING:

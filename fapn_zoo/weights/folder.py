@@ -23,13 +23,13 @@ from torch.overrides import TorchFunctionMode
 
 from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.runtime.provenance import versions
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
 from fapn_zoo.weights.probe import probe
 from fapn_zoo.zoo.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
 PACKAGES = ("torch", "torchvision", "timm")  # that decide what the weights compute
 

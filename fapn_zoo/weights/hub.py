@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fapn_zoo.runtime.files import write_text
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import digests, file_digest, has_digest
 from fapn_zoo.weights.failures import ATTEMPTS, PASSING_STATUS, Failure, Local, patiently
-from fapn_zoo.weights.folder import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.hub_errors import Absent, Download, Missing, Offline, explained
 
 logger = logging.getLogger(__name__)

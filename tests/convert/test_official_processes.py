@@ -1,4 +1,4 @@
-"""Official weights when processes are killed, interrupted, run at once, or offline: each in a process of its own."""
+"""Official weights when processes are killed, interrupted, run at once, or offline, and what mends their folders."""
 
 from __future__ import annotations
 
@@ -53,18 +53,12 @@ def start(releases, toys, photo, tmp_path):
     specs = tmp_path / "specs.pkl"
     specs.write_bytes(pickle.dumps([toy[0] for toy in toys.values()]))
 
-    def start(*names: str, before: str = "", **environment: str) -> subprocess.Popen:
+    def start(*names: str, before: str = "") -> subprocess.Popen:
         code = PROGRAM.format(
             specs=str(specs), before=before, photo=str(photo), out=str(tmp_path / f"out{len(running)}"), names=names
         )
         running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ | environment,
-            )
+            subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
         return running[-1]
 
@@ -132,12 +126,12 @@ def test_of_two_processes_one_downloads_and_the_other_waits(start, releases, toy
     row("two processes at once", "one downloads, the other waits; both right")
 
 
-def test_offline_with_a_warm_and_a_cold_cache(start, releases, toys, tmp_path, row):
+def test_offline_with_a_warm_and_a_cold_cache(releases, toys, photo, tmp_path, monkeypatch, capsys, row):
     assert_whole(official.fetch(toys[HTTPS][0], toys[HTTPS][0].weights["paper"]), toys[HTTPS])
     releases.reset()
-    out, err = start(HTTPS, DRIVE, HF_HUB_OFFLINE="1").communicate(timeout=120)
-    assert out.splitlines()[-1] == "codes 0 1", err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert [predict(photo, name, tmp_path) for name in (HTTPS, DRIVE)] == [0, 1]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert f"{DRIVE} is not in the cache and HF_HUB_OFFLINE is set" in line and "drive.google.com" in line
     assert releases.requests == []
     row("offline, warm cache", "right weights")

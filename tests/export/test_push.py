@@ -6,11 +6,13 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +25,7 @@ from fapn_zoo.cli import main as fapn_zoo_command
 from fapn_zoo.cli.main import EMBEDDED
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.export.push import push
+from fapn_zoo.weights import failures
 from fapn_zoo.weights.card import check_card, render_card
 from fapn_zoo.weights.folder import read_config
 
@@ -59,16 +62,15 @@ for line in sys.stdin:
 
 
 class Client:
-    def __init__(self, endpoint: str, home: Path, **more: str):
+    def __init__(self, endpoint: str, home: Path):
         environment = {
             **os.environ,
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **more,
         }
-        for name in {"HF_TOKEN", "HF_HUB_OFFLINE"} - set(more):
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLIENT], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -88,8 +90,8 @@ class Client:
         return line
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.kill()
+        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -268,17 +270,18 @@ def test_other_weights_on_the_hub_are_noticed(hub, client, folder):
     assert code.startswith("OSError: me/streets now holds model.safetensors with sha256 ") and "0000" in code
 
 
-def test_without_a_hub_and_offline(folder, tmp_path):
+def test_without_a_hub_and_offline(folder, monkeypatch):
     with Hub() as gone:
-        endpoint = gone.url
-    for more, words in (({}, f"no connection to {endpoint}"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE=1")):
-        client = Client(endpoint, tmp_path, **more)
-        try:
-            assert words in client.error("push", folder, "me/streets")
-            code, out, _ = client("push", folder, "me/streets", "--dry-run", token=None)
-            assert code == 0 and "license: mit" in out
-        finally:
-            client.close()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", gone.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.01)
+    for offline, words in ((False, f"no connection to {gone.url}"), (True, "HF_HUB_OFFLINE=1")):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(ConnectionError, match=re.escape(words)) as caught:
+            push(folder, "me/streets")
+        assert "\n" not in str(caught.value)
+    monkeypatch.delenv("HF_TOKEN")
+    assert "license: mit" in push(folder, "me/streets", dry_run=True)
 
 
 def test_dry_run_says_what_would_go_up(folder, capsys):

@@ -64,20 +64,6 @@ def released(**changes) -> fapn_zoo.WeightsSpec:
     return dataclasses.replace(weights, **changes)
 
 
-def run(*words: object, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    for name in {"HF_ENDPOINT", "HF_HUB_OFFLINE"} - set(environment):
-        environment.pop(name, None)
-    return subprocess.run(
-        [sys.executable, "-m", "hub.publish", *map(str, words)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-
-
 def error(publish, capsys, *words: object) -> str:
     """The one line that a failing run ends with."""
     capsys.readouterr()
@@ -88,7 +74,9 @@ def error(publish, capsys, *words: object) -> str:
 
 
 def test_every_card_is_in_step_with_the_facts(tmp_path):
-    done = run("--all", "--dry-run", "--out", tmp_path)
+    command = [sys.executable, "-m", "hub.publish", "--all", "--dry-run", "--out", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_ENDPOINT"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     made, kept = (
         {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} for folder in (tmp_path, CARDS)
@@ -196,40 +184,22 @@ def test_what_stops_weights_of_ours(publish, own, capsys, tmp_path):
     assert publish.main([name, "--out", str(tmp_path / "out")]) == 0
 
 
-def test_upload(tmp_path):
+def test_upload(publish, tmp_path, monkeypatch, capsys):
     with Hub() as hub:
         hub.tokens["hf_mine"] = "me"
-        done = run(
-            EMBEDDED,
-            "maskformer_fpn_resnet50_ade20k",
-            "--upload",
-            "--owner",
-            "me",
-            "--out",
-            tmp_path,
-            HF_ENDPOINT=hub.url,
-            HF_TOKEN="hf_mine",
-            HF_HOME=str(tmp_path / "home"),
-        )
-        assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        names = [EMBEDDED, "maskformer_fpn_resnet50_ade20k"]
+        assert publish.main([*names, "--upload", "--owner", "me", "--out", str(tmp_path)]) == 0
+        out = capsys.readouterr().out
         assert set(hub.repositories) == {f"me/{EMBEDDED}"}  # nothing of an official release
         files = {path: blob.data for path, blob in hub.repositories[f"me/{EMBEDDED}"].resolve("main").files.items()}
-        denied = run(
-            EMBEDDED,
-            "--upload",
-            "--owner",
-            "you",
-            "--out",
-            tmp_path / "denied",
-            HF_ENDPOINT=hub.url,
-            HF_TOKEN="hf_mine",
-            HF_HOME=str(tmp_path / "home"),
-        )
-    assert denied.returncode == 1
-    assert denied.stderr.splitlines()[-1].startswith(f"error: the token may not write to you/{EMBEDDED}")
+        line = error(publish, capsys, EMBEDDED, "--upload", "--owner", "you", "--out", tmp_path / "denied")
+    assert line.startswith(f"error: the token may not write to you/{EMBEDDED}")
     pictures = {"example.jpg", "overlay.png"}
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors"} | pictures
-    assert f"uploaded: {hub.url}/me/{EMBEDDED}/commit/" in done.stdout
+    assert f"uploaded: {hub.url}/me/{EMBEDDED}/commit/" in out
     source = ROOT / "fapn_zoo" / "weights" / "embedded" / EMBEDDED
     folder = tmp_path / "back"
     folder.mkdir()
