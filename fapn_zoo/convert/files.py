@@ -32,7 +32,7 @@ SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
 
 
 class Conversion(NamedTuple):
-    """What became of one file: ``folder`` where it was converted (or ``kept``), else the ``error``."""
+    """What became of one file: `folder` where it was converted (or `kept`), else the `error`."""
 
     source: Path
     model: str | None = None
@@ -42,7 +42,7 @@ class Conversion(NamedTuple):
 
 
 def convert(source: str | Path, out: str | Path, model: str | None = None) -> list[Conversion]:
-    """Converts a checkpoint to the weights folder ``out``, or a folder of many to ``out/<model>`` each.
+    """Converts a checkpoint to the weights folder `out`, or a folder of many to `out/<model>` each.
 
     Args:
         source: a file, or a folder whose files of `SUFFIXES` are taken in the order of their names.
@@ -116,7 +116,7 @@ def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, Weig
 
 
 def _convert_one(path: Path, out: Path, model: str | None, before: list[Conversion] | None = None) -> Conversion:
-    """``before``: what was converted from the same folder; its models have folders of their own below ``out``."""
+    """`before`: what was converted from the same folder; its models have folders of their own below `out`."""
     if model is not None:
         spec, tag = get_spec(model)
         weights = spec.weights[tag] if tag else None

@@ -3,7 +3,7 @@
 Nothing is redistributed: the file comes from where its authors put it, and its terms are shown when it is fetched.
 Below the cache root (`fapn_zoo.runtime.files.cache_root`):
 
-    official/<model>.<tag>/            the weights folder and ``record.json``; it appears whole or not at all
+    official/<model>.<tag>/            the weights folder and `record.json`; it appears whole or not at all
     official/.<model>.<tag>.partial/   the download so far, and the folder being converted
     official/.<model>.<tag>.lock       held by the one process that fills these two
 """
@@ -42,12 +42,12 @@ def fetch(spec: ModelSpec, weights: WeightsSpec, cache_dir: str | Path | None = 
     other waits. A download that was cut or killed goes on where it stopped, at the next call too.
 
     Args:
-        spec: the model. weights: one of its ``weights``, of source ``"official"``.
-        cache_dir: root of the cache; None is ``FAPN_ZOO_CACHE``, else fapn_zoo in the user's cache folder.
+        spec: the model. weights: one of its `weights`, of source `"official"`.
+        cache_dir: root of the cache; None is `FAPN_ZOO_CACHE`, else fapn_zoo in the user's cache folder.
 
     Raises:
         ValueError: what came is not the released checkpoint: another md5, a web page, a pickle that would run code.
-        FileNotFoundError: the release is gone, or the Hub client is set offline (``HF_HUB_OFFLINE=1``) and nothing is
+        FileNotFoundError: the release is gone, or the Hub client is set offline (`HF_HUB_OFFLINE=1`) and nothing is
             cached. PermissionError: its server does not hand it out, or not any more today (Google Drive's quota).
         ConnectionError: no connection, or one that keeps breaking. OSError: no room on the disk.
     """

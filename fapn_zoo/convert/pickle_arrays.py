@@ -22,7 +22,7 @@ _MOST_DIMENSIONS = 64
 
 
 class RefusedPickle(ValueError):
-    """A pickle asks for what is neither an array nor a plain container; ``name`` says for what."""
+    """A pickle asks for what is neither an array nor a plain container; `name` says for what."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"it asks for {name}")

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Package:
-    """What one commit will hold, checked. ``files``: name in the repository -> content, or the file it is read from."""
+    """What one commit will hold, checked. `files`: name in the repository -> content, or the file it is read from."""
 
     repository: str
     revision: str | None
@@ -73,17 +73,17 @@ def push(
     message: str | None = None,
     dry_run: bool = False,
 ) -> str:
-    """Uploads a weights folder, so that ``create_model("hf-hub:owner/name", pretrained=True)`` gives the same model.
+    """Uploads a weights folder, so that `create_model("hf-hub:owner/name", pretrained=True)` gives the same model.
 
     The folder is loaded and must compute the outputs stored in it; the card is rendered anew from `config.json` (own
     words between the card's comments are kept). Only the three files of a weights folder and the example go up, as one
     commit: a broken upload leaves the repository as it was. The folder itself is not changed.
 
     Args:
-        folder: what training or ``model.save`` wrote.
-        repo_id: ``owner/name``; made where it is not there.
+        folder: what training or `model.save` wrote.
+        repo_id: `owner/name`; made where it is not there.
         private: of a new repository. revision: a branch instead of main, made where it is not there.
-        license: an id such as ``apache-2.0``, or a name and a link; needed where `config.json` states none.
+        license: an id such as `apache-2.0`, or a name and a link; needed where `config.json` states none.
         example: a photo; it and its overlay are shown on the model's page.
         message: of the commit.
         dry_run: only check. Needs no network.
@@ -109,7 +109,7 @@ def prepare(
     example: Any = None,
     rows: Sequence[Mapping[str, str]] = (),
 ) -> Package:
-    """All that `push` does without network. ``rows``: lines of a result table for the card."""
+    """All that `push` does without network. `rows`: lines of a result table for the card."""
     from huggingface_hub import constants
 
     _check_names(repo_id, revision)
@@ -142,7 +142,7 @@ def prepare(
 
 
 def reload(folder: Path, config: Mapping[str, Any]) -> ZooModel:
-    """The model of a weights folder; ValueError where it does not compute the outputs stored in ``config``."""
+    """The model of a weights folder; ValueError where it does not compute the outputs stored in `config`."""
     from fapn_zoo import create_model
     from fapn_zoo.weights.probe import check
 

@@ -17,7 +17,7 @@ _BLOCK = 2**20
 def has_digest(path: Path, digest: str) -> bool:
     """Whether a file has this content.
 
-    A file of ``REMEMBERED`` bytes or more that passed is noted below `cache_root`, and not read again for as long as
+    A file of `REMEMBERED` bytes or more that passed is noted below `cache_root`, and not read again for as long as
     its place, size and time of change stay the same.
 
     Args:

@@ -1,6 +1,6 @@
 """Weights folders: reading them into a model, and writing them.
 
-A folder holds ``model.safetensors``, ``config.json`` (the description) and ``README.md`` (the card). Only safetensors
+A folder holds `model.safetensors`, `config.json` (the description) and `README.md` (the card). Only safetensors
 are read; what is adapted on purpose is reported tensor by tensor, everything else that does not fit raises.
 """
 
@@ -36,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "timm")  # that decide what the weights comp
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did. ``adapted`` and ``fresh`` name tensors that were changed to fit or left at random values."""
+    """What loading did. `adapted` and `fresh` name tensors that were changed to fit or left at random values."""
 
     loaded: int
     adapted: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class LoadReport:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The parsed ``config.json``. Raises FileNotFoundError or ValueError naming the file."""
+    """The parsed `config.json`. Raises FileNotFoundError or ValueError naming the file."""
     path = Path(folder) / CONFIG
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no weights folder {str(folder)!r}")
@@ -85,7 +85,7 @@ def load_weights(
     Args:
         model: any dtype, any device.
         source: a safetensors file or a weights folder.
-        saved: the description that the tensors were saved with. Where its ``num_classes`` or ``in_chans`` differ from
+        saved: the description that the tensors were saved with. Where its `num_classes` or `in_chans` differ from
             the model's, the classifier stays random and the first convolution is adapted; without it all must fit.
         share: leave the weights in the mapped file, see `assign_tensors`; for files that nobody writes to.
 
@@ -111,7 +111,7 @@ def load_weights(
 
 
 def classifier_keys(model: nn.Module) -> list[str]:
-    """State-dict names whose shape depends on ``num_classes``, as the head names them."""
+    """State-dict names whose shape depends on `num_classes`, as the head names them."""
     prefixes = tuple(f"head.{name}." for name in model.head.classifier)
     return [key for key in model.state_dict() if key.startswith(prefixes)]
 

@@ -31,7 +31,7 @@ REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path 
 
 @dataclass(frozen=True)
 class _Source:
-    """One revision of a repository and how to get at it; ``name`` is what the user wrote."""
+    """One revision of a repository and how to get at it; `name` is what the user wrote."""
 
     name: str
     repo_id: str
@@ -76,12 +76,12 @@ def download(
     that fails and the cache holds all of what it last pointed to, that is used, and a log line says so.
 
     Args:
-        repository: ``owner/name`` or ``owner/name@revision`` (a branch, a tag or the 40 digits of a commit).
-        cache_dir: None is the client's own place (``HF_HOME``). ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``
+        repository: `owner/name` or `owner/name@revision` (a branch, a tag or the 40 digits of a commit).
+        cache_dir: None is the client's own place (`HF_HOME`). `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`
             are honoured by the client.
-        sha256: expected digest of ``model.safetensors``, in addition to the one that the Hub gives for each file.
+        sha256: expected digest of `model.safetensors`, in addition to the one that the Hub gives for each file.
         weights: False fetches the description only.
-        token: of a Hub account; None is the client's own (``HF_TOKEN`` or the one that was logged in with).
+        token: of a Hub account; None is the client's own (`HF_TOKEN` or the one that was logged in with).
 
     Raises:
         ValueError: a malformed name, or a repository, revision or file that cannot be had, in one line that says why
@@ -176,7 +176,7 @@ def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
 
 
 def _metadata(source: _Source, revision: str, filename: str) -> Any:
-    """What the Hub says of a file without sending it: ``commit_hash``, ``etag``, ``size``."""
+    """What the Hub says of a file without sending it: `commit_hash`, `etag`, `size`."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     with source.explained(filename), _without_clients_pauses():
@@ -258,7 +258,7 @@ def _blob(path: Path) -> Path:
 def _check_content(path: Path, etag: str | None) -> None:
     """Throws a file that is not what the Hub announced out of the cache, and raises.
 
-    ``etag`` is what the Hub says now; a cache with links has it in the name of the linked file.
+    `etag` is what the Hub says now; a cache with links has it in the name of the linked file.
     """
     blob = _blob(path)
     digest = blob.name if path.is_symlink() else etag

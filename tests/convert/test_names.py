@@ -86,7 +86,7 @@ def test_every_official_model_has_a_map(name):
 
 
 def test_first_version_of_the_heads(state):
-    """By the rule in words: every key of the head that is not the predictor's gets ``pixel_decoder.``"""
+    """By the rule in words: every key of the head that is not the predictor's gets `pixel_decoder.`"""
     old = first_version(state)
     assert "sem_seg_head.adapter_1.weight" in old and "sem_seg_head.predictor.query_embed.weight" in old
     assert_same(to_zoo(old, SPEC)[0], to_zoo(state, SPEC)[0])

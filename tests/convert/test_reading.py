@@ -111,7 +111,7 @@ def short(text: bytes) -> bytes:
 
 
 def python2_pickle(data: bytes, shape: tuple[int, int], dtype: bytes = b"f4") -> bytes:
-    """What cPickle of Python 2 wrote for ``{"model": {"w": array}}`` with numpy 1, operation by operation."""
+    """What cPickle of Python 2 wrote for `{"model": {"w": array}}` with numpy 1, operation by operation."""
     side = b"".join(b"K" + bytes([n]) for n in shape)
     return (
         b"\x80\x02}q\x00" + short(b"model") + b"q\x01}q\x02" + short(b"w") + b"q\x03"

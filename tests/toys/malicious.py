@@ -34,7 +34,7 @@ def call(function: bytes, *arguments: bytes) -> bytes:
 
 
 def in_a_model(payload: bytes, protocol: int = 4) -> bytes:
-    """A pickle of ``{"model": {"w": payload}}``."""
+    """A pickle of `{"model": {"w": payload}}`."""
     return b"\x80" + bytes([protocol]) + b"}" + text("model") + b"}" + text("w") + payload + b"ss."
 
 
@@ -46,7 +46,7 @@ def object_array(payload: bytes) -> bytes:
 
 
 def payloads(canary: Path) -> dict[str, bytes]:
-    """What makes the file ``canary``, as operations that leave a value on the stack; every one works in Python."""
+    """What makes the file `canary`, as operations that leave a value on the stack; every one works in Python."""
     shell, code = text(f"touch {canary}"), text(f"open({str(canary)!r}, 'w').close()")
     path, expression = text(str(canary)), text(f"__import__('os').system('touch {canary}')")
     system = named("os.system")

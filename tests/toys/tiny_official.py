@@ -51,7 +51,7 @@ def first_version(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(path: Path, state: dict[str, Tensor]) -> Path:
-    """A release's file: numpy arrays in a ``.pkl``, tensors beside the state of a training in a ``.pth``."""
+    """A release's file: numpy arrays in a `.pkl`, tensors beside the state of a training in a `.pth`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pkl":
         arrays = {key: value.numpy() for key, value in state.items()}

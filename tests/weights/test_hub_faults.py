@@ -37,7 +37,7 @@ class Case:
         words: None where the right weights must be there, else words of the one-line error.
         says: words of the one line that is logged.
         faults: played during the first run only.
-        name, arguments, environment, setup: of the first run only (``name``: what is downloaded).
+        name, arguments, environment, setup: of the first run only (`name`: what is downloaded).
         warm: the repository is in the cache already.
         gone: the Hub is shut down during the first run. changed: a file of the cache is overwritten before it.
         flags: of the repository. data: its weights. xet: they lie in Xet storage, and by HTTP as well.

@@ -1,8 +1,8 @@
-"""Names by templates: ``"res{stage}.{block}.conv{conv}.weight"`` on one side, on the other the same fields elsewhere.
+"""Names by templates: `"res{stage}.{block}.conv{conv}.weight"` on one side, on the other the same fields elsewhere.
 
-A field stands for a whole number; ``{stage-1}`` and ``{stage+1}`` are neighbours of it, ``{2*step}`` its double.
-After a colon, on the first side of a rule, stand the values that a field may have: ``{level:1..3}`` or
-``{what:weight|bias}``; without one it is any number. As all of this can be inverted, one rule serves both directions.
+A field stands for a whole number; `{stage-1}` and `{stage+1}` are neighbours of it, `{2*step}` its double.
+After a colon, on the first side of a rule, stand the values that a field may have: `{level:1..3}` or
+`{what:weight|bias}`; without one it is any number. As all of this can be inverted, one rule serves both directions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Value = int | str
 
 
 class _Field(NamedTuple):
-    """An occurrence of a field: what is written is ``factor * value + shift``, or the value itself where it is text."""
+    """An occurrence of a field: what is written is `factor * value + shift`, or the value itself where it is text."""
 
     name: str
     factor: int
@@ -24,14 +24,14 @@ class _Field(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """What a field may be: one of the words, or a number from ``low`` to ``high`` (None: no limit)."""
+    """What a field may be: one of the words, or a number from `low` to `high` (None: no limit)."""
 
     words: tuple[str, ...] = ()
     low: int = 0
     high: int | None = None
 
     def parse(self, text: str, field: _Field) -> Value | None:
-        """The value that was written as ``text``, or None where no allowed one is written so."""
+        """The value that was written as `text`, or None where no allowed one is written so."""
         if self.words:
             return text if text in self.words else None
         if not text.isdecimal() or str(int(text)) != text:

@@ -74,9 +74,9 @@ def start(
     before: tuple[str, ...] = (),
     **more: str,
 ) -> subprocess.Popen:
-    """Begins `hub.download(name, **arguments)`, by default into ``root / "cache"``; ``setup`` is run before it.
+    """Begins `hub.download(name, **arguments)`, by default into `root / "cache"`; `setup` is run before it.
 
-    ``before`` is the beginning of a command line that runs another one, ``more`` of the environment.
+    `before` is the beginning of a command line that runs another one, `more` of the environment.
     """
     arguments = {"cache_dir": str(root / "cache")} | (arguments or {})
     command = [*before, sys.executable, "-c", CHILD, json.dumps([name, arguments, setup])]
@@ -86,7 +86,7 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> tuple[dict[str, str], str]:
-    """What it answered, ``{"folder": ...}`` or ``{"error": ...}``, and what it logged."""
+    """What it answered, `{"folder": ...}` or `{"error": ...}`, and what it logged."""
     try:
         out, log = process.communicate(timeout=120)
     finally:

@@ -45,7 +45,7 @@ def releases(release_hosts, monkeypatch, tmp_path):
 
 @pytest.fixture
 def row(record_property):
-    """``row(fault, outcome)``: a row of the table at the end of the run."""
+    """`row(fault, outcome)`: a row of the table at the end of the run."""
 
     def row(fault: str, outcome: str) -> None:
         record_property("row of official releases: faults and outcomes", {"fault": fault, "outcome": outcome})

@@ -55,7 +55,7 @@ def as_pth(state: Mapping[str, Tensor]) -> bytes:
 
 
 def released(spec: ModelSpec, data: bytes, drive_id: str | None = None, run: str = "toy") -> ModelSpec:
-    """The model with ``data`` as its released weights, under a name that carries the file's md5, or on Google Drive."""
+    """The model with `data` as its released weights, under a name that carries the file's md5, or on Google Drive."""
     if drive_id is None:
         location = URL.format(run=run, md5=hashlib.md5(data).hexdigest()[:6])
         page, terms = "https://github.com/facebookresearch/MaskFormer/blob/main/MODEL_ZOO.md", "cc-by-nc-4.0"
@@ -103,5 +103,5 @@ def parts(tmp_path: Path) -> list[Path]:
 
 
 def predict(photo: Path, name: str, tmp_path: Path) -> int:
-    """The exit code of ``fapn-zoo predict``."""
+    """The exit code of `fapn-zoo predict`."""
     return cli.main(["predict", str(photo), "--model", name, "--out", str(tmp_path / "out"), "--device", "cpu"])

@@ -7,13 +7,13 @@
         run(env=os.environ | server.environment)            # HTTPS_PROXY and REQUESTS_CA_BUNDLE
         server.requests                                     # Request(...), in order of arrival; server.bytes_sent
 
-Programs take part unchanged: they open a tunnel to ``dl.fbaipublicfiles.com:443`` and find a certificate for that name.
+Programs take part unchanged: they open a tunnel to `dl.fbaipublicfiles.com:443` and find a certificate for that name.
 Every other host is refused, so a test that passes has talked to nobody else. Google Drive is played in the three steps
 of a large file: a redirect to its content host, a page that asks to confirm an unscanned download by a form, the file.
 
-Faults are those of `hub.faults`, matched against ``"GET host/path?query"``, and four more: ``page`` answers with a web
-page, ``ignore-range`` always sends the file from its start, ``quota`` is Google Drive's page for too many downloads,
-``hold`` waits at ``fraction`` of the file until the test calls ``server.go.set()``.
+Faults are those of `hub.faults`, matched against `"GET host/path?query"`, and four more: `page` answers with a web
+page, `ignore-range` always sends the file from its start, `quota` is Google Drive's page for too many downloads,
+`hold` waits at `fraction` of the file until the test calls `server.go.set()`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CONFIRM = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning
 
 @dataclass
 class Request:
-    """One request and what became of it; ``range`` is its Range header, ``sent`` counts bytes of file that left."""
+    """One request and what became of it; `range` is its Range header, `sent` counts bytes of file that left."""
 
     line: str
     range: str = ""

@@ -69,7 +69,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """``private``: only its owner sees it. ``gated``: all see it, only users in ``granted`` get its files."""
+    """`private`: only its owner sees it. `gated`: all see it, only users in `granted` get its files."""
 
     name: str
     private: bool = False
@@ -89,7 +89,7 @@ class Repository:
         return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
 
     def commit(self, files: dict[str, bytes | Blob], title: str = "files", branch: str = "main") -> Commit:
-        """Makes ``files`` the whole content of the branch, and returns the new commit."""
+        """Makes `files` the whole content of the branch, and returns the new commit."""
         blobs = {
             path: data if isinstance(data, Blob) else Blob(data, needs_lfs(path, len(data)))
             for path, data in sorted(files.items())
