@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,12 @@ class LoadReport:
     loaded: int
     adapted: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
         parts += [f"adapted: {', '.join(self.adapted)}"] if self.adapted else []
         parts += [f"left random: {', '.join(self.fresh)}"] if self.fresh else []
-        return "; ".join([*parts, *self.notes])
+        return "; ".join(parts)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ DECODER = {"head_channels": 32, "head_layers": 2, "head_feedforward": 48, "head_
 QUERIES = DECODER | {"head_num_queries": 7}
 
 
-def spec(name: str, head: str, neck: str, backbone: str, args: dict, **kwargs) -> ModelSpec:
+def spec(name: str, head: str, neck: str, backbone: str, args: dict, **kwargs: Any) -> ModelSpec:
     groups = {"neck_deform_groups": 4} if neck == "fapn" else {}
     return ModelSpec(name, head, neck, backbone, num_classes=5, args=args | NECK | groups, **kwargs)
 

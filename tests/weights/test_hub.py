@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.hub
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = fapn_zoo.create_model(
         "perpixel_fapn",
@@ -39,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hub(folder):
+def hub(folder: Path) -> Iterator[Hub]:
     with Hub() as server:
         server.add("me/streets", folder, tags=("v2",))
         yield server
@@ -56,7 +57,7 @@ def run(code: str, *arguments: str, hub: Hub, root: Path) -> subprocess.Complete
     )
 
 
-def test_a_repository_becomes_a_model_bit_for_bit(hub, folder, tmp_path):
+def test_a_repository_becomes_a_model_bit_for_bit(hub: Hub, folder: Path, tmp_path: Path) -> None:
     commit = hub.repositories["me/streets"].branches["main"]
     for name in ("me/streets", "me/streets@v2", f"me/streets@{commit}"):
         path = Path(finish(start(name, hub, tmp_path))[0]["folder"])
@@ -67,7 +68,7 @@ def test_a_repository_becomes_a_model_bit_for_bit(hub, folder, tmp_path):
     assert hub.count("^GET .*model.safetensors") == 1  # the second and third name came from the cache
 
 
-def test_a_branch_moves_and_a_pin_does_not(hub, folder, tmp_path):
+def test_a_branch_moves_and_a_pin_does_not(hub: Hub, folder: Path, tmp_path: Path) -> None:
     first = hub.repositories["me/streets"].branches["main"]
     finish(start("me/streets", hub, tmp_path))
     second = hub.add("me/streets", {path.name: path.read_bytes() for path in folder.iterdir()} | {"README.md": b"new"})
@@ -79,7 +80,7 @@ def test_a_branch_moves_and_a_pin_does_not(hub, folder, tmp_path):
     assert Path(offline).name == second.id
 
 
-def test_a_failed_update_leaves_the_old_state_usable(hub, folder, tmp_path):
+def test_a_failed_update_leaves_the_old_state_usable(hub: Hub, folder: Path, tmp_path: Path) -> None:
     first = finish(start("me/streets", hub, tmp_path))[0]
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     hub.add("me/streets", files | {WEIGHTS: files[WEIGHTS][::-1]})
@@ -88,7 +89,7 @@ def test_a_failed_update_leaves_the_old_state_usable(hub, folder, tmp_path):
     assert finish(start("me/streets", hub, tmp_path, HF_HUB_OFFLINE="1"))[0] == first
 
 
-def test_the_description_alone(hub, tmp_path):
+def test_the_description_alone(hub: Hub, tmp_path: Path) -> None:
     path = Path(finish(start("me/streets", hub, tmp_path, {"weights": False}))[0]["folder"])
     assert sorted(p.name for p in path.iterdir()) == ["README.md", "config.json"]
     assert "folder" in finish(start("me/streets", hub, tmp_path, {"weights": False}, HF_HUB_OFFLINE="1"))[0]
@@ -96,7 +97,7 @@ def test_the_description_alone(hub, tmp_path):
     assert "HF_HUB_OFFLINE is set and model.safetensors is not in the cache" in whole["error"]
 
 
-def test_a_repository_without_a_card(hub, folder, tmp_path):
+def test_a_repository_without_a_card(hub: Hub, folder: Path, tmp_path: Path) -> None:
     hub.add("me/bare", {name: (folder / name).read_bytes() for name in ("config.json", WEIGHTS)})
     assert "folder" in finish(start("me/bare", hub, tmp_path))[0]
     hub.add("me/empty", {"README.md": b""})
@@ -104,7 +105,7 @@ def test_a_repository_without_a_card(hub, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["streets", "me/streets/x", "me/streets@", "me/streets@../../x", "me/streets@/v2"])
-def test_malformed_names(name):
+def test_malformed_names(name: str) -> None:
     with pytest.raises(ValueError, match="expected 'owner/name' or 'owner/name@revision'"):
         fapn_zoo.create_model(f"hf-hub:{name}")
 
@@ -126,7 +127,9 @@ sys.exit(cli.main(["predict", "photo.png", "--model", "hf-hub:me/gated"]))
 """
 
 
-def test_the_command_line_says_it_in_one_line_and_exits_with_1(hub, folder, tmp_path, photo):
+def test_the_command_line_says_it_in_one_line_and_exits_with_1(
+    hub: Hub, folder: Path, tmp_path: Path, photo: Path
+) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name in ("gated", "private", "busy", "damaged"):
         hub.add(f"me/{name}", files, gated=name == "gated", private=name == "private")
@@ -209,7 +212,7 @@ def test_timm_weights_of_a_backbone(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("kept/models--timm--resnet26t*/blobs/*"))
 
 
-def test_large_files_are_hashed_once(tmp_path, monkeypatch):
+def test_large_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAPN_ZOO_CACHE", str(tmp_path / "own"))
     path = tmp_path / "weights"
     path.write_bytes(bytes(2 * digests.REMEMBERED))
@@ -230,7 +233,7 @@ def test_large_files_are_hashed_once(tmp_path, monkeypatch):
     assert not digests.has_digest(copy, right)  # the note is of one place
 
 
-def test_small_files_are_named_by_git(tmp_path):
+def test_small_files_are_named_by_git(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"hello\n")
     assert digests.has_digest(path, "ce013625030ba8dba906f756967f9e9ca394464a")  # git hash-object

@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,9 @@ class Outcome:
     second_sent: int
 
 
+Played = Mapping[str, Future[Outcome]]
+
+
 def play(case: Case, root: Path, warm: Path | None) -> Outcome:
     hub = serve(case.data, case.xet)
     try:
@@ -188,7 +192,7 @@ def play(case: Case, root: Path, warm: Path | None) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory, request):
+def played(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Played]:
     """All chosen cases, several at a time, since they mostly wait."""
     chosen = {
         item.callspec.params["case"].title
@@ -220,7 +224,7 @@ def row(title: str, first: dict[str, str], seconds: float, requests: int, again:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-def test_a_fault(case, played, record_property):
+def test_a_fault(case: Case, played: Played, record_property: Callable[[str, Any], None]) -> None:
     seen = played[case.title].result()
     again = f"{seen.second_requests} requests, {seen.second_sent / MB:.1f} MB"
     record_property("row of Hub faults", row(case.title, seen.first, seen.seconds, seen.requests, again))
@@ -240,7 +244,7 @@ def test_a_fault(case, played, record_property):
     assert case.most is None or seen.sent <= case.most
 
 
-def test_two_processes_at_once_fetch_once(tmp_path, record_property):
+def test_two_processes_at_once_fetch_once(tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
     with serve() as hub:
         hub.faults = [Fault("slow", seconds=0.01)]
         begin = time.monotonic()
@@ -256,7 +260,7 @@ def test_two_processes_at_once_fetch_once(tmp_path, record_property):
     record_property("row of Hub faults", row("two processes at once", answers[0], seconds, requests, again))
 
 
-def test_killed_on_the_way(tmp_path, record_property):
+def test_killed_on_the_way(tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
     """What was whole stays; the part that was on its way is not taken for the file, and not kept for ever."""
     with serve() as hub:
         hub.faults = [Fault("slow", seconds=0.05)]
@@ -302,7 +306,7 @@ may_mount = (
 
 
 @pytest.mark.skipif(not may_mount, reason="this user may not mount a small disk; 'disk full' above plays it by a limit")
-def test_a_small_disk(tmp_path, record_property):
+def test_a_small_disk(tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
     with serve() as hub:
         begin = time.monotonic()
         seen = finish(start("me/streets", hub, tmp_path, setup=SMALL_DISK, before=("unshare", "-Urm")))[0]

@@ -77,16 +77,13 @@ def _without_words() -> Iterator[None]:
     Its other warnings, and all that other threads log, are let through.
     """
     thread = threading.get_ident()
-    loggers = [logging.getLogger(f"timm.models.{module}") for module in ("_builder", "_helpers")]
 
     def is_news(record: logging.LogRecord) -> bool:
         expected = record.levelno < logging.WARNING or str(record.msg).startswith("Unexpected keys")
         return record.thread != thread or not expected
 
-    for logger in loggers:
-        logger.addFilter(is_news)
-    try:
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, ("timm.models._builder", "timm.models._helpers")):
+            logger.addFilter(is_news)
+            stack.callback(logger.removeFilter, is_news)
         yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_news)

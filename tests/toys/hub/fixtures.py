@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,9 +13,12 @@ from toys.hub.release_server import ReleaseServer
 
 from fapn_zoo.zoo import registry
 
+if TYPE_CHECKING:
+    from toys.hub.official_toys import Toys
+
 
 @pytest.fixture(scope="module")
-def toys():
+def toys() -> Iterator[Toys]:
     """Name -> (model, released file, official tensors); registered until the module's tests are done."""
     from toys.hub.official_toys import register_toys
 
@@ -22,7 +29,7 @@ def toys():
 
 
 @pytest.fixture(scope="module")
-def release_hosts(toys, tmp_path_factory):
+def release_hosts(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReleaseServer]:
     from toys.hub.official_toys import DRIVE, DRIVE_ID, HTTPS
 
     with ReleaseServer(tmp_path_factory.mktemp("authority")) as server:
@@ -32,7 +39,7 @@ def release_hosts(toys, tmp_path_factory):
 
 
 @pytest.fixture
-def releases(release_hosts, monkeypatch, tmp_path):
+def releases(release_hosts: ReleaseServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ReleaseServer:
     """The hosts without faults; this process and its children find them and an empty cache, and hardly pause."""
     from fapn_zoo.weights import failures
 
@@ -44,7 +51,7 @@ def releases(release_hosts, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def row(record_property):
+def row(record_property: Callable[[str, Any], None]) -> Callable[[str, str], None]:
     """`row(fault, outcome)`: a row of the table at the end of the run."""
 
     def row(fault: str, outcome: str) -> None:
@@ -54,7 +61,7 @@ def row(record_property):
 
 
 @pytest.fixture
-def photo(tmp_path):
+def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
     return path

@@ -30,6 +30,7 @@ DRIVE_ID = "1ToyToyToyToyToyToyToyToyToyToyTo"
 _BACKBONE = {"backbone_norm": "frozen_bn", "backbone_layers": (1, 1, 1, 1), "backbone_channels": (16, 32, 64, 256)}
 _NARROW = {"neck_out_channels": 32, "head_mask_channels": 32}
 _DECODER = {"head_num_queries": 7, "head_channels": 32, "head_layers": 2, "head_feedforward": 48}
+Toys = dict[str, tuple[ModelSpec, bytes, dict[str, Tensor]]]  # name -> model, released file, official tensors
 _LABELS = DataSpec(labels=("sky", "road", "tree"), palette=((0, 0, 255), (99, 99, 99), (0, 128, 0)))
 
 
@@ -65,8 +66,8 @@ def released(spec: ModelSpec, data: bytes, drive_id: str | None = None, run: str
     return register_model(dataclasses.replace(spec, weights={"paper": weights}), overwrite=True)
 
 
-def register_toys() -> dict[str, tuple[ModelSpec, bytes, dict[str, Tensor]]]:
-    """Registers both toys; name -> (model, released file, official tensors)."""
+def register_toys() -> Toys:
+    """Registers both toys."""
     specs = [
         ModelSpec(HTTPS, "perpixel", "fpn", "resnet50", 3, args=_BACKBONE | _NARROW, data=_LABELS),
         ModelSpec(DRIVE, "maskformer", "fapn", "resnet50", 3, args=_BACKBONE | _NARROW | _DECODER, data=_LABELS),

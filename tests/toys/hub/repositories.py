@@ -25,7 +25,7 @@ def git_sha1(data: bytes) -> str:
 class Refused(Exception):
     """An answer other than 200: status, the Hub's error code and message."""
 
-    def __init__(self, status: int, code: str = "", message: str = "", **headers: str):
+    def __init__(self, status: int, code: str = "", message: str = "", **headers: str) -> None:
         self.status, self.message = status, message
         self.headers = ({"X-Error-Code": code} if code else {}) | ({"X-Error-Message": message} if message else {})
         self.headers |= headers
