@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from toys.tiny_official import BY_NAME, first_version, official_state, write
 
 import fapn_zoo
 from fapn_zoo import cli
-from fapn_zoo.convert import convert, convert_file, files, to_official, to_zoo
+from fapn_zoo.convert import convert, convert_file, files, names, to_official, to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel
@@ -266,13 +267,12 @@ def test_no_model_and_several_models(tmp_path: Path) -> None:
 
 
 def test_the_official_models_are_told_apart_by_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    states, shapes = {}, {}
-    monkeypatch.setattr(files, "model_shapes", lambda spec: shapes[spec.name])  # which are made once
+    states, shapes_of = {}, functools.cache(lambda name: model_shapes(registry.get_spec(name)[0]))
+    for module in (files, names):  # every model is built once
+        monkeypatch.setattr(module, "model_shapes", lambda spec: shapes_of(spec.name))
     for spec, weights in files._official_models():
-        if spec.name not in shapes:
-            shapes[spec.name] = model_shapes(spec)
         with torch.device("meta"):
-            state = to_official({key: torch.empty(shape) for key, shape in shapes[spec.name].items()}, spec)
+            state = to_official({key: torch.empty(shape) for key, shape in shapes_of(spec.name).items()}, spec)
         # without second names, whose values there are none of to compare
         states[spec.name] = spec, weights, {key: value for key, value in state.items() if ".offset.norm." not in key}
     assert len(states) == 24

@@ -380,10 +380,10 @@ def test_backbones_of_ones_own(evil: Path, tmp_path: Path, outcome: Note) -> Non
 
 
 @pytest.mark.hub
-def test_repositories(evil_folder: Path, tmp_path: Path, outcome: Note, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repositories(evil_folder: Path, tmp_path: Path, outcome: Note, ask_hub: Callable[[str], None]) -> None:
     with Hub() as hub:
         hub.add("me/mine", evil_folder)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        ask_hub(hub.url)
         with pytest.raises(ValueError, match="only safetensors are loaded") as error:
             fapn_zoo.create_model("hf-hub:me/mine", pretrained=True, cache_dir=tmp_path / "cache")
     outcome("create_model('hf-hub:OWNER/NAME')", str(error.value))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -282,13 +281,15 @@ def test_other_weights_on_the_hub_are_noticed(hub: Hub, client: Client, folder: 
     assert code.startswith("OSError: me/streets now holds model.safetensors with sha256 ") and "0000" in code
 
 
-def test_without_a_hub_and_offline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_hub_and_offline(
+    folder: Path, ask_hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Hub() as gone:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", gone.url)
+        ask_hub(gone.url)
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     monkeypatch.setattr(failures, "FIRST_PAUSE", 0.01)
     for offline, words in ((False, f"no connection to {gone.url}"), (True, "HF_HUB_OFFLINE=1")):
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         with pytest.raises(ConnectionError, match=re.escape(words)) as caught:
             push(folder, "me/streets")
         assert "\n" not in str(caught.value)

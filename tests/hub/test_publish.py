@@ -201,13 +201,16 @@ def test_what_stops_weights_of_ours(
 
 
 def test_upload(
-    publish: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    publish: ModuleType,
+    ask_hub: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Hub() as hub:
         hub.tokens["hf_mine"] = "me"
         monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        ask_hub(hub.url)
         names = [EMBEDDED, "maskformer_fpn_resnet50_ade20k"]
         assert publish.main([*names, "--upload", "--owner", "me", "--out", str(tmp_path)]) == 0
         out = capsys.readouterr().out

@@ -51,6 +51,20 @@ def releases(release_hosts: ReleaseServer, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.fixture
+def ask_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`ask_hub(url)`: the Hub client of this process, which has read its environment long ago, asks there."""
+    from huggingface_hub import constants
+
+    def ask_hub(url: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+    return ask_hub
+
+
+@pytest.fixture
 def row(record_property: Callable[[str, Any], None]) -> Callable[[str, str], None]:
     """`row(fault, outcome)`: a row of the table at the end of the run."""
 
