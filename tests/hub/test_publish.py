@@ -200,6 +200,7 @@ def test_what_stops_weights_of_ours(
     assert publish.main([name, "--out", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the Hub client's transport
 def test_upload(
     publish: ModuleType,
     ask_hub: Callable[[str], None],

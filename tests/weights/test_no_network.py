@@ -2,64 +2,74 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gdown  # noqa: F401 - so that no import is timed
 import pytest
-from toys.hub.client import environment
+import timm  # noqa: F401
+from huggingface_hub import HfApi
+
+from fapn_zoo import ModelSpec, WeightsSpec, create_model
+from fapn_zoo.convert import official
+from fapn_zoo.export import push
+from fapn_zoo.weights import failures
 
 pytestmark = pytest.mark.hub
 
-# One process, because the clients read their environment when they are imported; which is not counted.
-PROGRAM = """
-import json, logging, time
-import gdown, huggingface_hub.hf_api, timm
-from fapn_zoo import ModelSpec, WeightsSpec, create_model, register_model
-from fapn_zoo.convert import official
-from fapn_zoo.export import push
-URL = "https://nothing.invalid/{}.pth"
-release = WeightsSpec("official", URL.format("model_final_012345"), license="mit", page=URL.format("page"))
-register_model(ModelSpec("toy", "perpixel", "fapn", "resnet10t", 2, weights={"paper": release}))
-def backbone(name, **overlay):
+HOST = "https://nothing.invalid"
+
+
+@pytest.fixture(autouse=True)
+def no_network(ask_hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Hub has a name without an address, every cache is empty."""
+    ask_hub(HOST)
+    for name in ("FAPN_ZOO_CACHE", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    assert failures.FIRST_PAUSE == 1 and HfApi().endpoint == HOST
+
+
+def release(_: Path) -> None:
+    weights = WeightsSpec("official", f"{HOST}/model_final_012345.pkl", license="mit", page=f"{HOST}/page")
+    spec = ModelSpec("toy", "perpixel", "fapn", "resnet10t", 2, weights={"paper": weights})
+    official.fetch(spec, weights)
+
+
+def upload(_: Path) -> None:
+    push.upload(push.Package("me/streets", None, "toy", {"README.md": b"-"}, ""))
+
+
+def backbone(name: str, **overlay: Any) -> Callable[[Path], object]:
     options = {"backbone_pretrained_cfg_overlay": overlay} if overlay else {}
-    return create_model("perpixel_fapn", backbone=name, num_classes=2, pretrained_backbone=True, **options)
-calls = {
-    "official": lambda: create_model("toy", pretrained=True),
-    "Hub": lambda: create_model("hf-hub:me/streets", pretrained=True),
-    "upload": lambda: push.upload(push.Package("me/streets", None, "toy", {"README.md": b"-"}, "")),
-    "backbone": lambda: backbone("resnet10t"),
-    "backbone in another format": lambda: backbone("resnetv2_50x1_bit.goog_in21k"),
-    "backbone of another repository": lambda: backbone("resnet10t", hf_hub_id="me/weights"),
-    "backbone by its Hub name": lambda: backbone("hf-hub:me/weights"),
-    "backbone by its URL": lambda: backbone("resnet10t", hf_hub_id=None, url=URL.format("resnet10t-01234567")),
-}
-seen = {}
-for name, call in calls.items():
-    begin = time.monotonic()
-    try:
-        call()
-    except (ValueError, OSError) as error:
-        seen[name] = [time.monotonic() - begin, type(error).__name__, str(error)]
-print(json.dumps(seen))
-"""
-
-
-def test_a_name_without_an_address_is_answered_at_once(tmp_path: Path) -> None:
-    more = {"HF_TOKEN": "hf_mine", "TORCH_HOME": str(tmp_path / "torch")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment("https://nothing.invalid", tmp_path, **more),
+    return lambda cache: create_model(
+        "perpixel_fapn", backbone=name, num_classes=2, pretrained_backbone=True, cache_dir=cache, **options
     )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])  # torch tells what it fetches
-    assert len(seen) == 8 and "again in" not in done.stderr
-    for name, (seconds, kind, line) in seen.items():
-        assert seconds < 2, (name, seconds)
-        assert kind == ("ValueError" if name == "Hub" else "ConnectionError")
-        assert "nothing.invalid" in line or "by its URL" in name
-        assert "[Errno " in line and "\n" not in line
+
+
+CALLS: dict[str, Callable[[Path], object]] = {
+    "official release": release,
+    "model of the Hub": lambda cache: create_model("hf-hub:me/streets", pretrained=True, cache_dir=cache),
+    "upload": upload,
+    "backbone": backbone("resnet10t"),
+    "backbone whose other weights have a format of their own": backbone("resnetv2_50x1_bit.goog_in21k"),
+    "backbone of another repository": backbone("resnet10t", hf_hub_id="me/weights"),
+    "backbone by its name on the Hub": backbone("hf-hub:me/weights"),
+    "backbone by its URL": backbone("resnet10t", hf_hub_id=None, url=f"{HOST}/resnet10t-01234567.pth"),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_name_without_an_address_is_answered_at_once(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ValueError if what == "model of the Hub" else ConnectionError) as caught:
+        CALLS[what](tmp_path / "cache")
+    assert time.monotonic() - begin < 2
+    line = str(caught.value)
+    assert "[Errno " in line and "\n" not in line and "again in" not in caplog.text
+    assert "nothing.invalid" in line or what == "backbone by its URL"
