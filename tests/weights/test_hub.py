@@ -161,57 +161,59 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_1(
     assert "Traceback" not in done.stderr
 
 
-def test_timm_weights_of_a_backbone(
-    ask_hub: Callable[[str], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """From the Hub like our own: verified, in the given cache, without a word, with one line where they are not there.
+def build_backbone(name: str, cache: Path, **overlay: Any) -> dict[str, Tensor]:
+    """What it loads of its own weights; `overlay` replaces what timm says of them."""
+    options = {"pretrained_backbone": True, "cache_dir": cache, "num_classes": 2}
+    options |= {"backbone_pretrained_cfg_overlay": overlay} if overlay else {}
+    return fapn_zoo.create_model("perpixel_fapn", backbone=name, **options).backbone.body.state_dict()
 
-    They have a classifier, which a backbone has no place for and which timm would name.
-    """
+
+def test_timm_weights_of_a_backbone(
+    ask_hub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the Hub like our own: verified, in the given cache, and with one line where they cannot be had."""
+    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.05)
     torch.manual_seed(0)
     expected = timm.create_model("resnet10t").state_dict()
-    assert "fc.weight" in expected
-    file = tmp_path / WEIGHTS
-    file.write_bytes(save(expected))
-    monkeypatch.setenv("FAPN_ZOO_CACHE", str(tmp_path / "own"))
-    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.05)
-
-    def build(backbone: str, **overlay: Any) -> dict[str, Tensor]:
-        options = {"backbone_pretrained_cfg_overlay": overlay} if overlay else {}
-        options |= {"pretrained_backbone": True, "cache_dir": tmp_path / "kept"}
-        model = fapn_zoo.create_model("perpixel_fapn", backbone=backbone, num_classes=2, **options)
-        return model.backbone.body.state_dict()
-
     with Hub() as hub:
         ask_hub(hub.url)
         for name in ("timm/resnet10t.c3_in1k", "timm/resnet26t.ra2_in1k"):
-            hub.add(name, {"config.json": b"{}", WEIGHTS: file.read_bytes()})
+            hub.add(name, {"config.json": b"{}", WEIGHTS: save(expected)})
         hub.faults = [Fault("wrong", "cdn/timm/resnet26t")]
-        capfd.readouterr()
-        with caplog.at_level(logging.DEBUG):
-            # From the Hub; from a file; from the Hub, though the weights that timm has elsewhere are of another format.
-            states = [build("resnet10t"), build("resnet10t", file=str(file)), build("resnet10t", custom_load=True)]
-        assert not [record for record in caplog.records if record.name.startswith("timm")]
-        assert "".join(capfd.readouterr()) == ""
-        assert all(torch.equal(value, expected[key]) for state in states for key, value in state.items())
+        # Once more as if the weights that timm has elsewhere were of another format.
+        for overlay in ({}, {"custom_load": True}):
+            state = build_backbone("resnet10t", tmp_path, **overlay)
+            assert all(torch.equal(value, expected[key]) for key, value in state.items())
         assert hub.count("^GET .*resnet10t") == 1
-        assert list(tmp_path.glob("kept/models--timm--resnet10t.c3_in1k/snapshots/*/model.safetensors"))
         for name, overlay, words in (
             ("resnet14t", {}, "no repository timm/resnet14t.c3_in1k"),
             ("resnet26t", {}, "was damaged"),
             ("resnet34", {"hf_hub_id": "timm/resnet26t.ra2_in1k"}, "was damaged"),
         ):
             with pytest.raises(ConnectionError, match=f"^no ImageNet weights for backbone '{name}") as error:
-                build(name, **overlay)
+                build_backbone(name, tmp_path, **overlay)
             line = str(error.value)
-            assert (
-                words in line and "\n" not in line and line.endswith("pretrained_backbone=False goes on without them")
-            )
-        assert not list(tmp_path.glob("kept/models--timm--resnet26t*/blobs/*"))
+            assert words in line and "\n" not in line
+            assert line.endswith("pretrained_backbone=False goes on without them")
+    assert list(tmp_path.glob("models--timm--resnet10t.c3_in1k/snapshots/*/model.safetensors"))
+    assert not list(tmp_path.glob("models--timm--resnet26t*/blobs/*"))
+
+
+def test_weights_of_a_backbone_load_without_a_word(
+    ask_hub: Callable[[str], None], tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """timm would name tensors behind the last feature map and the classifier's as unexpected."""
+    file = tmp_path / WEIGHTS
+    file.write_bytes(save(timm.create_model("mobilenetv4_conv_small").state_dict()))
+    with Hub() as hub:
+        hub.add("timm/mobilenetv4_conv_small.e2400_r224_in1k", {WEIGHTS: file.read_bytes()})
+        ask_hub(hub.url)
+        capfd.readouterr()
+        with caplog.at_level(logging.DEBUG):
+            for overlay in ({}, {"file": str(file)}):
+                build_backbone("mobilenetv4_s", tmp_path / "cache", **overlay)
+    assert not [record for record in caplog.records if record.name.startswith("timm")]
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_large_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

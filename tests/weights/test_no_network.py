@@ -26,8 +26,7 @@ HOST = "https://nothing.invalid"
 def no_network(ask_hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The Hub has a name without an address, every cache is empty."""
     ask_hub(HOST)
-    for name in ("FAPN_ZOO_CACHE", "TORCH_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert failures.FIRST_PAUSE == 1 and HfApi().endpoint == HOST

@@ -51,9 +51,11 @@ def releases(release_hosts: ReleaseServer, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.fixture
-def ask_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def ask_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """`ask_hub(url)`: the Hub client of this process, which has read its environment long ago, asks there."""
     from huggingface_hub import constants
+
+    monkeypatch.setenv("FAPN_ZOO_CACHE", str(tmp_path / "own"))
 
     def ask_hub(url: str) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", url)
