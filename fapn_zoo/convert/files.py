@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import shutil
@@ -20,19 +19,9 @@ from torch import Tensor
 from fapn_zoo.convert.names import model_shapes, rename, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
-from fapn_zoo.weights import probe
-from fapn_zoo.weights.folder import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    assign_tensors,
-    load_weights,
-    read_config,
-    read_spec,
-    read_tensors,
-    save_model,
-)
-from fapn_zoo.weights.hub import file_sha256
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, probe
+from fapn_zoo.weights.digests import file_digest
+from fapn_zoo.weights.folder import assign_tensors, load_weights, read_config, read_spec, read_tensors, save_model
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -43,7 +32,7 @@ SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
 
 
 class Conversion(NamedTuple):
-    """What became of one file: ``folder`` where it was converted (or ``kept``), else the ``error``."""
+    """What became of one file: `folder` where it was converted (or `kept`), else the `error`."""
 
     source: Path
     model: str | None = None
@@ -53,7 +42,7 @@ class Conversion(NamedTuple):
 
 
 def convert(source: str | Path, out: str | Path, model: str | None = None) -> list[Conversion]:
-    """Converts a checkpoint to the weights folder ``out``, or a folder of many to ``out/<model>`` each.
+    """Converts a checkpoint to the weights folder `out`, or a folder of many to `out/<model>` each.
 
     Args:
         source: a file, or a folder whose files of `SUFFIXES` are taken in the order of their names.
@@ -127,7 +116,7 @@ def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, Weig
 
 
 def _convert_one(path: Path, out: Path, model: str | None, before: list[Conversion] | None = None) -> Conversion:
-    """``before``: what was converted from the same folder; its models have folders of their own below ``out``."""
+    """`before`: what was converted from the same folder; its models have folders of their own below `out`."""
     if model is not None:
         spec, tag = get_spec(model)
         weights = spec.weights[tag] if tag else None
@@ -167,8 +156,7 @@ def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None
         return weights, ""
     if official.md5_prefix is None:
         return weights, "The release states no checksum: that this is its file is the word of whoever converted it."
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "md5").hexdigest()
+    digest = file_digest(path, "md5")
     if digest.startswith(official.md5_prefix):
         return weights, ""
     if named:
@@ -189,7 +177,7 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
         weights = next((w for w in spec.weights.values() if w.source == "official"), None)
     weights, note = (weights, "") if checked else _claims(path, weights)
     spec = with_labels(spec)
-    digest = file_sha256(path)
+    digest = file_digest(path)
     if _is_made_of(out, digest, spec):
         return Conversion(path, spec.name, out, kept=True)
     network = _network(path, spec)

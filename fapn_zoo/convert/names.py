@@ -6,7 +6,7 @@ Every official tensor is used once or dropped for a stated reason, and every ten
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -119,7 +119,7 @@ def second_version(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _other_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, called) -> list[str]:
+def _other_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, called: Callable[[str], str | None]) -> list[str]:
     return [
         f"{called(key)} {tuple(tensor.shape)} instead of {tuple(shapes[key])}"
         for key, tensor in tensors.items()

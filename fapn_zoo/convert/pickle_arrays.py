@@ -22,9 +22,9 @@ _MOST_DIMENSIONS = 64
 
 
 class RefusedPickle(ValueError):
-    """A pickle asks for what is neither an array nor a plain container; ``name`` says for what."""
+    """A pickle asks for what is neither an array nor a plain container; `name` says for what."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         super().__init__(f"it asks for {name}")
         self.name = name
 
@@ -32,7 +32,7 @@ class RefusedPickle(ValueError):
 class PickledDtype:
     """What a pickle says of a number type: its string, then (in a state) its byte order."""
 
-    def __init__(self, text: Any = None, align: Any = False, copy: Any = True):
+    def __init__(self, text: Any = None, align: Any = False, copy: Any = True) -> None:
         self.text, self.order = text, "="
 
     def __setstate__(self, state: Any) -> None:
@@ -52,7 +52,7 @@ class PickledDtype:
 class PickledArray:
     """What a pickle says of an array; nothing of it is believed before `tensor`."""
 
-    def __init__(self, shape: Any = None, dtype: Any = None, order: Any = "C", data: Any = None):
+    def __init__(self, shape: Any = None, dtype: Any = None, order: Any = "C", data: Any = None) -> None:
         self.shape, self.dtype, self.order, self.data = shape, dtype, order, data
         self._tensor: Tensor | None = None
 
@@ -148,23 +148,12 @@ ADMITTED: dict[str, Callable[..., Any]] = {
     )
 }
 
-_VALUES = {
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "LONG4",
-    "BINFLOAT",
-    "SHORT_BINSTRING",
-    "BINSTRING",
-    "SHORT_BINBYTES",
-    "BINBYTES",
-    "BINBYTES8",
-    "BYTEARRAY8",
-    "SHORT_BINUNICODE",
-    "BINUNICODE",
-    "BINUNICODE8",
-}
+_VALUES = frozenset(
+    """
+    BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
+    SHORT_BINUNICODE BINUNICODE BINUNICODE8
+""".split()
+)
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -268,7 +257,7 @@ class _Machine:
 class _Bounded:
     """A file of which no more is asked than there is: lengths in a damaged pickle may exceed all memory."""
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size, self.tell, self.readline = file, size, file.tell, file.readline
 
     def read(self, count: int) -> bytes:

@@ -1,7 +1,7 @@
 """Files of weights of any container -> tensors by name; nothing in them is ever run.
 
 The container is recognised by content, not by name. Torch files go through `torch.load(weights_only=True)`; plain
-pickles of numpy arrays, detectron2's ``.pkl``, through a reader of their own (`_pickle_arrays`).
+pickles of numpy arrays, detectron2's `.pkl`, through a reader of their own (`pickle_arrays`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _read_torch_zip(path: Path) -> Any:
 
 
 def _problem(archive: zipfile.ZipFile, size: int) -> str | None:
-    """What keeps an archive of ``size`` bytes from torch, which would map it without a look at its checksums."""
+    """What keeps an archive of `size` bytes from torch, which would map it without a look at its checksums."""
     members = archive.infolist()
     names = [member.filename.rpartition("/")[2] for member in members]
     if "constants.pkl" in names:

@@ -6,13 +6,13 @@ import io
 import json
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fapn_zoo import __version__
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import (
     EXAMPLE,
     HUB_ID,
@@ -24,9 +24,10 @@ from fapn_zoo.weights.card import (
     render_card,
 )
 from fapn_zoo.weights.card_facts import has_license, license_metadata
-from fapn_zoo.weights.folder import CARD, CONFIG, WEIGHTS, read_config
-from fapn_zoo.weights.hub import ATTEMPTS, FIRST_PAUSE, file_sha256
-from fapn_zoo.weights.hub_errors import PASSING_STATUS, TRANSPORTS
+from fapn_zoo.weights.digests import file_digest
+from fapn_zoo.weights.failures import ATTEMPTS, Failure, patiently
+from fapn_zoo.weights.folder import read_config
+from fapn_zoo.weights.hub_errors import Upload, explained
 
 if TYPE_CHECKING:
     from fapn_zoo.model import ZooModel
@@ -35,10 +36,12 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE_SIZE = 1280  # longest side in pixels of an example photo
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Package:
-    """What one commit will hold, checked. ``files``: name in the repository -> content, or the file it is read from."""
+    """What one commit will hold, checked. `files`: name in the repository -> content, or the file it is read from."""
 
     repository: str
     revision: str | None
@@ -70,17 +73,17 @@ def push(
     message: str | None = None,
     dry_run: bool = False,
 ) -> str:
-    """Uploads a weights folder, so that ``create_model("hf-hub:owner/name", pretrained=True)`` gives the same model.
+    """Uploads a weights folder, so that `create_model("hf-hub:owner/name", pretrained=True)` gives the same model.
 
     The folder is loaded and must compute the outputs stored in it; the card is rendered anew from `config.json` (own
     words between the card's comments are kept). Only the three files of a weights folder and the example go up, as one
     commit: a broken upload leaves the repository as it was. The folder itself is not changed.
 
     Args:
-        folder: what training or ``model.save`` wrote.
-        repo_id: ``owner/name``; made where it is not there.
+        folder: what training or `model.save` wrote.
+        repo_id: `owner/name`; made where it is not there.
         private: of a new repository. revision: a branch instead of main, made where it is not there.
-        license: an id such as ``apache-2.0``, or a name and a link; needed where `config.json` states none.
+        license: an id such as `apache-2.0`, or a name and a link; needed where `config.json` states none.
         example: a photo; it and its overlay are shown on the model's page.
         message: of the commit.
         dry_run: only check. Needs no network.
@@ -106,7 +109,7 @@ def prepare(
     example: Any = None,
     rows: Sequence[Mapping[str, str]] = (),
 ) -> Package:
-    """All that `push` does without network. ``rows``: lines of a result table for the card."""
+    """All that `push` does without network. `rows`: lines of a result table for the card."""
     from huggingface_hub import constants
 
     _check_names(repo_id, revision)
@@ -119,7 +122,7 @@ def prepare(
     if license != config.get("license"):
         config = config | {"license": license}
         content = (json.dumps(config, indent=1) + "\n").encode()
-    digest = file_sha256(folder / WEIGHTS)
+    digest = file_digest(folder / WEIGHTS)
     model = reload(folder, config)
     pictures = _example(model, example) if example is not None else {}
     words = own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
@@ -139,7 +142,7 @@ def prepare(
 
 
 def reload(folder: Path, config: Mapping[str, Any]) -> ZooModel:
-    """The model of a weights folder; ValueError where it does not compute the outputs stored in ``config``."""
+    """The model of a weights folder; ValueError where it does not compute the outputs stored in `config`."""
     from fapn_zoo import create_model
     from fapn_zoo.weights.probe import check
 
@@ -181,56 +184,17 @@ def upload(package: Package, *, private: bool = False, message: str | None = Non
     return commit.commit_url
 
 
-def _ask(call: Callable[[], Any], repo_id: str) -> Any:
-    """Calls again where trouble may pass; what remains is raised as one line."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
+def _ask(call: Callable[[], T], repo_id: str) -> T:
+    """What the Hub answers; calls again where trouble may pass."""
+
+    def attempt() -> T:
+        with explained(Upload(repo_id)):
             return call()
-        except Exception as error:
-            failure = _failure(error, repo_id)
-            if failure is None:
-                raise
-            if not isinstance(failure, ConnectionError) or attempt == ATTEMPTS:
-                raise failure from error
-            logger.warning("attempt %d of %d failed: %s", attempt, ATTEMPTS, failure)
-            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-    raise AssertionError("ATTEMPTS must be at least 1")
 
-
-def _failure(error: Exception, repo_id: str) -> OSError | None:
-    """One line that says what to do; None for what is no trouble of the Hub or the network."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what happened to one file
-    said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
-    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    if status == 401:
-        return PermissionError(
-            "the Hub does not accept the token (401); run `hf auth login`, or set HF_TOKEN to one "
-            f"that may write to {repo_id}"
-        )
-    if status == 403:
-        return PermissionError(
-            f"the token may not write to {repo_id} (403: {said}); name a repository of your own, or "
-            "set HF_TOKEN to a token with write access"
-        )
-    if status == 404:
-        return FileNotFoundError(f"the Hub finds no {repo_id} that this token may write to (404: {said})")
-    if status in (409, 412):
-        return OSError(f"{repo_id} was changed by someone else at the same time ({status}); push again")
-    if status in PASSING_STATUS:
-        return ConnectionError(f"the Hub answers {status} ({said}); nothing is half there, push again later")
-    if status or isinstance(error, (HfHubHTTPError, ValueError)):  # ValueError: it does not like the card
-        return OSError(f"the Hub refuses the upload to {repo_id} ({status or 'card'}: {said})")
-    # hf_xet, which carries large files, says everything with RuntimeError.
-    if packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError)):
-        return ConnectionError(
-            f"no connection to {constants.ENDPOINT}, or it broke ({said}); nothing is half there, push again"
-        )
-    return None
+    try:
+        return patiently(attempt, ATTEMPTS)
+    except Failure as failure:
+        raise failure.kind(str(failure)) from failure
 
 
 def _check_names(repo_id: str, revision: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Runs ``write`` on a file beside ``path`` and renames it; after an error or Ctrl-C nothing of it is left."""
+    """Runs `write` on a file beside `path` and renames it; after an error or Ctrl-C nothing of it is left."""
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it where they are missing; OSError, which names ``path``, where that fails."""
+    """Makes a folder and those above it where they are missing; OSError, which names `path`, where that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -48,7 +48,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """OSError where a file could not be written to ``path``: to be called before work that takes long."""
+    """OSError where a file could not be written to `path`: to be called before work that takes long."""
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -59,7 +59,7 @@ def check_writable(path: Path) -> None:
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """Where what was fetched is kept: ``cache_dir``, ``FAPN_ZOO_CACHE``, or fapn_zoo in the user's cache folder."""
+    """Where what was fetched is kept: `cache_dir`, `FAPN_ZOO_CACHE`, or fapn_zoo in the user's cache folder."""
     if cache_dir is not None:
         return Path(cache_dir)
     if chosen := os.environ.get("FAPN_ZOO_CACHE"):

@@ -58,7 +58,7 @@ def render_card(
     Args:
         config: what `config.json` holds.
         text: own words, kept between two comments so that `own_words` finds them again.
-        repository: ``owner/name`` or ``owner/name@revision`` that the card is for; None is a folder on disk.
+        repository: `owner/name` or `owner/name@revision` that the card is for; None is a folder on disk.
         rows: lines of a result table (columns of `fapn_zoo.evaluate.CSV_COLUMNS`), of this model and these weights.
         example: URL of an example image, whose overlay lies beside the card as overlay.png.
         pointer: the card of an official model that comes without its weights.
@@ -90,7 +90,7 @@ def render_card(
 
 
 def own_words(card: str) -> str:
-    """The paragraphs that a card was given as ``text``, or nothing."""
+    """The paragraphs that a card was given as `text`, or nothing."""
     _, begin, rest = card.partition(f"{BEGIN}\n")
     words, end, _ = rest.rpartition(f"\n{END}")
     return words if begin and end else ""

@@ -42,7 +42,7 @@ _NAMED = re.compile(rf"(.+) (\S+) ((?:{'|'.join(re.escape(name) for name, _ in M
 
 
 class Score(NamedTuple):
-    """One value in percent. ``origin`` is a "row" of a result table, the "config" of a folder, or a "release"."""
+    """One value in percent. `origin` is a "row" of a result table, the "config" of a folder, or a "release"."""
 
     data: str
     split: str
@@ -63,7 +63,7 @@ def dataset_title(name: str) -> str:
 
 
 def parse_metric(name: str, value: Any, origin: str = "config") -> Score | None:
-    """``"CamVid test mIoU"`` -> a score; None where the name has another form or the value is no finite number."""
+    """`"CamVid test mIoU"` -> a score; None where the name has another form or the value is no finite number."""
     match = _NAMED.fullmatch(one_line(name))
     if match is None or isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
@@ -73,7 +73,7 @@ def parse_metric(name: str, value: Any, origin: str = "config") -> Score | None:
 def collect_scores(
     config: Mapping[str, Any], rows: Sequence[Mapping[str, str]] = (), reported: bool = False
 ) -> list[Score]:
-    """The scores of result rows, then those that the configuration holds under names like ``"CamVid test mIoU"``.
+    """The scores of result rows, then those that the configuration holds under names like `"CamVid test mIoU"`.
 
     Rows of several scales are called so; rows in windows, of class maps or only mirrored have no name here.
 
@@ -115,7 +115,7 @@ def has_license(text: str) -> bool:
 
 
 def license_metadata(text: str, link: str = "") -> dict[str, str]:
-    """The Hub's licence fields. ``text`` is an id of the Hub, or terms of another name with their URL (or ``link``)."""
+    """The Hub's licence fields. `text` is an id of the Hub, or terms of another name with their URL (or `link`)."""
     url = re.search(r"https?://\S+", text)
     name = _license_name(text)
     if name in HUB_LICENSES:

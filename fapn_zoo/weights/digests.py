@@ -17,7 +17,7 @@ _BLOCK = 2**20
 def has_digest(path: Path, digest: str) -> bool:
     """Whether a file has this content.
 
-    A file of ``REMEMBERED`` bytes or more that passed is noted below `cache_root`, and not read again for as long as
+    A file of `REMEMBERED` bytes or more that passed is noted below `cache_root`, and not read again for as long as
     its place, size and time of change stay the same.
 
     Args:
@@ -58,3 +58,9 @@ def digests(path: Path, length: int) -> list[str]:
             for hasher in hashers:
                 hasher.update(block)
     return [hasher.hexdigest() for hasher in hashers]
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,6 +1,6 @@
 """Weights folders: reading them into a model, and writing them.
 
-A folder holds ``model.safetensors``, ``config.json`` (the description) and ``README.md`` (the card). Only safetensors
+A folder holds `model.safetensors`, `config.json` (the description) and `README.md` (the card). Only safetensors
 are read; what is adapted on purpose is reported tensor by tensor, everything else that does not fit raises.
 """
 
@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +22,35 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fapn_zoo.runtime.files import make_folder
+from fapn_zoo.runtime.provenance import versions
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
 from fapn_zoo.weights.probe import probe
 from fapn_zoo.zoo.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
+PACKAGES = ("torch", "torchvision", "timm")  # that decide what the weights compute
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did. ``adapted`` and ``fresh`` name tensors that were changed to fit or left at random values."""
+    """What loading did. `adapted` and `fresh` name tensors that were changed to fit or left at random values."""
 
     loaded: int
     adapted: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
         parts += [f"adapted: {', '.join(self.adapted)}"] if self.adapted else []
         parts += [f"left random: {', '.join(self.fresh)}"] if self.fresh else []
-        return "; ".join([*parts, *self.notes])
+        return "; ".join(parts)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The parsed ``config.json``. Raises FileNotFoundError or ValueError naming the file."""
+    """The parsed `config.json`. Raises FileNotFoundError or ValueError naming the file."""
     path = Path(folder) / CONFIG
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no weights folder {str(folder)!r}")
@@ -83,7 +84,7 @@ def load_weights(
     Args:
         model: any dtype, any device.
         source: a safetensors file or a weights folder.
-        saved: the description that the tensors were saved with. Where its ``num_classes`` or ``in_chans`` differ from
+        saved: the description that the tensors were saved with. Where its `num_classes` or `in_chans` differ from
             the model's, the classifier stays random and the first convolution is adapted; without it all must fit.
         share: leave the weights in the mapped file, see `assign_tensors`; for files that nobody writes to.
 
@@ -109,7 +110,7 @@ def load_weights(
 
 
 def classifier_keys(model: nn.Module) -> list[str]:
-    """State-dict names whose shape depends on ``num_classes``, as the head names them."""
+    """State-dict names whose shape depends on `num_classes`, as the head names them."""
     prefixes = tuple(f"head.{name}." for name in model.head.classifier)
     return [key for key in model.state_dict() if key.startswith(prefixes)]
 
@@ -121,7 +122,9 @@ class WithoutInit(TorchFunctionMode):
     weights must have them. As modes are per thread, models made meanwhile in other threads are whole.
     """
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = getattr(function, "__name__", "")
         if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
             target = args[0] if args else kwargs.get("tensor")  # torch.nn.init hands its tensor on by name
@@ -206,6 +209,7 @@ def save_model(
     for key, value in model.state_dict().items():
         value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
         tensors[key] = value.contiguous().clone()
+    made_with = versions()
     config = {
         "format": FORMAT,
         "library": "fapn-zoo",
@@ -214,7 +218,7 @@ def save_model(
         "metrics": dict(metrics or {}),
         "source": source,
         "training": dict(training or {}),
-        "versions": _versions(),
+        "versions": {"fapn_zoo": made_with["fapn-zoo"]} | {name: made_with[name] for name in PACKAGES},
         "probe": _probe_of(model, dtype),
     }
     make_folder(folder)
@@ -236,20 +240,6 @@ def _probe_of(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
         logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
         return {}
-
-
-def _versions() -> dict[str, str]:
-    import timm
-    import torchvision
-
-    from fapn_zoo import __version__
-
-    return {
-        "fapn_zoo": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-    }
 
 
 def _adapt_input(tensors: dict[str, Tensor], state: Mapping[str, Tensor], saved: int, wanted: int) -> list[str]:

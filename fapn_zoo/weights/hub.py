@@ -7,38 +7,31 @@ for it, passing trouble is waited for within bounds, and what remains is said in
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fapn_zoo.runtime.files import write_text
-from fapn_zoo.weights.digests import digests, has_digest
-from fapn_zoo.weights.hub_errors import PASSING_STATUS, Absent, Failure, Local, Missing, Offline, explained
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
+from fapn_zoo.weights.digests import digests, file_digest, has_digest
+from fapn_zoo.weights.failures import ATTEMPTS, PASSING_STATUS, Failure, Local, patiently
+from fapn_zoo.weights.hub_errors import Absent, Download, Missing, Offline, explained
 
 logger = logging.getLogger(__name__)
 
-CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
-
-ATTEMPTS = 3
-FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
-LONGEST_PAUSE = 60.0  # seconds; where the Hub asks for more, the user is told instead
-PATIENCE = 60.0  # seconds after which no further attempt is begun; the client makes some of its own, too
 STALE = 3600.0  # seconds without a write after which the partial file of a killed download is removed
 REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path in the cache
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One revision of a repository and how to get at it; ``name`` is what the user wrote."""
+    """One revision of a repository and how to get at it; `name` is what the user wrote."""
 
     name: str
     repo_id: str
@@ -57,7 +50,7 @@ class _Source:
         return Path(self.cache_dir or constants.HF_HUB_CACHE)
 
     def explained(self, filename: str, size: int | None = None) -> contextlib.AbstractContextManager[None]:
-        return explained(self.repo_id, self.revision, filename, cache=self.cache, size=size)
+        return explained(Download(self.repo_id, self.revision, filename, self.cache, size))
 
     def cached(self, filename: str, commit: str | None = None) -> Path | None:
         """The file in the cache, whatever the Hub says."""
@@ -83,12 +76,12 @@ def download(
     that fails and the cache holds all of what it last pointed to, that is used, and a log line says so.
 
     Args:
-        repository: ``owner/name`` or ``owner/name@revision`` (a branch, a tag or the 40 digits of a commit).
-        cache_dir: None is the client's own place (``HF_HOME``). ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``
+        repository: `owner/name` or `owner/name@revision` (a branch, a tag or the 40 digits of a commit).
+        cache_dir: None is the client's own place (`HF_HOME`). `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`
             are honoured by the client.
-        sha256: expected digest of ``model.safetensors``, in addition to the one that the Hub gives for each file.
+        sha256: expected digest of `model.safetensors`, in addition to the one that the Hub gives for each file.
         weights: False fetches the description only.
-        token: of a Hub account; None is the client's own (``HF_TOKEN`` or the one that was logged in with).
+        token: of a Hub account; None is the client's own (`HF_TOKEN` or the one that was logged in with).
 
     Raises:
         ValueError: a malformed name, or a repository, revision or file that cannot be had, in one line that says why
@@ -124,12 +117,6 @@ def download_file(
     return path
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _source(repository: str, cache_dir: str | Path | None, token: str | None) -> _Source:
     repo_id, at, revision = repository.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or (at and not REVISION.fullmatch(revision)):
@@ -146,7 +133,7 @@ def _commit(source: _Source, wanted: list[str]) -> str:
     commit = known.parent.name if known else None
     missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
     try:
-        found = _patiently(
+        found = patiently(
             lambda: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1
         )
         return found.commit_hash
@@ -173,7 +160,7 @@ def _file(source: _Source, commit: str, filename: str, sha256: str | None = None
             raise _other_digest(source, filename, found.etag, sha256)
         return _fetch(source, commit, filename, found)
 
-    return _patiently(attempt, attempts)
+    return patiently(attempt, attempts)
 
 
 def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
@@ -189,7 +176,7 @@ def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
 
 
 def _metadata(source: _Source, revision: str, filename: str) -> Any:
-    """What the Hub says of a file without sending it: ``commit_hash``, ``etag``, ``size``."""
+    """What the Hub says of a file without sending it: `commit_hash`, `etag`, `size`."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     with source.explained(filename), _without_clients_pauses():
@@ -225,22 +212,6 @@ def _library() -> dict[str, str]:
     from fapn_zoo import __version__
 
     return {"library_name": "fapn-zoo", "library_version": __version__}
-
-
-def _patiently(call: Callable[[], T], attempts: int) -> T:
-    """Calls up to so many times for as long as the failure may pass."""
-    begin = time.monotonic()
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except Failure as failure:
-            pause = max(FIRST_PAUSE * 2 ** (attempt - 1), failure.pause or 0)
-            last = attempt == attempts or pause > LONGEST_PAUSE or time.monotonic() - begin > PATIENCE
-            if last or not failure.passing:
-                raise
-            logger.warning("%s; trying again in %.0f s (%d of %d)", failure.reason, pause, attempt, attempts - 1)
-            time.sleep(pause)
-    raise AssertionError("attempts must be at least 1")
 
 
 @contextlib.contextmanager
@@ -287,7 +258,7 @@ def _blob(path: Path) -> Path:
 def _check_content(path: Path, etag: str | None) -> None:
     """Throws a file that is not what the Hub announced out of the cache, and raises.
 
-    ``etag`` is what the Hub says now; a cache with links has it in the name of the linked file.
+    `etag` is what the Hub says now; a cache with links has it in the name of the linked file.
     """
     blob = _blob(path)
     digest = blob.name if path.is_symlink() else etag
@@ -314,7 +285,7 @@ def _check_content(path: Path, etag: str | None) -> None:
 
 def _check_registered(source: _Source, path: Path, sha256: str | None) -> None:
     if sha256 is not None and _blob(path).name != sha256 and not has_digest(path, sha256):
-        raise _other_digest(source, path.name, file_sha256(path), sha256)
+        raise _other_digest(source, path.name, file_digest(path), sha256)
 
 
 def _other_digest(source: _Source, filename: str, found: str, expected: str) -> Failure:

@@ -11,26 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from fapn_zoo.weights.failures import NO_ROOM, PASSING_STATUS, Failure, Local, is_unresolved, system_number
+
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 # Exceptions of the transport, by their package, since huggingface_hub has changed it more than once.
 TRANSPORTS = {"requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2", "hf_xet"}
-
-
-class Failure(Exception):
-    """Why something could not be had.
-
-    Args:
-        reason: what is wrong.
-        advice: what to do about it.
-        passing: another attempt may help.
-        pause: seconds to wait before it, where the Hub named them.
-    """
-
-    def __init__(self, reason: str, advice: str = "", *, passing: bool = False, pause: float | None = None):
-        super().__init__("; ".join(filter(None, (reason, advice))))
-        self.reason, self.advice, self.passing, self.pause = reason, advice, passing, pause
 
 
 class Absent(Failure):
@@ -41,125 +26,180 @@ class Missing(Absent):
     """The repository and the revision are there, the file is not."""
 
 
-class Local(Failure):
-    """Something on this side is wrong, which no other way to the Hub can help."""
-
-
 class Offline(Local):
     """The user has forbidden to ask the Hub."""
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """What was asked for, for the messages."""
-
-    repo_id: str
-    revision: str
-    filename: str
-    cache: Path
-    size: int | None
-
-
 @contextlib.contextmanager
-def explained(repo_id: str, revision: str, filename: str, *, cache: Path, size: int | None = None) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a `Failure`; what is no trouble of Hub, network or disk stays itself.
-
-    Args:
-        repo_id, revision, filename: what is asked for.
-        cache: where it would lie.
-        size: of the file in bytes, where known.
-    """
+def explained(wish: Download | Upload) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a `Failure`; what is no trouble of Hub, network or disk stays itself."""
     try:
         yield
     except Exception as error:
-        failure = _failure(error, _Wish(repo_id, revision, filename, cache, size))
+        failure = _failure(error, wish)
         if failure is None:
             raise
         raise failure from error
 
 
-def _failure(error: BaseException, wish: _Wish) -> Failure | None:
-    from huggingface_hub import constants, errors
+def _failure(error: Exception, wish: Download | Upload) -> Failure | None:
+    from huggingface_hub import errors
 
-    elsewhere = "name another place with cache_dir= or HF_HOME"
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+    # The client wraps what happened to one file.
+    if isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return Offline(
-            f"HF_HUB_OFFLINE is set and {wish.filename} is not in the cache {str(wish.cache)!r}",
-            "unset it, or name a cache that has the file with cache_dir= or HF_HOME",
-        )
-    if getattr(error, "response", None) is not None:
-        return _refusal(error, wish)
+    said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
+    response = getattr(error, "response", None)
+    if response is not None:
+        return wish.refused(error, response.status_code, said)
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    cause = " ".join(str(error).split()) or type(error).__name__
-    # hf_xet gives the system's number in its text only.
-    number = getattr(error, "errno", None) or int(next(iter(re.findall(r"\(os error (\d+)\)", cause)), 0))
-    if number in NO_ROOM:
-        return Local(_no_room(wish), f"make room, or {elsewhere}")
-    if packages & TRANSPORTS or isinstance(error, (ConnectionError, RuntimeError)):  # hf_xet raises RuntimeError, too
-        return Failure(
-            f"no answer from {constants.ENDPOINT} for {wish.filename} ({cause[:150]})",
-            "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept",
-            passing=True,
-        )
-    if number in NOT_WRITABLE:
-        return Local(f"the cache {str(wish.cache)!r} cannot be written ({cause})", elsewhere)
-    if isinstance(error, OSError) and "Consistency check failed" in cause:
-        return Failure(
-            f"{wish.filename} arrived with a wrong length", "try again later or over another connection", passing=True
-        )
-    return Failure(cause) if isinstance(error, (OSError, errors.HFValidationError)) else None
+    # hf_xet, which carries large files, says everything with RuntimeError.
+    broken = packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError))
+    return wish.failed(error, said, bool(broken))
 
 
-def _refusal(error: Any, wish: _Wish) -> Failure:
-    """An answer of the Hub that is no success."""
-    from huggingface_hub import constants, errors
+@dataclass(frozen=True)
+class Download:
+    """A file that is asked for.
 
-    repo_id, page, status = wish.repo_id, f"{constants.ENDPOINT}/{wish.repo_id}", error.response.status_code
-    if isinstance(error, errors.GatedRepoError):
-        return Failure(
-            f"{repo_id} is gated",
-            f"accept its terms at {page} and set HF_TOKEN to a token of that account that may read gated repositories",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return Absent(f"{repo_id} has no revision {wish.revision!r}", f"{page} lists its branches and tags")
-    if isinstance(error, errors.EntryNotFoundError):
-        return Missing(f"{repo_id} holds no {wish.filename}", f"{page} lists its files")
-    if status == 401 and "Invalid credentials" in str(error):
-        return Failure(
-            "the token is not valid",
-            f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens, or unset it for a public repository",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return Failure(
-            f"there is no repository {repo_id}, or it is private",
-            "check the name, or set HF_TOKEN to a token that may read it",
-        )
-    if status in (401, 403):
-        return Failure(f"the Hub refuses {wish.filename} ({status})", "set HF_TOKEN to a token that may read it")
-    if status == 429:
-        seconds = _asked_pause(error.response.headers)
-        wait = "a while" if seconds is None else f"{seconds} s"
-        return Failure(
-            "the Hub limits requests from here (429)",
-            f"wait {wait}, or set HF_TOKEN for a higher limit",
-            passing=True,
-            pause=seconds,
-        )
-    return Failure(f"the Hub answers {status} for {wish.filename}", "try again later", passing=status in PASSING_STATUS)
+    Attributes:
+        repo_id, revision, filename: which one.
+        cache: where it would lie.
+        size: of the file in bytes, where known.
+    """
+
+    repo_id: str
+    revision: str
+    filename: str
+    cache: Path
+    size: int | None = None
+
+    def refused(self, error: Any, status: int, said: str) -> Failure:
+        """An answer of the Hub that is no success."""
+        from huggingface_hub import constants, errors
+
+        repo_id, page = self.repo_id, f"{constants.ENDPOINT}/{self.repo_id}"
+        if isinstance(error, errors.GatedRepoError):
+            return Failure(
+                f"{repo_id} is gated",
+                f"accept its terms at {page} and set HF_TOKEN to a token of that account that may read gated "
+                "repositories",
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return Absent(f"{repo_id} has no revision {self.revision!r}", f"{page} lists its branches and tags")
+        if isinstance(error, errors.EntryNotFoundError):
+            return Missing(f"{repo_id} holds no {self.filename}", f"{page} lists its files")
+        if status == 401 and "Invalid credentials" in str(error):
+            return Failure(
+                "the token is not valid",
+                f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens, or unset it for a public repository",
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return Failure(
+                f"there is no repository {repo_id}, or it is private",
+                "check the name, or set HF_TOKEN to a token that may read it",
+            )
+        if status in (401, 403):
+            return Failure(f"the Hub refuses {self.filename} ({status})", "set HF_TOKEN to a token that may read it")
+        if status == 429:
+            seconds = _asked_pause(error)
+            wait = "a while" if seconds is None else f"{seconds} s"
+            return Failure(
+                "the Hub limits requests from here (429)",
+                f"wait {wait}, or set HF_TOKEN for a higher limit",
+                passing=True,
+                pause=seconds,
+            )
+        reason = f"the Hub answers {status} for {self.filename}"
+        return Failure(reason, "try again later", passing=status in PASSING_STATUS)
+
+    def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
+        """All that is no answer. `broken`: the connection is, or there is none."""
+        from huggingface_hub import constants, errors
+
+        elsewhere = "name another place with cache_dir= or HF_HOME"
+        number = system_number(error)
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            return Offline(
+                f"HF_HUB_OFFLINE is set and {self.filename} is not in the cache {str(self.cache)!r}",
+                "unset it, or name a cache that has the file with cache_dir= or HF_HOME",
+            )
+        if number in NO_ROOM:
+            return Local(self._no_room(), f"make room, or {elsewhere}")
+        if broken:
+            return Failure(
+                f"no answer from {constants.ENDPOINT} for {self.filename} ({said[:150]})",
+                "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept",
+                passing=not is_unresolved(error),
+            )
+        if number in NOT_WRITABLE:
+            return Local(f"the cache {str(self.cache)!r} cannot be written ({said})", elsewhere)
+        if isinstance(error, OSError) and "Consistency check failed" in said:
+            advice = "try again later or over another connection"
+            return Failure(f"{self.filename} arrived with a wrong length", advice, passing=True)
+        return Failure(said) if isinstance(error, (OSError, errors.HFValidationError)) else None
+
+    def _no_room(self) -> str:
+        needed = f"{self.filename} of {self.size / 1e6:.1f} MB" if self.size else self.filename
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(self.cache).free / 1e6:.1f} MB free)"
+        return f"no room for {needed} in {str(self.cache)!r}{free}"
 
 
-def _asked_pause(headers: Any) -> int | None:
-    """Seconds until the Hub takes requests again: ``ratelimit: "api";r=0;t=55`` or ``retry-after: 55``."""
-    asked, after = headers.get("ratelimit", ""), headers.get("retry-after", "")
+@dataclass(frozen=True)
+class Upload:
+    """A commit to a repository."""
+
+    repo_id: str
+
+    def refused(self, error: Any, status: int, said: str) -> Failure:
+        """An answer of the Hub that is no success."""
+        if status == 401:
+            return Failure(
+                "the Hub does not accept the token (401)",
+                f"run `hf auth login`, or set HF_TOKEN to one that may write to {self.repo_id}",
+                kind=PermissionError,
+            )
+        if status == 403:
+            return Failure(
+                f"the token may not write to {self.repo_id} (403: {said})",
+                "name a repository of your own, or set HF_TOKEN to a token with write access",
+                kind=PermissionError,
+            )
+        if status == 404:
+            reason = f"the Hub finds no {self.repo_id} that this token may write to (404: {said})"
+            return Failure(reason, kind=FileNotFoundError)
+        if status in (409, 412):
+            return Failure(f"{self.repo_id} was changed by someone else at the same time ({status})", "push again")
+        if status in PASSING_STATUS:
+            return Failure(
+                f"the Hub answers {status} ({said})",
+                "nothing is half there, push again later",
+                passing=True,
+                pause=_asked_pause(error),
+                kind=ConnectionError,
+            )
+        return Failure(f"the Hub refuses the upload to {self.repo_id} ({status}: {said})")
+
+    def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
+        """All that is no answer. `broken`: the connection is, or there is none."""
+        from huggingface_hub import constants
+
+        if isinstance(error, ValueError):
+            return Failure(f"the Hub refuses the upload to {self.repo_id} (card: {said})")
+        if broken:
+            return Failure(
+                f"no connection to {constants.ENDPOINT}, or it broke ({said})",
+                "nothing is half there, push again",
+                passing=not is_unresolved(error),
+                kind=ConnectionError,
+            )
+        return None
+
+
+def _asked_pause(error: Any) -> int | None:
+    """Seconds until the Hub takes requests again: `ratelimit: "api";r=0;t=55` or `retry-after: 55`."""
+    asked, after = (error.response.headers.get(name, "") for name in ("ratelimit", "retry-after"))
     match = re.search(r"\bt=(\d+)", asked) or re.fullmatch(r"(\d+)", after)
     return int(match[1]) if match else None
-
-
-def _no_room(wish: _Wish) -> str:
-    needed = f"{wish.filename} of {wish.size / 1e6:.1f} MB" if wish.size else wish.filename
-    free = ""
-    with contextlib.suppress(OSError):
-        free = f" ({shutil.disk_usage(wish.cache).free / 1e6:.1f} MB free)"
-    return f"no room for {needed} in {str(wish.cache)!r}{free}"

@@ -71,7 +71,7 @@ def fill_cache(cache: Path) -> None:
     """The official weights folder of `NAME`, of random weights, with the record that its download would leave."""
     from fapn_zoo import create_model
     from fapn_zoo.convert import official
-    from fapn_zoo.weights.hub import file_sha256
+    from fapn_zoo.weights.digests import file_digest
     from fapn_zoo.zoo.registry import get_spec
 
     spec = get_spec(NAME)[0]
@@ -83,7 +83,7 @@ def fill_cache(cache: Path) -> None:
             {
                 "url": official.address(weights),
                 "converter": official.CONVERTER,
-                "sha256": file_sha256(folder / "model.safetensors"),
+                "sha256": file_digest(folder / "model.safetensors"),
                 "sizes": {path.name: path.stat().st_size for path in folder.iterdir()},
             }
         )

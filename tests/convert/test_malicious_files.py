@@ -6,16 +6,16 @@ import copyreg
 import functools
 import json
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys.hub.server import Hub
 from toys.malicious import MAGIC, call, in_a_model, named, payloads, text, torch_legacy, torch_tar, torch_zip
 
 import fapn_zoo
@@ -24,6 +24,8 @@ from fapn_zoo.convert import read_checkpoint
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore")]
 
+Note = Callable[[str, str], None]  # where, and the line
+
 NAMES = list(payloads(Path("x")))
 # names with dots are followed from protocol 4 on only, names of Python 2 only before protocol 3
 ONLY = {"pathlib": 5, "numpy.ndarray.tofile": 5, "eval by its name in Python 2": 2}
@@ -31,7 +33,7 @@ TINY = {"backbone": "resnet10t", "backbone_channels": (8, 8, 16, 16), "neck_out_
 
 
 @pytest.fixture
-def canary(tmp_path) -> Iterator[Path]:
+def canary(tmp_path: Path) -> Iterator[Path]:
     """The file that a command makes if it is run."""
     path = tmp_path / "canary"
     yield path
@@ -65,7 +67,7 @@ def refusal(path: Path) -> str:
 
 @pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize("name", NAMES)
-def test_pickles(tmp_path, canary, name, protocol):
+def test_pickles(tmp_path: Path, canary: Path, name: str, protocol: int) -> None:
     data = in_a_model(payloads(canary)[name], protocol)
     if ONLY.get(name, protocol) == protocol:
         runs(lambda: pickle.loads(data), canary)
@@ -76,14 +78,14 @@ def test_pickles(tmp_path, canary, name, protocol):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("write", [torch_zip, torch_legacy])
-def test_torch_files(tmp_path, canary, name, write):
+def test_torch_files(tmp_path: Path, canary: Path, name: str, write: Callable[[Path, bytes], Path]) -> None:
     path = write(tmp_path / "model_final.pth", in_a_model(payloads(canary)[name], ONLY.get(name, 2)))
     runs(lambda: torch.load(path, weights_only=False), canary)
     assert "is refused: it asks for " in refusal(path)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3, 4])
-def test_every_pickle_of_an_old_torch_file(tmp_path, canary, place):
+def test_every_pickle_of_an_old_torch_file(tmp_path: Path, canary: Path, place: int) -> None:
     path = torch_legacy(tmp_path / "m.pth", b"\x80\x02" + payloads(canary)["os.system"] + b".", place)
     runs(lambda: torch.load(path, weights_only=False), canary)
     if place == 0:  # then it is no torch file any more
@@ -92,11 +94,11 @@ def test_every_pickle_of_an_old_torch_file(tmp_path, canary, place):
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_torch_files_of_other_protocols(tmp_path, canary, protocol):
+def test_torch_files_of_other_protocols(tmp_path: Path, canary: Path, protocol: int) -> None:
     command = f"touch {canary}"
 
     class Reduced:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             import os
 
             return os.system, (command,)
@@ -108,7 +110,7 @@ def test_torch_files_of_other_protocols(tmp_path, canary, protocol):
         assert "asks for posix.system" in refusal(path) or "asks for nt.system" in refusal(path)
 
 
-def test_tar_files(tmp_path, canary):
+def test_tar_files(tmp_path: Path, canary: Path) -> None:
     """The oldest torch files; one of them begins as the next older kind does."""
     evil = in_a_model(payloads(canary)["os.system"], 2)
     plain = torch_tar(tmp_path / "m.pth", evil)
@@ -120,7 +122,7 @@ def test_tar_files(tmp_path, canary):
     assert "is damaged, cut off or holds more than weights" in refusal(disguised)
 
 
-def test_zips_that_are_not_what_they_seem(tmp_path, canary):
+def test_zips_that_are_not_what_they_seem(tmp_path: Path, canary: Path) -> None:
     evil = in_a_model(payloads(canary)["os.system"], 2)
     for number, names in enumerate([("a/data.pkl", "b/data.pkl"), ("m/data.pkl", "m/constants.pkl"), ("evil.pkl",)]):
         path = torch_zip(tmp_path / f"{number}.pth", evil, names)
@@ -128,7 +130,7 @@ def test_zips_that_are_not_what_they_seem(tmp_path, canary):
             read_checkpoint(path)
 
 
-def test_registered_extensions(tmp_path, canary):
+def test_registered_extensions(tmp_path: Path, canary: Path) -> None:
     """A pickle may name a global by a number that a program has registered."""
     for code, number in ((b"\x82\xf0", 240), (b"\x83\xf0\x01", 496), (b"\x84\xf0\x01\x01\x00", 66032)):
         data = in_a_model(call(code, text(f"touch {canary}")), 2)
@@ -169,14 +171,14 @@ def test_registered_extensions(tmp_path, canary):
     ],
     ids=range(20),
 )
-def test_operations_and_arguments_that_arrays_do_not_need(tmp_path, payload):
+def test_operations_and_arguments_that_arrays_do_not_need(tmp_path: Path, payload: bytes) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(in_a_model(payload))
     with pytest.raises(ValueError, match="x.pkl is (refused|a damaged)"):
         read_checkpoint(path)
 
 
-def test_stand_ins_cannot_be_changed(tmp_path):
+def test_stand_ins_cannot_be_changed(tmp_path: Path) -> None:
     """A pickle may give a state to whatever is on the stack, functions and classes too. Ours must stay as they are."""
     good = pickle.dumps({"w": np.ones(3, np.float32)})
     state = b"N}" + text("__setstate__") + named("_codecs.encode") + b"s\x86b"
@@ -193,14 +195,14 @@ def test_stand_ins_cannot_be_changed(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder that is in order."""
     model = fapn_zoo.create_model("perpixel_fapn", num_classes=11, **TINY)  # as many as generated scenes have
     return model.save(tmp_path_factory.mktemp("weights") / "good", license="mit")
 
 
 @pytest.fixture(params=["pickle", "torch file", "older torch file"])
-def evil(request, tmp_path, canary) -> Path:
+def evil(request: pytest.FixtureRequest, tmp_path: Path, canary: Path) -> Path:
     """A malicious file with the ending that the place expects, decided by its user: the name says nothing anyway."""
     data = in_a_model(payloads(canary)["os.system"], 2)
     path = tmp_path / "evil"
@@ -214,7 +216,7 @@ def evil(request, tmp_path, canary) -> Path:
 
 
 @pytest.fixture
-def evil_folder(tmp_path, folder, evil) -> Path:
+def evil_folder(tmp_path: Path, folder: Path, evil: Path) -> Path:
     """A weights folder with the file in place of its weights."""
     copy = tmp_path / "folder"
     copy.mkdir()
@@ -225,7 +227,9 @@ def evil_folder(tmp_path, folder, evil) -> Path:
 
 
 @pytest.fixture
-def outcome(request, record_property, capsys) -> Callable[[str, str], None]:
+def outcome(
+    request: pytest.FixtureRequest, record_property: Callable[[str, Any], None], capsys: pytest.CaptureFixture[str]
+) -> Note:
     """Checks that an error is one line, and puts it into the table at the end of the run."""
 
     def note(place: str, line: str) -> None:
@@ -240,7 +244,7 @@ def outcome(request, record_property, capsys) -> Callable[[str, str], None]:
     return note
 
 
-def command_line(capsys, *words: str) -> str:
+def command_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The error of a command that must fail."""
     assert cli.main([str(word) for word in words]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -248,7 +252,7 @@ def command_line(capsys, *words: str) -> str:
     return errors[0]
 
 
-def test_convert(evil, tmp_path, capsys, outcome):
+def test_convert(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: Note) -> None:
     model = "perpixel_fpn_resnet50_ade20k"
     line = command_line(capsys, "convert", evil, "--model", model, "--out", tmp_path / "out")
     assert "is refused: it asks for os.system, which weights do not need; nothing was run" in line
@@ -261,7 +265,7 @@ def test_convert(evil, tmp_path, capsys, outcome):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth", "model.pkl"])
-def test_checkpoint_path(evil, tmp_path, outcome, name):
+def test_checkpoint_path(evil: Path, tmp_path: Path, outcome: Note, name: str) -> None:
     path = evil.rename(tmp_path / name)
     with pytest.raises(ValueError, match="only safetensors are loaded") as error:
         fapn_zoo.create_model("perpixel_fapn", num_classes=3, checkpoint_path=path, **TINY)
@@ -269,7 +273,7 @@ def test_checkpoint_path(evil, tmp_path, outcome, name):
         outcome("create_model(checkpoint_path=FILE)", str(error.value))
 
 
-def test_weights_folders(evil_folder, capsys, tmp_path, outcome):
+def test_weights_folders(evil_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, outcome: Note) -> None:
     with pytest.raises(ValueError, match="only safetensors are loaded") as error:
         fapn_zoo.create_model(f"local-dir:{evil_folder}", pretrained=True)
     outcome("create_model('local-dir:FOLDER')", str(error.value))
@@ -289,7 +293,9 @@ def test_weights_folders(evil_folder, capsys, tmp_path, outcome):
         outcome(place, line)
 
 
-def test_files_where_a_model_is_expected(evil, capsys, tmp_path, outcome):
+def test_files_where_a_model_is_expected(
+    evil: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, outcome: Note
+) -> None:
     for place, words in {
         "fapn-zoo eval FILE": ("eval", evil, "--data", "scenes:2"),
         "fapn-zoo predict --model FILE": ("predict", evil, "--model", evil, "--out", tmp_path / "out"),
@@ -299,7 +305,9 @@ def test_files_where_a_model_is_expected(evil, capsys, tmp_path, outcome):
         outcome(place, command_line(capsys, *words))
 
 
-def test_files_where_a_photo_is_expected(evil, folder, capsys, tmp_path, outcome):
+def test_files_where_a_photo_is_expected(
+    evil: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, outcome: Note
+) -> None:
     """Photos are decoded by Pillow, from their content."""
     photo = evil.rename(tmp_path / "photo.jpg")
     assert cli.main(["predict", str(photo), "--model", str(folder), "--out", str(tmp_path / "out")]) == 1
@@ -327,7 +335,9 @@ def recipe(tmp_path: Path, **settings: object) -> Path:
     return path
 
 
-def test_training_that_starts_from_a_file(evil, evil_folder, capsys, tmp_path, outcome):
+def test_training_that_starts_from_a_file(
+    evil: Path, evil_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, outcome: Note
+) -> None:
     line = command_line(capsys, "train", recipe(tmp_path), f"checkpoint_path={evil}")
     assert "only safetensors are loaded" in line
     outcome("fapn-zoo train RECIPE checkpoint_path=FILE", line)
@@ -337,7 +347,9 @@ def test_training_that_starts_from_a_file(evil, evil_folder, capsys, tmp_path, o
     outcome("fapn-zoo train RECIPE model=local-dir:FOLDER", line)
 
 
-def test_training_that_is_resumed(evil, capsys, tmp_path, outcome):
+def test_training_that_is_resumed(
+    evil: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, outcome: Note
+) -> None:
     assert cli.main(["train", str(recipe(tmp_path))]) == 0
     capsys.readouterr()
     (state,) = (tmp_path / "run" / "checkpoint").glob("step-*/state.pt")
@@ -347,7 +359,7 @@ def test_training_that_is_resumed(evil, capsys, tmp_path, outcome):
     outcome("fapn-zoo train RECIPE resume=auto", line)
 
 
-def test_backbones_of_ones_own(evil, tmp_path, outcome):
+def test_backbones_of_ones_own(evil: Path, tmp_path: Path, outcome: Note) -> None:
     """timm reads these; it is asked for weights only."""
     local = tmp_path / "timm"
     local.mkdir()
@@ -368,16 +380,10 @@ def test_backbones_of_ones_own(evil, tmp_path, outcome):
 
 
 @pytest.mark.hub
-def test_repositories(evil_folder, tmp_path, outcome):
-    from toys.hub.client import environment
-    from toys.hub.server import Hub
-
-    code = "import fapn_zoo; fapn_zoo.create_model('hf-hub:me/mine', pretrained=True)"
+def test_repositories(evil_folder: Path, tmp_path: Path, outcome: Note, ask_hub: Callable[[str], None]) -> None:
     with Hub() as hub:
         hub.add("me/mine", evil_folder)
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment(hub, tmp_path)
-        )
-    line = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and line.startswith("ValueError: ") and "only safetensors are loaded" in line
-    outcome("create_model('hf-hub:OWNER/NAME')", line)
+        ask_hub(hub.url)
+        with pytest.raises(ValueError, match="only safetensors are loaded") as error:
+            fapn_zoo.create_model("hf-hub:me/mine", pretrained=True, cache_dir=tmp_path / "cache")
+    outcome("create_model('hf-hub:OWNER/NAME')", str(error.value))

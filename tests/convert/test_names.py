@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toys.golden_rule import Golden
 from toys.tiny_official import BY_NAME, SPECS, first_version, official_state
 
@@ -16,6 +18,7 @@ from fapn_zoo.convert.key_maps import relative_position_index
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.model import build
 from fapn_zoo.zoo.registry import get_spec, list_models
+from fapn_zoo.zoo.spec import ModelSpec
 
 pytestmark = pytest.mark.unit
 SPEC = BY_NAME["maskformer_fapn"]
@@ -24,18 +27,18 @@ ALIAS = "sem_seg_head.pixel_decoder.align_1.offset.norm.weight"
 
 
 @pytest.fixture
-def state():
+def state() -> dict[str, Tensor]:
     return official_state(SPEC)
 
 
-def assert_same(a, b):
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys(), a.keys() ^ b.keys()
     other = [key for key in a if a[key].dtype != b[key].dtype or not torch.equal(a[key], b[key])]
     assert not other, other
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_round_trip(spec):
+def test_round_trip(spec: ModelSpec) -> None:
     state = official_state(spec)
     zoo, dropped = to_zoo(state, spec)
     build(spec).load_state_dict(zoo)
@@ -56,7 +59,7 @@ def test_round_trip(spec):
         ("perpixel_fapn_resnet50_ade20k", "perpixel_fapn_r50_ade20k"),
     ],
 )
-def test_golden_round_trip(name, golden_name):
+def test_golden_round_trip(name: str, golden_name: str) -> None:
     """The keys are those of the official code, not of a map read backwards."""
     golden, spec = Golden(golden_name), get_spec(name)[0]
     state = golden.state()
@@ -77,7 +80,7 @@ OFFICIAL = [name for name in list_models() if any(w.source == "official" for w i
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_every_official_model_has_a_map(name):
+def test_every_official_model_has_a_map(name: str) -> None:
     spec, _ = get_spec(name)
     with torch.device("meta"):
         shapes = {key: torch.empty(shape) for key, shape in model_shapes(spec).items()}
@@ -85,8 +88,8 @@ def test_every_official_model_has_a_map(name):
     assert zoo.keys() == shapes.keys()
 
 
-def test_first_version_of_the_heads(state):
-    """By the rule in words: every key of the head that is not the predictor's gets ``pixel_decoder.``"""
+def test_first_version_of_the_heads(state: dict[str, Tensor]) -> None:
+    """By the rule in words: every key of the head that is not the predictor's gets `pixel_decoder.`"""
     old = first_version(state)
     assert "sem_seg_head.adapter_1.weight" in old and "sem_seg_head.predictor.query_embed.weight" in old
     assert_same(to_zoo(old, SPEC)[0], to_zoo(state, SPEC)[0])
@@ -97,7 +100,7 @@ def test_first_version_of_the_heads(state):
     assert_same(to_zoo(old, per_pixel)[0], to_zoo(official_state(per_pixel), per_pixel)[0])
 
 
-def test_both_versions_at_once(state):
+def test_both_versions_at_once(state: dict[str, Tensor]) -> None:
     state["sem_seg_head.mask_features.bias"] = state["sem_seg_head.pixel_decoder.mask_features.bias"]
     with pytest.raises(
         ValueError,
@@ -107,14 +110,14 @@ def test_both_versions_at_once(state):
         to_zoo(state, SPEC)
 
 
-def test_errors_call_keys_as_the_file_does(state):
+def test_errors_call_keys_as_the_file_does(state: dict[str, Tensor]) -> None:
     old = first_version(state)
     old["sem_seg_head.layer_9.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"1 unknown: sem_seg_head\.layer_9\.weight$"):
         to_zoo(old, SPEC)
 
 
-def test_a_shared_norm_must_be_one(state):
+def test_a_shared_norm_must_be_one(state: dict[str, Tensor]) -> None:
     assert torch.equal(state[ALIAS], state[LAYER])
     _, dropped = to_zoo(state, SPEC)
     assert dropped[ALIAS] == "a second name of another tensor"
@@ -127,13 +130,13 @@ def test_a_shared_norm_must_be_one(state):
         to_zoo(state, SPEC)
 
 
-def test_a_shared_norm_under_its_second_name_alone(state):
+def test_a_shared_norm_under_its_second_name_alone(state: dict[str, Tensor]) -> None:
     del state[LAYER]
     with pytest.raises(ValueError, match=rf"1 missing: {re.escape(LAYER)}$"):
         to_zoo(state, SPEC)
 
 
-def test_a_plain_pyramid_has_no_second_names():
+def test_a_plain_pyramid_has_no_second_names() -> None:
     spec = BY_NAME["maskformer_fpn"]
     state = official_state(spec) | {ALIAS: torch.ones(32)}
     with pytest.raises(ValueError, match=rf"1 unknown: {re.escape(ALIAS)}$"):
@@ -152,13 +155,13 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("key", DROPPED)
-def test_dropped_on_purpose(state, key):
+def test_dropped_on_purpose(state: dict[str, Tensor], key: str) -> None:
     zoo, dropped = to_zoo(state | {key: torch.zeros(3)}, SPEC)
     assert dropped[key] == DROPPED[key]
     assert zoo.keys() == model_shapes(SPEC).keys()
 
 
-def test_all_that_does_not_fit_is_named(state):
+def test_all_that_does_not_fit_is_named(state: dict[str, Tensor]) -> None:
     for level in (1, 2, 3):
         for part in ("weight", "bias"):
             del state[f"sem_seg_head.pixel_decoder.adapter_{level}.norm.{part}"]
@@ -179,13 +182,13 @@ def test_all_that_does_not_fit_is_named(state):
     )
 
 
-def test_a_deeper_network_does_not_pass_for_a_shallower_one():
+def test_a_deeper_network_does_not_pass_for_a_shallower_one() -> None:
     deep = official_state(dataclasses.replace(SPEC, backbone="resnet34"))
     with pytest.raises(ValueError, match=r"unknown: backbone\.res2\.2\.conv1\.weight, .* and \d+ more$"):
         to_zoo(deep, SPEC)
 
 
-def test_stems_are_told_apart():
+def test_stems_are_told_apart() -> None:
     spec = BY_NAME["maskformer_deep_stem"]
     state = {k: v for k, v in official_state(spec).items() if ".stem.conv2." not in k and ".stem.conv3." not in k}
     with pytest.raises(ValueError, match=r"10 missing: backbone\.stem\.conv2\.weight, "):
@@ -194,7 +197,7 @@ def test_stems_are_told_apart():
         to_zoo(official_state(spec), dataclasses.replace(spec, backbone="resnet50"))
 
 
-def test_the_way_back_is_strict_too(state):
+def test_the_way_back_is_strict_too(state: dict[str, Tensor]) -> None:
     zoo, _ = to_zoo(state, SPEC)
     zoo["head.extra.weight"] = zoo.pop("head.class_embed.bias")
     with pytest.raises(ValueError, match=r"1 unknown: head\.extra\.weight; 1 missing: head\.class_embed\.bias$"):
@@ -213,19 +216,19 @@ def test_the_way_back_is_strict_too(state):
         ({"args": SPEC.args | {"neck_dialect": "detectron2"}}, "no official release has the head and neck"),
     ],
 )
-def test_models_without_a_release(state, changes, words):
+def test_models_without_a_release(state: dict[str, Tensor], changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         to_zoo(state, dataclasses.replace(SPEC, **changes))
 
 
-def test_choices_that_no_release_made(state):
+def test_choices_that_no_release_made(state: dict[str, Tensor]) -> None:
     """A per-pixel head without mask features: the release's have no place in it."""
     spec = dataclasses.replace(BY_NAME["perpixel"], args=BY_NAME["perpixel"].args | {"head_mask_channels": 0})
     with pytest.raises(ValueError, match=r"2 unknown: sem_seg_head\.pixel_decoder\.mask_features\.weight"):
         to_zoo(official_state(BY_NAME["perpixel"]), spec)
 
 
-def test_other_preprocessing_is_said(state, caplog):
+def test_other_preprocessing_is_said(state: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         to_zoo(state | {"pixel_mean": torch.tensor(SPEC.data.mean).view(3, 1, 1)}, SPEC)
         assert not caplog.records
@@ -235,7 +238,7 @@ def test_other_preprocessing_is_said(state, caplog):
 
 
 @pytest.mark.parametrize("window", [2, 7, 12])
-def test_relative_position_index(window):
+def test_relative_position_index(window: int) -> None:
     """Token by token: equal displacements have equal rows, counted along columns, then rows, from the upper left."""
     index = relative_position_index(torch.empty((2 * window - 1) ** 2, 3))
     assert index.dtype == torch.int64 and index.shape == (window**2, window**2)

@@ -8,7 +8,9 @@ import os
 import pickle
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from toys.hub.official_toys import (
     DRIVE,
     DRIVE_ID,
     HTTPS,
+    Toys,
     as_pkl,
     as_pth,
     assert_whole,
@@ -27,9 +30,10 @@ from toys.hub.official_toys import (
     released,
     zoo_tensors,
 )
+from toys.hub.release_server import ReleaseServer
 
 import fapn_zoo
-from fapn_zoo.convert import official, to_zoo
+from fapn_zoo.convert import download, official, to_zoo
 from fapn_zoo.zoo import registry
 
 pytestmark = pytest.mark.hub
@@ -38,7 +42,9 @@ CONTENT = "confirm=t"  # the request to Google Drive that brings the file
 
 
 @pytest.mark.parametrize("name", [HTTPS, DRIVE])
-def test_one_line_from_release_to_prediction(name, toys, releases, tmp_path, caplog):
+def test_one_line_from_release_to_prediction(
+    name: str, toys: Toys, releases: ReleaseServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spec, data, state = toys[name]
     model = fapn_zoo.create_model(name, pretrained=True)
     assert all(torch.equal(model.state_dict()[k], v) for k, v in zoo_tensors(toys[name]).items())
@@ -69,7 +75,9 @@ def test_one_line_from_release_to_prediction(name, toys, releases, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ["perpixel_fpn_resnet50_ade20k", "maskformer_fapn_resnet101_cocostuff10k"])
-def test_registered_models_at_full_size(name, toys, releases, monkeypatch):
+def test_registered_models_at_full_size(
+    name: str, toys: Toys, releases: ReleaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = registry.get_spec(name)[0]
     (weights,) = spec.weights.values()
     state = official_state(spec)
@@ -87,11 +95,11 @@ def test_registered_models_at_full_size(name, toys, releases, monkeypatch):
     assert len(releases.requests) == asked
 
 
-def always(kind: str, match: str = "", **more) -> list[Fault]:
+def always(kind: str, match: str = "", **more: Any) -> list[Fault]:
     return [Fault(kind, match=match, **more)]
 
 
-def once(kind: str, match: str = "", times: int = 1, **more) -> list[Fault]:
+def once(kind: str, match: str = "", times: int = 1, **more: Any) -> list[Fault]:
     return [Fault(kind, match=match, times=times, **more)]
 
 
@@ -110,9 +118,18 @@ SURVIVED = [
 
 
 @pytest.mark.parametrize("title, name, faults", SURVIVED, ids=[row[0] for row in SURVIVED])
-def test_faults_that_end_in_the_right_weights(title, name, faults, toys, releases, tmp_path, monkeypatch, row):
+def test_faults_that_end_in_the_right_weights(
+    title: str,
+    name: str,
+    faults: list[Fault],
+    toys: Toys,
+    releases: ReleaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: Callable[[str, str], None],
+) -> None:
     if faults[0].kind == "stall":
-        monkeypatch.setattr(official, "TIMEOUT", (15, 1))
+        monkeypatch.setattr(download, "TIMEOUT", (15, 1))
     releases.faults += faults
     spec = toys[name][0]
     folder = official.fetch(spec, spec.weights["paper"])
@@ -144,7 +161,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("title, name, faults, words, asked", REFUSED, ids=[row[0] for row in REFUSED])
-def test_faults_that_end_in_one_line(title, name, faults, words, asked, toys, releases, photo, tmp_path, capsys, row):
+def test_faults_that_end_in_one_line(
+    title: str,
+    name: str,
+    faults: list[Fault],
+    words: str,
+    asked: int | None,
+    toys: Toys,
+    releases: ReleaseServer,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    row: Callable[[str, str], None],
+) -> None:
     releases.faults += faults
     line = refused(photo, name, tmp_path, capsys)
     assert words in line and f"fapn-zoo convert FILE --model {name} --out DIR" in line
@@ -160,7 +189,7 @@ def test_faults_that_end_in_one_line(title, name, faults, words, asked, toys, re
     row(title, f"exit 1: {line}")
 
 
-def refused(photo: Path, name: str, tmp_path: Path, capsys) -> str:
+def refused(photo: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Runs the command line, which must end with exit code 1 and one line of error, and leave no folder."""
     capsys.readouterr()
     assert predict(photo, name, tmp_path) == 1
@@ -169,7 +198,15 @@ def refused(photo: Path, name: str, tmp_path: Path, capsys) -> str:
     return lines[0]
 
 
-def test_no_network(toys, releases, photo, tmp_path, capsys, monkeypatch, row):
+def test_no_network(
+    toys: Toys,
+    releases: ReleaseServer,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    row: Callable[[str, str], None],
+) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     line = refused(photo, HTTPS, tmp_path, capsys)
     assert "Connection refused" in line and toys[HTTPS][0].weights["paper"].location in line
@@ -177,7 +214,14 @@ def test_no_network(toys, releases, photo, tmp_path, capsys, monkeypatch, row):
     row("no network", f"exit 1: {line}")
 
 
-def test_an_unknown_certificate_is_not_trusted(releases, photo, tmp_path, capsys, monkeypatch, row):
+def test_an_unknown_certificate_is_not_trusted(
+    releases: ReleaseServer,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    row: Callable[[str, str], None],
+) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     monkeypatch.delenv("CURL_CA_BUNDLE")
     line = refused(photo, HTTPS, tmp_path, capsys)
@@ -188,15 +232,23 @@ def test_an_unknown_certificate_is_not_trusted(releases, photo, tmp_path, capsys
 class Runs:
     """Unpickled, it makes a file."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("place", ["pkl", "pkl, beside the model", "pth, in the trainer's state", "Drive"])
-def test_a_malicious_pickle_is_refused_and_runs_nothing(place, toys, releases, photo, tmp_path, capsys, row):
+def test_a_malicious_pickle_is_refused_and_runs_nothing(
+    place: str,
+    toys: Toys,
+    releases: ReleaseServer,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    row: Callable[[str, str], None],
+) -> None:
     marker = tmp_path / "ran"
     name = DRIVE if place == "Drive" else HTTPS
     spec, data, state = toys[name]
@@ -224,12 +276,21 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(place, toys, releases, p
 
 
 @pytest.mark.parametrize("stage", ["downloading", "converting"])
-def test_disk_full(stage, toys, releases, photo, tmp_path, capsys, row):
+def test_disk_full(
+    stage: str,
+    toys: Toys,
+    releases: ReleaseServer,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    row: Callable[[str, str], None],
+) -> None:
     spec, data, _ = toys[HTTPS]
     if stage == "converting":  # the download is there, whole, as after a kill
         work = tmp_path / "cache" / "official" / f".{HTTPS}.paper.partial"
-        work.mkdir(parents=True)
-        official._source_file(work, spec.weights["paper"]).write_bytes(data)
+        source = official.source_file(work, spec.weights["paper"])
+        source.parent.mkdir(parents=True)
+        source.write_bytes(data)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**21, before[1]))  # the file system takes no more than 2 MiB
     try:
@@ -247,7 +308,15 @@ def test_disk_full(stage, toys, releases, photo, tmp_path, capsys, row):
     row(f"disk full while {stage}", f"exit 1: {line}")
 
 
-def test_a_disk_that_cannot_hold_the_rest_is_told_at_once(toys, releases, photo, tmp_path, capsys, monkeypatch, row):
+def test_a_disk_that_cannot_hold_the_rest_is_told_at_once(
+    toys: Toys,
+    releases: ReleaseServer,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    row: Callable[[str, str], None],
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
     line = refused(photo, HTTPS, tmp_path, capsys)

@@ -70,7 +70,7 @@ def renamed(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("numpy", [1, 2])
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_pickles(tmp_path, protocol, numpy):
+def test_pickles(tmp_path: Path, protocol: int, numpy: int) -> None:
     data = pickle.dumps({"model": ARRAYS, "__author__": "someone", "matching_heuristics": True}, protocol)
     if numpy == 1:
         data = renamed(data)
@@ -80,7 +80,7 @@ def test_pickles(tmp_path, protocol, numpy):
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_other_forms(tmp_path, protocol):
+def test_other_forms(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "any.name"
     scalars = {"plain": np.float32(2.5), "step": np.int64(7)}
     for content in (
@@ -99,7 +99,7 @@ def test_other_forms(tmp_path, protocol):
     assert found["plain"].shape == () and (found["plain"].item(), found["step"].item()) == (2.5, 7)
 
 
-def test_one_array_under_two_names(tmp_path):
+def test_one_array_under_two_names(tmp_path: Path) -> None:
     array = np.ones(3, dtype=np.float32)
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": array, "b": array}))
     found = read_checkpoint(tmp_path / "m.pkl")
@@ -111,7 +111,7 @@ def short(text: bytes) -> bytes:
 
 
 def python2_pickle(data: bytes, shape: tuple[int, int], dtype: bytes = b"f4") -> bytes:
-    """What cPickle of Python 2 wrote for ``{"model": {"w": array}}`` with numpy 1, operation by operation."""
+    """What cPickle of Python 2 wrote for `{"model": {"w": array}}` with numpy 1, operation by operation."""
     side = b"".join(b"K" + bytes([n]) for n in shape)
     return (
         b"\x80\x02}q\x00" + short(b"model") + b"q\x01}q\x02" + short(b"w") + b"q\x03"
@@ -125,7 +125,7 @@ def python2_pickle(data: bytes, shape: tuple[int, int], dtype: bytes = b"f4") ->
 ONE = python2_pickle(b"1234", (1, 1))
 
 
-def test_python_2(tmp_path):
+def test_python_2(tmp_path: Path) -> None:
     array = np.array([[1.5, -2.0, 3e-9], [np.pi, 255.0, 0.0]], dtype="<f4")
     (tmp_path / "old.pkl").write_bytes(python2_pickle(array.tobytes(), (2, 3)))
     check(read_checkpoint(tmp_path / "old.pkl"), {"w": torch.from_numpy(array)})
@@ -163,7 +163,7 @@ def test_python_2(tmp_path):
     ],
     ids=range(26),
 )
-def test_pickles_that_are_no_weights(tmp_path, data, words):
+def test_pickles_that_are_no_weights(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "x.pkl").write_bytes(data)
     assert words in refusal(tmp_path / "x.pkl").replace("numpy.ma.core._mareconstruct", "numpy.ma._mareconstruct")
 
@@ -172,7 +172,7 @@ def test_pickles_that_are_no_weights(tmp_path, data, words):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files(tmp_path, zipped):
+def test_torch_files(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "m.pth"
     tensors = {key: torch.randn(3, 4) for key in "ab"} | {"half": torch.ones(2).bfloat16(), "n": torch.tensor(3)}
     network = torch.nn.Linear(3, 2)
@@ -194,28 +194,28 @@ def test_torch_files(tmp_path, zipped):
     assert not any(value.requires_grad for value in found.values())
 
 
-def test_numpy_arrays_in_a_torch_file(tmp_path):
+def test_numpy_arrays_in_a_torch_file(tmp_path: Path) -> None:
     torch.save({"model": ARRAYS}, tmp_path / "m.pth")
     check(read_checkpoint(tmp_path / "m.pth"))
     torch.save({"model": {"w": np.array([{}])}}, tmp_path / "m.pth")
     assert "an array of dtype 'O8'" in refusal(tmp_path / "m.pth")
 
 
-def test_no_stand_in_is_left_behind(tmp_path):
+def test_no_stand_in_is_left_behind(tmp_path: Path) -> None:
     torch.save({"model": ARRAYS}, tmp_path / "m.pth")
     read_checkpoint(tmp_path / "m.pth")
     with pytest.raises(pickle.UnpicklingError, match="numpy"):
         torch.load(tmp_path / "m.pth", weights_only=True)
 
 
-def test_tensors_that_are_not_plain(tmp_path):
+def test_tensors_that_are_not_plain(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     for tensor in (torch.ones(2, 2).to_sparse(), torch.empty(2, device="meta")):
         torch.save({"w": tensor}, path)
         assert "holds a Tensor, as 'w'; expected plain tensors" in refusal(path)
 
 
-def test_safetensors(tmp_path):
+def test_safetensors(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "weights.pkl")  # the name says nothing
     check(read_checkpoint(tmp_path / "weights.pkl"))
 
@@ -246,18 +246,18 @@ def zip_of(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP
         (struct.pack("<Q", 40) + b'{"w":{"dtype":"F32","shape":[9],"data_off', "is no whole safetensors file"),
     ],
 )
-def test_no_container(tmp_path, data, words):
+def test_no_container(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "x.pkl").write_bytes(data)
     assert words in refusal(tmp_path / "x.pkl")
 
 
-def test_missing_files(tmp_path):
+def test_missing_files(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(f"no checkpoint file {str(path)!r}")):
             read_checkpoint(path)
 
 
-def test_archives_of_another_kind(tmp_path):
+def test_archives_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     assert "no torch file: it has not one data.pkl" in refusal(zip_of(path, {"model_final.pkl": b"x"}))
     assert "a TorchScript program" in refusal(zip_of(path, {"m/data.pkl": b"x", "m/constants.pkl": b"x"}))
@@ -266,7 +266,7 @@ def test_archives_of_another_kind(tmp_path):
     assert "is a packed zip archive, which torch.save does not write; nothing was unpacked" in refusal(bomb)
 
 
-def test_members_that_share_their_bytes(tmp_path):
+def test_members_that_share_their_bytes(tmp_path: Path) -> None:
     """A zip bomb without compression: many entries of the directory name one place in the file."""
     path = zip_of(tmp_path / "m.pth", {"m/data.pkl": b"x", "m/data/0": bytes(10_000)})
     data = path.read_bytes()
@@ -283,7 +283,7 @@ def test_members_that_share_their_bytes(tmp_path):
 # damage
 
 
-def test_one_bit_of_a_torch_file(tmp_path):
+def test_one_bit_of_a_torch_file(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     torch.save({"w": torch.zeros(1000)}, path)
     data = bytearray(path.read_bytes())
@@ -304,7 +304,7 @@ def small_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["a", "b", "c", "pickle2", "pickle4", "pickle5"])
-def test_cut_off_anywhere(tmp_path, kind):
+def test_cut_off_anywhere(tmp_path: Path, kind: str) -> None:
     data = small_files(tmp_path)[kind]
     path = tmp_path / "x"
     path.write_bytes(data)
@@ -315,7 +315,7 @@ def test_cut_off_anywhere(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["a", "b", "c", "pickle2", "pickle4", "pickle5"])
-def test_any_damage_is_an_error_of_one_line_or_other_numbers(tmp_path, kind):
+def test_any_damage_is_an_error_of_one_line_or_other_numbers(tmp_path: Path, kind: str) -> None:
     data = small_files(tmp_path)[kind]
     path, rng = tmp_path / "x", random.Random(0)
     for _ in range(150 if kind in "ab" else 600):
@@ -329,7 +329,7 @@ def test_any_damage_is_an_error_of_one_line_or_other_numbers(tmp_path, kind):
             assert str(path) in str(error) and "\n" not in str(error)
 
 
-def test_lengths_beyond_the_file_ask_for_no_memory(tmp_path):
+def test_lengths_beyond_the_file_ask_for_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     for data in (
         b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
@@ -342,7 +342,7 @@ def test_lengths_beyond_the_file_ask_for_no_memory(tmp_path):
         refusal(path)
 
 
-def test_nested_tuples_take_no_time(tmp_path):
+def test_nested_tuples_take_no_time(tmp_path: Path) -> None:
     """Each holds the one before twice: as a key, a shape or in an error's text that would be 2**60 elements."""
     nested = b"K\x01" + b"".join(b"q\x01h\x01\x86" for _ in range(60))
     path = tmp_path / "x.pkl"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
         ("plain.key", "other.key", "plain.key", "other.key"),
     ],
 )
-def test_a_rule_is_its_own_inverse(here, there, key, other):
+def test_a_rule_is_its_own_inverse(here: str, there: str, key: str, other: str) -> None:
     rule = Rule(here, there)
     assert rule.translate(key) == other
     assert rule.translate(other, back=True) == key
@@ -43,23 +43,23 @@ def test_a_rule_is_its_own_inverse(here, there, key, other):
         ("a.{n}.b{n}", "c.{n}", "a.1.b2", False),  # one field, two values
     ],
 )
-def test_what_a_rule_does_not_speak_of(here, there, key, back):
+def test_what_a_rule_does_not_speak_of(here: str, there: str, key: str, back: str | None) -> None:
     assert Rule(here, there).translate(key, back=back) is None
 
 
-def test_both_sides_need_the_same_fields():
+def test_both_sides_need_the_same_fields() -> None:
     with pytest.raises(ValueError, match=r"templates 'a\.\{n\}' and 'b\.\{m\}' have different fields"):
         Rule("a.{n}", "b.{m}")
 
 
-def test_two_rules_for_one_key():
+def test_two_rules_for_one_key() -> None:
     names = KeyMap([("a.{n}.w", "b.{n}.w"), ("a.0.w", "first.w")])
     assert names.translate(["a.1.w"]) == ({"a.1.w": "b.1.w"}, [])
     with pytest.raises(ValueError, match=r"two rules name 'a\.0\.w': 'b\.0\.w' and 'first\.w'"):
         names.translate(["a.1.w", "a.0.w"])
 
 
-def test_two_keys_for_one_name():
+def test_two_keys_for_one_name() -> None:
     names = KeyMap([("a.w", "x.w"), ("b.w", "x.w")])
     with pytest.raises(ValueError, match=r"'a\.w' and 'b\.w' would both become 'x\.w'"):
         names.translate(["a.w", "b.w"])
@@ -67,5 +67,5 @@ def test_two_keys_for_one_name():
         names.translate(["x.w"], back=True)
 
 
-def test_unknown_keys_are_handed_back():
+def test_unknown_keys_are_handed_back() -> None:
     assert KeyMap([("a.w", "b.w")]).translate(["c.w", "a.w"]) == ({"a.w": "b.w"}, ["c.w"])

@@ -6,10 +6,13 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from fapn_zoo.cli import main as fapn_zoo_command
 from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.export.push import push
+from fapn_zoo.weights import failures
 from fapn_zoo.weights.card import check_card, render_card
 from fapn_zoo.weights.folder import read_config
 
@@ -59,16 +63,15 @@ for line in sys.stdin:
 
 
 class Client:
-    def __init__(self, endpoint: str, home: Path, **more: str):
+    def __init__(self, endpoint: str, home: Path) -> None:
         environment = {
             **os.environ,
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **more,
         }
-        for name in {"HF_TOKEN", "HF_HUB_OFFLINE"} - set(more):
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLIENT], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -88,12 +91,12 @@ class Client:
         return line
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.kill()
+        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     data = fapn_zoo.DataSpec(labels=tuple(CLASSES), palette=tuple(map(tuple, PALETTE)))
     model = fapn_zoo.create_model(
@@ -114,26 +117,26 @@ def original(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(original, tmp_path) -> Path:
+def folder(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "streets"))
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[Hub]:
     with Hub() as hub:
         hub.tokens |= {"hf_mine": "me", "hf_yours": "you"}
         yield hub
 
 
 @pytest.fixture(scope="module")
-def client(server, tmp_path_factory):
+def client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     client = Client(server.url, tmp_path_factory.mktemp("home"))
     yield client
     client.close()
 
 
 @pytest.fixture
-def hub(server):
+def hub(server: Hub) -> Hub:
     server.repositories.clear()
     server.objects.clear()
     server.faults.clear()
@@ -145,7 +148,7 @@ def held(hub: Hub, name: str = "me/streets", revision: str = "main") -> dict[str
     return {path: blob.data for path, blob in hub.repositories[name].resolve(revision).files.items()}
 
 
-def test_what_was_pushed_comes_back_bit_for_bit(hub, client, folder, tmp_path):
+def test_what_was_pushed_comes_back_bit_for_bit(hub: Hub, client: Client, folder: Path, tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     (folder / ".hidden").mkdir()
     code, out, err = client("push", folder, "me/streets")
@@ -163,7 +166,7 @@ def test_what_was_pushed_comes_back_bit_for_bit(hub, client, folder, tmp_path):
     assert back.keys() == sent.keys() and all(torch.equal(back[key], sent[key]) for key in sent)
 
 
-def test_pushed_again(hub, client, folder):
+def test_pushed_again(hub: Hub, client: Client, folder: Path) -> None:
     assert client("push", folder, "me/streets")[0] == 0
     first = hub.repositories["me/streets"].resolve("main").id
     code, out, _ = client("push", folder, "me/streets")
@@ -182,7 +185,7 @@ def test_pushed_again(hub, client, folder):
     assert json.loads(held(hub)["config.json"])["license"] == "mit"
 
 
-def test_private_branch_and_example(hub, client, folder, tmp_path):
+def test_private_branch_and_example(hub: Hub, client: Client, folder: Path, tmp_path: Path) -> None:
     photo = Image.fromarray(generate_scene(3, (900, 1600)).image)
     exif = Image.Exif()
     exif[270] = "home"  # ImageDescription
@@ -212,7 +215,15 @@ def test_private_branch_and_example(hub, client, folder, tmp_path):
         ("you/new", "hf_mine", "may not write to you/new (403: "),
     ],
 )
-def test_without_the_right_to(hub, client, folder, record_property, repo_id, token, words):
+def test_without_the_right_to(
+    hub: Hub,
+    client: Client,
+    folder: Path,
+    record_property: Callable[[str, Any], None],
+    repo_id: str,
+    token: str | None,
+    words: str,
+) -> None:
     hub.add("you/streets", {"README.md": b"# yours\n"})
     hub.add("you/gated", {"README.md": b"# yours\n"}, gated=True)
     line = client.error("push", folder, repo_id, token=token)
@@ -243,7 +254,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_it_passes_or_leaves_everything_as_it_was(hub, client, folder, record_property, name):
+def test_it_passes_or_leaves_everything_as_it_was(
+    hub: Hub, client: Client, folder: Path, record_property: Callable[[str, Any], None], name: str
+) -> None:
     fault, words = FAULTS[name]
     hub.faults.append(dataclasses.replace(fault))
     if words is None:
@@ -263,25 +276,28 @@ def test_it_passes_or_leaves_everything_as_it_was(hub, client, folder, record_pr
     assert set(held(hub)) == FILES and len(hub.objects) == 1
 
 
-def test_other_weights_on_the_hub_are_noticed(hub, client, folder):
+def test_other_weights_on_the_hub_are_noticed(hub: Hub, client: Client, folder: Path) -> None:
     code, _, _ = client("mixed up", folder, "me/streets")
     assert code.startswith("OSError: me/streets now holds model.safetensors with sha256 ") and "0000" in code
 
 
-def test_without_a_hub_and_offline(folder, tmp_path):
+def test_without_a_hub_and_offline(
+    folder: Path, ask_hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Hub() as gone:
-        endpoint = gone.url
-    for more, words in (({}, f"no connection to {endpoint}"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE=1")):
-        client = Client(endpoint, tmp_path, **more)
-        try:
-            assert words in client.error("push", folder, "me/streets")
-            code, out, _ = client("push", folder, "me/streets", "--dry-run", token=None)
-            assert code == 0 and "license: mit" in out
-        finally:
-            client.close()
+        ask_hub(gone.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.01)
+    for offline, words in ((False, f"no connection to {gone.url}"), (True, "HF_HUB_OFFLINE=1")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        with pytest.raises(ConnectionError, match=re.escape(words)) as caught:
+            push(folder, "me/streets")
+        assert "\n" not in str(caught.value)
+    monkeypatch.delenv("HF_TOKEN")
+    assert "license: mit" in push(folder, "me/streets", dry_run=True)
 
 
-def test_dry_run_says_what_would_go_up(folder, capsys):
+def test_dry_run_says_what_would_go_up(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fapn_zoo_command(["push", str(folder), "me/streets", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "perpixel_fapn -> me/streets" in out and "| town | val | mIoU | 41.50 |" in out
@@ -293,19 +309,19 @@ def test_dry_run_says_what_would_go_up(folder, capsys):
 @pytest.mark.parametrize(
     "repo_id", ["streets", "me/", "a/b/c", "me/-x", "me/a b", "me/x.git", "me/a--b", "../x", "m\n/x"]
 )
-def test_wrong_repository_names(folder, repo_id):
+def test_wrong_repository_names(folder: Path, repo_id: str) -> None:
     with pytest.raises(ValueError, match="Hub repository") as caught:
         push(folder, repo_id, dry_run=True)
     assert "\n" not in str(caught.value)
 
 
-def change(folder: Path, **values) -> None:
+def change(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_folders_that_cannot_be_pushed(folder, tmp_path):
-    def error(**arguments) -> str:
+def test_folders_that_cannot_be_pushed(folder: Path, tmp_path: Path) -> None:
+    def error(**arguments: Any) -> str:
         with pytest.raises((ValueError, OSError)) as caught:
             push(folder, "me/streets", dry_run=True, **arguments)
         assert "\n" not in str(caught.value)
@@ -334,7 +350,7 @@ def test_folders_that_cannot_be_pushed(folder, tmp_path):
     assert "no weights folder" in error()
 
 
-def test_terms_of_what_training_started_from_are_called_to_mind(folder, caplog):
+def test_terms_of_what_training_started_from_are_called_to_mind(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     change(folder, training={"pretrained": True, "model": EMBEDDED})
     push(folder, "me/streets", dry_run=True)
     assert "started from weights under cc-by-nc-4.0, which the licence mit does not repeat" in caplog.text
@@ -343,7 +359,7 @@ def test_terms_of_what_training_started_from_are_called_to_mind(folder, caplog):
     assert "does not repeat" not in caplog.text
 
 
-def test_weights_of_a_release_keep_its_terms(folder, monkeypatch):
+def test_weights_of_a_release_keep_its_terms(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = fapn_zoo.WeightsSpec(
         "official", "https://example.org/model_final_abcdef.pkl", license="cc-by-nc-4.0", page="https://example.org/zoo"
     )
@@ -363,7 +379,7 @@ def test_weights_of_a_release_keep_its_terms(folder, monkeypatch):
             push(folder, "me/streets", license=license, dry_run=True)
 
 
-def test_own_words_survive_and_a_hand_made_card_is_replaced(folder):
+def test_own_words_survive_and_a_hand_made_card_is_replaced(folder: Path) -> None:
     config = read_config(folder)
     (folder / "README.md").write_text(render_card(config, "Second edition.\n\n| a | b |"))
     assert "<!-- own words -->\nSecond edition.\n\n| a | b |\n<!-- end" in push(folder, "me/streets", dry_run=True)

@@ -9,7 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,17 +22,18 @@ from toys.hub.server import Hub
 import fapn_zoo
 from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.weights.card import check_card
-from fapn_zoo.weights.hub import file_sha256
+from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.zoo.registry import get_spec, list_models
 
 pytestmark = pytest.mark.hub
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / "hub" / "cards"
 PAGE = "https://example.org/release"
+Own = tuple[str, Path, Callable[..., None]]
 
 
 @pytest.fixture(scope="module")
-def publish():
+def publish() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("publish_under_test", ROOT / "hub" / "publish.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -38,7 +42,7 @@ def publish():
 
 
 @pytest.fixture
-def registered(monkeypatch):
+def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Adds models to the zoo for one test."""
     models: dict[str, fapn_zoo.ModelSpec] = {}
     monkeypatch.setattr("fapn_zoo.zoo.registry._registered", models)
@@ -52,7 +56,7 @@ def registered(monkeypatch):
     return register
 
 
-def released(**changes) -> fapn_zoo.WeightsSpec:
+def released(**changes: Any) -> fapn_zoo.WeightsSpec:
     weights = fapn_zoo.WeightsSpec(
         "official",
         "https://example.org/model_final_abcdef.pkl",
@@ -64,21 +68,7 @@ def released(**changes) -> fapn_zoo.WeightsSpec:
     return dataclasses.replace(weights, **changes)
 
 
-def run(*words: object, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    for name in {"HF_ENDPOINT", "HF_HUB_OFFLINE"} - set(environment):
-        environment.pop(name, None)
-    return subprocess.run(
-        [sys.executable, "-m", "hub.publish", *map(str, words)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-
-
-def error(publish, capsys, *words: object) -> str:
+def error(publish: ModuleType, capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one line that a failing run ends with."""
     capsys.readouterr()
     assert publish.main([str(word) for word in words]) == 1
@@ -87,8 +77,10 @@ def error(publish, capsys, *words: object) -> str:
     return err.strip()
 
 
-def test_every_card_is_in_step_with_the_facts(tmp_path):
-    done = run("--all", "--dry-run", "--out", tmp_path)
+def test_every_card_is_in_step_with_the_facts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hub.publish", "--all", "--dry-run", "--out", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_ENDPOINT"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     made, kept = (
         {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} for folder in (tmp_path, CARDS)
@@ -103,7 +95,13 @@ def test_every_card_is_in_step_with_the_facts(tmp_path):
     assert len(lines) == len(made) and sum("whole: cc-by-nc-4.0, camvid test mIoU" in line for line in lines) == 1
 
 
-def test_a_card_without_a_licence_stops_everything(publish, registered, capsys, tmp_path, monkeypatch):
+def test_a_card_without_a_licence_stops_everything(
+    publish: ModuleType,
+    registered: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sent = []
     monkeypatch.setattr("fapn_zoo.export.push.upload", sent.append)
     for license in ("unknown", ""):
@@ -117,7 +115,7 @@ def test_a_card_without_a_licence_stops_everything(publish, registered, capsys, 
     assert not sent and not list(tmp_path.iterdir())
 
 
-def test_wrong_use(publish, capsys):
+def test_wrong_use(publish: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["--all", EMBEDDED], [EMBEDDED, "--upload"], ["--all", "--upload", "--dry-run", "--owner", "me"]):
         with pytest.raises(SystemExit) as stop:
             publish.main(words)
@@ -128,7 +126,9 @@ def test_wrong_use(publish, capsys):
     assert "Hub repository 'me/you/" in error(publish, capsys, EMBEDDED, "--owner", "me/you")
 
 
-def test_only_rows_of_these_weights_count(publish, registered, monkeypatch, tmp_path):
+def test_only_rows_of_these_weights_count(
+    publish: ModuleType, registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     head = "model,weights,data,split,miou,params\n"
     (tmp_path / "semantic.csv").write_text(
         head
@@ -155,30 +155,34 @@ def test_only_rows_of_these_weights_count(publish, registered, monkeypatch, tmp_
 
 
 @pytest.fixture
-def own(registered, tmp_path, publish, monkeypatch):
+def own(registered: Callable[..., str], tmp_path: Path, publish: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Own:
     """A model of ours with a folder of its own: (name, folder, change), change(config=..., weights=..., row=...)."""
     folder = Path(shutil.copytree(ROOT / "fapn_zoo" / "weights" / "embedded" / EMBEDDED, tmp_path / "weights"))
     spec, rows = get_spec(EMBEDDED)[0], tmp_path / "results"
     rows.mkdir()
     monkeypatch.setattr(publish, "RESULTS", rows)
 
-    def change(config: dict | None = None, weights: dict | None = None, row: str = "zz_own,embedded,camvid,test,52.84"):
+    def change(
+        config: dict | None = None, weights: dict | None = None, row: str = "zz_own,embedded,camvid,test,52.84"
+    ) -> None:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
         (rows / "semantic.csv").write_text(f"model,weights,data,split,miou\n{row}\n")
-        made = {"location": str(folder), "sha256": file_sha256(folder / "model.safetensors")} | (weights or {})
+        made = {"location": str(folder), "sha256": file_digest(folder / "model.safetensors")} | (weights or {})
         registered("zz_own", dataclasses.replace(spec.weights["zoo"], **made))
 
     change()
     return "zz_own", folder, change
 
 
-def test_what_stops_weights_of_ours(publish, own, capsys, tmp_path):
+def test_what_stops_weights_of_ours(
+    publish: ModuleType, own: Own, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     name, folder, change = own
     config = json.loads((folder / "config.json").read_text())
     assert publish.main([name, "--out", str(tmp_path / "out")]) == 0
 
-    def stopped(**changes) -> str:
+    def stopped(**changes: Any) -> str:
         change(**changes)
         line = error(publish, capsys, name, "--out", tmp_path / "out")
         change(config=config)
@@ -196,40 +200,28 @@ def test_what_stops_weights_of_ours(publish, own, capsys, tmp_path):
     assert publish.main([name, "--out", str(tmp_path / "out")]) == 0
 
 
-def test_upload(tmp_path):
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the Hub client's transport
+def test_upload(
+    publish: ModuleType,
+    ask_hub: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with Hub() as hub:
         hub.tokens["hf_mine"] = "me"
-        done = run(
-            EMBEDDED,
-            "maskformer_fpn_resnet50_ade20k",
-            "--upload",
-            "--owner",
-            "me",
-            "--out",
-            tmp_path,
-            HF_ENDPOINT=hub.url,
-            HF_TOKEN="hf_mine",
-            HF_HOME=str(tmp_path / "home"),
-        )
-        assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        ask_hub(hub.url)
+        names = [EMBEDDED, "maskformer_fpn_resnet50_ade20k"]
+        assert publish.main([*names, "--upload", "--owner", "me", "--out", str(tmp_path)]) == 0
+        out = capsys.readouterr().out
         assert set(hub.repositories) == {f"me/{EMBEDDED}"}  # nothing of an official release
         files = {path: blob.data for path, blob in hub.repositories[f"me/{EMBEDDED}"].resolve("main").files.items()}
-        denied = run(
-            EMBEDDED,
-            "--upload",
-            "--owner",
-            "you",
-            "--out",
-            tmp_path / "denied",
-            HF_ENDPOINT=hub.url,
-            HF_TOKEN="hf_mine",
-            HF_HOME=str(tmp_path / "home"),
-        )
-    assert denied.returncode == 1
-    assert denied.stderr.splitlines()[-1].startswith(f"error: the token may not write to you/{EMBEDDED}")
+        line = error(publish, capsys, EMBEDDED, "--upload", "--owner", "you", "--out", tmp_path / "denied")
+    assert line.startswith(f"error: the token may not write to you/{EMBEDDED}")
     pictures = {"example.jpg", "overlay.png"}
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors"} | pictures
-    assert f"uploaded: {hub.url}/me/{EMBEDDED}/commit/" in done.stdout
+    assert f"uploaded: {hub.url}/me/{EMBEDDED}/commit/" in out
     source = ROOT / "fapn_zoo" / "weights" / "embedded" / EMBEDDED
     folder = tmp_path / "back"
     folder.mkdir()

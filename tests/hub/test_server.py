@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from toys.hub.server import Hub
@@ -55,7 +56,7 @@ print(json.dumps(seen))
 """
 
 
-def test_the_real_client_uploads_and_gets_the_same_back(tmp_path):
+def test_the_real_client_uploads_and_gets_the_same_back(tmp_path: Path) -> None:
     folder = tmp_path / "streets"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\n---\nStreets.\n")

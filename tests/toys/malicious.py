@@ -8,6 +8,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ def call(function: bytes, *arguments: bytes) -> bytes:
 
 
 def in_a_model(payload: bytes, protocol: int = 4) -> bytes:
-    """A pickle of ``{"model": {"w": payload}}``."""
+    """A pickle of `{"model": {"w": payload}}`."""
     return b"\x80" + bytes([protocol]) + b"}" + text("model") + b"}" + text("w") + payload + b"ss."
 
 
@@ -45,18 +46,20 @@ def object_array(payload: bytes) -> bytes:
     return array + b"(K\x01K\x01\x85" + dtype + b"\x89](" + payload + b"etb"
 
 
+def files_in_bytes(canary: Path) -> dict[str, bytes]:
+    """Whole files that make the file `canary`, as operations that leave their bytes on the stack."""
+    inner = io.BytesIO()
+    torch.save(_Reduced(f"touch {canary}"), inner)
+    files = {"torch": inner.getvalue(), "pickle": pickle.dumps(_Reduced(f"touch {canary}"))}
+    return {name: b"B" + struct.pack("<I", len(data)) + data for name, data in files.items()}
+
+
 def payloads(canary: Path) -> dict[str, bytes]:
-    """What makes the file ``canary``, as operations that leave a value on the stack; every one works in Python."""
+    """What makes the file `canary`, as operations that leave a value on the stack; every one works in Python."""
     shell, code = text(f"touch {canary}"), text(f"open({str(canary)!r}, 'w').close()")
     path, expression = text(str(canary)), text(f"__import__('os').system('touch {canary}')")
     system = named("os.system")
-    inner = io.BytesIO()
-    torch.save(_Reduced(f"touch {canary}"), inner)
-    nested = pickle.dumps(_Reduced(f"touch {canary}"))
-    as_bytes = {
-        name: b"B" + struct.pack("<I", len(data)) + data
-        for name, data in (("torch", inner.getvalue()), ("pickle", nested))
-    }
+    as_bytes = files_in_bytes(canary)
     imported = call(named("builtins.__import__"), text("os"))
     return {
         "os.system": call(system, shell),
@@ -112,10 +115,10 @@ def payloads(canary: Path) -> dict[str, bytes]:
 
 
 class _Reduced:
-    def __init__(self, command: str):
+    def __init__(self, command: str) -> None:
         self.command = command
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         import os
 
         return os.system, (self.command,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ DECODER = {"head_channels": 32, "head_layers": 2, "head_feedforward": 48, "head_
 QUERIES = DECODER | {"head_num_queries": 7}
 
 
-def spec(name: str, head: str, neck: str, backbone: str, args: dict, **kwargs) -> ModelSpec:
+def spec(name: str, head: str, neck: str, backbone: str, args: dict, **kwargs: Any) -> ModelSpec:
     groups = {"neck_deform_groups": 4} if neck == "fapn" else {}
     return ModelSpec(name, head, neck, backbone, num_classes=5, args=args | NECK | groups, **kwargs)
 
@@ -51,7 +52,7 @@ def first_version(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(path: Path, state: dict[str, Tensor]) -> Path:
-    """A release's file: numpy arrays in a ``.pkl``, tensors beside the state of a training in a ``.pth``."""
+    """A release's file: numpy arrays in a `.pkl`, tensors beside the state of a training in a `.pth`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pkl":
         arrays = {key: value.numpy() for key, value in state.items()}

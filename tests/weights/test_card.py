@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -51,7 +52,7 @@ NASTY = [
 ]
 
 
-def config(**changes) -> dict:
+def config(**changes: Any) -> dict:
     data = DataSpec(labels=("a", "b", "c"))
     spec = ModelSpec("perpixel_fapn_resnet50", "perpixel", "fapn", "resnet50", num_classes=3, data=data)
     made = {
@@ -84,7 +85,7 @@ def metadata(card: str) -> dict:
     return found
 
 
-def test_a_fine_tuned_model():
+def test_a_fine_tuned_model() -> None:
     training = {"model": "perpixel_fapn", "pretrained_backbone": True, "data": "town", "steps": 10}
     card = render_card(config(training=training), "Made in a hurry.\n\nWith love.")
     check_card(card)
@@ -102,7 +103,7 @@ def test_a_fine_tuned_model():
     assert own_words(card) == "Made in a hurry.\n\nWith love."
 
 
-def test_it_is_read_and_written_without_a_change(tmp_path):
+def test_it_is_read_and_written_without_a_change(tmp_path: Path) -> None:
     for settings in (config(), official("maskformer_fpn_swin_l_ade20k")):
         card = render_card(settings, "Words.", repository="me/streets", example="https://example.org/a.jpg")
         (tmp_path / "README.md").write_text(card, encoding="utf-8")
@@ -110,7 +111,7 @@ def test_it_is_read_and_written_without_a_change(tmp_path):
         assert metadata_load(tmp_path / "README.md") == ModelCard(card).data.to_dict()
 
 
-def test_repository_revision_and_example():
+def test_repository_revision_and_example() -> None:
     url = "https://huggingface.co/me/streets/resolve/v2/example.jpg"
     card = render_card(config(), repository="me/streets@v2", example=url)
     check_card(card)
@@ -120,8 +121,8 @@ def test_repository_revision_and_example():
     assert metadata(card)["widget"] == [{"src": url, "example_title": "Example"}] and "](overlay.png)" in card
 
 
-def test_where_a_fine_tune_started(monkeypatch):
-    def base(**training):
+def test_where_a_fine_tune_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def base(**training: Any) -> str | None:
         return metadata(render_card(config(training=training))).get("base_model")
 
     assert base(model="hf-hub:me/streets@v2", pretrained=True) == "me/streets"
@@ -137,7 +138,7 @@ def test_where_a_fine_tune_started(monkeypatch):
     assert metadata(render_card(other))["base_model"] == "timm/convnextv2_tiny.fcmae_ft_in22k_in1k"
 
 
-def test_the_embedded_card_is_in_step_with_its_facts():
+def test_the_embedded_card_is_in_step_with_its_facts() -> None:
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     settings = json.loads((FOLDER / "config.json").read_text())
     assert render_card(settings, own_words(card)) == card and own_words(card)
@@ -145,7 +146,7 @@ def test_the_embedded_card_is_in_step_with_its_facts():
     assert "base_model" not in metadata(card)  # it started from random weights
 
 
-def test_result_rows_lead_and_must_agree():
+def test_result_rows_lead_and_must_agree() -> None:
     settings = json.loads((FOLDER / "config.json").read_text())
     with open(ROOT / "hub" / "results" / "semantic.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["weights"] == row["model"] and row["amp"] == "no"]
@@ -168,7 +169,7 @@ def test_result_rows_lead_and_must_agree():
         render_card(settings, rows=wrong)
 
 
-def test_every_official_model():
+def test_every_official_model() -> None:
     names = [n for n in list_models(pretrained=True) if get_spec(n)[0].weights.keys() == {"paper"}]
     assert len(names) == 24
     for name in names:
@@ -185,7 +186,7 @@ def test_every_official_model():
     assert metadata(card)["license_name"] == "none-stated" and "states none" in card and "arxiv.org/abs/2108" in card
 
 
-def test_what_was_measured_is_told_from_what_was_reported():
+def test_what_was_measured_is_told_from_what_was_reported() -> None:
     row = {"data": "ade20k", "split": "val", "miou": "44.38", "params": "41000000"}
     card = render_card(official("maskformer_fpn_resnet50_ade20k"), rows=[row])
     assert "| ADE20K | val | mIoU | 44.38 | `fapn-zoo eval` |" in card
@@ -196,7 +197,7 @@ def test_what_was_measured_is_told_from_what_was_reported():
 
 
 @pytest.mark.parametrize("text", ["", "unknown", "Unknown", None, "none"])
-def test_a_card_may_lack_a_licence_but_is_no_card_for_the_hub(text):
+def test_a_card_may_lack_a_licence_but_is_no_card_for_the_hub(text: str) -> None:
     card = render_card(config(license=text))
     assert metadata(card)["license"] == "unknown" and "Unknown: nobody has stated" in card
     with pytest.raises(ValueError, match="the card has no licence"):
@@ -215,7 +216,7 @@ def test_a_card_may_lack_a_licence_but_is_no_card_for_the_hub(text):
         ),
     ],
 )
-def test_licences(text, fields):
+def test_licences(text: str, fields: dict[str, str]) -> None:
     assert license_metadata(text) == fields
     card = render_card(config(license=text))
     check_card(card)
@@ -223,12 +224,12 @@ def test_licences(text, fields):
     assert {"mit", "cc-by-4.0"} < HUB_LICENSES
 
 
-def test_a_licence_of_another_name_needs_a_link():
+def test_a_licence_of_another_name_needs_a_link() -> None:
     with pytest.raises(ValueError, match="'my-terms' is no id that the Hub knows; write a link after it"):
         check_card(render_card(config(license="my-terms")))
 
 
-def test_odd_names_stay_names():
+def test_odd_names_stay_names() -> None:
     for label in NASTY:
         made = config(source=label, training={label: label, "data": label}, license="mit")
         made["model"]["data"]["labels"] = [label, "b", "c"]
@@ -258,14 +259,14 @@ def card_text(label: str) -> str:
     return "".join(c for c in " ".join(label.split()) if c.isprintable())
 
 
-def test_many_labels_are_counted_not_listed():
+def test_many_labels_are_counted_not_listed() -> None:
     made = config()
     made["model"] |= {"num_classes": 847, "data": made["model"]["data"] | {"labels": [f"c{i}" for i in range(847)]}}
     card = render_card(made)
     assert "| 847: c0, c1," in card and "and 817 more |" in card and len(card) < 3000
 
 
-def test_metrics_of_another_form_are_shown_as_they_are():
+def test_metrics_of_another_form_are_shown_as_they_are() -> None:
     for value, shown in ((53.217, "53.22"), ("high", "high"), (float("nan"), "nan"), (True, "True")):
         card = render_card(config(metrics={"town val mIoU": value, "miou": 1.5}))
         assert "| miou (%) | 1.50 |" in card
@@ -273,7 +274,7 @@ def test_metrics_of_another_form_are_shown_as_they_are():
         assert f" {shown} |" in card
 
 
-def test_a_wrong_card_is_refused():
+def test_a_wrong_card_is_refused() -> None:
     card = render_card(config(), repository="me/streets", example="https://example.org/a.jpg")
     check_card(card)
     for old, new, words in [
@@ -295,7 +296,7 @@ def test_a_wrong_card_is_refused():
         assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_changed_in_the_facts():
+def test_nothing_is_changed_in_the_facts() -> None:
     made = official("maskformer_fpn_resnet50_ade20k")
     before = copy.deepcopy(made)
     render_card(made, rows=[{"data": "ade20k", "split": "val", "miou": "44.38"}])

@@ -13,6 +13,7 @@ from fapn_zoo.cli import main
 from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.data.scenes import CLASSES, generate_scene
 from fapn_zoo.evaluate import evaluate
+from fapn_zoo.model import ZooModel
 from fapn_zoo.weights.folder import read_config, read_spec
 from fapn_zoo.zoo.registry import resolve
 
@@ -21,17 +22,17 @@ FOLDER = Path(fapn_zoo.__file__).parent / "weights" / "embedded" / EMBEDDED
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> ZooModel:
     return fapn_zoo.create_model(EMBEDDED, pretrained=True)
 
 
-def test_it_is_listed_with_its_source():
+def test_it_is_listed_with_its_source() -> None:
     assert EMBEDDED in fapn_zoo.list_models(pretrained=True)
     weights = resolve(EMBEDDED)[1]
     assert weights.source == "embedded" and weights.license == "cc-by-nc-4.0"
 
 
-def test_folder_is_small_whole_and_licensed(model):
+def test_folder_is_small_whole_and_licensed(model: ZooModel) -> None:
     assert sorted(p.name for p in FOLDER.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (FOLDER / "model.safetensors").stat().st_size < 8e6
     config = read_config(FOLDER)
@@ -43,18 +44,18 @@ def test_folder_is_small_whole_and_licensed(model):
     assert saved.data.labels == model.data.labels == tuple(CLASSES)
 
 
-def test_weights_are_those_that_were_declared():
-    from fapn_zoo.weights.hub import file_sha256
+def test_weights_are_those_that_were_declared() -> None:
+    from fapn_zoo.weights.digests import file_digest
 
-    assert file_sha256(FOLDER / "model.safetensors") == resolve(EMBEDDED)[1].sha256
+    assert file_digest(FOLDER / "model.safetensors") == resolve(EMBEDDED)[1].sha256
 
 
-def test_it_scores_on_scenes_it_was_not_trained_on(model):
+def test_it_scores_on_scenes_it_was_not_trained_on(model: ZooModel) -> None:
     report = evaluate(model, "scenes:8", split="test", progress=False)
     assert report["miou"] > 0.5 and report["pixel_acc"] > 0.85
 
 
-def test_prediction_follows_the_picture(model):
+def test_prediction_follows_the_picture(model: ZooModel) -> None:
     scene = generate_scene(11, (180, 240))
     result = model.predict(scene.image)
     flipped = model.predict(np.ascontiguousarray(scene.image[:, ::-1]))
@@ -62,13 +63,13 @@ def test_prediction_follows_the_picture(model):
     assert (result.labels == flipped.labels[:, ::-1]).mean() > 0.85
 
 
-def test_adapting_it_to_other_classes(model):
+def test_adapting_it_to_other_classes(model: ZooModel) -> None:
     other = fapn_zoo.create_model(EMBEDDED, pretrained=True, num_classes=3)
     assert other.load_report.fresh == ("head.predictor.weight", "head.predictor.bias")
     assert (other.backbone.state_dict()["body.conv1.weight"] == model.backbone.state_dict()["body.conv1.weight"]).all()
 
 
-def test_demo(capsys, tmp_path):
+def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     photo = tmp_path / "my photo.jpg"
     Image.fromarray(generate_scene(5, (120, 160)).image).save(photo)
     assert main(["demo", str(photo), "--out", str(tmp_path / "demo"), "--scenes", "2"]) == 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fapn_zoo
 from fapn_zoo.model import build
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.unit
 NAMES = ["maskformer_fapn_swin_t_ade20k", "perpixel_fapn_resnet18_cityscapes", "perpixel_plus_fpn_resnet50_ade20k"]
 
 
-def test_nothing_is_drawn_and_no_value_is_kept(monkeypatch):
+def test_nothing_is_drawn_and_no_value_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building for weights leaves torch's generator as it was: no parameter was filled with random numbers."""
     for name in NAMES:
         spec = get_spec(name)[0]
@@ -30,7 +33,7 @@ def test_nothing_is_drawn_and_no_value_is_kept(monkeypatch):
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_assigned_models_equal_plain_ones(name, share):
+def test_assigned_models_equal_plain_ones(name: str, share: bool) -> None:
     """Everything that is not in the weights (windows' indices and masks) is as in a model built the plain way."""
     torch.manual_seed(0)
     plain = build(get_spec(name)[0]).eval()
@@ -44,10 +47,10 @@ def test_assigned_models_equal_plain_ones(name, share):
         assert all(torch.equal(a, b) for a, b in zip(fast(x)[:-1], plain(x)[:-1], strict=True))  # the last is `aux`
 
 
-def test_other_threads_build_whole_models_meanwhile():
+def test_other_threads_build_whole_models_meanwhile() -> None:
     done = {}
 
-    def build():
+    def build() -> None:
         torch.manual_seed(0)
         done["layer"] = nn.Linear(4, 4)
 
@@ -60,7 +63,7 @@ def test_other_threads_build_whole_models_meanwhile():
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_loaded_weights_can_be_trained_and_the_file_stays(tmp_path, share):
+def test_loaded_weights_can_be_trained_and_the_file_stays(tmp_path: Path, share: bool) -> None:
     model = fapn_zoo.create_model("perpixel_fapn_resnet18_slim_camvid")
     model.save(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -83,7 +86,7 @@ def test_loaded_weights_can_be_trained_and_the_file_stays(tmp_path, share):
         (lambda s: s.update({"head.predictor.bias": torch.zeros(3)}), r"has shape \(3,\), the model \(11,\)"),
     ],
 )
-def test_what_does_not_fit_is_named(change, words):
+def test_what_does_not_fit_is_named(change: Callable[[dict[str, Tensor]], Any], words: str) -> None:
     model = fapn_zoo.create_model("perpixel_fapn_resnet18_slim_camvid")
     state = dict(model.state_dict())
     change(state)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fapn_zoo
+from fapn_zoo.model import ZooModel
 from fapn_zoo.weights import probe
 
 pytestmark = pytest.mark.unit
 
 
-def tiny(head: str = "perpixel", **kwargs):
+def tiny(head: str = "perpixel", **kwargs: Any) -> ZooModel:
     options = {"head_layers": 2, "head_channels": 32, "head_feedforward": 32} if head == "maskformer" else {}
     torch.manual_seed(0)
     return fapn_zoo.create_model(
@@ -28,7 +31,7 @@ def tiny(head: str = "perpixel", **kwargs):
 
 
 @pytest.mark.parametrize("head", ["perpixel", "maskformer"])
-def test_a_folder_holds_what_its_model_computes(head, tmp_path):
+def test_a_folder_holds_what_its_model_computes(head: str, tmp_path: Path) -> None:
     model = tiny(head).train()
     model.save(tmp_path, license="mit")
     assert model.training and model.backbone.training
@@ -38,7 +41,7 @@ def test_a_folder_holds_what_its_model_computes(head, tmp_path):
     assert probe.check(again, stored) < 1e-4
 
 
-def test_one_changed_layer_is_noticed():
+def test_one_changed_layer_is_noticed() -> None:
     model = tiny()
     stored = probe.probe(model)
     for name in ("backbone.body.conv1.0.weight", "neck.align.0.dcn.bias", "head.predictor.weight"):
@@ -53,7 +56,7 @@ def test_one_changed_layer_is_noticed():
     assert probe.check(model, stored) == 0
 
 
-def test_values_that_are_no_numbers_are_noticed():
+def test_values_that_are_no_numbers_are_noticed() -> None:
     model = tiny()
     stored = probe.probe(model)
     with torch.no_grad():
@@ -62,7 +65,7 @@ def test_values_that_are_no_numbers_are_noticed():
         probe.check(model, stored)
 
 
-def test_half_precision_folders_store_the_rounded_model(tmp_path):
+def test_half_precision_folders_store_the_rounded_model(tmp_path: Path) -> None:
     model = tiny()
     model.save(tmp_path, dtype=torch.float16)
     stored = json.loads((tmp_path / "config.json").read_text())["probe"]
@@ -71,17 +74,19 @@ def test_half_precision_folders_store_the_rounded_model(tmp_path):
 
 
 @pytest.mark.parametrize("stored", [{}, {"size": [64, 96], "outputs": [{}]}, {"size": [1, 2], "outputs": []}])
-def test_other_stored_forms_are_refused(stored):
+def test_other_stored_forms_are_refused(stored: Any) -> None:
     with pytest.raises(ValueError, match="stored outputs"):
         probe.check(tiny(), stored)
 
 
-def test_another_structure_is_named():
+def test_another_structure_is_named() -> None:
     with pytest.raises(ValueError, match=r"shapes \[\[1, 4, 16, 24\]\], the stored ones \[\[1, 5, 16, 24\]\]"):
         probe.check(tiny(), probe.probe(tiny(num_classes=5)))
 
 
-def test_a_model_that_fails_is_saved_all_the_same(tmp_path, caplog, monkeypatch):
+def test_a_model_that_fails_is_saved_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny()
     monkeypatch.setattr(model, "forward", lambda x: model.head.predictor(x))
     with caplog.at_level(logging.WARNING):

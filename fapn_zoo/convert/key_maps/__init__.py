@@ -55,7 +55,7 @@ DROPPED = {
 
 
 def empty_weight(bias: Tensor) -> Tensor:
-    """The loss's class weights: "no object", which is last, counts a tenth. ``bias`` is the classifier's, (K + 1)."""
+    """The loss's class weights: "no object", which is last, counts a tenth. `bias` is the classifier's, (K + 1)."""
     weight = torch.ones(bias.shape, device=bias.device)
     weight[-1] = 0.1
     return weight
@@ -64,7 +64,7 @@ def empty_weight(bias: Tensor) -> Tensor:
 def relative_position_index(table: Tensor) -> Tensor:
     """Row of the bias table for every pair of tokens of a window: int64 (w * w, w * w) for a table of (2w - 1)^2 rows.
 
-    The row is ``(2w - 1) * (dy + w - 1) + dx + w - 1`` for a query that lies (dy, dx) below and right of its key.
+    The row is `(2w - 1) * (dy + w - 1) + dx + w - 1` for a query that lies (dy, dx) below and right of its key.
     """
     side = round(len(table) ** 0.5)
     window = (side + 1) // 2
@@ -86,7 +86,7 @@ DERIVED: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
 
 
 class OfficialNames(NamedTuple):
-    """``keys``: official name <-> ours; ``aliases``: second official name -> first one; ``derived``: see `DERIVED`."""
+    """`keys`: official name <-> ours; `aliases`: second official name -> first one; `derived`: see `DERIVED`."""
 
     keys: KeyMap
     aliases: KeyMap
@@ -109,7 +109,7 @@ def official_names(spec: ModelSpec) -> OfficialNames:
 
 
 def backbone_pairs(backbone: str, prefix: str) -> Pairs:
-    """The rules of a backbone (short or timm's name) whose official names begin with ``prefix``."""
+    """The rules of a backbone (short or timm's name) whose official names begin with `prefix`."""
     architecture = BACKBONES.get(backbone, backbone).partition(".")[0]
     for pattern, pairs, ours in BACKBONE_FAMILIES:
         if re.fullmatch(pattern, architecture):

@@ -1,5 +1,5 @@
-"""Detectron2's ResNets -> timm's (FACTS section 1). Templates go after the prefixes ``backbone.`` or
-``backbone.bottom_up.`` there and ``backbone.body.`` here.
+"""Detectron2's ResNets -> timm's (FACTS section 1). Templates go after the prefixes `backbone.` or
+`backbone.bottom_up.` there and `backbone.body.` here.
 
 Their norms are frozen: four tensors each, and no count of batches.
 """

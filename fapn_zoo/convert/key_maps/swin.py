@@ -1,4 +1,4 @@
-"""The segmentation Swin -> timm's (FACTS section 1). Templates go after the prefix ``backbone.`` on both sides.
+"""The segmentation Swin -> timm's (FACTS section 1). Templates go after the prefix `backbone.` on both sides.
 
 A stage ends with its downsampling there and begins with it here. The norms of the outputs are this package's own.
 """

@@ -1,8 +1,8 @@
-"""Names by templates: ``"res{stage}.{block}.conv{conv}.weight"`` on one side, on the other the same fields elsewhere.
+"""Names by templates: `"res{stage}.{block}.conv{conv}.weight"` on one side, on the other the same fields elsewhere.
 
-A field stands for a whole number; ``{stage-1}`` and ``{stage+1}`` are neighbours of it, ``{2*step}`` its double.
-After a colon, on the first side of a rule, stand the values that a field may have: ``{level:1..3}`` or
-``{what:weight|bias}``; without one it is any number. As all of this can be inverted, one rule serves both directions.
+A field stands for a whole number; `{stage-1}` and `{stage+1}` are neighbours of it, `{2*step}` its double.
+After a colon, on the first side of a rule, stand the values that a field may have: `{level:1..3}` or
+`{what:weight|bias}`; without one it is any number. As all of this can be inverted, one rule serves both directions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Value = int | str
 
 
 class _Field(NamedTuple):
-    """An occurrence of a field: what is written is ``factor * value + shift``, or the value itself where it is text."""
+    """An occurrence of a field: what is written is `factor * value + shift`, or the value itself where it is text."""
 
     name: str
     factor: int
@@ -24,14 +24,14 @@ class _Field(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """What a field may be: one of the words, or a number from ``low`` to ``high`` (None: no limit)."""
+    """What a field may be: one of the words, or a number from `low` to `high` (None: no limit)."""
 
     words: tuple[str, ...] = ()
     low: int = 0
     high: int | None = None
 
     def parse(self, text: str, field: _Field) -> Value | None:
-        """The value that was written as ``text``, or None where no allowed one is written so."""
+        """The value that was written as `text`, or None where no allowed one is written so."""
         if self.words:
             return text if text in self.words else None
         if not text.isdecimal() or str(int(text)) != text:
@@ -43,7 +43,7 @@ class _Values(NamedTuple):
 class _Side:
     """One template, compiled."""
 
-    def __init__(self, template: str):
+    def __init__(self, template: str) -> None:
         self.parts: list[str | _Field] = []
         pattern, end = "", 0
         for match in _FIELD.finditer(template):
@@ -80,7 +80,7 @@ class _Side:
 class Rule:
     """A pair of templates. Raises ValueError where one side has a field that the other lacks."""
 
-    def __init__(self, here: str, there: str):
+    def __init__(self, here: str, there: str) -> None:
         self.here, self.there = _Side(here), _Side(there)
         self.values = {match["name"]: _parse_values(match["values"]) for match in _FIELD.finditer(here)}
         if {f.name for f in self.here.fields} != {f.name for f in self.there.fields}:
@@ -100,7 +100,7 @@ class KeyMap:
         rules: pairs of templates: of the official name, and of this package's.
     """
 
-    def __init__(self, rules: Iterable[tuple[str, str]]):
+    def __init__(self, rules: Iterable[tuple[str, str]]) -> None:
         self.rules = [Rule(here, there) for here, there in rules]
 
     def translate(self, keys: Iterable[str], *, back: bool = False) -> tuple[dict[str, str], list[str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,10 @@ def build_features(
         ValueError: an option that the network does not have, no feature maps, or no ImageNet weights at all.
         ConnectionError: the weights can neither be fetched nor found in the cache.
     """
-    own = {"pretrained_cfg", "pretrained_cfg_overlay"} & set(options)  # the caller says where the weights are
-    weights = _fetch_weights(name, cache_dir) if pretrained and not own else {}
+    weights = _fetch_weights(name, options, cache_dir) if pretrained or name.startswith("hf-hub:") else {}
     try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained, **options, **weights)
+        with _without_words():
+            return timm.create_model(name, features_only=True, pretrained=pretrained, **(dict(options) | weights))
     except TypeError as error:
         raise ValueError(f"backbone {name!r} does not take one of the arguments {sorted(options)}: {error}") from error
     except OSError as error:
@@ -39,19 +42,48 @@ def build_features(
         raise ValueError(f"timm cannot build backbone {name!r} {what}: {error}") from error
 
 
-def _fetch_weights(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
+def _fetch_weights(name: str, options: Mapping[str, Any], cache_dir: str | Path | None) -> dict[str, Any]:
     """What tells timm to read its weights from the file that `fapn_zoo.weights.hub` has fetched and verified.
 
-    For the few networks whose weights timm has elsewhere, or in a format of their own, only where to keep them.
+    For networks whose weights are elsewhere, or in a format of their own, only where to keep them. Of a network that
+    the Hub describes, it is the description that is fetched first: timm waits for a minute where there is no network.
     """
     elsewhere = {"cache_dir": cache_dir} if cache_dir is not None else {}
-    config = None if ":" in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config is None or not config.hf_hub_id or config.hf_hub_filename or config.custom_load:
+    scheme, _, repository = name.rpartition(":")
+    overlay = options.get("pretrained_cfg_overlay")
+    filename = "config.json"
+    if not scheme:
+        config = timm.models.resolve_pretrained_cfg(name, options.get("pretrained_cfg"), overlay)
+        if config.file or config.state_dict or config.hf_hub_filename or config.custom_load == "hf":
+            return elsewhere
+        repository, filename = config.hf_hub_id, "model.safetensors"
+    if scheme == "local-dir" or not repository:
         return elsewhere
     try:
-        path = hub.download_file(config.hf_hub_id, "model.safetensors", cache_dir=cache_dir)
+        path = hub.download_file(repository, filename, cache_dir=cache_dir)
     except ValueError as error:
-        raise ConnectionError(
-            f"no ImageNet weights for backbone {name!r}: {error}; pretrained_backbone=False goes on without them"
-        ) from error
-    return {"pretrained_cfg_overlay": {"file": str(path)}} if path is not None else elsewhere
+        what = "description" if scheme else "ImageNet weights"
+        advice = "" if scheme else "; pretrained_backbone=False goes on without them"
+        raise ConnectionError(f"no {what} for backbone {name!r}: {error}{advice}") from error
+    if scheme or path is None:
+        return elsewhere
+    return {"pretrained_cfg_overlay": dict(overlay or {}) | {"file": str(path), "custom_load": False}}
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """Keeps from the log what timm says of weights that load: where they are, and that the classifier's are too many.
+
+    Its other warnings, and all that other threads log, are let through.
+    """
+    thread = threading.get_ident()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        expected = record.levelno < logging.WARNING or str(record.msg).startswith("Unexpected keys")
+        return record.thread != thread or not expected
+
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, ("timm.models._builder", "timm.models._helpers")):
+            logger.addFilter(is_news)
+            stack.callback(logger.removeFilter, is_news)
+        yield

@@ -20,9 +20,9 @@ SMALL, LARGE = (random.Random(0).randbytes(size) for size in (3 * MB, 30 * MB))
 
 CHILD = """
 import json, sys
-from fapn_zoo.weights import hub
+from fapn_zoo.weights import failures, hub
 name, arguments, setup = json.loads(sys.argv[1])
-hub.FIRST_PAUSE, hub.LONGEST_PAUSE, hub.PATIENCE = 0.05, 5.0, 5.0
+failures.FIRST_PAUSE, failures.LONGEST_PAUSE, failures.PATIENCE = 0.05, 5.0, 5.0
 def attempt():
     try:
         return {"folder": str(hub.download(name, **arguments))}
@@ -43,13 +43,13 @@ def serve(data: bytes = SMALL, xet: bool = False) -> Hub:
     return hub
 
 
-def environment(hub: Hub, root: Path, **more: str) -> dict[str, str]:
-    """Of a child: this Hub, caches below ``root``, little patience, and nothing of the Hub from our own."""
+def environment(url: str, root: Path, **more: str) -> dict[str, str]:
+    """Of a child: the Hub at this address, caches below `root`, little patience, nothing of the Hub from our own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
     return (
         inherited
         | {
-            "HF_ENDPOINT": hub.url,
+            "HF_ENDPOINT": url,
             "HF_HOME": str(root / "home"),
             "FAPN_ZOO_CACHE": str(root / "own"),
             "NO_PROXY": "*",
@@ -74,19 +74,19 @@ def start(
     before: tuple[str, ...] = (),
     **more: str,
 ) -> subprocess.Popen:
-    """Begins `hub.download(name, **arguments)`, by default into ``root / "cache"``; ``setup`` is run before it.
+    """Begins `hub.download(name, **arguments)`, by default into `root / "cache"`; `setup` is run before it.
 
-    ``before`` is the beginning of a command line that runs another one, ``more`` of the environment.
+    `before` is the beginning of a command line that runs another one, `more` of the environment.
     """
     arguments = {"cache_dir": str(root / "cache")} | (arguments or {})
     command = [*before, sys.executable, "-c", CHILD, json.dumps([name, arguments, setup])]
     return subprocess.Popen(
-        command, env=environment(hub, root, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment(hub.url, root, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def finish(process: subprocess.Popen) -> tuple[dict[str, str], str]:
-    """What it answered, ``{"folder": ...}`` or ``{"error": ...}``, and what it logged."""
+    """What it answered, `{"folder": ...}` or `{"error": ...}`, and what it logged."""
     try:
         out, log = process.communicate(timeout=120)
     finally:

@@ -10,14 +10,14 @@ CHUNK = 2**16  # bytes written at a time
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests that match, or with all of them where it is None.
+    """What goes wrong with the next `times` requests that match, or with all of them where it is None.
 
     Attributes:
-        kind: ``status`` answers ``status`` with ``headers`` and ``message`` and nothing of the file; ``mute`` takes the
-            request and never answers; the others concern the body: ``slow`` waits ``seconds`` before each chunk,
-            ``stall`` stops at ``fraction`` and keeps the connection open, ``cut`` closes it there, ``wrong`` flips the
-            middle byte, ``short`` sends the first ``fraction`` of the file under a length that says it is whole.
-        match: regular expression searched in ``"METHOD /path"``; by default the transfer of the weights file.
+        kind: `status` answers `status` with `headers` and `message` and nothing of the file; `mute` takes the
+            request and never answers; the others concern the body: `slow` waits `seconds` before each chunk,
+            `stall` stops at `fraction` and keeps the connection open, `cut` closes it there, `wrong` flips the
+            middle byte, `short` sends the first `fraction` of the file under a length that says it is whole.
+        match: regular expression searched in `"METHOD /path"`; by default the transfer of the weights file.
     """
 
     kind: str

@@ -17,8 +17,8 @@ from toys.golden_rule import fill
 import fapn_zoo
 from fapn_zoo import DataSpec, ModelSpec, cli
 from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.folder import read_tensors
-from fapn_zoo.weights.hub import file_sha256
 from fapn_zoo.zoo.registry import register_model
 from fapn_zoo.zoo.spec import WeightsSpec
 
@@ -30,6 +30,7 @@ DRIVE_ID = "1ToyToyToyToyToyToyToyToyToyToyTo"
 _BACKBONE = {"backbone_norm": "frozen_bn", "backbone_layers": (1, 1, 1, 1), "backbone_channels": (16, 32, 64, 256)}
 _NARROW = {"neck_out_channels": 32, "head_mask_channels": 32}
 _DECODER = {"head_num_queries": 7, "head_channels": 32, "head_layers": 2, "head_feedforward": 48}
+Toys = dict[str, tuple[ModelSpec, bytes, dict[str, Tensor]]]  # name -> model, released file, official tensors
 _LABELS = DataSpec(labels=("sky", "road", "tree"), palette=((0, 0, 255), (99, 99, 99), (0, 128, 0)))
 
 
@@ -55,7 +56,7 @@ def as_pth(state: Mapping[str, Tensor]) -> bytes:
 
 
 def released(spec: ModelSpec, data: bytes, drive_id: str | None = None, run: str = "toy") -> ModelSpec:
-    """The model with ``data`` as its released weights, under a name that carries the file's md5, or on Google Drive."""
+    """The model with `data` as its released weights, under a name that carries the file's md5, or on Google Drive."""
     if drive_id is None:
         location = URL.format(run=run, md5=hashlib.md5(data).hexdigest()[:6])
         page, terms = "https://github.com/facebookresearch/MaskFormer/blob/main/MODEL_ZOO.md", "cc-by-nc-4.0"
@@ -65,8 +66,8 @@ def released(spec: ModelSpec, data: bytes, drive_id: str | None = None, run: str
     return register_model(dataclasses.replace(spec, weights={"paper": weights}), overwrite=True)
 
 
-def register_toys() -> dict[str, tuple[ModelSpec, bytes, dict[str, Tensor]]]:
-    """Registers both toys; name -> (model, released file, official tensors)."""
+def register_toys() -> Toys:
+    """Registers both toys."""
     specs = [
         ModelSpec(HTTPS, "perpixel", "fpn", "resnet50", 3, args=_BACKBONE | _NARROW, data=_LABELS),
         ModelSpec(DRIVE, "maskformer", "fapn", "resnet50", 3, args=_BACKBONE | _NARROW | _DECODER, data=_LABELS),
@@ -90,7 +91,7 @@ def assert_whole(folder: Path, toy: tuple[ModelSpec, bytes, dict[str, Tensor]]) 
     expected, found = zoo_tensors(toy), read_tensors(folder / "model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[k], v) for k, v in expected.items())
     record = json.loads((folder / "record.json").read_text())
-    assert record["sha256"] == file_sha256(folder / "model.safetensors")
+    assert record["sha256"] == file_digest(folder / "model.safetensors")
 
 
 def cached(tmp_path: Path, name: str) -> Path:
@@ -103,5 +104,5 @@ def parts(tmp_path: Path) -> list[Path]:
 
 
 def predict(photo: Path, name: str, tmp_path: Path) -> int:
-    """The exit code of ``fapn-zoo predict``."""
+    """The exit code of `fapn-zoo predict`."""
     return cli.main(["predict", str(photo), "--model", name, "--out", str(tmp_path / "out"), "--device", "cpu"])

@@ -7,13 +7,13 @@
         run(env=os.environ | server.environment)            # HTTPS_PROXY and REQUESTS_CA_BUNDLE
         server.requests                                     # Request(...), in order of arrival; server.bytes_sent
 
-Programs take part unchanged: they open a tunnel to ``dl.fbaipublicfiles.com:443`` and find a certificate for that name.
+Programs take part unchanged: they open a tunnel to `dl.fbaipublicfiles.com:443` and find a certificate for that name.
 Every other host is refused, so a test that passes has talked to nobody else. Google Drive is played in the three steps
 of a large file: a redirect to its content host, a page that asks to confirm an unscanned download by a form, the file.
 
-Faults are those of `hub.faults`, matched against ``"GET host/path?query"``, and four more: ``page`` answers with a web
-page, ``ignore-range`` always sends the file from its start, ``quota`` is Google Drive's page for too many downloads,
-``hold`` waits at ``fraction`` of the file until the test calls ``server.go.set()``.
+Faults are those of `hub.faults`, matched against `"GET host/path?query"`, and four more: `page` answers with a web
+page, `ignore-range` always sends the file from its start, `quota` is Google Drive's page for too many downloads,
+`hold` waits at `fraction` of the file until the test calls `server.go.set()`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CONFIRM = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning
 
 @dataclass
 class Request:
-    """One request and what became of it; ``range`` is its Range header, ``sent`` counts bytes of file that left."""
+    """One request and what became of it; `range` is its Range header, `sent` counts bytes of file that left."""
 
     line: str
     range: str = ""
@@ -61,7 +61,7 @@ class Request:
 
 
 class ReleaseServer:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.files: dict[str, bytes] = {}
         self.drive: dict[str, bytes] = {}
         self.faults: list[Fault] = []
@@ -105,7 +105,7 @@ class ReleaseServer:
     def __enter__(self) -> ReleaseServer:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -113,10 +113,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     host = ""  # of the tunnel
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         pass
 
-    def do_CONNECT(self):
+    def do_CONNECT(self) -> None:
         host = self.path.partition(":")[0]
         if host not in (FILES_HOST, DRIVE_HOST, CONTENT_HOST):
             self.log(Request(f"CONNECT {host}", status=502))
@@ -133,13 +133,13 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
         return None
 
-    def finish(self):
+    def finish(self) -> None:
         with contextlib.suppress(OSError):
             super().finish()
         with contextlib.suppress(OSError):
             self.connection.close()
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         releases = self.server.releases
         self.request_log = self.log(Request(f"GET {self.host}{self.path}", self.headers.get("Range", "")))
         fault = releases.fault(self.request_log.line)
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.send_file(releases.files.get(f"https://{self.host}{self.path}"), fault)
             return self.play_drive(fault)
 
-    def play_drive(self, fault: Fault | None):
+    def play_drive(self, fault: Fault | None) -> None:
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         data, html = self.server.releases.drive.get(query.get("id", "")), {"Content-Type": "text/html; charset=utf-8"}
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, CONFIRM.format(host=CONTENT_HOST, id=query["id"], uuid=uuid).encode(), **html)
         return self.send_file(data, fault, **{"Content-Disposition": 'attachment; filename="model_final.pth"'})
 
-    def send_file(self, data: bytes | None, fault: Fault | None, **headers: str):
+    def send_file(self, data: bytes | None, fault: Fault | None, **headers: str) -> None:
         """The file or the rest of it, through the fault."""
         if data is None:
             return self.answer(404, b"")
@@ -201,11 +201,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return None
 
-    def answer(self, status: int, body: bytes, **headers: str):
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
         self.head(status, len(body), **headers)
         self.wfile.write(body)
 
-    def head(self, status: int, length: int, **headers: str):
+    def head(self, status: int, length: int, **headers: str) -> None:
         if self.host:
             self.request_log.status = status
         self.send_response(status)

@@ -25,7 +25,7 @@ def git_sha1(data: bytes) -> str:
 class Refused(Exception):
     """An answer other than 200: status, the Hub's error code and message."""
 
-    def __init__(self, status: int, code: str = "", message: str = "", **headers: str):
+    def __init__(self, status: int, code: str = "", message: str = "", **headers: str) -> None:
         self.status, self.message = status, message
         self.headers = ({"X-Error-Code": code} if code else {}) | ({"X-Error-Message": message} if message else {})
         self.headers |= headers
@@ -69,7 +69,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """``private``: only its owner sees it. ``gated``: all see it, only users in ``granted`` get its files."""
+    """`private`: only its owner sees it. `gated`: all see it, only users in `granted` get its files."""
 
     name: str
     private: bool = False
@@ -89,7 +89,7 @@ class Repository:
         return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
 
     def commit(self, files: dict[str, bytes | Blob], title: str = "files", branch: str = "main") -> Commit:
-        """Makes ``files`` the whole content of the branch, and returns the new commit."""
+        """Makes `files` the whole content of the branch, and returns the new commit."""
         blobs = {
             path: data if isinstance(data, Blob) else Blob(data, needs_lfs(path, len(data)))
             for path, data in sorted(files.items())

@@ -8,13 +8,13 @@
     hub.requests                                  # Request(method, path, status, sent, headers), in order of arrival
     hub.close()                                   # or: with Hub() as hub
 
-Downloads: model info, tree, paths-info, refs, resolve (HEAD, GET, ranges; large files by a redirect to ``/cdn/``
+Downloads: model info, tree, paths-info, refs, resolve (HEAD, GET, ranges; large files by a redirect to `/cdn/`
 on another port).
 Uploads (for owners with a token): whoami, create and delete repository, settings, branch, tag, validate-yaml,
 preupload, LFS batch with basic transfer and verify, commit.
 
-With ``hub.xet = True`` large files are offered from Xet storage too, and a client with hf_xet installed takes them from
-there. Nothing can be uploaded to it, and such a client does not ask before it tries: set ``HF_HUB_DISABLE_XET=1`` for
+With `hub.xet = True` large files are offered from Xet storage too, and a client with hf_xet installed takes them from
+there. Nothing can be uploaded to it, and such a client does not ask before it tries: set `HF_HUB_DISABLE_XET=1` for
 uploads, so that it takes LFS.
 """
 
@@ -43,7 +43,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Request:
-    """One request and what became of it; ``sent`` counts bytes of the body that left."""
+    """One request and what became of it; `sent` counts bytes of the body that left."""
 
     method: str
     path: str
