@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from fapn_zoo.cli.common import MODEL, Verbs, add_device, add_verb, load_model, size, speaks
-
-# Arguments that `evaluate` takes under the same names.
-OPTIONS = (
-    "split", "task", "batch_size", "amp", "limit", "seed", "scales", "flip", "window", "stride", "class_map",
-    "boundary", "resume", "out", "worst",
-)  # fmt: skip
 
 
 def add(verbs: Verbs) -> None:
@@ -45,6 +40,7 @@ def add(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, write_report
+    from fapn_zoo.evaluate.options import Options
     from fapn_zoo.evaluate.report import check_csv, to_json, write
     from fapn_zoo.runtime.files import check_writable
 
@@ -52,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
         check_csv(args.csv)
     if args.json is not None:
         check_writable(args.json)
-    options = {name: getattr(args, name) for name in OPTIONS}
+    names = {field.name for field in dataclasses.fields(Options)} | {"seed", "resume", "out", "worst"}
+    options = {name: value for name, value in vars(args).items() if name in names}
     models = [load_model(name, args.device) for name in args.model]
     try:
         if len(models) == 1:

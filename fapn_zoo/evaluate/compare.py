@@ -14,7 +14,8 @@ from torch import nn
 
 from fapn_zoo.evaluate.evaluate import make_report
 from fapn_zoo.evaluate.folder import check_folder, write_folder
-from fapn_zoo.evaluate.measure import ImageScore, Measured, Options, measure
+from fapn_zoo.evaluate.measure import ImageScore, Measured, measure
+from fapn_zoo.evaluate.options import Options
 from fapn_zoo.evaluate.report import manner, percent, to_json, write
 from fapn_zoo.tasks import TASKS
 from fapn_zoo.tasks.protocol import Measure, plain
@@ -43,18 +44,15 @@ def compare(
 
     Args:
         models: at least two; all are scored against the data's classes.
-        data: a source for `open_dataset` or an opened data set.
         names: where the weights of each came from; noted in the reports.
         resamples, bootstrap_seed: number of resamples, and the seed of the draws.
-        seed, resume, out, worst: as in `evaluate`; every model has its own folder (1_NAME, 2_NAME, ...) in ``resume``
-            and ``out``. ``out`` also gets comparison.json and comparison.txt.
-        **options: the other arguments of `evaluate`, for all models alike.
+        data, seed, resume, out, worst, options: as in `evaluate`, for all models alike; every model has its own folder
+            (1_NAME, 2_NAME, ...) in `resume` and `out`, and `out` also gets comparison.json and comparison.txt.
 
     Returns:
-        Plain JSON types: "reports" (of `evaluate`, in the order of the models), "resamples", "bootstrap_seed",
-        "confidence" and "differences": for each model but the first a dict of "model" (its place, from 0) and
-        "measures": name -> {"first", "value", "difference", "low", "high", "classes"}, where "classes" has the same
-        for every class. Undefined values are None.
+        Plain JSON types: "reports", "resamples", "bootstrap_seed", "confidence" and "differences": for each model but
+        the first a dict of "model" (its place, from 0) and "measures": name -> {"first", "value", "difference", "low",
+        "high", "classes"}, where "classes" has the same for every class. Undefined values are None.
 
     Raises:
         ValueError: fewer than two models, a task whose scores are no sums over images, or as `evaluate`.
@@ -76,9 +74,9 @@ def compare(
         images.append(measured.images)
         if out is not None and measured.group.main:
             write_folder(Path(out) / own, model, measured, chosen, reports[-1], worst)
-    comparison = {"reports": reports, "resamples": resamples, "bootstrap_seed": bootstrap_seed}
-    comparison |= {"confidence": CONFIDENCE}
-    comparison["differences"] = _differences(measured, images, resamples, bootstrap_seed)
+    settings = {"resamples": resamples, "bootstrap_seed": bootstrap_seed, "confidence": CONFIDENCE}
+    differences = _differences(measured, images, resamples, bootstrap_seed)
+    comparison = {"reports": reports, **settings, "differences": differences}
     if out is not None and measured.group.main:
         write(Path(out) / "comparison.json", to_json(comparison))
         write(Path(out) / "comparison.txt", render_comparison(comparison) + "\n")

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import nn
 
 from fapn_zoo.evaluate.loading import load_batch
-from fapn_zoo.evaluate.measure import ImageScore, Loop, Measured, Options
+from fapn_zoo.evaluate.measure import ImageScore, Loop, Measured
+from fapn_zoo.evaluate.options import Options
 from fapn_zoo.evaluate.report import render, to_json, write
 from fapn_zoo.runtime.files import check_writable
 from fapn_zoo.runtime.tables import as_csv

@@ -18,6 +18,7 @@ from fapn_zoo.data.images import load_image
 from fapn_zoo.data.sample import Dataset, check_holds
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.evaluate.loading import ahead, in_blocks, load_batch, plan_batches
+from fapn_zoo.evaluate.options import Options
 from fapn_zoo.evaluate.state import Counted, State
 from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.predict.predict import named
@@ -30,35 +31,6 @@ from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
 from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
 from fapn_zoo.tasks.protocol import Scorer, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What `evaluate` and `compare` share; see `evaluate` for each."""
-
-    split: str = "test"
-    task: str = "semantic"
-    batch_size: int = 1
-    device: str | torch.device | None = None
-    amp: str = "no"
-    limit: int | None = None
-    progress: bool = True
-    scales: str | Sequence[float] | None = None
-    flip: bool = False
-    window: int | Sequence[int] | None = None
-    stride: int | Sequence[int] | None = None
-    class_map: Any = None
-    boundary: bool = False
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task must be {' or '.join(TASKS)}, got {self.task!r}")
-        if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
-            raise ValueError(f"batch_size and limit must be at least 1, got {self.batch_size} and {self.limit}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
-        check_amp(self.amp)
 
 
 class ImageScore(NamedTuple):

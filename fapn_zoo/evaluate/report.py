@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
+from fapn_zoo.runtime import tables
+from fapn_zoo.runtime.files import make_folder, write_text
+from fapn_zoo.runtime.tables import append_rows, read_rows
 from fapn_zoo.tasks import TASKS
 
 
@@ -76,7 +76,7 @@ def render(report: dict[str, Any]) -> str:
 
 def percent(value: float | None) -> str:
     """Six characters: percent with two decimals, or a dash."""
-    return f"{'-':>6}" if value is None else f"{100 * value:6.2f}"
+    return f"{tables.percent(value):>6}"
 
 
 def write_report(
@@ -94,7 +94,7 @@ def write_report(
     if json is not None:
         write(Path(json), to_json(report))
     if csv is not None:
-        write(Path(csv), _with_row(Path(csv), report))
+        append_rows(Path(csv), csv_columns(), [csv_row(report)], len(_first_columns()))
 
 
 def to_json(report: dict[str, Any]) -> str:
@@ -102,30 +102,9 @@ def to_json(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=1) + "\n"
 
 
-def check_csv(path: str | os.PathLike) -> list[list[str]]:
-    """The lines of a CSV table, none where there is no file.
-
-    Raises:
-        ValueError: other columns than `write_report` has, or no UTF-8 text.
-        OSError: nothing could be written there.
-    """
-    path = Path(path)
-    check_writable(path)
-    rows = list(csv.reader(io.StringIO(read_text(path)))) if path.is_file() else []
-    columns = csv_columns()
-    header = rows[0] if rows else columns
-    if header != columns[: len(header)] or len(header) < len(_first_columns()):
-        raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(columns)}")
-    return [row for row in rows[1:] if row]
-
-
-def _with_row(path: Path, report: dict[str, Any]) -> str:
-    buffer, columns = io.StringIO(), csv_columns()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for row in [columns, *check_csv(path)]:
-        writer.writerow([*row, *[""] * (len(columns) - len(row))])
-    writer.writerow(csv_row(report).values())
-    return buffer.getvalue()
+def check_csv(path: str | os.PathLike) -> None:
+    """ValueError where a CSV table has other columns than `write_report` writes; OSError where none can be written."""
+    read_rows(Path(path), csv_columns(), len(_first_columns()))
 
 
 def csv_row(report: dict[str, Any]) -> dict[str, Any]:

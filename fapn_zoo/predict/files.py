@@ -43,8 +43,7 @@ def predict_files(
     Args:
         model, task, tile, overlap, batch_size, amp: see `fapn_zoo.predict.predict`.
         paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each is done once.
-        out_dir: made if missing; results of an earlier run there are replaced, inputs never.
-        progress: show a progress bar on stderr.
+        out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
 
     Returns:
         What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``amp``, ``complete`` (False after Ctrl-C),
