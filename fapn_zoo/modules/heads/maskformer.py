@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput, Targets
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.modules.layers.conv import ConvNormAct
 from fapn_zoo.modules.layers.position import sine_position
 
@@ -187,13 +187,7 @@ class MaskFormerHead(QueryMaskHead):
             dropout=dropout,
         )
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> MaskFormerOutput:
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
         layers = [(self.class_embed(state), masks) for state, masks in self.queries_and_masks(pyramid, features)]
         return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]))
@@ -233,13 +227,7 @@ class PerPixelPlusHead(QueryMaskHead):
             dropout=dropout,
         )
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> SemanticOutput:
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""
         *aux, logits = (masks for _, masks in self.queries_and_masks(pyramid, features))
         return SemanticOutput(logits, tuple(aux))

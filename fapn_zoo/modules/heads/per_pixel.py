@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import SemanticOutput, Targets
+from fapn_zoo.modules.heads.outputs import SemanticOutput
 from fapn_zoo.modules.layers.conv import ConvNormAct
 
 
@@ -39,13 +39,7 @@ class PerPixelHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(mask_channels or in_channels, num_classes, 1)
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> SemanticOutput:
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """Uses ``pyramid[0]`` (N, C, h, w); logits are (N, K, h, w)."""
         return SemanticOutput(self.predictor(self.dropout(self.mask_features(pyramid[0]))))
 
@@ -82,13 +76,7 @@ class SemanticFPNHead(nn.Module):
         )
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> SemanticOutput:
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """``pyramid[i]`` (N, C, h / 2^i, w / 2^i); logits are (N, K, h, w)."""
         sizes = [x.shape[-2:] for x in pyramid]
         total = 0
