@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import fapn_zoo
+from fapn_zoo import tasks
 from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render, timing
 from fapn_zoo.benchmark import run as run_module
 from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
@@ -138,7 +139,7 @@ def test_dtype_and_memory_format_reach_weights_and_input() -> None:
         found = inference.prepare(model, (50, 70), batch=2, dtype="bf16", channels_last=True)()
     assert seen[0].dtype == torch.bfloat16 and seen[0].is_contiguous(memory_format=torch.channels_last)
     weight = model.neck.lateral[0].conv.weight
-    assert weight.dtype == torch.bfloat16 and found.shape == (2, 50, 70)
+    assert weight.dtype == torch.bfloat16 and [one.labels.shape for one in found] == [(50, 70)] * 2
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -152,7 +153,7 @@ def test_auto_is_what_predict_does(monkeypatch: pytest.MonkeyPatch, fast: bool) 
     ours, theirs = runs
     assert ours.dtype == theirs.dtype == (torch.bfloat16 if fast else torch.float32)
     assert all(one.is_contiguous(memory_format=torch.channels_last) for one in runs) and ours.shape == theirs.shape
-    assert model.neck.lateral[0].conv.weight.dtype == torch.float32 and found.shape == (1, 64, 96)
+    assert model.neck.lateral[0].conv.weight.dtype == torch.float32 and found[0].labels.shape == (64, 96)
 
 
 def test_parts_are_compiled_and_still_told_apart(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,10 +260,10 @@ def test_what_cannot_be_measured(folders: dict[str, str], monkeypatch: pytest.Mo
         with pytest.raises(ValueError, match=told):
             benchmark(jobs, memory=False, device="cpu")
 
-    def no_kernel(*_: Any, stride: int) -> None:
+    def no_kernel(*_: Any, **options: Any) -> None:
         raise RuntimeError("not implemented for 'Half'\nand a long trace")
 
-    monkeypatch.setattr(inference.postprocess, "semantic", no_kernel)
+    monkeypatch.setattr(tasks.semantic, "decode", no_kernel)
     with pytest.raises(ValueError, match=r"cannot run at 64x96, batch 1, fp32: not implemented for 'Half'$"):
         benchmark(job, memory=False, device="cpu")
 

@@ -10,7 +10,7 @@ compared within a manner. On a GPU times are those between two events around the
     fp32        float32, NCHW, no gradients, for all
     bf16        autocast to bfloat16, channels-last, for all
 
-Ours are padded as `predict` pads them. Post-processing is part of it: `postprocess.semantic`, `argmax` after smp's
+Ours are padded as `predict` pads them. Post-processing is part of it: `postprocess.decode`, `argmax` after smp's
 enlarged logits, and the image processor's `post_process_semantic_segmentation`. Weights are random; offsets are drawn
 as wide as trained ones.
 """
@@ -23,18 +23,18 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from table import print_row, run_facts, write_csv
-from torch import nn
+from torch import Tensor, nn
 
 import fapn_zoo
-from fapn_zoo import postprocess
 from fapn_zoo.benchmark.flops import flop_counter
 from fapn_zoo.benchmark.inference import draw_offsets
+from fapn_zoo.modules.heads.outputs import Output
+from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.precision import autocast, resolve_amp
@@ -67,7 +67,10 @@ LIBRARIES = {"smp": "segmentation_models_pytorch", "transformers": "transformers
 def build_ours(name: str, group: str, size: tuple[int, int], classes: int) -> Built:
     model = fapn_zoo.create_model(name, num_classes=classes)
     draw_offsets(model)
-    finish = partial(postprocess.semantic, image_size=size, out_size=size, stride=model.head.stride)
+
+    def finish(output: Output) -> Tensor:
+        return decode(output, "semantic", Frame(size, size), model.data, shares=False).labels
+
     return model, finish, padded_size(model.data, size)
 
 

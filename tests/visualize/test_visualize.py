@@ -201,7 +201,7 @@ class Shifted(nn.Module):
     def forward(self, x: torch.Tensor, sizes: object = None, targets: object = None) -> SemanticOutput:
         ids = (x[:, 0] / 100).round().long().clamp(max=self.num_classes - 1)
         ids = torch.roll(ids, self.by, dims=2)
-        return SemanticOutput(F.one_hot(ids, self.num_classes).permute(0, 3, 1, 2).float())
+        return SemanticOutput(F.one_hot(ids, self.num_classes).permute(0, 3, 1, 2).float(), stride=1)
 
 
 @pytest.fixture
