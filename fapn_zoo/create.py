@@ -35,21 +35,21 @@ def create_model(
     """Builds a model, and loads weights where asked.
 
     Args:
-        name: a listed name, with or without ``.tag``; an architecture (``"maskformer_fapn"`` with ``backbone=``, or
-            ``"perpixel_fapn_convnextv2_tiny"``); ``"hf-hub:owner/name@revision"``; or ``"local-dir:path"``.
+        name: a listed name, with or without `.tag`; an architecture (`"maskformer_fapn"` with `backbone=`, or
+            `"perpixel_fapn_convnextv2_tiny"`); `"hf-hub:owner/name@revision"`; or `"local-dir:path"`.
         pretrained: load the weights of the name, the Hub repository or the folder.
-        pretrained_backbone: start the backbone from its ImageNet weights (through timm). Not with ``pretrained``.
+        pretrained_backbone: start the backbone from its ImageNet weights (through timm). Not with `pretrained`.
         backbone, neck: replace those of the name; a short name or any timm pyramid.
         num_classes: replaces the label set; pretrained weights keep all but the classifier.
         in_chans: channels of the input; pretrained weights of the first convolution are adapted as timm does.
         checkpoint_path: a safetensors file or weights folder whose tensors must fit the model exactly.
         cache_dir: where downloads are kept; None is the Hub client's own place.
         data: replaces preprocessing and labels.
-        kwargs: arguments of the parts, prefixed: ``backbone_norm="frozen_bn"``, ``neck_out_channels=128``,
-            ``head_num_queries=50``. They win over those of the name.
+        kwargs: arguments of the parts, prefixed: `backbone_norm="frozen_bn"`, `neck_out_channels=128`,
+            `head_num_queries=50`. They win over those of the name.
 
     Returns:
-        A model in training mode, with ``load_report`` set where weights were loaded.
+        A model in training mode, with `load_report` set where weights were loaded.
 
     Raises:
         ValueError: unknown names, tags, keyword arguments or sources (with the nearest known ones), or weights that do
@@ -71,7 +71,7 @@ def create_model(
 
 
 def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:
-    """The description; the weights folder, where the name or ``pretrained`` leads to one; whether that is in a cache.
+    """The description; the weights folder, where the name or `pretrained` leads to one; whether that is in a cache.
 
     Nobody writes to files in a cache, so that weights may stay in them.
     """

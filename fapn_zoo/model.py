@@ -18,19 +18,19 @@ from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 
 class ZooModel(nn.Module):
-    """``head(neck(backbone(x)), backbone(x))``.
+    """`head(neck(backbone(x)), backbone(x))`.
 
     Args:
         backbone: image (N, in_chans, H, W) -> maps at strides 4, 8, 16, 32.
         neck: those maps -> maps of equal width at the same sizes.
         head: pyramid and backbone maps -> raw output.
-        spec: the description; its ``data`` says how images become input.
+        spec: the description; its `data` says how images become input.
 
     Raises:
         ValueError: channels of backbone and neck differ.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module, spec: ModelSpec):
+    def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
         if tuple(backbone.out_channels) != tuple(neck.in_channels):
             raise ValueError(f"the backbone makes {backbone.out_channels} channels, the neck takes {neck.in_channels}")
@@ -50,20 +50,20 @@ class ZooModel(nn.Module):
     def forward(self, x: Tensor, sizes: Tensor | None = None, targets: Targets | None = None) -> Output:
         """Normalised images (N, in_chans, H, W) -> the head's raw output (see `fapn_zoo.modules.heads.outputs`).
 
-        Normalising, padding and post-processing are not done here but by `predict`. ``sizes`` (N, 2) are those of the
-        images without padding, ``targets`` the truth while training: only heads that choose among proposals read them.
+        Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
+        images without padding, `targets` the truth while training: only heads that choose among proposals read them.
         """
         features = self.backbone(x)
         return self.head(self.neck(features), features, sizes, targets)
 
-    def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **options: Any):
+    def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **rest: Any) -> Any:
         """Predicts on images of any kind and size; see `fapn_zoo.predict.predict`."""
         from fapn_zoo.predict import predict
 
-        return predict(self, x, task=task, tile=tile, **options)
+        return predict(self, x, task=task, tile=tile, **rest)
 
     def save(self, folder: str | Path, **card: Any) -> Path:
-        """Writes a weights folder that ``create_model("local-dir:...")`` reads; see `weights.folder.save_model`."""
+        """Writes a weights folder that `create_model("local-dir:...")` reads; see `weights.folder.save_model`."""
         from fapn_zoo.weights.folder import save_model
 
         return save_model(self, folder, **card)
@@ -107,7 +107,7 @@ def build(
 
 
 def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str, dict[str, Any]]:
-    """``{"neck_norm": "gn"}`` -> ``{"neck": {"norm": "gn"}}``; raises ValueError for what no part takes."""
+    """`{"neck_norm": "gn"}` -> `{"neck": {"norm": "gn"}}`; raises ValueError for what no part takes."""
     parts = {"backbone": Backbone, "neck": neck_class, "head": head_class}
     split: dict[str, dict[str, Any]] = {part: {} for part in parts}
     allowed = {

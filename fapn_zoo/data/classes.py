@@ -28,7 +28,7 @@ class Classes:
         names: of the data set.
         columns: number of ids; with a class map one more than names, for answers that are no class of the data.
         ignore_index: the id that is not scored.
-        answers: id of the data, or ``len(names)``, per class of the model; None where they are the same.
+        answers: id of the data, or `len(names)`, per class of the model; None where they are the same.
         truth: the same per value of the data's labels.
         mapping: the class map by name, for the report; None without one.
         unscored: names that no class of the model is mapped to: their pixels are ignored.
@@ -67,7 +67,7 @@ def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Clas
     Args:
         class_map: None where model and data have the same table. A mapping, or a JSON file with one, from every class
             of the model (by name or id) to a class of the data (by name or id), or to None for answers that count as
-            wrong wherever they are given; several may go to one. ``"names"`` pairs equal names, whatever their case
+            wrong wherever they are given; several may go to one. `"names"` pairs equal names, whatever their case
             and order. Classes of the data that nothing is mapped to are not scored.
 
     Raises:

@@ -29,7 +29,7 @@ class ImageError(ValueError):
 
 
 class LoadedImage(NamedTuple):
-    """``pixels`` (C, H, W), uint8 or float32, 0..255, RGB order; ``name``, the file name or a word for it."""
+    """`pixels` (C, H, W), uint8 or float32, 0..255, RGB order; `name`, the file name or a word for it."""
 
     pixels: Tensor
     name: str
@@ -42,7 +42,7 @@ def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> Loade
         source: a path; an http(s) URL; a PIL image; a numpy array (H, W) or (H, W, C); a torch tensor (H, W) or
             (C, H, W). Arrays are RGB and uint8 (0..255), uint16 (0..65535), bool, or floating point (0..1).
         in_chans: channels to return.
-        name: what to call the image in results and errors; by default the file's name, or ``"image"``.
+        name: what to call the image in results and errors; by default the file's name, or `"image"`.
 
     Returns:
         Pixels of 0..255: uint8 wherever the source has 8 bits, else float32 (16-bit values are divided by 257).
@@ -50,8 +50,8 @@ def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> Loade
     How each kind is treated:
         * Files and PIL images are turned as their EXIF orientation says; of an animation the first frame is used.
         * Transparency is laid over white. Palettes, CMYK and the like become RGB (without colour management).
-        * Grey becomes three equal channels for ``in_chans`` 3; colour becomes luma for ``in_chans`` 1.
-        * With any other ``in_chans``, images must have that many channels already and pass unchanged (a PIL or file
+        * Grey becomes three equal channels for `in_chans` 3; colour becomes luma for `in_chans` 1.
+        * With any other `in_chans`, images must have that many channels already and pass unchanged (a PIL or file
           RGBA image fits 4).
 
     Raises:
@@ -82,7 +82,7 @@ def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> Loade
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files directly inside ``folder`` (hidden ones left out), in natural order: 2.png before 10.png.
+    """Image files directly inside `folder` (hidden ones left out), in natural order: 2.png before 10.png.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -227,7 +227,7 @@ def _unit_float(array: np.ndarray, shown: str) -> Tensor:
 
 
 def with_channels(pixels: Tensor, in_chans: int, shown: str) -> Tensor:
-    """Pixels (C, H, W) of 0..255 -> (in_chans, H, W) by the rules of `load_image`; ``shown`` names them in an error."""
+    """Pixels (C, H, W) of 0..255 -> (in_chans, H, W) by the rules of `load_image`; `shown` names them in an error."""
     channels = pixels.shape[0]
     if channels == in_chans:
         return pixels.contiguous()

@@ -13,7 +13,7 @@ from fapn_zoo.data.sample import DataError, Dataset, Sample
 class JoinedDataset:
     """Several data sets one after the other; their class names must be the same, in the same order."""
 
-    def __init__(self, parts: Sequence[Dataset]):
+    def __init__(self, parts: Sequence[Dataset]) -> None:
         if not parts:
             raise DataError("nothing to join")
         self.parts = tuple(parts)

@@ -39,7 +39,7 @@ class StepBatches(TorchDataset):
     def __init__(
         self, dataset: Dataset, transform: Transform, batch_size: int, seed: int, start_step: int,
         total_steps: int, rank: int = 0, world_size: int = 1,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} (the total) cannot be divided by world_size {world_size}")
         if not 0 <= rank < world_size:
@@ -88,7 +88,7 @@ class StepBatches(TorchDataset):
 class _Positions:
     """A batch sampler that can be iterated anew and knows its length."""
 
-    def __init__(self, stream: StepBatches):
+    def __init__(self, stream: StepBatches) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[list[int]]:

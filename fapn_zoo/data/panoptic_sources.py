@@ -19,10 +19,10 @@ from fapn_zoo.data.segment_png import read_ids
 class CocoPanoptic:
     """A folder in COCO's panoptic format, as COCO, ADE20K and Cityscapes are offered or converted.
 
-    The annotation file is ``panoptic_{split}.json`` or, with a year, ``panoptic_{split}2017.json``, in the folder or in
-    its ``annotations``; a folder without splits has ``panoptic.json``, which serves whatever split is asked for. Beside
-    it lies a folder of its name with the segments as PNG files. Pictures are in ``{split}2017``,
-    ``images/{split}2017`` or ``images``. Class ids are the places of the file's categories, in the order of their
+    The annotation file is `panoptic_{split}.json` or, with a year, `panoptic_{split}2017.json`, in the folder or in
+    its `annotations`; a folder without splits has `panoptic.json`, which serves whatever split is asked for. Beside
+    it lies a folder of its name with the segments as PNG files. Pictures are in `{split}2017`,
+    `images/{split}2017` or `images`. Class ids are the places of the file's categories, in the order of their
     COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out.
 
     Raises:

@@ -83,7 +83,7 @@ class FolderDataset:
 
     holds = LABELS
 
-    def __init__(self, root: str | Path, split: str, num_classes: int | None = None):
+    def __init__(self, root: str | Path, split: str, num_classes: int | None = None) -> None:
         self.root, self.split = Path(root).expanduser(), split
         self.name = self.root.resolve().name
         if not self.root.is_dir():
@@ -147,7 +147,7 @@ class ScenesDataset:
 
     holds = SEGMENTS
 
-    def __init__(self, spec: str, split: str, num_classes: int | None = None):
+    def __init__(self, spec: str, split: str, num_classes: int | None = None) -> None:
         spec = spec.strip()
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0

@@ -103,7 +103,7 @@ def _differences(
 
 
 def resample(images: int, resamples: int, seed: int) -> np.ndarray:
-    """How often every image is drawn in every resample: (resamples, images) float64 whose rows sum to ``images``."""
+    """How often every image is drawn in every resample: (resamples, images) float64 whose rows sum to `images`."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
 

@@ -31,7 +31,7 @@ from fapn_zoo.visualize.plots import plot_classes, plot_confusion, require_matpl
 
 
 def check_folder(out: str | os.PathLike, worst: int) -> None:
-    """What can be known to go wrong before hours of evaluation: ValueError, or OSError for ``out`` itself."""
+    """What can be known to go wrong before hours of evaluation: ValueError, or OSError for `out` itself."""
     check_writable(Path(out) / "report.json")
     if worst < 0:
         raise ValueError(f"worst={worst}; expected 0 or more images")
@@ -41,7 +41,7 @@ def check_folder(out: str | os.PathLike, worst: int) -> None:
 def write_folder(
     out: str | os.PathLike, model: nn.Module, measured: Measured, options: Options, report: dict[str, Any], worst: int
 ) -> None:
-    """Writes the files named above to ``out``; those of an earlier evaluation there are replaced."""
+    """Writes the files named above to `out`; those of an earlier evaluation there are replaced."""
     out, scorer = Path(out), measured.scorer
     write(out / "report.json", to_json(report))
     write(out / "report.txt", render(report) + "\n")

@@ -25,7 +25,7 @@ class Item(NamedTuple):
 
 
 def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, views: Views) -> list[tuple[int, ...]]:
-    """Batches of the first ``total`` images, in the order of their first image.
+    """Batches of the first `total` images, in the order of their first image.
 
     Images of equal padded sizes share a batch wherever they are in the data set. The plan depends on the sizes alone,
     not on processes or on what was done before, so every run computes the same batches. Windows are batched within an
@@ -55,7 +55,7 @@ def load_batch(dataset: Dataset, indices: tuple[int, ...], data: DataSpec, views
 
 
 def ahead(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:
-    """``make`` of every item in order, by threads that stay a few items ahead; an error comes out in its place."""
+    """`make` of every item in order, by threads that stay a few items ahead; an error comes out in its place."""
     items = iter(items)
     waiting: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
@@ -70,7 +70,7 @@ def ahead(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -
 
 
 def in_blocks(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:
-    """``make`` of every item in order, ``threads`` of them at a time while the caller waits.
+    """`make` of every item in order, `threads` of them at a time while the caller waits.
 
     For a model that keeps all cores busy: threads beside it would hold up those of its operators, which wait for one
     another, by more than the reading takes.

@@ -34,7 +34,7 @@ from fapn_zoo.tasks.protocol import Scorer, Task
 
 
 class ImageScore(NamedTuple):
-    """One image of a finished evaluation; ``compact`` is what models are compared by, where it was asked for."""
+    """One image of a finished evaluation; `compact` is what models are compared by, where it was asked for."""
 
     index: int
     name: str

@@ -1,6 +1,6 @@
 """What an interrupted evaluation leaves behind, so that the next one goes on where it stopped.
 
-A state is a folder: ``state.json`` says what is evaluated, and every ``part-*.npz`` holds the tallies of some images,
+A state is a folder: `state.json` says what is evaluated, and every `part-*.npz` holds the tallies of some images,
 their arrays sparse and one after the other. A part is written whole and never changed, so a process killed at any
 moment loses only the images since its last part, and any number of processes can go on with what others left.
 """
@@ -40,7 +40,7 @@ class State:
         folder: made if missing.
         identity: what is evaluated and how, plain JSON values; everything a count may depend on.
         empty: makes a tally of no image.
-        main: whether this process writes ``state.json``.
+        main: whether this process writes `state.json`.
 
     Attributes:
         done: indices of the images that earlier runs have counted.

@@ -58,7 +58,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Panoptic:
-    """Attributes: ``ids`` (h, w) int32, 0 where nothing was found; ``scores`` (h, w) float32; ``segments``."""
+    """Attributes: `ids` (h, w) int32, 0 where nothing was found; `scores` (h, w) float32; `segments`."""
 
     ids: Tensor
     scores: Tensor
@@ -67,7 +67,7 @@ class Panoptic:
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """Attributes: ``masks`` (M, h, w) bool, best score first, may overlap; ``segments``, one per mask; M may be 0."""
+    """Attributes: `masks` (M, h, w) bool, best score first, may overlap; `segments`, one per mask; M may be 0."""
 
     masks: Tensor
     segments: tuple[Segment, ...]

@@ -1,7 +1,7 @@
 """Bilinear resizing of many-channel maps a band of rows at a time, equal to resizing them whole.
 
 Enlarging masks for 100 queries to the size of a photo takes gigabytes; every output row needs only two input rows, so
-a consumer that reduces (argmax, count) can do with a band. All resizes are bilinear with ``align_corners=False``.
+a consumer that reduces (argmax, count) can do with a band. All resizes are bilinear with `align_corners=False`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rows = Callable[[int, int], Tensor]  # (first, last) -> (C, last - first, width)
 
 
 class Source(NamedTuple):
-    """A map of ``size`` (H, W) whose rows are computed when they are asked for, from the top to the bottom.
+    """A map of `size` (H, W) whose rows are computed when they are asked for, from the top to the bottom.
 
     Attributes:
         rows: computes some of them.
@@ -48,7 +48,7 @@ def band_height(source: Source, out_size: tuple[int, int]) -> int:
 
 
 def bands(source: Source, out_size: tuple[int, int], step: int | None = None) -> Iterator[tuple[int, int, Tensor]]:
-    """Yields (first, last, band) of the source resized to out_size, ``step`` rows at a time or what fits the budget."""
+    """Yields (first, last, band) of the source resized to out_size, `step` rows at a time or what fits the budget."""
     step = step or band_height(source, out_size)
     for first in range(0, out_size[0], step):
         last = min(first + step, out_size[0])
@@ -56,7 +56,7 @@ def bands(source: Source, out_size: tuple[int, int], step: int | None = None) ->
 
 
 def _resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, int], first: int, last: int) -> Tensor:
-    """Rows ``first``..``last`` of the bilinear resize (align_corners False) of a map that ``rows`` can compute."""
+    """Rows `first`..`last` of the bilinear resize (align_corners False) of a map that `rows` can compute."""
     if image_size == out_size:
         return rows(first, last)
     height = image_size[0]
@@ -76,7 +76,7 @@ def _resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, 
 
 
 def enlarged_rows(maps: Tensor, first: int, last: int, width: int, factor: int) -> Tensor:
-    """Rows ``first``..``last`` and columns 0..``width`` of ``maps`` (C, h, w) enlarged bilinearly by ``factor``.
+    """Rows `first`..`last` and columns 0..`width` of `maps` (C, h, w) enlarged bilinearly by `factor`.
 
     One more row (and column) of the small map on each side makes the part equal to the same part of the whole.
     """

@@ -32,9 +32,9 @@ def usable(maps: Tensor) -> bool:
 def best_of_logits(
     maps: Tensor, image_size: tuple[int, int], factor: int, out_size: tuple[int, int], shares: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The class with the largest of the maps (K, h, w), which are enlarged by ``factor``, cropped and resized.
+    """The class with the largest of the maps (K, h, w), which are enlarged by `factor`, cropped and resized.
 
-    Both steps are bilinear with ``align_corners=False``.
+    Both steps are bilinear with `align_corners=False`.
 
     Args:
         image_size: (H, W) of the crop. out_size: (h, w) of the answer.
@@ -74,7 +74,7 @@ def best_of_masks(
     """The class of the largest score, the sum over Q queries of the sigmoid of its enlarged map times its weight.
 
     Args:
-        maps: (Q, h, w) mask logits, enlarged by ``factor``. The scores are cropped to ``image_size`` and resized.
+        maps: (Q, h, w) mask logits, enlarged by `factor`. The scores are cropped to `image_size` and resized.
         weights: (Q, K), 0 or more.
         out_size, shares: as in `best_of_logits`; a share is that of the sum over classes, 0 where this is 0.
 
@@ -118,8 +118,8 @@ def best_of_masks(
 def _filled(
     fill: Fill, out_size: tuple[int, int], floats: float, scale: float, shares: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """An answer made by all threads, some rows at a time: ``floats`` are at work per row of the source, of which there
-    are ``scale`` in the answer."""
+    """An answer made by all threads, some rows at a time: `floats` are at work per row of the source, of which there
+    are `scale` in the answer."""
     best = np.empty(out_size, np.int64)
     share = np.empty(out_size, np.float32) if shares else _NOTHING
     step = max(int(TILE_FLOATS / floats * scale), 1)

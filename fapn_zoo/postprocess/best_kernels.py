@@ -50,9 +50,9 @@ def _exp(x):
 
 @_jit
 def _mix(maps, k, top, height, factor, y, row):
-    """Row ``y`` of map ``k`` enlarged downwards only, into ``row[1:-1]``; its ends repeat.
+    """Row `y` of map `k` enlarged downwards only, into `row[1:-1]`; its ends repeat.
 
-    ``maps`` hold the rows from ``top`` on of maps that are ``height`` rows high.
+    `maps` hold the rows from `top` on of maps that are `height` rows high.
     """
     place = max((y + 0.5) / factor - 0.5, 0.0)
     upper = min(int(place), height - 1)
@@ -68,7 +68,7 @@ def _mix(maps, k, top, height, factor, y, row):
 
 @_jit
 def _phase(factor, phase):
-    """Where in ``row`` of `_mix` a phase starts, and how much of the right neighbour it takes."""
+    """Where in `row` of `_mix` a phase starts, and how much of the right neighbour it takes."""
     place = (phase + 0.5) / factor - 0.5
     start = 0 if place < 0 else 1
     return start, np.float32(place + 1 - start)
@@ -87,11 +87,11 @@ def _keep_larger(k, values, high, label):
 
 @_jit
 def best_enlarged(maps, top, height, factor, first, best, share):
-    """The largest of K maps enlarged by ``factor``, and its softmax.
+    """The largest of K maps enlarged by `factor`, and its softmax.
 
     Args:
         maps: (K, r, w) float32, see `_mix`.
-        first: row of the enlarged map that the first row of ``best`` is.
+        first: row of the enlarged map that the first row of `best` is.
         best: (rows, W) int64, W at most w * factor.
         share: (rows, W) float32, or empty where it is not asked for.
     """
@@ -162,7 +162,7 @@ def best_resized(maps, rows, down, columns, across, best, share):
 
 @_jit
 def squash(maps, top, height, factor, first, masks):
-    """The sigmoid of Q maps enlarged by ``factor``, from row ``first`` on.
+    """The sigmoid of Q maps enlarged by `factor`, from row `first` on.
 
     Args:
         maps: (Q, r, w) float32, see `_mix`.

@@ -19,7 +19,7 @@ Decoder = Callable[..., Any]  # (output of one image, Frame, DataSpec, **options
 
 
 def semantic(output: Output, frame: Frame, data: DataSpec, *, shares: bool = True) -> ClassMap:
-    """The best class per pixel, with its probability where ``shares`` are wanted."""
+    """The best class per pixel, with its probability where `shares` are wanted."""
     return class_map(score_source(output, frame.inside), frame.original, shares)
 
 
@@ -67,7 +67,7 @@ def decode(output: Output, task: str, frame: Frame, data: DataSpec, **options: A
 
 
 def score_source(output: Output, size: tuple[int, int]) -> Source:
-    """The class scores of one image (N = 1), made when they are asked for; ``size`` is (H, W) without the padding."""
+    """The class scores of one image (N = 1), made when they are asked for; `size` is (H, W) without the padding."""
     return _entry(SOURCES, output)(output, size)
 
 

@@ -28,10 +28,10 @@ def panoptic(
 ) -> Panoptic:
     """The panoptic map of one image, as in the MaskFormer paper (Cheng et al., NeurIPS 2021, section 3.4).
 
-    Queries whose best class is a real one with probability above ``object_threshold`` compete for every pixel by
-    class probability times mask probability. A query that wins less than ``overlap_threshold`` of the area of its own
+    Queries whose best class is a real one with probability above `object_threshold` compete for every pixel by
+    class probability times mask probability. A query that wins less than `overlap_threshold` of the area of its own
     mask (mask probability of at least 0.5) is dropped. Stuff queries of one class become one segment, whose score is
-    the mean of theirs, weighted by area. ``data.things`` are the classes whose objects are counted.
+    the mean of theirs, weighted by area. `data.things` are the classes whose objects are counted.
     """
     check_cover(output.mask_logits, output.stride, frame.inside)
     best, classes = class_probabilities(output, drop_no_object=False).max(dim=-1)
@@ -47,10 +47,10 @@ def instances(
 ) -> Instances:
     """Scored object masks of one image, which may overlap.
 
-    The ``max_instances`` best (query, class) pairs are chosen before any mask is enlarged. A mask is where its
+    The `max_instances` best (query, class) pairs are chosen before any mask is enlarged. A mask is where its
     probability exceeds 0.5; its score is the class probability times the mean mask probability inside the mask, the
-    rule of Mask2Former (MaskFormer's paper reports no instances). Masks with a lower score than ``score_threshold``,
-    and empty masks, are left out. Only ``data.things`` are considered; empty means all classes.
+    rule of Mask2Former (MaskFormer's paper reports no instances). Masks with a lower score than `score_threshold`,
+    and empty masks, are left out. Only `data.things` are considered; empty means all classes.
     """
     check_cover(output.mask_logits, output.stride, frame.inside)
     probabilities = class_probabilities(output)

@@ -64,7 +64,7 @@ def check_cover(maps: Tensor, stride: int, size: tuple[int, int]) -> None:
 
 
 def class_map(source: Source, size: tuple[int, int], shares: bool = True) -> ClassMap:
-    """The best class per pixel at this size, with its probability where ``shares`` are wanted."""
+    """The best class per pixel at this size, with its probability where `shares` are wanted."""
     if source.best is not None:
         return ClassMap(*source.best(size, shares=shares))
     return best_of_bands(bands(source, size), source.are_logits, shares)

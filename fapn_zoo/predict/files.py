@@ -38,7 +38,7 @@ def predict_files(
     batch_size: int = 1,
     amp: str = "auto",
 ) -> dict[str, Any]:
-    """Predicts on files and writes ``NAME_overlay.png``, ``NAME_labels.png`` and ``summary.json`` to ``out_dir``.
+    """Predicts on files and writes `NAME_overlay.png`, `NAME_labels.png` and `summary.json` to `out_dir`.
 
     Args:
         model, task, tile, overlap, batch_size, amp: see `fapn_zoo.predict.predict`.
@@ -46,14 +46,14 @@ def predict_files(
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
 
     Returns:
-        What ``summary.json`` holds: ``model``, ``task``, ``tile``, ``amp``, ``complete`` (False after Ctrl-C),
-        ``seconds``, ``images`` (of each ``input``, ``overlay``, ``labels``, ``size`` [H, W], ``seconds``, ``classes``
-        name -> share of the image, and for panoptic and instance ``segments``) and ``failed`` (``input`` and ``error``
+        What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after Ctrl-C),
+        `seconds`, `images` (of each `input`, `overlay`, `labels`, `size` [H, W], `seconds`, `classes`
+        name -> share of the image, and for panoptic and instance `segments`) and `failed` (`input` and `error`
         of images that cannot be read; stderr names them too, the rest is still done). Files appear whole or not at all.
 
     Raises:
-        ImageError: for a folder without images, before anything is done. OSError: ``out_dir`` cannot be made.
-        ValueError: no paths, arguments that `predict` refuses, or ``out_dir`` is one of the folders to read.
+        ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
+        ValueError: no paths, arguments that `predict` refuses, or `out_dir` is one of the folders to read.
     """
     task, amp = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model))
     out_dir = Path(out_dir)
@@ -109,7 +109,7 @@ def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> lis
 
 
 def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
-    """One name per input, so that NAME_overlay.png and NAME_labels.png in ``out_dir`` are new for each of them.
+    """One name per input, so that NAME_overlay.png and NAME_labels.png in `out_dir` are new for each of them.
 
     The plain name if it is free, else with the folder's name in front (b_x), else with a number behind (x_2).
     Names are compared without case, as some file systems do, and an output never falls on an input.

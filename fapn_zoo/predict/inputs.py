@@ -21,7 +21,7 @@ def height_and_width(value: int | Sequence[int], name: str, least: int = 1) -> t
 
 
 def fitted_size(size: tuple[int, int], short: float, longest: float | None) -> tuple[int, int]:
-    """(H, W) with a short side of ``short`` pixels, or less where the long one would exceed ``longest``; halves up."""
+    """(H, W) with a short side of `short` pixels, or less where the long one would exceed `longest`; halves up."""
     scale = short / min(size)
     if longest is not None:
         scale = min(scale, longest / max(size))
@@ -31,7 +31,7 @@ def fitted_size(size: tuple[int, int], short: float, longest: float | None) -> t
 def input_size(data: DataSpec, size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) that an image of this size is resized to.
 
-    The short side becomes ``test_size`` unless the long one would exceed ``test_max_size``; sides round half up.
+    The short side becomes `test_size` unless the long one would exceed `test_max_size`; sides round half up.
     """
     return fitted_size(size, data.test_size or min(size), data.test_max_size)
 
@@ -52,7 +52,7 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def padded_size(data: DataSpec, size: Sequence[int]) -> tuple[int, int]:
-    """(H, W) once padded to a multiple of the model's ``size_divisor``."""
+    """(H, W) once padded to a multiple of the model's `size_divisor`."""
     step = data.size_divisor
     return -(-size[0] // step) * step, -(-size[1] // step) * step
 
@@ -67,7 +67,7 @@ def network_input(
 ) -> Tensor:
     """Images (C, H, W) -> normalised batch (N, C, H', W'), zero-padded at the bottom and right.
 
-    H' and W' are the largest padded sizes of them. On a CPU the batch is channels-last where no ``memory_format`` is
+    H' and W' are the largest padded sizes of them. On a CPU the batch is channels-last where no `memory_format` is
     named, and so will be all maps that are made of it: oneDNN's layout. Trainings have always multiplied by 1 / std
     where predictions divide by std; they still do, so that a recipe and its seed give the bytes that they gave.
     """

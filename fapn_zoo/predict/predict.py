@@ -42,7 +42,7 @@ def predict(
         model: a `ZooModel`, on any device; its training flags are put back afterwards. Threads may share it.
         x: what `data.images.load_image` takes (path, URL, PIL image, array, tensor), or a folder of images, or a
             list or tuple of all these, or a tensor (N, C, H, W).
-        task: ``"semantic"``; for mask classification models also ``"panoptic"`` and ``"instance"``. None is the
+        task: `"semantic"`; for mask classification models also `"panoptic"` and `"instance"`. None is the
             model's own.
         tile: semantic only. Run the image at its own resolution (without the model's test size) in overlapping
             windows of this many pixels, (height, width) or one number for both, and average their scores. Windows
@@ -51,9 +51,9 @@ def predict(
         batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
             resizing and padding) share a batch, so this changes results by rounding alone (in bfloat16, where that is
             coarse, the class of some pixels in ten thousand).
-        scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: ``"official"``,
+        scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: `"official"`,
             factors of the test size, or short sides in pixels; see `fapn_zoo.predict.views`.
-        amp: ``"bf16"``, ``"fp16"`` (GPUs) or ``"no"``: what the network multiplies in. ``"auto"`` is bfloat16 where
+        amp: `"bf16"`, `"fp16"` (GPUs) or `"no"`: what the network multiplies in. `"auto"` is bfloat16 where
             the processor has instructions for it and the weights are float32, else as the weights are.
 
     Returns:

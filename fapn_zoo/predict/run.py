@@ -60,7 +60,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class ModelNetwork:
-    """A model as a `Network`, computing in ``amp``, a key of `runtime.precision.AMP`."""
+    """A model as a `Network`, computing in `amp`, a key of `runtime.precision.AMP`."""
 
     model: nn.Module
     amp: str

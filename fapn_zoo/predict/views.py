@@ -32,11 +32,11 @@ class Views:
 
     Attributes:
         scales: factors of the test size or short sides in pixels; empty for the test size alone.
-        max_size: limit of the long side at every one of ``scales``, in pixels.
+        max_size: limit of the long side at every one of `scales`, in pixels.
         flip: every size also mirrored left to right.
         window: (height, width) of the windows, in pixels of the resized image; None for whole images.
         stride: steps between windows: the field's layout (see `windows`).
-        overlap: instead of ``stride``: the share of a window that its neighbour covers again, in `predict`'s layout,
+        overlap: instead of `stride`: the share of a window that its neighbour covers again, in `predict`'s layout,
             for which images keep their own size.
     """
 
@@ -84,7 +84,7 @@ class Views:
 
 
 def tiles(data: DataSpec, tile: int | Sequence[int] | None, overlap: float) -> Views | None:
-    """The views of `predict`'s ``tile=``, (height, width) or one number, rounded up to the grid of the features.
+    """The views of `predict`'s `tile=`, (height, width) or one number, rounded up to the grid of the features.
 
     None without a tile. Raises ValueError naming the argument that makes no sense.
     """
@@ -107,7 +107,7 @@ def views_for(
     """The views of a model's images that these arguments of `evaluate` and `predict` ask for.
 
     Args:
-        scales: ``"official"`` for the sizes of the model's paper (for others its rule: 0.5 to 1.75 of the test size);
+        scales: `"official"` for the sizes of the model's paper (for others its rule: 0.5 to 1.75 of the test size);
             or factors of the test size up to 8 (of the image, for a model without test size), or short sides in pixels.
         flip: also mirrored.
         window, stride: (height, width) or one number for both; the stride is two thirds of the window if not given.

@@ -12,13 +12,13 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}
 
 
 def check_amp(amp: str, allowed: Iterable[str] = AMP) -> None:
-    """ValueError unless ``amp`` is one of ``allowed``."""
+    """ValueError unless `amp` is one of `allowed`."""
     if amp not in allowed:
         raise ValueError(f"amp={amp!r}; expected {', '.join(allowed)}")
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
-    """The context in which modules multiply in ``amp``, a key of `AMP`, whatever autocast is around it."""
+    """The context in which modules multiply in `amp`, a key of `AMP`, whatever autocast is around it."""
     dtype = AMP[amp]
     if dtype is None and not torch.amp.is_autocast_available(device.type):
         return nullcontext()
@@ -29,7 +29,7 @@ def resolve_amp(amp: str, device: torch.device, weights: torch.dtype = torch.flo
     """ "bf16", "fp16" or "no", a key of `AMP`: what the network multiplies in; "no" is the precision of its weights.
 
     Args:
-        amp: one of these, or "auto": bfloat16 for float32 weights where ``device`` is fast in it; for training on a CPU
+        amp: one of these, or "auto": bfloat16 for float32 weights where `device` is fast in it; for training on a CPU
             full precision, since it computes gradients in float32 anyway.
 
     Raises:

@@ -89,7 +89,7 @@ class Scorer(Protocol):
         ...
 
     def count(self, answer: Any, sample: Sample, place: int) -> Tally:
-        """The tally of one image, which stands at ``place`` in the data set.
+        """The tally of one image, which stands at `place` in the data set.
 
         ValueError, naming the sample, for an answer or a truth that cannot be counted.
         """
@@ -134,7 +134,7 @@ class Task(Protocol):
         ...
 
     def result(self, answer: Any, image: LoadedImage, data: DataSpec) -> Result:
-        """The answer as users get it; ``data`` has names and colours for every class."""
+        """The answer as users get it; `data` has names and colours for every class."""
         ...
 
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
@@ -142,7 +142,7 @@ class Task(Protocol):
         ...
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> Scorer:
-        """Counts answers of a model with these ``data`` on this data set, ``boundary``: also near boundaries.
+        """Counts answers of a model with these `data` on this data set, `boundary`: also near boundaries.
 
         Raises ValueError for what cannot be scored.
         """

@@ -25,19 +25,19 @@ class Result:
 
     Attributes:
         image: (H, W, 3) uint8 RGB, upright as a viewer shows it.
-        labels: (H, W) class ids: uint8 if all ids and ``ignore_index`` fit, else int64. ``ignore_index`` marks pixels
+        labels: (H, W) class ids: uint8 if all ids and `ignore_index` fit, else int64. `ignore_index` marks pixels
             that got no class, which only panoptic and instance predictions have.
         scores: (H, W) float32 in 0..1. Semantic: probability of the chosen class (softmax, or for MaskFormer its share
             of all class scores). Panoptic: class times mask probability of the winner. Instance: the mask's score.
-        segments: dicts with ``id`` (from 1), ``category_id``, ``name``, ``isthing``, ``area`` (pixels), ``score``
-            (0..1) and ``bbox`` [x, y, width, height] in pixels. Semantic: one per class present, largest first.
+        segments: dicts with `id` (from 1), `category_id`, `name`, `isthing`, `area` (pixels), `score`
+            (0..1) and `bbox` [x, y, width, height] in pixels. Semantic: one per class present, largest first.
         names: class names; the index is the class id.
         palette: an RGB triple (0..255) per class.
-        ignore_index: see ``labels``.
+        ignore_index: see `labels`.
         name: what the image is called, usually its file name.
-        task: ``"semantic"``, ``"panoptic"`` or ``"instance"``.
+        task: `"semantic"`, `"panoptic"` or `"instance"`.
         segment_map: (H, W) int32 segment ids, 0 for none; None for semantic. For instances, the best on top.
-        masks: (M, H, W) bool, one per instance, in the order of ``segments``; None for the other tasks.
+        masks: (M, H, W) bool, one per instance, in the order of `segments`; None for the other tasks.
     """
 
     image: np.ndarray
@@ -120,7 +120,7 @@ class Result:
 
         Args:
             path: a file ending in .png, .jpg, .jpeg or .webp gets the overlay. A folder (made if missing) gets
-                ``NAME_overlay.png`` and ``NAME_labels.png``, NAME being the image's name without its ending.
+                `NAME_overlay.png` and `NAME_labels.png`, NAME being the image's name without its ending.
             alpha, boundaries, legend: see `overlay`.
 
         Returns:
@@ -170,7 +170,7 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
         scores: (H, W) float32, or None.
 
     Returns:
-        value -> ``{"area", "bbox": [x, y, width, height]}``, with ``"score"`` where scores are given.
+        value -> `{"area", "bbox": [x, y, width, height]}`, with `"score"` where scores are given.
     """
     from scipy import ndimage
 
@@ -192,7 +192,7 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
 
 
 def blank_result(image: LoadedImage, data: DataSpec, task: str) -> Result:
-    """A result without segments: no class anywhere, score 0. ``data`` has names and colours for every class."""
+    """A result without segments: no class anywhere, score 0. `data` has names and colours for every class."""
     size = tuple(image.pixels.shape[1:])
     small = 0 <= data.ignore_index <= 255 and len(data.labels) <= 256
     return Result(

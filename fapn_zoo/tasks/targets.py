@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (N, C, H, W) float32, 0..255; smaller ones lie at the top left.
-        sizes: (N, 2), the height and width of each within ``images``.
+        sizes: (N, 2), the height and width of each within `images`.
         targets: the truth, of the size (H, W).
         names: of the samples.
     """
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample], task: Task, labels: LabelMap, divisor: int) -> Batch:
-    """One batch, padded at the bottom and right to multiples of ``divisor``, as `predict` pads: truth is void there."""
+    """One batch, padded at the bottom and right to multiples of `divisor`, as `predict` pads: truth is void there."""
     sizes = torch.tensor([sample.size for sample in samples])
     height, width = (-(-side // divisor) * divisor for side in sizes.amax(0).tolist())
     images = torch.zeros(len(samples), samples[0].image.shape[0], height, width)

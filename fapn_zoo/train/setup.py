@@ -35,7 +35,7 @@ class Parts:
     Attributes:
         task: what the model is trained for: its own.
         val: the validation set; None = the run is never evaluated.
-        transform, collate: from a sample of ``dataset`` to a batch.
+        transform, collate: from a sample of `dataset` to a batch.
     """
 
     model: nn.Module

@@ -1,7 +1,7 @@
 """Short backbone names and the timm models, with pretrained tags, that they stand for: no torch, no logic.
 
 Every other timm model is reachable by its own timm name. The tag decides only which ImageNet weights
-``pretrained=True`` fetches; architectures are the same for all tags of one timm name.
+`pretrained=True` fetches; architectures are the same for all tags of one timm name.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ import dataclasses
 import json
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from fapn_zoo.zoo.spec import ModelSpec
 
 _SUFFIX = ".json"
 
 
-def _folder():
+def _folder() -> Traversable:
     return files("fapn_zoo") / "zoo" / "label_sets"
 
 

@@ -1,7 +1,7 @@
 """Models of the MaskFormer and FaPN papers, with the settings of the official configs and their released checkpoints.
 
 ResNets have frozen batch norms in all of them (FACTS section 1). The per-pixel baselines do not pad, because a bare
-ResNet declares no size divisibility (FACTS section 2, padding quirk). ``resnet101s`` is the papers' R101c: DeepLab's
+ResNet declares no size divisibility (FACTS section 2, padding quirk). `resnet101s` is the papers' R101c: DeepLab's
 deep stem, and dilations 1, 2, 4 in the last stage.
 """
 

@@ -1,4 +1,4 @@
-"""Names of heads and necks, and what each stands for: paths of classes (``module:Class``) and their fixed settings."""
+"""Names of heads and necks, and what each stands for: paths of classes (`module:Class`) and their fixed settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class HeadPart(NamedTuple):
     """A head and what belongs to it.
 
     Attributes:
-        module: its class, an ``nn.Module``; see `fapn_zoo.modules.heads.outputs` for what it takes and gives.
+        module: its class, an `nn.Module`; see `fapn_zoo.modules.heads.outputs` for what it takes and gives.
         loss: the class of its loss, a `fapn_zoo.modules.losses.loss.Loss`.
         tasks: what its output answers, keys of `fapn_zoo.tasks.TASKS`; the first is the default.
-        dialect: of ``fpn`` and ``fapn`` below it.
+        dialect: of `fpn` and `fapn` below it.
         levels: how many neck outputs it reads, the finest first.
     """
 
@@ -65,6 +65,6 @@ def register_head(name: str, part: HeadPart) -> None:
 
 
 def load_part(path: str) -> type:
-    """The class at ``module:Class``; the only place where a table's text becomes code."""
+    """The class at `module:Class`; the only place where a table's text becomes code."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

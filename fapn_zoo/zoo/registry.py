@@ -48,11 +48,11 @@ def list_models(pattern: str | Sequence[str] = "*", *, pretrained: bool = False,
     """Names of the zoo's models in natural order.
 
     Args:
-        pattern: shell wildcards (``"maskformer_*ade20k"``), or several of them.
+        pattern: shell wildcards (`"maskformer_*ade20k"`), or several of them.
         pretrained: only models with weights; then each name carries its tag where it has several.
         task: only models whose default task is this one; ValueError where no head answers it.
 
-    Architectures such as ``maskformer_fapn`` are listed once, without the backbones that may be appended to them.
+    Architectures such as `maskformer_fapn` are listed once, without the backbones that may be appended to them.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     known = dict.fromkeys(answered for part in HEADS.values() for answered in part.tasks)
@@ -86,9 +86,9 @@ def register_model(spec: ModelSpec, *, overwrite: bool = False) -> ModelSpec:
 
 
 def get_spec(name: str) -> tuple[ModelSpec, str | None]:
-    """``name`` or ``name.tag`` -> the model and its tag (None: the default one).
+    """`name` or `name.tag` -> the model and its tag (None: the default one).
 
-    A name that begins with a head and a neck (``perpixel_fapn_convnextv2_tiny``) and goes on with a backbone, short
+    A name that begins with a head and a neck (`perpixel_fapn_convnextv2_tiny`) and goes on with a backbone, short
     or timm's, is an architecture of that backbone. Raises ValueError with the nearest names otherwise.
     """
     stem, _, tag = name.partition(".")
@@ -109,7 +109,7 @@ def get_spec(name: str) -> tuple[ModelSpec, str | None]:
 def resolve(name: str, weights: bool = False) -> tuple[ModelSpec, WeightsSpec | None]:
     """What `create_model` needs of a name: the model with the labels of its set, and its weights where it has some.
 
-    Raises ValueError as `get_spec`, and where ``weights`` are needed and there are none.
+    Raises ValueError as `get_spec`, and where `weights` are needed and there are none.
     """
     spec, tag = get_spec(name)
     if weights and not spec.weights:
@@ -122,7 +122,7 @@ def resolve(name: str, weights: bool = False) -> tuple[ModelSpec, WeightsSpec | 
 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
-    """``"; nearest: a, b"`` for an error message, or nothing when no known name is similar."""
+    """`"; nearest: a, b"` for an error message, or nothing when no known name is similar."""
     matches = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     return f"; nearest: {', '.join(matches)}" if matches else ""
 

@@ -25,7 +25,7 @@ class DataSpec:
         things: ids of the classes whose objects are counted; the others are stuff.
         ignore_index: label value that is never scored.
         mean, std: per channel, in units of 0..255 pixels.
-        channel_order: ``"rgb"`` or ``"bgr"``.
+        channel_order: `"rgb"` or `"bgr"`.
         test_size: short side, in pixels, that an image is resized to before the network; None keeps its size.
         test_max_size: upper limit of the long side after that resize.
         size_divisor: the normalised image is zero-padded at the bottom and right to a multiple of this.
@@ -71,12 +71,12 @@ class WeightsSpec:
     """One set of weights: where it comes from and what may be done with it.
 
     Attributes:
-        source: ``"embedded"`` (a folder inside the package), ``"hub"`` (a Hugging Face repository) or ``"official"``
+        source: `"embedded"` (a folder inside the package), `"hub"` (a Hugging Face repository) or `"official"`
             (a checkpoint of the authors' release, converted on the user's machine).
-        location: the folder's name below ``weights/embedded``; ``owner/name``; or an https URL or ``gdrive:FILE_ID``.
+        location: the folder's name below `weights/embedded`; `owner/name`; or an https URL or `gdrive:FILE_ID`.
         revision: commit or tag of the Hub repository.
-        sha256: of ``model.safetensors``, in hex; checked after a download.
-        license: SPDX id of the weights (which may be stricter than the code's), or ``"none-stated"``.
+        sha256: of `model.safetensors`, in hex; checked after a download.
+        license: SPDX id of the weights (which may be stricter than the code's), or `"none-stated"`.
         metrics: reported values by name, in percent.
         note: where the values come from.
         page: the web page of the release, with its terms.
@@ -109,13 +109,13 @@ class ModelSpec:
     """One model: structure, label set and known weights.
 
     Attributes:
-        name: ``<head>_<neck>_<backbone>_<labels>``; shorter names are architectures.
+        name: `<head>_<neck>_<backbone>_<labels>`; shorter names are architectures.
         head, neck: keys of the tables in `fapn_zoo.zoo.parts`.
         backbone: short name or timm name; None means that the caller chooses one.
         num_classes: classes without any "no object" or background extra; None means that the caller chooses.
         in_chans: channels of the input image.
-        args: flat constructor arguments, prefixed ``backbone_``, ``neck_`` or ``head_``.
-        data: preprocessing; its labels are filled from ``label_set`` where one is named.
+        args: flat constructor arguments, prefixed `backbone_`, `neck_` or `head_`.
+        data: preprocessing; its labels are filled from `label_set` where one is named.
         label_set: a name known to `fapn_zoo.zoo.labels`, or None.
         weights: tag -> weights; the first tag is the default.
         task: what `predict` and `evaluate` do by default.

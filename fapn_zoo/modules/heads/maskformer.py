@@ -18,7 +18,7 @@ from fapn_zoo.modules.layers.position import sine_position
 class DecoderLayer(nn.Module):
     """One post-norm DETR decoder layer: self-attention, cross-attention, feed-forward."""
 
-    def __init__(self, channels: int, heads: int, feedforward: int, dropout: float):
+    def __init__(self, channels: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
         self.cross_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
@@ -54,7 +54,7 @@ class QueryDecoder(nn.Module):
         heads: int = 8,
         feedforward: int = 2048,
         dropout: float = 0.1,
-    ):
+    ) -> None:
         super().__init__()
         self.input_proj = ConvNormAct(in_channels, channels, 1)
         self.query_embed = nn.Embedding(num_queries, channels)
@@ -81,9 +81,9 @@ class QueryDecoder(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """``layers`` linear layers with ReLU between, all (..., C) -> (..., C) but the last, which ends in ``out``."""
+    """`layers` linear layers with ReLU between, all (..., C) -> (..., C) but the last, which ends in `out`."""
 
-    def __init__(self, channels: int, out: int, layers: int):
+    def __init__(self, channels: int, out: int, layers: int) -> None:
         modules: list[nn.Module] = []
         for _ in range(layers - 1):
             modules += [nn.Linear(channels, channels), nn.ReLU(inplace=True)]
@@ -118,7 +118,7 @@ class QueryMaskHead(nn.Module):
         heads: int,
         feedforward: int,
         dropout: float,
-    ):
+    ) -> None:
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
         self.decoder = QueryDecoder(
@@ -138,7 +138,7 @@ class QueryMaskHead(nn.Module):
     def queries_and_masks(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Queries (N, Q, C) and masks (N, Q, h, w) of every decoder layer asked for, the last layer last.
 
-        Masks are read from ``pyramid[0]`` (N, in_channels, h, w), queries from ``features[-1]``, the raw backbone map.
+        Masks are read from `pyramid[0]` (N, in_channels, h, w), queries from `features[-1]`, the raw backbone map.
         """
         mask_features = self.mask_features(pyramid[0])
         states = self.decoder(features[-1])
@@ -173,7 +173,7 @@ class MaskFormerHead(QueryMaskHead):
         heads: int = 8,
         feedforward: int = 2048,
         dropout: float = 0.1,
-    ):
+    ) -> None:
         super().__init__(
             in_channels,
             feature_channels,
@@ -213,7 +213,7 @@ class PerPixelPlusHead(QueryMaskHead):
         heads: int = 8,
         feedforward: int = 2048,
         dropout: float = 0.1,
-    ):
+    ) -> None:
         super().__init__(
             in_channels,
             feature_channels,

@@ -17,7 +17,7 @@ from torch import Tensor
 class Output(Protocol):
     """The raw output of a head for N images: maps at a stride, before softmax, thresholds and resizing.
 
-    A head is ``forward(pyramid, features, sizes=None, targets=None) -> Output``: the neck's maps and the backbone's,
+    A head is `forward(pyramid, features, sizes=None, targets=None) -> Output`: the neck's maps and the backbone's,
     both from fine to coarse, the sizes (N, 2) of the images without their padding, and while training the `Targets`.
     Heads that score pixels or masks read neither of the last two.
     """
@@ -28,12 +28,12 @@ class Output(Protocol):
         ...
 
     def image(self, n: int) -> Self:
-        """The output of image ``n`` alone (N = 1), without the auxiliary outputs of training."""
+        """The output of image `n` alone (N = 1), without the auxiliary outputs of training."""
         ...
 
 
 class SemanticOutput(NamedTuple):
-    """Per-pixel scores before softmax: ``logits`` (N, K, h, w); ``aux`` holds those of earlier decoder layers."""
+    """Per-pixel scores before softmax: `logits` (N, K, h, w); `aux` holds those of earlier decoder layers."""
 
     logits: Tensor
     aux: tuple[Tensor, ...] = ()
@@ -67,10 +67,10 @@ class Targets:
     """The truth of N images of one size (H, W); what a task does not need is left empty.
 
     Attributes:
-        labels: (N, H, W) int64 class ids, ``ignore_index`` where no class is.
+        labels: (N, H, W) int64 class ids, `ignore_index` where no class is.
         classes: of every image its objects' classes (M,) int64; M may be 0.
         masks: of every image its objects' masks (M, H, W) bool.
-        ignore_index: see ``labels``.
+        ignore_index: see `labels`.
     """
 
     labels: Tensor | None = None
@@ -83,7 +83,7 @@ class Targets:
         return len(self.classes) if self.labels is None else len(self.labels)
 
     def part(self, first: int, last: int) -> Targets:
-        """The images ``first``..``last`` - 1."""
+        """The images `first`..`last` - 1."""
         labels = None if self.labels is None else self.labels[first:last]
         return Targets(labels, self.classes[first:last], self.masks[first:last], self.ignore_index)
 

@@ -33,14 +33,14 @@ class PerPixelHead(nn.Module):
         *,
         mask_channels: int = 256,
         dropout: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3) if mask_channels else nn.Identity()
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(mask_channels or in_channels, num_classes, 1)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
-        """Uses ``pyramid[0]`` (N, C, h, w); logits are (N, K, h, w)."""
+        """Uses `pyramid[0]` (N, C, h, w); logits are (N, K, h, w)."""
         return SemanticOutput(self.predictor(self.dropout(self.mask_features(pyramid[0]))))
 
 
@@ -51,7 +51,7 @@ class SemanticFPNHead(nn.Module):
     summed and classified. Each doubling goes to the size of the next finer level, which for inputs that are multiples
     of 32 is exactly twice the size and otherwise keeps levels aligned.
 
-    Args: as `PerPixelHead`; ``channels`` is the width of the branches, ``levels`` how many neck outputs it reads.
+    Args: as `PerPixelHead`; `channels` is the width of the branches, `levels` how many neck outputs it reads.
     """
 
     classifier = ("predictor",)
@@ -65,7 +65,7 @@ class SemanticFPNHead(nn.Module):
         channels: int = 128,
         norm: str = "gn",
         levels: int = 4,
-    ):
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             nn.ModuleList(
@@ -77,7 +77,7 @@ class SemanticFPNHead(nn.Module):
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
-        """``pyramid[i]`` (N, C, h / 2^i, w / 2^i); logits are (N, K, h, w)."""
+        """`pyramid[i]` (N, C, h / 2^i, w / 2^i); logits are (N, K, h, w)."""
         sizes = [x.shape[-2:] for x in pyramid]
         total = 0
         for level, branch in enumerate(self.branches):

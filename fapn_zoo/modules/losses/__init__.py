@@ -1,4 +1,4 @@
-"""Losses: (output, targets) -> a dict of scalars whose ``"loss"`` is the weighted total."""
+"""Losses: (output, targets) -> a dict of scalars whose `"loss"` is the weighted total."""
 
 from fapn_zoo.modules.losses.loss import Loss
 from fapn_zoo.modules.losses.per_pixel import PerPixelLoss

@@ -13,16 +13,16 @@ from fapn_zoo.modules.heads.outputs import Output, Targets
 class Loss(nn.Module, ABC):
     """A sum over pixels or objects, divided by named counts.
 
-    Training adds up the counts of all micro-batches and processes and passes them as ``totals``, so no gradient depends
+    Training adds up the counts of all micro-batches and processes and passes them as `totals`, so no gradient depends
     on how a batch is spread.
     """
 
     @classmethod
     @abstractmethod
     def of(cls, model: nn.Module, **options: Any) -> Self:
-        """The loss for a model's classes (``model.num_classes``, ``model.data``).
+        """The loss for a model's classes (`model.num_classes`, `model.data`).
 
-        ``options`` are settings of training such as ``class_weights``, only those that were given. Raises ValueError
+        `options` are settings of training such as `class_weights`, only those that were given. Raises ValueError
         for one that the loss does not have.
         """
 
@@ -32,4 +32,4 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, output: Output, targets: Targets, totals: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """``"loss"`` and its terms, scalars, the same keys on every process; ``totals`` replace `count`."""
+        """`"loss"` and its terms, scalars, the same keys on every process; `totals` replace `count`."""

@@ -14,7 +14,7 @@ from fapn_zoo.modules.losses.loss import Loss
 
 
 def upsample_to(maps: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Bilinear upsampling of (N, C, h, w) by exactly ``stride``, then a crop to (height, width).
+    """Bilinear upsampling of (N, C, h, w) by exactly `stride`, then a crop to (height, width).
 
     The grid of a strided network reaches past an image whose size is no multiple of the stride, so stretching the
     map to the image's size would shift it by a fraction of a pixel (FACTS section 2, per-pixel baseline).
@@ -28,7 +28,7 @@ class PerPixelLoss(Loss):
 
     Args:
         ignore_index: label value that does not count.
-        aux_weight: weight of each map in ``output.aux``.
+        aux_weight: weight of each map in `output.aux`.
         class_weights: one factor per class for its pixels; empty weighs all alike.
     """
 
@@ -50,7 +50,7 @@ class PerPixelLoss(Loss):
         return cls(ignore_index=model.data.ignore_index, class_weights=class_weights)
 
     def count(self, targets: Targets) -> dict[str, Tensor]:
-        """``pixels``: the number of labelled ones, or the sum of their weights."""
+        """`pixels`: the number of labelled ones, or the sum of their weights."""
         labelled = targets.labels[targets.labels != self.ignore_index]
         if self.class_weights is None:
             return {"pixels": torch.tensor(float(labelled.numel()), dtype=torch.float64, device=labelled.device)}

@@ -36,7 +36,7 @@ class SetCriterion(Loss):
         mask_weight: float = 20.0,
         dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
-    ):
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.weights = {"class": class_weight, "mask": mask_weight, "dice": dice_weight}
@@ -50,7 +50,7 @@ class SetCriterion(Loss):
         return cls(model.num_classes)
 
     def count(self, targets: Targets) -> dict[str, Tensor]:
-        """``images``, and ``masks``: how many true ones they have."""
+        """`images`, and `masks`: how many true ones they have."""
         masks = sum(len(classes) for classes, _ in targets.segments())
         counts = {"images": len(targets), "masks": masks}
         return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
@@ -58,7 +58,7 @@ class SetCriterion(Loss):
     def forward(
         self, output: MaskFormerOutput, targets: Targets, totals: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """``loss`` and its unweighted terms ``class``, ``mask``, ``dice`` (last layer), ``class_0`` ... (aux)."""
+        """`loss` and its unweighted terms `class`, `mask`, `dice` (last layer), `class_0` ... (aux)."""
         totals = totals or self.count(targets)
         images, masks = totals["images"].item(), totals["masks"].item()
         segments = targets.segments()
