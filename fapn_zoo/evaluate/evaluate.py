@@ -19,6 +19,7 @@ def evaluate(
     model: nn.Module,
     data: Any,
     split: str = "test",
+    task: str = "semantic",
     *,
     seed: int | None = None,
     weights: str = "",
@@ -36,7 +37,7 @@ def evaluate(
     Args:
         model: a ZooModel.
         data: a source for `open_dataset` (a folder, scenes:N), or an opened data set.
-        split, options: how it is evaluated, the attributes of `fapn_zoo.evaluate.options.Options`.
+        split, task, options: how it is evaluated, the attributes of `fapn_zoo.evaluate.options.Options`.
         seed, weights: of the training run and where the weights came from; only noted in the report.
         resume: a folder that keeps what is done (a few images at a time, written whole). If it holds a part of this
             very evaluation, the rest is done; the report is that of an uninterrupted run, with any number of processes.
@@ -53,7 +54,7 @@ def evaluate(
             than its image (the image is named), a state of another evaluation, or plots without matplotlib.
         FileNotFoundError: no such data or class map.
     """
-    chosen = Options(split=split, **options)
+    chosen = Options(split=split, task=task, **options)
     if out is not None:
         check_folder(out, worst)
     started = time.perf_counter()
