@@ -83,3 +83,10 @@ def test_precision(rows_of: RowsOf) -> None:
     (row,) = rows_of("precision.py", "--data", "scenes:2@180x240", "--limit", "2")
     assert 98 < float(row["worst_image_percent"]) <= float(row["agreement_percent"]) <= 100
     assert float(row["float32_ms"]) > 0 and float(row["bfloat16_ms"]) > 0 and row["images"] == "2"
+
+
+def test_revisions(rows_of: RowsOf) -> None:
+    rows = rows_of("revisions.py", "--before", str(ROOT), "--rounds", "1", "--warmup", "0", "--calls", "1")
+    assert [row["what"] for row in rows] == ["import", "list_models", "predict", "eval", "command"]
+    assert all(float(row["before_ms"]) > 0 and float(row["after_ms"]) > 0 for row in rows)
+    assert all(float(row["ratio"]) > 0 and row["processor"] for row in rows)
