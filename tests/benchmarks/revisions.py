@@ -47,7 +47,7 @@ def timed(call, count):
     return statistics.median(taken[1:])
 count = int(sys.argv[1])
 found["predict"] = timed(lambda: model.predict(image), 4 * count)
-found["eval"] = timed(lambda: evaluate(model, f"scenes:{4 * count}@360x480", progress=False), count)
+found["eval"] = timed(lambda: evaluate(model, f"scenes:{{4 * count}}@360x480", progress=False), count)
 print(json.dumps(found))
 """
 
