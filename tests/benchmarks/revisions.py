@@ -4,7 +4,7 @@
 
 Every measurement is a fresh process; the states take turns within a round, the first of a round changes, and medians
 over rounds are compared. `predict` is the call with a picture 360 x 480, `eval` the call with drawn scenes, each
-after one that is not counted; `command` is the wall time of `fapn-zoo predict` on a picture, from start to end.
+after one that is not counted.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from PIL import Image
 from table import print_row, run_facts, write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,15 +50,11 @@ print(json.dumps(found))
 """
 
 
-def child(tree: Path, folder: Path, calls: int) -> dict[str, float]:
+def child(tree: Path, calls: int) -> dict[str, float]:
     """Seconds of each call in a process that imports the package from `tree`."""
     env = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CALLS, str(calls)]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    command = [sys.executable, "-m", "fapn_zoo.cli", "predict", str(folder / "image.png"), "--out", str(folder / "out")]
-    start = time.perf_counter()
-    subprocess.run(command, env=env, capture_output=True, check=True)
-    return json.loads(done.stdout) | {"command": time.perf_counter() - start}
+    return json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def unpack(revision: str, folder: Path) -> Path:
@@ -74,7 +68,6 @@ def unpack(revision: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    from fapn_zoo.data.scenes import generate_scene
     from fapn_zoo.runtime.device import processor
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -88,11 +81,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         trees = [unpack(revision, folder / name) for revision, name in ((args.before, "before"), (args.after, "after"))]
-        Image.fromarray(generate_scene(0, (360, 480)).image).save(folder / "image.png")
         runs: list[list[dict[str, float]]] = [[], []]
         for turn in range(args.warmup + args.rounds):
             for which in (0, 1) if turn % 2 else (1, 0):
-                runs[which].append(child(trees[which], folder, args.calls))
+                runs[which].append(child(trees[which], args.calls))
     rows = []
     for name in runs[0][0]:
         # the first rounds warm the caches of the disk, of bytecode and of numba

@@ -85,8 +85,25 @@ def test_precision(rows_of: RowsOf) -> None:
     assert float(row["float32_ms"]) > 0 and float(row["bfloat16_ms"]) > 0 and row["images"] == "2"
 
 
-def test_revisions(rows_of: RowsOf) -> None:
-    rows = rows_of("revisions.py", "--before", str(ROOT), "--rounds", "1", "--warmup", "0", "--calls", "1")
-    assert [row["what"] for row in rows] == ["import", "list_models", "predict", "eval", "command"]
-    assert all(float(row["before_ms"]) > 0 and float(row["after_ms"]) > 0 for row in rows)
-    assert all(float(row["ratio"]) > 0 and row["processor"] for row in rows)
+def test_revisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One process for real; then three rounds of given times, of which the first does not count."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import revisions
+
+    found = revisions.child(ROOT, 1)
+    assert set(found) == {"import", "list_models", "predict", "eval"} and min(found.values()) > 0
+    times = {"before": iter([9.0, 0.1, 0.3]), "after": iter([9.0, 0.2, 0.2])}
+    turns = []
+
+    def child(tree: Path, calls: int) -> dict[str, float]:
+        turns.append(tree.name)
+        return {"import": next(times[tree.name])}
+
+    monkeypatch.setattr(revisions, "child", child)
+    monkeypatch.setattr(revisions, "unpack", lambda revision, folder: folder)
+    monkeypatch.setattr(sys, "argv", ["revisions.py", "--rounds", "2", "--csv", str(tmp_path / "out.csv")])
+    revisions.main()
+    with open(tmp_path / "out.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert turns == ["after", "before", "before", "after", "after", "before"]
+    assert (row["what"], row["before_ms"], row["after_ms"], row["ratio"]) == ("import", "200.00", "200.00", "1.000")
