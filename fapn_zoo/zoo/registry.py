@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
@@ -118,6 +117,8 @@ def resolve(name: str, weights: bool = False) -> tuple[ModelSpec, WeightsSpec | 
             "pretrained_backbone=True starts from ImageNet weights"
         )
     released = spec.weights[tag or next(iter(spec.weights))] if spec.weights else None
+    from fapn_zoo.zoo.labels import with_labels  # not above: reading files is not needed to list names
+
     return with_labels(spec), released
 
 
