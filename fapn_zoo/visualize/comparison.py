@@ -71,10 +71,8 @@ class Comparison:
     band: int
 
     def __post_init__(self) -> None:
-        first = self.results[0].labels
-        self.differ = np.zeros(first.shape, bool)
-        for result in self.results[1:]:
-            self.differ |= result.labels != first
+        first, *others = (result.labels for result in self.results)
+        self.differ = np.any([other != first for other in others], axis=0)
         self.agreement = 1 - float(self.differ.mean())
         if self.labels is not None:
             self.valid = self.labels != self.results[0].ignore_index
@@ -110,9 +108,6 @@ def check_models(models: Mapping[str, nn.Module]) -> tuple[str, ...]:
             i = next(i for i, (a, b) in enumerate(zip(names, theirs, strict=True)) if a != b)
             raise ValueError(f"class {i} is {names[i]!r} for {first} and {theirs[i]!r} for {other}")
     return names
-
-
-# Images -------------------------------------------------------------------------------------------------------------
 
 
 def image_items(model: nn.Module, images: Sequence[str | Path], labels: Sequence[str | Path] = ()) -> Iterator[Item]:

@@ -32,18 +32,14 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
     letters = [chr(ord("A") + i) for i in range(len(found.models))]
     panels = [_panel(found.results[0].image, "image", size)]
     for letter, name, result in zip(letters, found.models, found.results, strict=True):
-        picture = np.asarray(result.overlay(alpha=0.65))
-        panels.append(_panel(picture, f"{letter}  {name}", size))
+        panels.append(_panel(np.asarray(result.overlay(alpha=0.65)), f"{letter}  {name}", size))
     rows = [drawing.beside(panels)]
     if found.labels is not None:
         truth = np.asarray(dataclasses.replace(found.results[0], labels=found.labels).overlay(alpha=0.65))
         panels = [_panel(truth, "truth", size)]
         for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
-            scores = row["scores"][name]
-            words = (
-                f"mIoU {percent(scores['miou'])}, acc {percent(scores['pixel_acc'])}; near boundaries: "
-                f"mIoU {percent(scores['band_miou'])}, acc {percent(scores['band_acc'])}"
-            )
+            scores = map(percent, row["scores"][name].values())
+            words = "mIoU {}, acc {}; near boundaries: mIoU {}, acc {}".format(*scores)
             panels.append(_panel(_errors(found, index), f"errors of {letter}", size, words))
         rows.append(drawing.beside(panels))
     difference, legend = _difference(found, letters)
