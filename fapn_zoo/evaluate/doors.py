@@ -19,7 +19,7 @@ from fapn_zoo.runtime.files import write_json, write_text
 from fapn_zoo.runtime.provenance import circumstances
 from fapn_zoo.runtime.tables import percent
 from fapn_zoo.tasks import TASKS
-from fapn_zoo.tasks.protocol import Measure, plain
+from fapn_zoo.tasks.protocol import plain
 
 CONFIDENCE = 0.95
 
@@ -151,15 +151,20 @@ def compare(
 
 
 def _differences(measured: Measured, tables: Sequence[np.ndarray], draws: np.ndarray) -> list[dict[str, Any]]:
-    """From counts per image (N, R, K) of every model."""
-    scorer = measured.job.scorer
-    cuts = np.cumsum([measure.height for measure in scorer.measures])[:-1]
+    """Of every measure, from counts per image (N, R, K) of every model: values, difference and interval."""
+    measures, names = measured.job.scorer.measures, measured.job.scorer.names
+    cuts = np.cumsum([kind.height for kind in measures])[:-1]
     sums = [np.split(table.sum(0), cuts, axis=-2) for table in tables]
     resampled = [np.split(bootstrap_sums(table, draws), cuts, axis=-2) for table in tables]
     found = []
     for place in range(1, len(tables)):
-        rows = zip(scorer.measures, sums[0], sums[place], resampled[0], resampled[place], strict=True)
-        named = {m.name: difference(m, (a, b), (c, d), scorer.names) for m, a, b, c, d in rows}
+        named = {}
+        for kind, *rows in zip(measures, sums[0], sums[place], resampled[0], resampled[place], strict=True):
+            first, value, *drawn = map(kind.of, rows)
+            whole = _interval(_mean(first), _mean(value), _mean(drawn[1]) - _mean(drawn[0]))
+            cells = zip(names, first, value, (drawn[1] - drawn[0]).T, strict=True)
+            classes = [{"id": i, "name": name} | _interval(*cell) for i, (name, *cell) in enumerate(cells)]
+            named[kind.name] = whole | {"classes": classes}
         found.append({"model": place, "measures": named})
     return found
 
@@ -173,25 +178,6 @@ def resample(images: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap_sums(table: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Counts per image (N, R, K) -> their sums in every resample (B, R, K) float64, by one matrix product."""
     return (draws @ table.reshape(len(table), -1).astype(np.float64)).reshape(len(draws), *table.shape[1:])
-
-
-def difference(
-    measure: Measure,
-    whole: tuple[np.ndarray, np.ndarray],
-    resampled: tuple[np.ndarray, np.ndarray],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """One measure of two models: values, difference and interval, of the mean over classes and of every class.
-
-    Args:
-        whole: sums (R, K) over all images, of the first and of the other model.
-        resampled: sums (B, R, K) of the resamples.
-    """
-    values = [measure.of(sums) for sums in whole]
-    draws = [measure.of(sums) for sums in resampled]
-    mean = _interval(*map(_mean, values), _mean(draws[1]) - _mean(draws[0]))
-    rows = zip(names, *values, (draws[1] - draws[0]).T, strict=True)
-    return mean | {"classes": [{"id": i, "name": name} | _interval(*row) for i, (name, *row) in enumerate(rows)]}
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -143,9 +143,9 @@ def _window_source(network: Network, data: DataSpec, pixels: Tensor, views: View
     size, are_logits = tuple(pixels.shape[1:]), []
 
     def run(parts: list[Tensor]) -> list[Tensor]:
-        frame, output = Frame(tuple(parts[0].shape[1:]), tuple(parts[0].shape[1:])), network(parts)
-        are_logits.append(score_source(output.image(0), frame.inside).are_logits)
-        return [semantic_scores(output.image(n), frame) for n in range(len(parts))]
+        inside, output = tuple(parts[0].shape[1:]), network(parts)
+        are_logits.append(score_source(output.image(0), inside).are_logits)
+        return [semantic_scores(output.image(n), Frame(inside, inside)) for n in range(len(parts))]
 
     rows = Downwards(window_scores(run, pixels, *views.spans(data, size), batch_size))  # runs the first row of windows
     return Source(rows, len(rows.held), size, rows.held.device, are_logits=are_logits[0])
