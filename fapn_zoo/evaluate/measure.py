@@ -167,15 +167,9 @@ class Measured(NamedTuple):
 def measure(
     model: nn.Module, data: Any, options: Options, resume: str | os.PathLike | None = None, compact: bool = False
 ) -> Measured:
-    """Counts all images of a data set.
+    """Counts all images of a data set; arguments and errors as for `evaluate`.
 
-    Args:
-        model, data: see `evaluate`.
-        resume: a state folder; see `State`.
-        compact: keep for every image what models are compared by.
-
-    Raises:
-        ValueError, FileNotFoundError: see `evaluate`.
+    `compact` keeps for every image what models are compared by.
     """
     job = _job(model, data, options)
     scorer = job.scorer

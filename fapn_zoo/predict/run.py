@@ -33,12 +33,9 @@ from fapn_zoo.zoo.spec import DataSpec
 
 
 class Shown(NamedTuple):
-    """One image for the network.
+    """One image for the network: its pixels (C, h, w) in every view, see `Views.prepare`, and (H, W) of the answer.
 
-    Attributes:
-        item: whatever the caller knows it by; it comes back with the answer.
-        size: (H, W) of the answer.
-        parts: its pixels (C, h, w) in every view, see `Views.prepare`.
+    `item` is whatever the caller knows it by; it comes back with the answer.
     """
 
     item: Any
@@ -103,15 +100,10 @@ def answers(
 def score_sources(
     network: Network, data: DataSpec, views: Views, images: Sequence[Sequence[Tensor]], batch_size: int = 1
 ) -> list[list[tuple[Source, bool]]]:
-    """Runs the network on images whose padded sizes are equal.
+    """For every image its views: a source of score rows, and whether they are mirrored.
 
-    Args:
-        images: what `Views.prepare` made of each image.
-        batch_size: windows that are run together.
-
-    Returns:
-        For every image its views: a source of score rows, and whether they are mirrored. All but the first row of
-        windows are only run when their rows are asked for.
+    The images are as `Views.prepare` makes them, their padded sizes equal; `batch_size` windows are run together. All
+    but the first row of windows are only run when their rows are asked for.
     """
     found: list[list[tuple[Source, bool]]] = [[] for _ in images]
     for parts, mirrored in itertools.product(zip(*images, strict=True), (False, True) if views.flip else (False,)):

@@ -23,10 +23,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Writes `folder/step-XXXXXXXX/state.pt` and then removes older ones.
 
     The new folder gets its name by one rename after its last byte is on disk; a run that dies at any moment leaves
-    at least one whole checkpoint behind.
-
-    Args:
-        state: tensors, numbers, strings and containers of them (it must load with weights_only=True).
+    at least one whole checkpoint behind. The state must load with weights_only=True: tensors, numbers, strings and
+    containers of them.
     """
     final = folder / f"step-{step:08d}"
     if final.exists():

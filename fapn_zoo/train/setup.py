@@ -49,8 +49,7 @@ class Parts:
 def prepare(settings: Settings) -> Parts:
     """Opens the data and makes the model of the settings for its classes.
 
-    Raises:
-        ValueError, FileNotFoundError: settings, data and model that do not go together.
+    ValueError or FileNotFoundError where settings, data and model do not go together.
     """
     s = settings
     if not s.data:
@@ -80,14 +79,9 @@ def build_model(settings: Settings, labels: LabelMap) -> nn.Module:
     if s.num_classes is not None and s.num_classes != labels.num_classes:
         raise ValueError(f"num_classes={s.num_classes}, but the data has {labels.num_classes} classes")
     arguments = {"backbone": s.backbone, "neck": s.neck, "checkpoint_path": s.checkpoint_path}
-    model = create_model(
-        s.model,
-        pretrained=s.pretrained,
-        pretrained_backbone=s.pretrained_backbone,
-        num_classes=labels.num_classes,
-        **{name: value for name, value in arguments.items() if value is not None},
-        **s.model_args,
-    )
+    arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    model = create_model(s.model, num_classes=labels.num_classes, **given, **s.model_args)
     if model.spec.in_chans != 3:
         raise ValueError(f"the data is RGB, but {s.model} takes {model.spec.in_chans} channels")
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
 from fapn_zoo.runtime.tables import aligned, percent
+from fapn_zoo.tasks.protocol import plain
 from fapn_zoo.tasks.result import Result
 
 
@@ -47,9 +47,8 @@ class Counts(NamedTuple):
     def scores(self) -> dict[str, float | None]:
         """Fractions 0..1, None where undefined: "miou", "pixel_acc", and near boundaries "band_miou", "band_acc"."""
         everywhere, near = self.everywhere.compute(), self.near.compute()
-        found = {"miou": everywhere["miou"], "pixel_acc": everywhere["pixel_acc"]}
-        found |= {"band_miou": near["miou"], "band_acc": near["pixel_acc"]}
-        return {name: None if math.isnan(value) else value for name, value in found.items()}
+        values = everywhere["miou"], everywhere["pixel_acc"], near["miou"], near["pixel_acc"]
+        return dict(zip(("miou", "pixel_acc", "band_miou", "band_acc"), map(plain, values), strict=True))
 
 
 @dataclass(eq=False)

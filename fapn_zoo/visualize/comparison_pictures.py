@@ -22,11 +22,8 @@ DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (2
 def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
     """One sheet: the image and every model's classes, where the models differ, and the legends.
 
-    Where there are labels, a row with the truth and every model's errors stands between them.
-
-    Args:
-        found: the results.
-        row: its numbers, as `side_by_side` returns them for an image.
+    Where there are labels, a row with the truth and every model's errors stands between them. `row` has the numbers of
+    the image, as `side_by_side` returns them.
     """
     size = _panel_size(found.results[0].image.shape[:2])
     letters = [chr(ord("A") + i) for i in range(len(found.models))]
