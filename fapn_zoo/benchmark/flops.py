@@ -6,7 +6,6 @@ not counted, as in the tables of papers. Deformable convolution is added here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -36,21 +35,12 @@ def deform_conv_flops(input_shape: Shape, weight_shape: Shape, out_shape: Shape,
 # Formulas get the shapes of an operator's arguments, in its order, and the arguments that are no tensors as they are.
 
 
-def _torchvision_formula(input_shape: Shape, weight_shape: Shape, *rest: Any, out_shape: Shape, **_: Any) -> int:
-    return deform_conv_flops(input_shape, weight_shape, out_shape, modulated=bool(rest[-1]))  # the last one is use_mask
+def _torchvision_formula(x: Shape, weight: Shape, *rest: Any, out_shape: Shape, **_: Any) -> int:
+    return deform_conv_flops(x, weight, out_shape, modulated=bool(rest[-1]))  # the last one is use_mask
 
 
-def _own_formula(
-    input_shape: Shape,
-    offset_shape: Shape,
-    weight_shape: Shape,
-    bias_shape: Shape | None,
-    mask_shape: Shape | None,
-    *_: Any,
-    out_shape: Shape,
-    **__: Any,
-) -> int:
-    return deform_conv_flops(input_shape, weight_shape, out_shape, modulated=mask_shape is not None)
+def _own_formula(x: Shape, offset: Shape, w: Shape, bias: Any, mask: Any, *_: Any, out_shape: Shape, **__: Any) -> int:
+    return deform_conv_flops(x, w, out_shape, modulated=mask is not None)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -59,11 +49,8 @@ def flop_counter() -> FlopCounterMode:
 
     from fapn_zoo.modules.deform_conv import ops  # noqa: F401  (registers ours)
 
-    formulas: dict[Any, Callable[..., int]] = {
-        torch.ops.torchvision.deform_conv2d: _torchvision_formula,
-        torch.ops.fapn_zoo.deform_conv2d: _own_formula,
-    }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
+    own, theirs = torch.ops.fapn_zoo.deform_conv2d, torch.ops.torchvision.deform_conv2d
+    return FlopCounterMode(display=False, custom_mapping={own: _own_formula, theirs: _torchvision_formula})
 
 
 def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, int]:

@@ -1,14 +1,19 @@
-"""What is timed: a model whose offsets are as wide as trained ones, and one inference with it."""
+"""What is timed, and how: a model whose offsets are as wide as trained ones, and one inference with it in its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fapn_zoo.benchmark.flops import PARTS
 from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
 from fapn_zoo.postprocess import Frame
 from fapn_zoo.predict.inputs import padded_size
@@ -84,3 +89,73 @@ def prepare(
         return [task.answer(output.image(n), frame, model.data, **task.scored) for n in range(batch)]
 
     return run
+
+
+@dataclass
+class Run:
+    """One job: its model on the device, and the intervals of every timed inference.
+
+    Attributes:
+        size: (H, W) of the image.
+        manner: batch, dtype and channels_last, as `prepare` takes them.
+        times: milliseconds by part of each inference that was kept.
+    """
+
+    name: str
+    size: tuple[int, int]
+    model: nn.Module
+    device: torch.device
+    manner: dict[str, Any]
+    times: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.marks: list[tuple[str, Any]] = []
+        with self._explained():
+            self.inference = prepare(self.model, self.size, **self.manner, mark=self._mark)
+
+    def once(self, keep: bool) -> None:
+        """One inference, with time stamps where the model enters and leaves its parts."""
+        self.marks.clear()
+        with ExitStack() as hooks, self._explained(), torch.no_grad():
+            for part in PARTS:
+                module = getattr(self.model, part)
+                hooks.callback(module.register_forward_pre_hook(lambda *_, part=part: self._mark(part)).remove)
+                hooks.callback(module.register_forward_hook(lambda *_: self._mark("between")).remove)
+            self._mark("between")
+            self.inference()
+            self._mark("end")
+            self._synchronize()
+            if keep:
+                self.times.append(self._intervals())
+
+    def _mark(self, name: str) -> None:
+        """Ends the interval before and begins one of this name: an event on a CUDA stream, or the time."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self.marks.append((name, event))
+        else:
+            self._synchronize()
+            self.marks.append((name, time.perf_counter()))
+
+    def _intervals(self) -> dict[str, float]:
+        """Milliseconds by name; intervals of one name are added."""
+        found: dict[str, float] = {}
+        for (name, start), (_, end) in itertools.pairwise(self.marks):
+            ms = start.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - start)
+            found[name] = found.get(name, 0.0) + ms
+        return found
+
+    def _synchronize(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns PyTorch's error (no memory, or no kernel for this dtype or device) into a line that names the job."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            size, manner = "x".join(map(str, self.size)), f"batch {self.manner['batch']}, {self.manner['dtype']}"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{self.name} cannot run at {size}, {manner}: {reason}") from error

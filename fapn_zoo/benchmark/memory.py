@@ -7,6 +7,7 @@ reads {"model": the description, "size", "batch", "dtype", "channels_last", "thr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -65,10 +66,8 @@ def resident_peak() -> int:
 
 def forget_peak() -> None:
     """Linux: lets the peak begin at what is in memory now. Elsewhere the small first run hardly raises it."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _measure(job: Mapping[str, Any]) -> int:
@@ -83,8 +82,7 @@ def _measure(job: Mapping[str, Any]) -> int:
         forget_peak()
         before = resident_peak()
         run()
-        growth = resident_peak() - before
-    return growth + weight_bytes(model)
+        return resident_peak() - before + weight_bytes(model)
 
 
 def weight_bytes(model: nn.Module) -> int:

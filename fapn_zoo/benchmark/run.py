@@ -6,6 +6,7 @@ convolution, which are drawn as wide as trained ones so that samples are taken w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,8 @@ import numpy as np
 import torch
 
 from fapn_zoo.benchmark.flops import PARTS, count
-from fapn_zoo.benchmark.inference import DTYPES, create_with_offsets
+from fapn_zoo.benchmark.inference import DTYPES, Run, create_with_offsets
 from fapn_zoo.benchmark.memory import peak_memory, peak_memory_on_gpu
-from fapn_zoo.benchmark.timing import Run
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.progress import bar
@@ -83,7 +83,10 @@ def benchmark(
     with _environment(threads):
         runs = _build(jobs, device, settings, num_classes)
         report = {"settings": settings | {"threads": torch.get_num_threads()}, "device": device_name(device)}
-        _take_turns(runs, rounds, warmup, progress)
+        with bar(progress, total=len(runs) * (warmup + rounds), unit="inference") as shown:
+            for number, run in itertools.product(range(warmup + rounds), runs):
+                run.once(keep=number >= warmup)
+                shown.update()
         peaks = [_peak(run) if memory else None for run in runs]
     firsts: dict[tuple[int, int], float] = {}
     report["rows"] = [_row(run, peak, firsts) for run, peak in zip(runs, peaks, strict=True)]
@@ -91,18 +94,16 @@ def benchmark(
 
 
 def _check(jobs: Jobs, *, dtype: str, warmup: int, **least_one: int | None) -> None:
-    if not jobs:
-        raise ValueError("no model to benchmark")
+    wrong = [] if jobs else ["no model to benchmark"]
     for name, size in jobs:
         if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size {size!r} of {name}; expected (height, width) in pixels")
+            wrong.append(f"size {size!r} of {name}; expected (height, width) in pixels")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-    for name, value in least_one.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; expected 1 or more")
-    if warmup < 0:
-        raise ValueError(f"warmup={warmup}; expected 0 or more")
+        wrong.append(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    least = {"warmup": (warmup, 0)} | {name: (value, 1) for name, value in least_one.items()}
+    wrong += [f"{name}={v}; expected {low} or more" for name, (v, low) in least.items() if v is not None and v < low]
+    if wrong:
+        raise ValueError(wrong[0])
 
 
 @contextmanager
@@ -127,14 +128,6 @@ def _build(jobs: Jobs, device: torch.device, settings: dict[str, Any], num_class
                 setattr(model, part, torch.compile(getattr(model, part), dynamic=False))
     manner = {key: settings[key] for key in ("batch", "dtype", "channels_last")}
     return [Run(name, size, models[name], device, manner) for name, size in jobs]
-
-
-def _take_turns(runs: Sequence[Run], rounds: int, warmup: int, progress: bool) -> None:
-    with bar(progress, total=len(runs) * (warmup + rounds), unit="inference") as shown:
-        for number in range(warmup + rounds):
-            for run in runs:
-                run.once(keep=number >= warmup)
-                shown.update()
 
 
 def _peak(run: Run) -> int | None:

@@ -40,9 +40,9 @@ def add(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, write_report
-    from fapn_zoo.evaluate.options import Options
-    from fapn_zoo.evaluate.report import check_csv, to_json, write
-    from fapn_zoo.runtime.files import check_writable
+    from fapn_zoo.evaluate.measure import Options
+    from fapn_zoo.evaluate.report import check_csv
+    from fapn_zoo.runtime.files import check_writable, write_json
 
     if args.csv is not None:
         check_csv(args.csv)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         return
     print(text)
     if args.json is not None:
-        write(args.json, to_json(report))
+        write_json(args.json, report)
     for one in reports:
         write_report(one, csv=args.csv)
 

@@ -1,14 +1,13 @@
 """Scores of a model on a data set: the way of `predict` over every image, exact counts, one report.
 
-evaluate.py and compare.py are the two doors; measure.py is the loop behind both. loading.py says what is run together,
-state.py how a run goes on; report.py and folder.py write it down. What is counted is the task's (`fapn_zoo.tasks`).
+doors.py has the two doors; measure.py is the loop behind both. loading.py says what is run together, state.py how a run
+goes on; report.py writes it down. What is counted is the task's (`fapn_zoo.tasks`).
 """
 
 from __future__ import annotations
 
 from fapn_zoo.data.classes import check_classes, match_classes
-from fapn_zoo.evaluate.compare import compare, render_comparison
-from fapn_zoo.evaluate.evaluate import evaluate
+from fapn_zoo.evaluate.doors import compare, evaluate, render_comparison
 from fapn_zoo.evaluate.measure import class_maps
 from fapn_zoo.evaluate.report import CSV_COLUMNS, render, write_report
 from fapn_zoo.runtime.processes import on_cpu

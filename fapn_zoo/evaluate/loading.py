@@ -6,22 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from fapn_zoo.data.images import with_channels
-from fapn_zoo.data.sample import Dataset, Sample
+from fapn_zoo.data.sample import Dataset
 from fapn_zoo.predict.run import Shown
 from fapn_zoo.predict.views import Views
 from fapn_zoo.zoo.spec import DataSpec
 
 Given, Made = TypeVar("Given"), TypeVar("Made")
-
-
-class Item(NamedTuple):
-    """A sample, and its place in the data set."""
-
-    index: int
-    sample: Sample
 
 
 def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, views: Views) -> list[tuple[int, ...]]:
@@ -45,13 +38,13 @@ def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, 
 
 
 def load_batch(dataset: Dataset, indices: tuple[int, ...], data: DataSpec, views: Views) -> list[Shown]:
-    """Reads and resizes the images of a batch; the `Shown` items are `Item`s."""
-    samples = [(i, dataset.sample(i)) for i in indices]
-    pixels = [with_channels(sample.image, len(data.mean), sample.name) for _, sample in samples]
-    return [
-        Shown(Item(i, sample), sample.size, views.prepare(data, one))
-        for (i, sample), one in zip(samples, pixels, strict=True)
-    ]
+    """Reads and resizes the images of a batch; an item is (place in the data set, sample)."""
+    found = []
+    for i in indices:
+        sample = dataset.sample(i)
+        pixels = with_channels(sample.image, len(data.mean), sample.name)
+        found.append(Shown((i, sample), sample.size, views.prepare(data, pixels)))
+    return found
 
 
 def ahead(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:

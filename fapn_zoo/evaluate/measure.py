@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ from fapn_zoo.data.images import load_image
 from fapn_zoo.data.sample import Dataset, check_holds
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.evaluate.loading import ahead, in_blocks, load_batch, plan_batches
-from fapn_zoo.evaluate.options import Options
 from fapn_zoo.evaluate.state import Counted, State
 from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.predict.predict import named
@@ -33,6 +32,57 @@ from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
 from fapn_zoo.tasks.protocol import Scorer, Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a model is evaluated: what `evaluate`, `compare` and the command line share.
+
+    Raises ValueError naming a value that makes no sense.
+
+    Attributes:
+        split: which part of a source to open; only noted for an opened data set.
+        task: a key of `fapn_zoo.tasks.TASKS`: "semantic"; for mask classification models also "panoptic" (PQ) and
+            "instance" (AP of masks and of the boxes around them; needs the extra `coco`).
+        batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
+        device: where to run; None = where the model is.
+        amp: "bf16" or "fp16" autocast, or "no": full precision. Scores are to be the same on every processor, so there
+            is no "auto" here as in `predict`.
+        limit: the first so many images only.
+        progress: show a progress bar (main process only).
+        scales: also other sizes, and the mean of their scores: "official" (the list of the model's paper), factors of
+            the test size, or short sides in pixels. `fapn_zoo.predict.run` says what is averaged.
+        flip: also mirrored, at every size.
+        window, stride: sliding windows, (height, width) in pixels of the resized image or one number; the stride is
+            two thirds of the window if not given. The scores of all windows over a pixel are averaged.
+        class_map: how to score where model and data have other classes: see `fapn_zoo.evaluate.match_classes`.
+        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score.
+        threads: that read images, ahead of the model where it leaves a core free; None = one per core, up to 4.
+    """
+
+    split: str = "test"
+    task: str = "semantic"
+    batch_size: int = 1
+    device: str | torch.device | None = None
+    amp: str = "no"
+    limit: int | None = None
+    progress: bool = True
+    scales: str | Sequence[float] | None = None
+    flip: bool = False
+    window: int | Sequence[int] | None = None
+    stride: int | Sequence[int] | None = None
+    class_map: Any = None
+    boundary: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task must be {' or '.join(TASKS)}, got {self.task!r}")
+        if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(f"batch_size and limit must be at least 1, got {self.batch_size} and {self.limit}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        check_amp(self.amp)
+
+
 class ImageScore(NamedTuple):
     """One image of a finished evaluation; `compact` is what models are compared by, where it was asked for."""
 
@@ -43,22 +93,72 @@ class ImageScore(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished evaluation, the same in every process.
+class Job:
+    """What is evaluated and how, the same for every image: the first `total` of the data set opened from `source`."""
 
-    Attributes:
-        source, dataset, views, classes, task, scorer: what was evaluated and how.
-        tally: of all images.
-        images: in the order of the data set.
-        group: this process among all.
-    """
-
+    model: nn.Module
     source: str
     dataset: Dataset
-    views: Views
+    total: int
     classes: Classes
+    views: Views
     task: Task
     scorer: Scorer
+    options: Options
+
+    def answers(self, shown: Iterable[Shown]) -> Iterator[tuple[Any, Any]]:
+        """The way of `predict`."""
+        network = ModelNetwork(self.model, self.options.amp)
+        options = {"batch_size": self.options.batch_size, **self.task.scored}
+        return answers(network, self.scorer.data, self.task, self.views, shown, **options)
+
+    def counted(self, batches: Sequence[tuple[int, ...]], state: State | None) -> Iterator[Counted]:
+        """Runs and counts these batches; what is done is kept in the state, also after an error or Ctrl-C."""
+        cores = os.cpu_count() or 1
+        no_core_left = device_and_type(self.model)[0].type == "cpu" and torch.get_num_threads() >= cores
+        read = in_blocks if no_core_left else ahead
+        load = partial(load_batch, self.dataset, data=self.model.data, views=self.views)
+        shown = (one for batch in read(load, batches, self.options.threads or min(4, cores)) for one in batch)
+        try:
+            with inference(self.model):  # once, not for every image
+                for (index, sample), answer in self.answers(shown):
+                    if state is not None and index in state.done:
+                        continue  # of a batch that was cut off: it is run whole, so that rounding stays the same
+                    entry = Counted(index, sample.name, self.scorer.count(answer, sample, index))
+                    if state is not None:
+                        state.add(entry)
+                    yield entry
+        finally:
+            if state is not None:
+                state.save()
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the counts of an image may depend on."""
+        device, options = next(self.model.parameters()).device, self.options
+        return {
+            "model": self.model.spec.name,
+            "weights": weights_fingerprint(self.model),
+            "preprocessing": self.model.data.to_dict(),
+            "data": self.source if self.source == self.dataset.name else Path(self.source).name,
+            "split": options.split,
+            "images": self.total,
+            "files": data_fingerprint(self.dataset),
+            "classes": list(self.classes.names),
+            "class map": self.classes.mapping,
+            "task": options.task,
+            "boundary": options.boundary,
+            "views": {name: value for name, value in vars(self.views).items() if name != "overlap"},  # of `predict`
+            "batch size": options.batch_size,
+            "amp": options.amp,
+            "device": device_name(device) if device.type == "cuda" else device.type,
+            "versions": versions(),
+        }
+
+
+class Measured(NamedTuple):
+    """A finished evaluation, the same in every process: the tally of all images, and these in the data set's order."""
+
+    job: Job
     tally: Tally
     images: list[ImageScore]
     group: Processes
@@ -67,16 +167,41 @@ class Measured:
 def measure(
     model: nn.Module, data: Any, options: Options, resume: str | os.PathLike | None = None, compact: bool = False
 ) -> Measured:
-    """Counts all images of a data set.
+    """Counts all images of a data set; arguments and errors as for `evaluate`.
 
-    Args:
-        model, data: see `evaluate`.
-        resume: a state folder; see `State`.
-        compact: keep for every image what models are compared by.
-
-    Raises:
-        ValueError, FileNotFoundError: see `evaluate`.
+    `compact` keeps for every image what models are compared by.
     """
+    job = _job(model, data, options)
+    scorer = job.scorer
+    if compact and not scorer.measures:
+        raise ValueError(f"task {job.task.name!r} cannot be compared: its scores are no sums over images")
+    group, state = processes(), None
+    if resume is not None:
+        state = State(resume, job.identity(), scorer.empty, group.main)
+        group.wait()  # before anyone writes a part
+    tally, images = scorer.empty(), []
+
+    def add(entry: Counted) -> None:
+        kept = np.concatenate([measure.rows(entry.tally) for measure in scorer.measures]) if compact else None
+        images.append(ImageScore(entry.index, entry.name, scorer.image_score(entry.tally), kept))
+        tally.merge(entry.tally)
+
+    for entry in state.entries() if state is not None and group.main else ():
+        add(entry)
+    batches = plan_batches(job.dataset, job.total, options.batch_size, model.data, job.views)
+    left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
+    counts = {"total": job.total, "initial": job.total - sum(map(len, left))}
+    with bar(options.progress and group.main, **counts, unit="img", desc="evaluate", leave=False) as shown:
+        for entry in job.counted(left[group.rank :: group.world], state):
+            add(entry)
+            shown.update(min(group.world, job.total - shown.n))
+    whole = scorer.empty()
+    for part in group.gather([tally]):
+        whole.merge(part)
+    return Measured(job, whole, sorted(group.gather(images), key=lambda image: image.index), group)
+
+
+def _job(model: nn.Module, data: Any, options: Options) -> Job:
     task = TASKS[options.task]
     dataset = open_dataset(data, options.split, task.needs) if isinstance(data, (str, os.PathLike)) else data
     source = dataset.name if data is dataset else str(data)
@@ -88,106 +213,12 @@ def measure(
     if options.device is not None:
         model.to(options.device)
     resolve_amp(options.amp, *device_and_type(model))  # refuses what would not work there
-    scorer = _scorer(model, dataset, task, classes, views, options.boundary)
-    if compact and not scorer.measures:
-        raise ValueError(f"task {task.name!r} cannot be compared: its scores are no sums over images")
-    group = processes()
-    state = None
-    if resume is not None:
-        identity = _identity(model, dataset, source, total, options, views, classes)
-        state = State(resume, identity, scorer.empty, group.main)
-        group.wait()  # before anyone writes a part
-    found = Found(scorer, compact)
-    for entry in state.entries() if state is not None and group.main else ():
-        found.add(entry)
-    batches = plan_batches(dataset, total, options.batch_size, model.data, views)
-    left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
-    run = Loop(model, dataset, task, scorer, views, options, state)
-    counts = {"total": total, "initial": total - sum(map(len, left))}
-    with bar(options.progress and group.main, **counts, unit="img", desc="evaluate", leave=False) as shown:
-        for entry in run.counted(left[group.rank :: group.world]):
-            found.add(entry)
-            shown.update(min(group.world, total - shown.n))
-    return Measured(source, dataset, views, classes, task, scorer, *found.everywhere(group), group)
-
-
-def _scorer(model: nn.Module, dataset: Dataset, task: Task, classes: Classes, views: Views, boundary: bool) -> Scorer:
     task_for(model.spec, task.name)  # refuses what the model does not answer
     if not views.single and not task.averages_views:
         raise ValueError(f"scales, flip and window work for {averaging_tasks()} only, not {task.name!r}")
     check_holds(dataset, task.needs, f"task {task.name!r}")
-    return task.scorer(dataset, classes, named(model), boundary=boundary)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What stays the same from batch to batch."""
-
-    model: nn.Module
-    dataset: Dataset
-    task: Task
-    scorer: Scorer
-    views: Views
-    options: Options
-    state: State | None
-
-    def counted(self, batches: Sequence[tuple[int, ...]]) -> Iterator[Counted]:
-        """Runs and counts these batches; what is done is kept in the state, also after an error or Ctrl-C."""
-        state = self.state
-        try:
-            with inference(self.model):  # once, not for every image
-                for (index, sample), answer in self.answers(self._shown(batches)):
-                    if state is not None and index in state.done:
-                        continue  # of a batch that was cut off: it is run whole, so that rounding stays the same
-                    entry = Counted(index, sample.name, self.scorer.count(answer, sample, index))
-                    if state is not None:
-                        state.add(entry)
-                        state.save_if_due()
-                    yield entry
-        finally:
-            if state is not None:
-                state.save()
-
-    def answers(self, shown: Iterator[Shown]) -> Iterator[tuple[Any, Any]]:
-        """The way of `predict`."""
-        network = ModelNetwork(self.model, self.options.amp)
-        options = {"batch_size": self.options.batch_size, **self.task.scored}
-        return answers(network, self.scorer.data, self.task, self.views, shown, **options)
-
-    def _shown(self, batches: Sequence[tuple[int, ...]]) -> Iterator[Shown]:
-        cores = os.cpu_count() or 1
-        threads = self.options.threads or min(4, cores)
-        no_core_left = device_and_type(self.model)[0].type == "cpu" and torch.get_num_threads() >= cores
-        read = in_blocks if no_core_left else ahead
-        load = partial(load_batch, self.dataset, data=self.model.data, views=self.views)
-        for batch in read(load, batches, threads):
-            yield from batch
-
-
-@dataclass
-class Found:
-    """The tally of all images so far, and a little of each."""
-
-    scorer: Scorer
-    compact: bool
-    images: list[ImageScore] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tally = self.scorer.empty()
-
-    def add(self, entry: Counted) -> None:
-        kept = None
-        if self.compact:
-            kept = np.concatenate([measure.rows(entry.tally) for measure in self.scorer.measures])
-        self.images.append(ImageScore(entry.index, entry.name, self.scorer.image_score(entry.tally), kept))
-        self.tally.merge(entry.tally)
-
-    def everywhere(self, group: Processes) -> tuple[Tally, list[ImageScore]]:
-        """The tally and the images of all processes."""
-        total = self.scorer.empty()
-        for tally in group.gather([self.tally]):
-            total.merge(tally)
-        return total, sorted(group.gather(self.images), key=lambda image: image.index)
+    scorer = task.scorer(dataset, classes, named(model), boundary=options.boundary)
+    return Job(model, source, dataset, total, classes, views, task, scorer, options)
 
 
 def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:
@@ -207,28 +238,3 @@ def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") 
     options = {"batch_size": len(images), "shares": False}
     found = answers(ModelNetwork(model, amp), data, TASKS["semantic"], views, shown, **options)
     return torch.stack([answer.labels for _, answer in found])
-
-
-def _identity(
-    model: nn.Module, dataset: Any, source: str, total: int, options: Options, views: Views, classes: Classes
-) -> dict[str, Any]:
-    """Everything that the counts of an image may depend on."""
-    device = next(model.parameters()).device
-    return {
-        "model": model.spec.name,
-        "weights": weights_fingerprint(model),
-        "preprocessing": model.data.to_dict(),
-        "data": source if source == dataset.name else str(Path(source).name),
-        "split": options.split,
-        "images": total,
-        "files": data_fingerprint(dataset),
-        "classes": list(classes.names),
-        "class map": classes.mapping,
-        "task": options.task,
-        "boundary": options.boundary,
-        "views": {name: value for name, value in vars(views).items() if name != "overlap"},  # that of `predict`
-        "batch size": options.batch_size,
-        "amp": options.amp,
-        "device": device_name(device) if device.type == "cuda" else device.type,
-        "versions": versions(),
-    }

@@ -1,36 +1,41 @@
-"""A report as a text table, a JSON file and a row of a CSV table."""
+"""What is written of an evaluation: its report as a text table and a row of a CSV table, and a folder of everything.
+
+report.json, report.txt    the report
+images.csv                 the score of every image
+classes.png                the score of every class
+confusion.csv, .png        pixel counts of (true, predicted) class, where every pixel has one
+worst/01_NAME.png ...      prediction, truth and errors of the images with the lowest score, worst first
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.runtime import tables
-from fapn_zoo.runtime.files import make_folder, write_text
-from fapn_zoo.runtime.tables import append_rows, read_rows
+from PIL import Image
+
+from fapn_zoo.evaluate.loading import load_batch
+from fapn_zoo.evaluate.measure import Measured
+from fapn_zoo.runtime.files import check_writable, write_json, write_text
+from fapn_zoo.runtime.tables import append_rows, as_csv, percent, read_rows
 from fapn_zoo.tasks import TASKS
+from fapn_zoo.tasks.drawing import save_image
+from fapn_zoo.tasks.result import shown_pixels
+from fapn_zoo.visualize.plots import answer_and_truth, plot_classes, plot_confusion, require_matplotlib
 
 
-def csv_columns() -> list[str]:
-    """The columns of result tables: facts, the first task's scores among them, and then those of all others."""
+def csv_columns() -> tuple[list[str], int]:
+    """The columns of result tables, of all tasks, and how many of them tables of the first version had."""
     first, *others = (task.columns for task in TASKS.values())
-    return [
-        *_first_columns(),
-        *"scales flip window class_map".split(),
-        *first.near,
-        *(name for columns in others for name in columns.table),
-    ]
-
-
-def _first_columns() -> list[str]:
-    """The columns that tables of the first version had."""
     facts = "params amp device seconds torch fapn_zoo commit seed date command".split()
-    return [*"model weights data split task images".split(), *next(iter(TASKS.values())).columns.table, *facts]
+    old = [*"model weights data split task images".split(), *first.table, *facts]
+    new = [*"scales flip window class_map".split(), *first.near, *(name for one in others for name in one.table)]
+    return [*old, *new], len(old)
 
 
-CSV_COLUMNS = csv_columns()
+CSV_COLUMNS = csv_columns()[0]
 
 
 def manner(report: dict[str, Any]) -> str:
@@ -66,17 +71,12 @@ def render(report: dict[str, Any]) -> str:
         f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()) + extra,
     ]
     for row in report["classes"]:
-        line = f"{row['name']:<{width}}" + "".join(f"  {percent(row[name])}" for name in columns)
-        lines.append(line + (f"  {percent(row['band_5']):>9}  {percent(row['boundary_iou'])}" if near else ""))
+        line = f"{row['name']:<{width}}" + "".join(f"  {percent(row[name], 6)}" for name in columns)
+        lines.append(line + (f"  {percent(row['band_5'], 9)}  {percent(row['boundary_iou'], 6)}" if near else ""))
     lines.append("")
-    lines += [f"{label:<{width}}  {percent(report[name])}" for name, label in means.items()]
-    lines += [f"{names.near[name]:<{width}}  {percent(value)}" for name, value in near.items()]
+    lines += [f"{label:<{width}}  {percent(report[name], 6)}" for name, label in means.items()]
+    lines += [f"{names.near[name]:<{width}}  {percent(value, 6)}" for name, value in near.items()]
     return "\n".join(lines)
-
-
-def percent(value: float | None) -> str:
-    """Six characters: percent with two decimals, or a dash."""
-    return f"{tables.percent(value):>6}"
 
 
 def write_report(
@@ -92,24 +92,20 @@ def write_report(
         ValueError: the CSV file has another header.
     """
     if json is not None:
-        write(Path(json), to_json(report))
+        write_json(Path(json), report)
     if csv is not None:
-        append_rows(Path(csv), csv_columns(), [csv_row(report)], len(_first_columns()))
-
-
-def to_json(report: dict[str, Any]) -> str:
-    """Text of a JSON file."""
-    return json.dumps(report, indent=1) + "\n"
+        columns, least = csv_columns()
+        append_rows(Path(csv), columns, [csv_row(report)], least)
 
 
 def check_csv(path: str | os.PathLike) -> None:
     """ValueError where a CSV table has other columns than `write_report` writes; OSError where none can be written."""
-    read_rows(Path(path), csv_columns(), len(_first_columns()))
+    read_rows(Path(path), *csv_columns())
 
 
 def csv_row(report: dict[str, Any]) -> dict[str, Any]:
     """The cells of a report's row, by column."""
-    row: dict[str, Any] = {name: report.get(name, "") for name in csv_columns()}
+    row: dict[str, Any] = {name: report.get(name, "") for name in csv_columns()[0]}
     scores = {name: report[name] for name in TASKS[report["task"]].columns.means} | report.get("boundary", {})
     for name, value in scores.items():
         if name in row:
@@ -123,7 +119,43 @@ def csv_row(report: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a text file whole, making its folder."""
-    make_folder(path.parent)
-    write_text(path, text)
+def check_folder(out: str | os.PathLike, worst: int) -> None:
+    """What can be known to go wrong before hours of evaluation: ValueError, or OSError for `out` itself."""
+    check_writable(Path(out) / "report.json")
+    if worst < 0:
+        raise ValueError(f"worst={worst}; expected 0 or more images")
+    require_matplotlib()
+
+
+def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, Any], worst: int) -> None:
+    """Writes the files named above to `out`; those of an earlier evaluation there are replaced."""
+    out, scorer, columns = Path(out), measured.job.scorer, measured.job.task.columns
+    write_json(out / "report.json", report)
+    write_text(out / "report.txt", render(report) + "\n")
+    rows = [[i.index, i.name, "" if i.score is None else f"{i.score:.6f}"] for i in measured.images]
+    write_text(out / "images.csv", as_csv([["index", "image", scorer.rank_by], *rows]))
+    counts = scorer.confusion(measured.tally)
+    if counts is not None:
+        head = ["true / predicted", *scorer.names, "other"][: counts.shape[1] + 1]
+        lines = [[name, *row] for name, row in zip(scorer.names, counts.tolist(), strict=True)]
+        write_text(out / "confusion.csv", as_csv([head, *lines]))
+        plot_confusion(counts, scorer.names, out / "confusion.png")
+    score, label = next(iter(columns.by_class.items()))
+    title = f"{report['model']}\n{report['data']}"
+    plot_classes(report["classes"], score, label, report[columns.main], title, out / "classes.png")
+    for old in (out / "worst").glob("[0-9]*_*.png"):
+        old.unlink()
+    scored = sorted((i for i in measured.images if i.score is not None), key=lambda i: (i.score, i.index))
+    for place, image in enumerate(scored[:worst], 1):
+        (out / "worst").mkdir(exist_ok=True)
+        plain_name = re.sub(r"[^\w.-]+", "_", image.name)
+        title = f"{image.name}: {columns.means[scorer.rank_by]} {image.score:.1%}"
+        save_image(_picture(measured, image.index, title), out / "worst" / f"{place:02d}_{plain_name}.png")
+
+
+def _picture(measured: Measured, index: int, title: str) -> Image.Image:
+    """The image is run once more, so that no prediction had to be kept."""
+    job = measured.job
+    (((_, sample), answer),) = job.answers(load_batch(job.dataset, (index,), job.model.data, job.views))
+    labels, ignore_index = job.dataset.labels, job.classes.ignore_index
+    return answer_and_truth(shown_pixels(sample.image), *job.scorer.maps(answer, sample), labels, ignore_index, title)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fapn_zoo.metrics.accumulator import Tally
-from fapn_zoo.runtime.files import make_folder, write_text, write_whole
+from fapn_zoo.runtime.files import read_json, write_json, write_whole
 
 FORMAT = 2
 SECONDS = 20.0  # between parts
@@ -65,13 +65,9 @@ class State:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.glob("part-*.npz"))):
                 raise ValueError(f"{self.folder} is not the state of an evaluation; give another path")
             if main:
-                make_folder(self.folder)
-                write_text(file, json.dumps(identity, indent=1) + "\n")
+                write_json(file, identity)
             return
-        try:
-            held = dict(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{file} is not readable JSON: {error}") from None
+        held = read_json(file)
         different = [key for key in {**held, **identity} if held.get(key) != identity.get(key)]
         if different:
             pairs = ", ".join(f"{key} (was {held.get(key)!r}, now {identity.get(key)!r})" for key in different)
@@ -97,11 +93,8 @@ class State:
                     yield Counted(index, name, self.empty().load(arrays))
 
     def add(self, entry: Counted) -> None:
-        """Takes the tally of an image."""
+        """Takes the tally of an image, and writes a part once `SECONDS` have passed since the last."""
         self.pending.append(entry)
-
-    def save_if_due(self) -> None:
-        """Writes a part once `SECONDS` have passed since the last."""
         if time.monotonic() - self._saved >= SECONDS:
             self.save()
 
@@ -115,7 +108,6 @@ class State:
             }
             for key in tallies[0]:
                 part |= _sparse(key, [arrays[key] for arrays in tallies])
-            make_folder(self.folder)
             write_whole(self.folder / f"part-{uuid.uuid4().hex}.npz", lambda file: np.savez(file, **part))
             self.pending.clear()
         self._saved = time.monotonic()
@@ -137,7 +129,6 @@ def _dense(part: dict[str, np.ndarray], key: str) -> list[np.ndarray]:
     shapes, ends, where, values = (part[f"{key}/{name}"] for name in ("shapes", "ends", "where", "values"))
     arrays = []
     for shape, rows, held in zip(shapes.tolist(), *(np.split(a, ends[:-1]) for a in (where, values)), strict=True):
-        array = np.zeros(shape, values.dtype)
-        array.ravel()[rows] = held
-        arrays.append(array)
+        arrays.append(np.zeros(shape, values.dtype))
+        arrays[-1].ravel()[rows] = held
     return arrays

@@ -55,13 +55,11 @@ def predict_files(
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
         ValueError: no paths, arguments that `predict` refuses, or `out_dir` is one of the folders to read.
     """
-    task, amp = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model))
-    out_dir = Path(out_dir)
+    task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
     inputs = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": []}
-    shown = bar(progress, total=len(inputs), unit="image")
     started = before = time.perf_counter()
 
     def on_error(index: int, error: Exception) -> None:
@@ -74,16 +72,18 @@ def predict_files(
     stream = predict_each(model, inputs, task, tile, overlap=overlap, batch_size=batch_size, amp=amp, on_error=on_error)
     make_folder(out_dir)
     try:
-        for index, result in stream:
-            entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
-            seconds, before = round(time.perf_counter() - before, 4), time.perf_counter()
-            summary["images"].append({**entry, "seconds": seconds, **_facts(result)})
-            shown.update()
+        with bar(progress, total=len(inputs), unit="image") as shown:
+            for index, result in stream:
+                entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
+                summary["images"].append(entry | {"seconds": round(time.perf_counter() - before, 4)})
+                before = time.perf_counter()
+                shown.update()
         summary["complete"] = True
     finally:
-        shown.close()
         summary["seconds"] = round(time.perf_counter() - started, 4)
-        _write_summary(summary, out_dir / SUMMARY)
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
+        write_whole(out_dir / SUMMARY, lambda file: file.write(text.encode(errors="backslashreplace")))
     return summary
 
 
@@ -138,20 +138,10 @@ def _file_names(stem: str) -> tuple[str, str]:
     return f"{stem}_overlay.png", f"{stem}_labels.png"
 
 
-def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, str]:
+def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, Any]:
     overlay, labels = _file_names(stem)
     save_image(result.overlay(), out_dir / overlay)
     save_image(result.label_image(), out_dir / labels)
-    return {"overlay": overlay, "labels": labels}
-
-
-def _write_summary(summary: dict[str, Any], path: Path) -> None:
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
-    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
-
-
-def _facts(result: Result) -> dict[str, Any]:
     facts = result.to_dict()
     kept = ("size", "classes") if result.segment_map is None else ("size", "classes", "segments")
-    return {key: facts[key] for key in kept}
+    return {"overlay": overlay, "labels": labels, **{key: facts[key] for key in kept}}

@@ -44,10 +44,7 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if size == tuple(pixels.shape[1:]):
         return pixels
     # Pillow resizes bands independently; "F" is its float mode.
-    bands = [
-        np.asarray(Image.fromarray(band).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        for band in pixels.numpy()
-    ]
+    bands = [Image.fromarray(band).resize(size[::-1], Image.Resampling.BILINEAR) for band in pixels.numpy()]
     return torch.from_numpy(np.stack(bands))
 
 

@@ -65,15 +65,11 @@ def predict(
         ImageError: if an image is unreadable or a folder has none; the message names it.
         ValueError: for a task the model does not have, or other arguments out of range.
     """
-    if isinstance(x, (list, tuple)):
-        items = [item for entry in x for item in _expand(entry)]
-    elif _is_batch(x):
-        items = _expand(x)
-    else:
-        items = [x]
+    several = isinstance(x, (list, tuple))
+    items = [item for entry in (x if several else [x]) for item in _expand(entry)]
     options = {"overlap": overlap, "batch_size": batch_size, "scales": scales, "flip": flip, "amp": amp}
     results = [result for _, result in predict_each(model, items, task, tile, **options)]
-    return results if isinstance(x, (list, tuple)) or _is_batch(x) else results[0]
+    return results if several or _is_batch(x) else results[0]
 
 
 def predict_each(
@@ -111,7 +107,7 @@ def predict_each(
     data = named(model)
     images = _load_each(items, len(data.mean), on_error)
     shown = (Shown((i, image), tuple(image.pixels.shape[1:]), views.prepare(data, image.pixels)) for i, image in images)
-    found = answers(network, data, asked, views, shown, batch_size=batch_size)
+    found = answers(network, data, asked, views, shown, batch_size)
     return ((index, asked.result(answer, image, data)) for (index, image), answer in found)
 
 

@@ -3,18 +3,18 @@
 One image: prepared views -> network -> raw output -> answer of the task. Where there are several views of an image (or
 windows of one), what is averaged is what MaskFormer's `SemanticSegmentorWithTTA` averages: the score maps of all
 views, each already resized to the original image (and mirrored back). For per-pixel heads these are logits, not
-probabilities; for mask classification the sums over queries of class probability times mask probability.
-
-Only the raw outputs of the views are held (for windows: one row of windows); the mean is made a band of rows at a time.
+probabilities; for mask classification the sums over queries of class probability times mask probability. Only the raw
+outputs of the views are held (for windows: one row of windows); the mean is made a band of rows at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,9 @@ from fapn_zoo.zoo.spec import DataSpec
 
 
 class Shown(NamedTuple):
-    """One image for the network.
+    """One image for the network: its pixels (C, h, w) in every view, see `Views.prepare`, and (H, W) of the answer.
 
-    Attributes:
-        item: whatever the caller knows it by; it comes back with the answer.
-        size: (H, W) of the answer.
-        parts: its pixels (C, h, w) in every view, see `Views.prepare`.
+    `item` is whatever the caller knows it by; it comes back with the answer.
     """
 
     item: Any
@@ -46,16 +43,7 @@ class Shown(NamedTuple):
     parts: list[Tensor]
 
 
-class Network(Protocol):
-    """What runs: a model, or what has been exported of one."""
-
-    def __call__(self, pixels: Sequence[Tensor]) -> Output:
-        """The raw output for pixels (C, h, w) of equal padded size, values 0..255."""
-        ...
-
-    def session(self) -> AbstractContextManager[Any]:
-        """The context that calls and the decoding of their outputs happen in."""
-        ...
+Network = Callable[[Sequence[Tensor]], Output]  # pixels (C, h, w) of equal padded size, 0..255 -> raw output
 
 
 @dataclass(frozen=True)
@@ -72,18 +60,14 @@ class ModelNetwork:
         with autocast(device, self.amp):
             return self.model(x, sizes)
 
-    def session(self) -> AbstractContextManager[Any]:
-        return inference(self.model)
-
 
 def answers(
-    network: Network,
+    network: ModelNetwork,
     data: DataSpec,
     task: Task,
     views: Views,
     images: Iterable[Shown],
-    *,
-    batch_size: int = 1,
+    batch_size: int,
     **options: Any,
 ) -> Iterator[tuple[Any, Any]]:
     """Yields (item, answer) in order, holding at most one batch.
@@ -95,74 +79,42 @@ def answers(
         batch_size: images, or windows of one image, that enter the network at once.
         options: of `Task.answer`.
     """
-    limit = 1 if views.window is not None else batch_size
-    waiting: list[Shown] = []
-    for image in images:
-        if waiting and _padded(data, image) != _padded(data, waiting[0]):
-            yield from _run(network, data, task, views, waiting, batch_size, options)
-            waiting = []
-        waiting.append(image)
-        if len(waiting) == limit:
-            yield from _run(network, data, task, views, waiting, batch_size, options)
-            waiting = []
-    if waiting:
-        yield from _run(network, data, task, views, waiting, batch_size, options)
 
-
-def _padded(data: DataSpec, image: Shown) -> list[tuple[int, int]]:
-    return [padded_size(data, part.shape[1:]) for part in image.parts]
-
-
-def _run(
-    network: Network,
-    data: DataSpec,
-    task: Task,
-    views: Views,
-    images: list[Shown],
-    batch_size: int,
-    options: dict[str, Any],
-) -> list[tuple[Any, Any]]:
-    with network.session():
+    def run(batch: list[Shown]) -> list[Any]:
         if views.single:
-            output = network([image.parts[0] for image in images])
-            frames = [Frame(tuple(image.parts[0].shape[1:]), image.size) for image in images]
-            found = [task.answer(output.image(n), frame, data, **options) for n, frame in enumerate(frames)]
-        else:
-            merged = score_sources(network, data, views, [image.parts for image in images], batch_size)
-            found = [
-                best_of_bands(merged_bands(sources, image.size), sources[0][0].are_logits, **options)
-                for sources, image in zip(merged, images, strict=True)
-            ]
-    return [(image.item, answer) for image, answer in zip(images, found, strict=True)]
+            output = network([image.parts[0] for image in batch])
+            frames = [Frame(tuple(image.parts[0].shape[1:]), image.size) for image in batch]
+            return [task.answer(output.image(n), frame, data, **options) for n, frame in enumerate(frames)]
+        merged = score_sources(network, data, views, [image.parts for image in batch], batch_size)
+        streams = [merged_bands(sources, image.size) for sources, image in zip(merged, batch, strict=True)]
+        return [best_of_bands(b, s[0][0].are_logits, **options) for b, s in zip(streams, merged, strict=True)]
 
-
-# Views --------------------------------------------------------------------------------------------------------------
+    limit = 1 if views.window is not None else batch_size
+    for _, alike in itertools.groupby(images, lambda i: [padded_size(data, part.shape[1:]) for part in i.parts]):
+        while batch := list(itertools.islice(alike, limit)):
+            with inference(network.model):
+                found = run(batch)
+            yield from zip([image.item for image in batch], found, strict=True)
 
 
 def score_sources(
     network: Network, data: DataSpec, views: Views, images: Sequence[Sequence[Tensor]], batch_size: int = 1
 ) -> list[list[tuple[Source, bool]]]:
-    """Runs the network on images whose padded sizes are equal.
+    """For every image its views: a source of score rows, and whether they are mirrored.
 
-    Args:
-        images: what `Views.prepare` made of each image.
-        batch_size: windows that are run together.
-
-    Returns:
-        For every image its views: a source of score rows, and whether they are mirrored. All but the first row of
-        windows are only run when their rows are asked for.
+    The images are as `Views.prepare` makes them, their padded sizes equal; `batch_size` windows are run together. All
+    but the first row of windows are only run when their rows are asked for.
     """
     found: list[list[tuple[Source, bool]]] = [[] for _ in images]
-    for parts in zip(*images, strict=True):
-        for mirrored in (False, True) if views.flip else (False,):
-            shown = [part.flip(-1) for part in parts] if mirrored else parts
-            if views.window is None:
-                output = network(shown)
-                sources = [score_source(output.image(n), tuple(part.shape[1:])) for n, part in enumerate(shown)]
-            else:
-                sources = [_window_source(network, data, part, views, batch_size) for part in shown]
-            for image, source in zip(found, sources, strict=True):
-                image.append((source, mirrored))
+    for parts, mirrored in itertools.product(zip(*images, strict=True), (False, True) if views.flip else (False,)):
+        shown = [part.flip(-1) for part in parts] if mirrored else parts
+        if views.window is None:
+            output = network(shown)
+            sources = [score_source(output.image(n), tuple(part.shape[1:])) for n, part in enumerate(shown)]
+        else:
+            sources = [_window_source(network, data, part, views, batch_size) for part in shown]
+        for image, source in zip(found, sources, strict=True):
+            image.append((source, mirrored))
     return found
 
 
@@ -180,26 +132,15 @@ def merged_bands(sources: Sequence[tuple[Source, bool]], out_size: tuple[int, in
 
 
 def _window_source(network: Network, data: DataSpec, pixels: Tensor, views: Views, batch_size: int) -> Source:
-    size, run = tuple(pixels.shape[1:]), _WindowRun(network)
-    rows = Downwards(window_scores(run, pixels, *views.spans(data, size), batch_size))
-    return Source(rows, len(rows.held), size, rows.held.device, are_logits=run.are_logits)
+    size, are_logits = tuple(pixels.shape[1:]), []
 
+    def run(parts: list[Tensor]) -> list[Tensor]:
+        inside, output = tuple(parts[0].shape[1:]), network(parts)
+        are_logits.append(score_source(output.image(0), inside).are_logits)
+        return [semantic_scores(output.image(n), Frame(inside, inside)) for n in range(len(parts))]
 
-@dataclass
-class _WindowRun:
-    """Class scores of windows of equal size; remembers what kind of scores the network gives."""
-
-    network: Network
-    are_logits: bool = False
-
-    def __call__(self, parts: list[Tensor]) -> list[Tensor]:
-        size = tuple(parts[0].shape[1:])
-        output = self.network(parts)
-        self.are_logits = score_source(output.image(0), size).are_logits
-        return [semantic_scores(output.image(n), Frame(size, size)) for n in range(len(parts))]
-
-
-# Models -------------------------------------------------------------------------------------------------------------
+    rows = Downwards(window_scores(run, pixels, *views.spans(data, size), batch_size))  # runs the first row of windows
+    return Source(rows, len(rows.held), size, rows.held.device, are_logits=are_logits[0])
 
 
 def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -208,20 +149,14 @@ def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return first.device, first.dtype
 
 
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without autograd; restores every flag."""
-    with _evaluation_mode(model), torch.inference_mode():
-        yield
-
-
 # Models that are predicted with: how many times at this moment, and which of their modules are to train again.
 _PREDICTING: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
 _PREDICTING_LOCK = threading.Lock()
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without autograd; restores every flag."""
     # Threads may share a model: were each to put back the flags that it found, the first to be ready would have the
     # others train its batch norms.
     with _PREDICTING_LOCK:
@@ -231,7 +166,8 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             model.eval()
         _PREDICTING[model] = count + 1, training
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         with _PREDICTING_LOCK:
             count, training = _PREDICTING.pop(model)

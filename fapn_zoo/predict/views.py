@@ -1,12 +1,8 @@
 """One image shown to a network several times, and the mean of its class scores.
 
-The views of an image are the image at several sizes, each also mirrored, each whole or in overlapping windows. What
-is averaged is what MaskFormer's `SemanticSegmentorWithTTA` averages: the score maps of all sizes and mirror images,
-each already resized to the original image (and mirrored back). For per-pixel heads these are logits, not
-probabilities; for mask classification the sums over queries of class probability times mask probability. As there,
-the sizes are made from the image at the model's test size, not from the original.
-
-Only the raw outputs of the views are held (for windows: one row of windows); the mean is made a band of rows at a time.
+The views of an image are the image at several sizes, each also mirrored, each whole or in overlapping windows. As in
+MaskFormer, the sizes are made from the image at the model's test size, not from the original. `predict.run` says what
+is averaged.
 """
 
 from __future__ import annotations
@@ -124,15 +120,16 @@ def views_for(
     else:
         chosen = () if scales is None else _checked_scales(scales)
         limit = known[1] if known else _limit(data, chosen)
-    sides = None if window is None else height_and_width(window, "window", SMALLEST_SIDE)
-    if sides is None and stride is not None:
-        raise ValueError(f"stride={stride!r} without window")
-    steps = None if stride is None else height_and_width(stride, "stride")
-    if sides is not None and steps is None:
-        steps = tuple(side * 2 // 3 for side in sides)
-    if sides is not None and any(step > side for step, side in zip(steps, sides, strict=True)):
+    limit = limit if chosen else None
+    if window is None:
+        if stride is not None:
+            raise ValueError(f"stride={stride!r} without window")
+        return Views(chosen, limit, bool(flip))
+    sides = height_and_width(window, "window", SMALLEST_SIDE)
+    steps = tuple(side * 2 // 3 for side in sides) if stride is None else height_and_width(stride, "stride")
+    if any(step > side for step, side in zip(steps, sides, strict=True)):
         raise ValueError(f"stride={steps} leaves gaps between windows of {sides} pixels")
-    return Views(chosen, limit if chosen else None, bool(flip), sides, steps)
+    return Views(chosen, limit, bool(flip), sides, steps)
 
 
 def _limit(data: DataSpec, scales: Sequence[float]) -> float | None:

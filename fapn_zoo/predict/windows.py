@@ -7,6 +7,7 @@ back to end with the image, and the plain mean of all windows over a pixel.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -61,12 +62,16 @@ def window_scores(
     """Yields the mean scores (K, h, W) of all windows over a pixel of an image (C, H, W), from top to bottom."""
     height, width = pixels.shape[1:]
     sums = _RowSums(width)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        for column, scores in _run_row(run, pixels[:, row.start : row.end], columns, batch_size):
-            used = scores[:, row.first - row.start : row.last - row.start]
-            used = used[:, :, column.first - column.start : column.last - column.start]
-            sums.add(used, row.first, column.first)
-        yield sums.take_until(following.first if following else height)
+    ends = [*(row.first for row in rows[1:]), height]
+    for row, end in zip(rows, ends, strict=True):
+        for _, alike in itertools.groupby(columns, lambda column: column.end - column.start):
+            while batch := list(itertools.islice(alike, batch_size)):
+                found = run([pixels[:, row.start : row.end, column.start : column.end] for column in batch])
+                for column, scores in zip(batch, found, strict=True):
+                    used = scores[:, row.first - row.start : row.last - row.start]
+                    used = used[:, :, column.first - column.start : column.last - column.start]
+                    sums.add(used, row.first, column.first)
+        yield sums.take_until(end)
 
 
 class _RowSums:
@@ -96,18 +101,6 @@ class _RowSums:
         average = self.sums[:, :ready] / self.counts[:ready]
         self.sums, self.counts, self.top = self.sums[:, ready:].clone(), self.counts[ready:].clone(), row
         return average
-
-
-def _run_row(run: RunScores, strip: Tensor, columns: list[Span], batch_size: int) -> Iterator[tuple[Span, Tensor]]:
-    """Yields (column, scores (K, h, w)) of one row of windows; equal ones share a batch."""
-    while columns:
-        width = columns[0].end - columns[0].start
-        count = 1
-        while count < min(batch_size, len(columns)) and columns[count].end - columns[count].start == width:
-            count += 1
-        scores = run([strip[:, :, column.start : column.end] for column in columns[:count]])
-        yield from zip(columns[:count], scores, strict=True)
-        columns = columns[count:]
 
 
 class Downwards:

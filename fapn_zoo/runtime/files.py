@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable
@@ -24,8 +25,22 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` for UTF-8 text."""
+    """`write_whole` for UTF-8 text; makes the folder."""
+    make_folder(path.parent)
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` for plain JSON values."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError, which names the file, where it is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from None
 
 
 def read_text(path: Path) -> str:
@@ -60,8 +75,6 @@ def check_writable(path: Path) -> None:
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """Where what was fetched is kept: `cache_dir`, `FAPN_ZOO_CACHE`, or fapn_zoo in the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if chosen := os.environ.get("FAPN_ZOO_CACHE"):
+    if chosen := cache_dir or os.environ.get("FAPN_ZOO_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fapn_zoo"

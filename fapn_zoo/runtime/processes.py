@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among all.
-
-    Attributes:
-        rank, world: which of how many.
-        device: what carries the exchange (NCCL needs CUDA memory).
-    """
+class Processes(NamedTuple):
+    """This process among all: which of how many."""
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
 
     @property
     def main(self) -> bool:
         return self.rank == 0
-
-    def sum(self, counts: np.ndarray) -> np.ndarray:
-        """The int64 sum over all processes, the same in each."""
-        if self.world == 1:
-            return counts
-        total = torch.from_numpy(counts).to(self.device)
-        dist.all_reduce(total)  # not accelerate.reduce: int64 must stay int64
-        return total.cpu().numpy()
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes in every one of them."""
@@ -57,7 +40,7 @@ def processes() -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=on_cpu())
-    return Processes(state.process_index, state.num_processes, state.device)
+    return Processes(state.process_index, state.num_processes)
 
 
 def on_cpu() -> bool:

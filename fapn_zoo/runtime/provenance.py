@@ -43,9 +43,8 @@ def git_commit() -> str:
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not some repository around site-packages

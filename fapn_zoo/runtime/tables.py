@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
+from fapn_zoo.runtime.files import check_writable, read_text, write_text
 
 
-def percent(value: float | None) -> str:
-    """A fraction in percent with two decimals, "-" for None."""
-    return "-" if value is None else f"{100 * value:.2f}"
+def percent(value: float | None, width: int = 0) -> str:
+    """A fraction in percent with two decimals, "-" for None, to the right of `width` characters."""
+    return ("-" if value is None else f"{100 * value:.2f}").rjust(width)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -56,5 +56,4 @@ def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]
     """
     old = [[*row, *[""] * (len(columns) - len(row))] for row in read_rows(path, columns, least)]
     new = [[row.get(name, "") for name in columns] for row in rows]
-    make_folder(path.parent)
     write_text(path, as_csv([columns, *old, *new]))

@@ -42,16 +42,11 @@ class _Workers:
     """
 
     def __init__(self) -> None:
-        self.forked = False
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
-        self._lock, self._pools = threading.Lock(), {}
-
-    def after_fork(self) -> None:
-        """Forget the threads without stopping them: they do not exist in the child."""
-        self.forked = True
-        self._reset()
+    def reset(self, forked: bool = False) -> None:
+        """Forget the threads without stopping them: they do not exist in a forked child."""
+        self.forked, self._lock, self._pools = forked, threading.Lock(), {}
 
     def _pool(self, count: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -111,4 +106,4 @@ class _Workers:
 
 WORKERS = _Workers()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=WORKERS.after_fork)
+    os.register_at_fork(after_in_child=lambda: WORKERS.reset(forked=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import logging
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,29 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fapn_zoo.data.loader import train_batches
 from fapn_zoo.evaluate import evaluate
+from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
-from fapn_zoo.runtime.files import write_text
+from fapn_zoo.runtime.files import write_json
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import on_cpu
 from fapn_zoo.tasks.targets import Batch
-from fapn_zoo.train.checkpoint import claim_folder, load_checkpoint, save_checkpoint, starting_point
+from fapn_zoo.train.checkpoint import RunLog, add_row, claim_folder, load_checkpoint, save_checkpoint, starting_point
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
-from fapn_zoo.train.process import Interrupted, in_background, on_main, stop_signals
-from fapn_zoo.train.run_log import RunLog, rows_before
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, train_mode
 from fapn_zoo.weights.card_facts import METRICS
 from fapn_zoo.weights.folder import save_model
 
 logger = logging.getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop and has written a checkpoint; the message says how to continue."""
 
 
 def train(settings: Settings) -> Path:
@@ -70,10 +76,15 @@ def train(settings: Settings) -> Path:
 
 
 def _loop(run: Run, stop: list[int]) -> None:
-    s = run.settings
+    s, parts = run.settings, run.parts
     started, log = run.step, RunLog(run.out, s, run.step, run.main)
-    batches = _batches(run)
-    with contextlib.closing(batches), log:
+    steps = {"batch_size": s.batch_size, "seed": s.seed, "start_step": run.step, "total_steps": s.steps}
+    share = {"rank": run.rank, "world_size": run.world, "pin_memory": run.accelerator.device.type == "cuda"}
+    loaded = {"workers": s.workers, "cache": s.cache}
+    batches = train_batches(parts.dataset, parts.transform, parts.collate, **steps, **share, **loaded)
+    if not s.workers:
+        batches = in_background(batches)
+    with contextlib.closing(batches), contextlib.closing(log):
         train_mode(run.model)
         while run.step < s.steps:
             clock = time.perf_counter()
@@ -213,23 +224,14 @@ class Run:
         """Scores the present (averaged) weights on the validation set; a row of metrics.csv, or None without data."""
         if self.parts.val is None:
             return None
-        s, names = self.settings, list(self.parts.task.columns.means)
+        s = self.settings
         with self._averaged():
-            report = evaluate(
-                self.plain,
-                self.parts.val,
-                split=s.val_split,
-                task=self.parts.task.name,
-                limit=None if final else s.eval_limit or None,
-                amp=self.accelerator.mixed_precision,
-                progress=self.main,
-                seed=s.seed,
-                weights=str(self.out / "model") if final else f"step {self.step}",
-            )
+            weights = str(self.out / "model") if final else f"step {self.step}"
+            options = {"task": self.parts.task.name, "amp": self.accelerator.mixed_precision, "progress": self.main}
+            options["limit"] = None if final else s.eval_limit or None
+            report = evaluate(self.plain, self.parts.val, s.val_split, seed=s.seed, weights=weights, **options)
         if self.main:
-            rows = rows_before(self.out / "metrics.csv", self.step)
-            rows.append(",".join([str(self.step), *("" if report[n] is None else f"{report[n]:.6f}" for n in names)]))
-            write_text(self.out / "metrics.csv", "\n".join([",".join(["step", *names]), *rows]) + "\n")
+            add_row(self.out / "metrics.csv", self.step, {name: report[name] for name in self.parts.task.columns.means})
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
             logger.info("step %d: %s", self.step, told)
         return report
@@ -261,7 +263,7 @@ class Run:
             with self._averaged():
                 save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:
-                write_text(self.out / "eval.json", json.dumps(report, indent=1) + "\n")
+                write_json(self.out / "eval.json", report)
         return folder
 
 
@@ -271,21 +273,43 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (high << 31) | (low >> 1)
 
 
-def _batches(run: Run) -> Iterator[Batch]:
-    """This process's share of the batches from the run's step on."""
-    s = run.settings
-    batches = train_batches(
-        run.parts.dataset,
-        run.parts.transform,
-        run.parts.collate,
-        batch_size=s.batch_size,
-        seed=s.seed,
-        start_step=run.step,
-        total_steps=s.steps,
-        rank=run.rank,
-        world_size=run.world,
-        workers=s.workers,
-        cache=s.cache,
-        pin_memory=run.accelerator.device.type == "cuda",
-    )
-    return batches if s.workers else in_background(batches)
+def in_background(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, made by a background thread that stays two ahead; an error comes out in its place."""
+    end = object()
+    with contextlib.closing(ahead(lambda _: next(items, end), itertools.repeat(None), threads=1)) as made:
+        yield from itertools.takewhile(lambda item: item is not end, made)
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
+    """Runs the action on the main process; all processes get its result or its error."""
+    answer: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = action()
+        except (ValueError, OSError) as error:
+            answer[0] = error
+    (found,) = broadcast_object_list(answer)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM append to the list instead of ending the process; a second one ends it."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in seen:  # torchrun adds a SIGTERM of its own to the first SIGINT
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    try:
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are someone else's business
+        before = {}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -41,10 +41,7 @@ def param_groups(
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ValueError("no trainable parameter is left; freeze fewer modules")
-    return [
-        {"params": params, "lr": rate, "base_lr": rate, "weight_decay": decay}
-        for (rate, decay), params in groups.items()
-    ]
+    return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
 def _decays(module: nn.Module, name: str, parameter: Tensor, decay_bias: bool) -> bool:
@@ -52,9 +49,7 @@ def _decays(module: nn.Module, name: str, parameter: Tensor, decay_bias: bool) -
         return False
     if any(part in NO_DECAY_NAMES for part in name.split(".")):
         return False
-    if name.endswith("bias"):
-        return decay_bias
-    return parameter.ndim > 1
+    return decay_bias if name.endswith("bias") else parameter.ndim > 1
 
 
 def build_optimizer(groups: list[dict[str, Any]], name: str, momentum: float = 0.9) -> torch.optim.Optimizer:
@@ -99,47 +94,44 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        live = _tensors(model)
-        self.names = list(live)
-        self.means = [t.detach().clone() for t in live.values()]
+        self.means = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Moves the means towards the model's present weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        live = list(_tensors(model).values())
-        floats = [i for i, t in enumerate(live) if t.is_floating_point()]
-        torch._foreach_lerp_([self.means[i] for i in floats], [live[i] for i in floats], 1 - decay)
-        for mean, tensor in zip(self.means, live, strict=True):
-            if not tensor.is_floating_point():
-                mean.copy_(tensor)
+        live = _tensors(model)
+        floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.means[name] for name in floats], [live[name] for name in floats], 1 - decay)
+        for name in live.keys() - floats:
+            self.means[name].copy_(live[name])
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model holds the means; afterwards its own weights, to the bit."""
-        live = list(_tensors(model).values())
-        own = [t.detach().clone() for t in live]
-        self._copy(self.means, live)
+        live = _tensors(model)
+        own = {name: tensor.detach().clone() for name, tensor in live.items()}
+        _copy(self.means, live)
         try:
             yield
         finally:
-            self._copy(own, live)
-
-    @staticmethod
-    @torch.no_grad()
-    def _copy(source: list[Tensor], target: list[Tensor]) -> None:
-        for s, t in zip(source, target, strict=True):
-            t.copy_(s)
+            _copy(own, live)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "means": dict(zip(self.names, self.means, strict=True))}
+        return {"updates": self.updates, "means": self.means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = int(state["updates"])
-        self._copy([state["means"][name] for name in self.names], self.means)
+        _copy(state["means"], self.means)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, each shared tensor once."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

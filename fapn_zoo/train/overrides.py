@@ -21,15 +21,7 @@ def check_key(settings: Any, key: str) -> None:
 
 
 def read_words(pairs: Iterable[str], settings: Any) -> dict[str, Any]:
-    """The changes that words ask for; see `fapn_zoo.train.settings.parse_overrides` for how they are read.
-
-    Args:
-        pairs: words `key=value`; later ones win, and entries of a dictionary add up.
-        settings: an instance of a dataclass, whose fields are the keys.
-
-    Raises:
-        ValueError: as `parse_overrides` says.
-    """
+    """The changes of words `key=value` to a dataclass, read as `parse_overrides` says; later ones win."""
     kinds = get_type_hints(type(settings))
     changes: dict[str, Any] = {}
     for pair in pairs:
@@ -85,11 +77,9 @@ def _read(kind: Any, text: str) -> Any:
 def _read_tuple(kinds: tuple[Any, ...], text: str) -> tuple[Any, ...]:
     parts = [part.strip() for part in text.strip("()[] ").replace("x", ",").split(",")]
     values = tuple(_read(kinds[0], part) for part in parts if part)
-    if Ellipsis in kinds:
-        return values
-    if len(values) == 1:
+    if len(values) == 1 and Ellipsis not in kinds:
         values *= len(kinds)
-    if len(values) != len(kinds):
+    if len(values) != len(kinds) and Ellipsis not in kinds:
         raise ValueError(text)
     return values
 

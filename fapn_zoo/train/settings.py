@@ -122,7 +122,8 @@ class Settings:
 
 def describe() -> str:
     """All settings in their groups, one line each: name=default as the command line takes it, and the meaning."""
-    words = {name: f"{name}={_word(value)}" for name, value in dataclasses.asdict(Settings()).items()}
+    values = dataclasses.asdict(Settings())
+    words = {n: f"{n}={','.join(map(str, v)) if isinstance(v, tuple) else str(v).lower()}" for n, v in values.items()}
     width = max(map(len, words.values()))
     lines = []
     for f in dataclasses.fields(Settings):
@@ -130,10 +131,6 @@ def describe() -> str:
             lines += ["", f"{GROUPS[f.name]}:"]
         lines.append(f"  {words[f.name]:<{width}}  {f.metadata['meaning']}")
     return "\n".join(lines[1:])
-
-
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
 def parse_overrides(pairs: Iterable[str], base: Settings | None = None) -> Settings:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -50,8 +49,7 @@ class Parts:
 def prepare(settings: Settings) -> Parts:
     """Opens the data and makes the model of the settings for its classes.
 
-    Raises:
-        ValueError, FileNotFoundError: settings, data and model that do not go together.
+    ValueError or FileNotFoundError where settings, data and model do not go together.
     """
     s = settings
     if not s.data:
@@ -81,29 +79,33 @@ def build_model(settings: Settings, labels: LabelMap) -> nn.Module:
     if s.num_classes is not None and s.num_classes != labels.num_classes:
         raise ValueError(f"num_classes={s.num_classes}, but the data has {labels.num_classes} classes")
     arguments = {"backbone": s.backbone, "neck": s.neck, "checkpoint_path": s.checkpoint_path}
-    model = create_model(
-        s.model,
-        pretrained=s.pretrained,
-        pretrained_backbone=s.pretrained_backbone,
-        num_classes=labels.num_classes,
-        **{name: value for name, value in arguments.items() if value is not None},
-        **s.model_args,
-    )
+    arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    model = create_model(s.model, num_classes=labels.num_classes, **given, **s.model_args)
     if model.spec.in_chans != 3:
         raise ValueError(f"the data is RGB, but {s.model} takes {model.spec.in_chans} channels")
-    set_labels(model, labels, s.test_size)
-    freeze(model, s.freeze)
+    data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
+    if s.test_size is not None:
+        data["test_size"] = s.test_size or None
+    data = dataclasses.replace(model.spec.data, things=labels.things, **data)
+    label_set = model.spec.label_set if data.labels == model.spec.data.labels else None
+    model.spec = dataclasses.replace(model.spec, data=data, num_classes=labels.num_classes, label_set=label_set)
+    modules = dict(model.named_modules())
+    for name in filter(None, (part.strip() for part in s.freeze.split(","))):
+        if name not in modules:
+            children = ", ".join(n for n, _ in model.named_children())
+            raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
+        modules[name].requires_grad_(False)
     return model
 
 
 def _validation_set(settings: Settings) -> Dataset | None:
-    s = settings
-    if s.val_data == "none":
+    if settings.val_data == "none":
         return None
     try:
-        return open_dataset(s.val_data or s.data, s.val_split, num_classes=s.num_classes)
+        return open_dataset(settings.val_data or settings.data, settings.val_split, num_classes=settings.num_classes)
     except FileNotFoundError as error:
-        if s.val_data:
+        if settings.val_data:
             raise
         logger.warning("no evaluation: %s", error)
         return None
@@ -111,52 +113,17 @@ def _validation_set(settings: Settings) -> Dataset | None:
 
 def _transform(settings: Settings, data: DataSpec, task: Task) -> TrainTransform:
     """The random change of training samples; padding is the model's mean colour, which normalises to zero."""
-    jitter = settings.colour_jitter
-    return TrainTransform(
-        crop_size=settings.crop,
-        scale=settings.scale,
-        flip=settings.flip,
-        brightness=0.3 * jitter,
-        contrast=0.3 * jitter,
-        saturation=0.3 * jitter,
-        hue=0.03 * jitter,
-        ignore_index=data.ignore_index,
-        fill=tuple(data.mean[::-1] if data.channel_order == "bgr" else data.mean),
-        rare_classes=settings.rare_classes,
-        rare_prob=settings.rare_prob,
-        needs=task.needs,
-    )
-
-
-def set_labels(model: nn.Module, labels: LabelMap, test_size: int | None = None) -> None:
-    """Writes the classes of a LabelMap (and the test size, when given) into the model's spec."""
-    changes: dict[str, Any] = {
-        "labels": labels.names,
-        "palette": labels.palette,
-        "ignore_index": labels.ignore_index,
-        "things": labels.things,
-    }
-    if test_size is not None:
-        changes.update(test_size=test_size or None)
-    data = dataclasses.replace(model.spec.data, **changes)
-    label_set = model.spec.label_set if data.labels == model.spec.data.labels else None
-    model.spec = dataclasses.replace(model.spec, data=data, num_classes=labels.num_classes, label_set=label_set)
-
-
-def freeze(model: nn.Module, prefixes: str) -> None:
-    """Stops gradients below the modules named in `prefixes` (joined with ","); ValueError for an unknown one."""
-    modules = dict(model.named_modules())
-    for name in filter(None, (p.strip() for p in prefixes.split(","))):
-        if name not in modules:
-            children = ", ".join(n for n, _ in model.named_children())
-            raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
-        modules[name].requires_grad_(False)
+    s, jitter = settings, settings.colour_jitter
+    colours = {"brightness": 0.3 * jitter, "contrast": 0.3 * jitter, "saturation": 0.3 * jitter, "hue": 0.03 * jitter}
+    fill = tuple(data.mean[::-1] if data.channel_order == "bgr" else data.mean)
+    rare = {"rare_classes": s.rare_classes, "rare_prob": s.rare_prob, "needs": task.needs}
+    return TrainTransform(s.crop, s.scale, s.flip, **colours, ignore_index=data.ignore_index, fill=fill, **rare)
 
 
 def train_mode(model: nn.Module) -> None:
     """Training mode, except for modules without a trainable parameter: frozen norms keep their statistics."""
     model.train()
     for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        if trained and not any(trained):
             module.eval()

@@ -7,7 +7,7 @@ alignment, the offsets and masks of the deformable convolution between them, and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,7 +96,11 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     Raises:
         ValueError: the model aligns nothing. ImageError, FileNotFoundError: as `load_image`.
     """
-    neck = find_neck(model)
+    neck = model.neck
+    if not isinstance(neck, FaPN):
+        kinds = "fapn, fam, fam_se, fam_noref_fsm or deconv_fsm"
+        what = f"{model.spec.name} aligns no features (its neck is {type(neck).__name__})"
+        raise ValueError(f"{what}; choose a model whose neck is {kinds}")
     loaded = load_image(image, len(model.data.mean))
     pixels = resized(loaded.pixels, input_size(model.data, tuple(loaded.pixels.shape[1:])))
     found: list[dict[str, Tensor]] = [{} for _ in neck.align]
@@ -107,38 +111,25 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     return Alignment(model.spec.name, loaded.name, shown_pixels(loaded.pixels), size, levels)
 
 
-def find_neck(model: nn.Module) -> FaPN:
-    """The neck of a `ZooModel`; ValueError where it does not align."""
-    if not isinstance(model.neck, FaPN):
-        raise ValueError(
-            f"{model.spec.name} aligns no features (its neck is {type(model.neck).__name__}); choose a model whose "
-            "neck is fapn, fam, fam_se, fam_noref_fsm or deconv_fsm"
-        )
-    return model.neck
-
-
 @contextmanager
 def _listening(neck: FaPN, found: list[dict[str, Tensor]]) -> Iterator[None]:
     """Hooks on the parts of every level while the block runs; `found[level]` gets their tensors by name."""
-    handles = []
-    try:
+    with ExitStack() as hooks:
+
+        def keep(values: dict[str, Tensor], name: str, module: nn.Module) -> None:
+            hook = module.register_forward_hook(lambda _, inputs, output: values.update({name: output.detach()}))
+            hooks.callback(hook.remove)
+
         for values, align, lateral in zip(found, neck.align, neck.lateral, strict=True):
-            handles.append(align.register_forward_hook(partial(_keep_upsampled, values)))
+            hooks.callback(align.register_forward_hook(partial(_keep_upsampled, values)).remove)
             if isinstance(align, DeconvAlignment):
-                handles.append(align.deconv.register_forward_hook(partial(_keep_output, values, "aligned")))
+                keep(values, "aligned", align.deconv)
             else:
-                handles.append(align.dcn.register_forward_hook(partial(_keep_output, values, "aligned")))
-                handles.append(align.dcn.offset_mask.register_forward_hook(partial(_keep_output, values, "guides")))
+                keep(values, "aligned", align.dcn)
+                keep(values, "guides", align.dcn.offset_mask)
             if isinstance(lateral, FeatureSelection):
-                handles.append(lateral.gate.register_forward_hook(partial(_keep_output, values, "gate")))
+                keep(values, "gate", lateral.gate)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep_output(values: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-    values[name] = output.detach()
 
 
 def _keep_upsampled(values: dict[str, Tensor], module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -164,43 +155,28 @@ def _level(index: int, stride: int, values: dict[str, Tensor], input_size: tuple
     return level
 
 
-# Numbers ------------------------------------------------------------------------------------------------------------
-
-
 def summary(found: Alignment) -> dict[str, Any]:
     """What the arrays say in a few numbers, as plain JSON types; lengths are in pixels of the network's input."""
     rows = []
     for level in found.levels:
         channels, height, width = level.before.shape
-        row: dict[str, Any] = {
-            "level": level.index,
-            "stride": level.stride,
-            "size": [height, width],
-            "channels": channels,
-            "absent": level.absent,
-        }
+        row: dict[str, Any] = {"level": level.index, "stride": level.stride, "size": [height, width]}
+        row |= {"channels": channels, "absent": level.absent}
         if level.offsets is not None:
-            shift = np.hypot(*level.displacement) * level.stride
-            row["displacement_px"] = _spread(shift)
+            row["displacement_px"] = _spread(np.hypot(*level.displacement) * level.stride)
             row["offset_length_px"] = _spread(level.distance * level.stride)
             row["modulation"] = _spread(level.masks)
         if level.gate is not None:
             row["selection"] = _spread(level.gate)
             row["selection"]["strongest_channels"] = np.argsort(-level.gate, kind="stable")[:8].tolist()
         rows.append(row)
-    return {
-        "model": found.model,
-        "image": found.name,
-        "image_size": list(found.image.shape[:2]),
-        "input_size": list(found.input_size),
-        "levels": rows,
-    }
+    sizes = {"image_size": list(found.image.shape[:2]), "input_size": list(found.input_size)}
+    return {"model": found.model, "image": found.name, **sizes, "levels": rows}
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    shares = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
-    found = {name: float(np.percentile(values, share)) for name, share in shares.items()}
-    return {"mean": float(values.mean()), **found}
+    found = zip(("min", "p10", "median", "p90", "max"), np.percentile(values, (0, 10, 50, 90, 100)), strict=True)
+    return {"mean": float(values.mean()), **{name: float(value) for name, value in found}}
 
 
 def arrays(found: Alignment) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
 from fapn_zoo.runtime.tables import aligned, percent
+from fapn_zoo.tasks.protocol import plain
 from fapn_zoo.tasks.result import Result
 
 
@@ -47,9 +47,8 @@ class Counts(NamedTuple):
     def scores(self) -> dict[str, float | None]:
         """Fractions 0..1, None where undefined: "miou", "pixel_acc", and near boundaries "band_miou", "band_acc"."""
         everywhere, near = self.everywhere.compute(), self.near.compute()
-        found = {"miou": everywhere["miou"], "pixel_acc": everywhere["pixel_acc"]}
-        found |= {"band_miou": near["miou"], "band_acc": near["pixel_acc"]}
-        return {name: None if math.isnan(value) else value for name, value in found.items()}
+        values = everywhere["miou"], everywhere["pixel_acc"], near["miou"], near["pixel_acc"]
+        return dict(zip(("miou", "pixel_acc", "band_miou", "band_acc"), map(plain, values), strict=True))
 
 
 @dataclass(eq=False)
@@ -71,10 +70,8 @@ class Comparison:
     band: int
 
     def __post_init__(self) -> None:
-        first = self.results[0].labels
-        self.differ = np.zeros(first.shape, bool)
-        for result in self.results[1:]:
-            self.differ |= result.labels != first
+        first, *others = (result.labels for result in self.results)
+        self.differ = np.any([other != first for other in others], axis=0)
         self.agreement = 1 - float(self.differ.mean())
         if self.labels is not None:
             self.valid = self.labels != self.results[0].ignore_index
@@ -110,9 +107,6 @@ def check_models(models: Mapping[str, nn.Module]) -> tuple[str, ...]:
             i = next(i for i, (a, b) in enumerate(zip(names, theirs, strict=True)) if a != b)
             raise ValueError(f"class {i} is {names[i]!r} for {first} and {theirs[i]!r} for {other}")
     return names
-
-
-# Images -------------------------------------------------------------------------------------------------------------
 
 
 def image_items(model: nn.Module, images: Sequence[str | Path], labels: Sequence[str | Path] = ()) -> Iterator[Item]:

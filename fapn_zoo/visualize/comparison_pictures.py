@@ -22,28 +22,21 @@ DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (2
 def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
     """One sheet: the image and every model's classes, where the models differ, and the legends.
 
-    Where there are labels, a row with the truth and every model's errors stands between them.
-
-    Args:
-        found: the results.
-        row: its numbers, as `side_by_side` returns them for an image.
+    Where there are labels, a row with the truth and every model's errors stands between them. `row` has the numbers of
+    the image, as `side_by_side` returns them.
     """
     size = _panel_size(found.results[0].image.shape[:2])
     letters = [chr(ord("A") + i) for i in range(len(found.models))]
     panels = [_panel(found.results[0].image, "image", size)]
     for letter, name, result in zip(letters, found.models, found.results, strict=True):
-        picture = np.asarray(result.overlay(alpha=0.65))
-        panels.append(_panel(picture, f"{letter}  {name}", size))
+        panels.append(_panel(np.asarray(result.overlay(alpha=0.65)), f"{letter}  {name}", size))
     rows = [drawing.beside(panels)]
     if found.labels is not None:
         truth = np.asarray(dataclasses.replace(found.results[0], labels=found.labels).overlay(alpha=0.65))
         panels = [_panel(truth, "truth", size)]
         for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
-            scores = row["scores"][name]
-            words = (
-                f"mIoU {percent(scores['miou'])}, acc {percent(scores['pixel_acc'])}; near boundaries: "
-                f"mIoU {percent(scores['band_miou'])}, acc {percent(scores['band_acc'])}"
-            )
+            scores = map(percent, row["scores"][name].values())
+            words = "mIoU {}, acc {}; near boundaries: mIoU {}, acc {}".format(*scores)
             panels.append(_panel(_errors(found, index), f"errors of {letter}", size, words))
         rows.append(drawing.beside(panels))
     difference, legend = _difference(found, letters)

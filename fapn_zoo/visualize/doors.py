@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from fapn_zoo.predict import predict
-from fapn_zoo.runtime.files import make_folder, write_text, write_whole
+from fapn_zoo.runtime.files import make_folder, write_json, write_whole
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
@@ -41,7 +41,7 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
         save_image(picture, out / name)
     write_whole(out / "alignment.npz", lambda file: np.savez_compressed(file, **arrays(found)))
     numbers = summary(found) | {"files": [*pictures, "alignment.npz", "alignment.json"]}
-    write_text(out / "alignment.json", json.dumps(numbers, indent=1) + "\n")
+    write_json(out / "alignment.json", numbers)
     return numbers
 
 
@@ -79,7 +79,7 @@ def side_by_side(
         row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}
         if item.labels is not None:
             counts = found.count(num_classes)
-            row["scores"] = _scores(models, counts)
+            row["scores"] = dict(zip(models, (one.scores() for one in counts), strict=True))
             totals = [total.merge(one) for total, one in zip(totals, counts, strict=True)] if totals else counts
         make_folder(out)
         save_image(comparison(found, row), out / file)
@@ -90,19 +90,13 @@ def side_by_side(
     agreed = sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True))
     total: dict[str, Any] = {"agree": agreed / sum(pixels)}
     if totals:
-        total["scores"] = _scores(models, totals)
+        total["scores"] = dict(zip(models, (one.scores() for one in totals), strict=True))
     report = {"models": list(models), "band": band, "images": rows, "total": total}
-    write_text(out / "compare.json", json.dumps(report, indent=1) + "\n")
+    write_json(out / "compare.json", report)
     return report
 
 
-def _scores(names: Iterable[str], counts: Iterable[Counts]) -> dict[str, dict[str, float | None]]:
-    return {name: one.scores() for name, one in zip(names, counts, strict=True)}
-
-
 def _free_name(name: str, taken: set[str]) -> str:
-    stem, file, number = Path(name).stem or "image", f"{Path(name).stem or 'image'}.png", 1
-    while file in taken:
-        number += 1
-        file = f"{stem}_{number}.png"
-    return file
+    stem = Path(name).stem or "image"
+    numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
+    return next(file for file in itertools.chain([f"{stem}.png"], numbered) if file not in taken)

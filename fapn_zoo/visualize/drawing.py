@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Colour = tuple[int, int, int]  # red, green and blue, 0..255
 INK, GREY, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
@@ -53,15 +53,11 @@ def text_height(size: int) -> int:
 
 def captioned(picture: Image.Image, caption: str, size: int = 15, detail: str = "") -> Image.Image:
     """The picture with a caption over it and, where given, a line of detail under it; both are cut to its width."""
-    line = text_height(size)
-    sheet = Image.new("RGB", (picture.width, line + picture.height + (line if detail else 0)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((0, 0), fitted(caption, font(size), picture.width), INK, font(size))
-    sheet.paste(picture, (0, line))
+    parts = [text_block([caption], picture.width, size), picture]
     if detail:
-        small = font(size - 2)
-        draw.text((0, line + picture.height + 3), fitted(detail, small, picture.width), GREY, small)
-    return sheet
+        words = text_block([detail], picture.width, size - 2, GREY)
+        parts.append(ImageOps.expand(words, (0, 3, 0, 0), PAPER))
+    return stacked(parts, 0)
 
 
 def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
@@ -96,19 +92,12 @@ def beside(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
 
 def stacked(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
     """Pictures below each other, aligned at the left."""
-    height = sum(p.height for p in pictures) + gap * (len(pictures) - 1)
-    sheet = Image.new("RGB", (max(p.width for p in pictures), height), PAPER)
-    top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height + gap
-    return sheet
+    turned = beside([picture.transpose(Image.Transpose.TRANSPOSE) for picture in pictures], gap)
+    return turned.transpose(Image.Transpose.TRANSPOSE)
 
 
-def framed(picture: Image.Image, margin: int = GAP) -> Image.Image:
-    sheet = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), PAPER)
-    sheet.paste(picture, (margin, margin))
-    return sheet
+def framed(picture: Image.Image) -> Image.Image:
+    return ImageOps.expand(picture, GAP, PAPER)
 
 
 def colour_bar(width: int, colours: Sequence[Colour], low: str, high: str, size: int = 13) -> Image.Image:
@@ -145,20 +134,19 @@ def arrows(picture: Image.Image, down: np.ndarray, right: np.ndarray, step: int,
     layer = Image.new("L", (width * scale, height * scale), 0)
     draw = ImageDraw.Draw(layer)
     reach = 0.95 * step * scale / max(longest, 1e-12)
-    for row in range(rows):
-        for column in range(columns):
-            dy, dx = (float(np.clip(m[row, column] * reach, -step * scale, step * scale)) for m in means)
-            x, y = (column + 0.5) / columns * width * scale, (row + 0.5) / rows * height * scale
-            length = float(np.hypot(dx, dy))
-            if length < 1.5 * scale:
-                draw.ellipse((x - scale, y - scale, x + scale, y + scale), fill=160)
-                continue
-            tip, tail = (x + dx / 2, y + dy / 2), (x - dx / 2, y - dy / 2)
-            draw.line((*tail, *tip), fill=255, width=round(1.3 * scale))
-            head, across = min(0.45 * length, 4.5 * scale) / length, 0.6
-            back = (tip[0] - dx * head, tip[1] - dy * head)
-            side = (-dy * head * across, dx * head * across)
-            draw.polygon([tip, (back[0] + side[0], back[1] + side[1]), (back[0] - side[0], back[1] - side[1])], 255)
+    for row, column in np.ndindex(rows, columns):
+        dy, dx = (float(np.clip(m[row, column] * reach, -step * scale, step * scale)) for m in means)
+        x, y = (column + 0.5) / columns * width * scale, (row + 0.5) / rows * height * scale
+        length = float(np.hypot(dx, dy))
+        if length < 1.5 * scale:
+            draw.ellipse((x - scale, y - scale, x + scale, y + scale), fill=160)
+            continue
+        tip, tail = (x + dx / 2, y + dy / 2), (x - dx / 2, y - dy / 2)
+        draw.line((*tail, *tip), fill=255, width=round(1.3 * scale))
+        head, across = min(0.45 * length, 4.5 * scale) / length, 0.6
+        back = (tip[0] - dx * head, tip[1] - dy * head)
+        side = (-dy * head * across, dx * head * across)
+        draw.polygon([tip, (back[0] + side[0], back[1] + side[1]), (back[0] - side[0], back[1] - side[1])], 255)
     sheet = picture.copy()
     sheet.paste(INK, (0, 0), layer.reduce(scale))
     return sheet
@@ -166,15 +154,11 @@ def arrows(picture: Image.Image, down: np.ndarray, right: np.ndarray, step: int,
 
 def _block_means(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """(h, w) -> (rows, columns) means of the parts of the map; a part holds one value at least."""
-    height, width = values.shape
-    found = np.empty((rows, columns), np.float32)
-    for row in range(rows):
-        top = min(row * height // rows, height - 1)
-        band = values[top : max((row + 1) * height // rows, top + 1)]
-        for column in range(columns):
-            left = min(column * width // columns, width - 1)
-            found[row, column] = band[:, left : max((column + 1) * width // columns, left + 1)].mean()
-    return found
+    for axis, parts in enumerate((rows, columns)):
+        starts = np.arange(parts) * values.shape[axis] // parts
+        counts = np.maximum(np.diff(starts, append=values.shape[axis]), 1)
+        values = np.add.reduceat(values, starts, axis) / np.expand_dims(counts, 1 - axis)
+    return values
 
 
 def bars(values: np.ndarray, size: tuple[int, int], high: float, face_size: int = 13) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Plots of a report, by matplotlib (extra `viz`)."""
+"""Pictures of an evaluation: plots of its report, by matplotlib (extra `viz`), and panels of one of its images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.runtime.files import write_whole
+from fapn_zoo.tasks.result import Result
+from fapn_zoo.visualize import drawing
 
 NAMED = 60  # classes whose names still fit beside a confusion matrix
 DPI = 110
+LONGEST = 1024  # side of a panel, in pixels
+GAP = 6
+WRONG = (230, 30, 30)
 
 
 def require_matplotlib() -> None:
@@ -19,9 +26,8 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ValueError(
-            f"plots need matplotlib ({error}); install it with: pip install 'fapn-zoo[viz]', or leave out --out"
-        ) from None
+        how = "install it with: pip install 'fapn-zoo[viz]', or leave out --out"
+        raise ValueError(f"plots need matplotlib ({error}); {how}") from None
 
 
 def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -36,8 +42,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     truth = counts.sum(1, keepdims=True)
     shares = np.divide(100.0 * counts, truth, out=np.full(counts.shape, np.nan), where=truth > 0)
     side = min(max(4.5, 0.28 * len(names)), 16)
-    figure = _figure((side + 2.5, side + 1))
-    axes = figure.add_subplot()
+    figure, axes = _figure((side + 2.5, side + 1))
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     figure.colorbar(drawn, ax=axes, label="% of the true pixels", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
@@ -45,10 +50,9 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
         axes.set_xticks(range(len(columns)), columns, rotation=90)
         axes.set_yticks(range(len(names)), names)
     if len(names) <= 20:
-        for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):  # NaN is not
-            value = shares[row, column]
-            colour = "white" if value > 60 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        for row, column in np.argwhere(shares >= 0.5):  # NaN is not
+            style = {"color": "white" if shares[row, column] > 60 else "black", "fontsize": 7}
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", **style)
     _save(figure, path)
 
 
@@ -64,27 +68,49 @@ def plot_classes(
         path: a .png file, written whole.
     """
     rows = sorted((row for row in classes if row[score] is not None), key=lambda row: row[score])
-    figure = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
-    axes = figure.add_subplot()
-    places = np.arange(len(rows))
-    axes.barh(places, [100 * row[score] for row in rows], color="tab:blue", label=label)
-    near = [row.get("band_5") for row in rows]
-    if any(value is not None for value in near):
-        shown = [(100 * value, place) for place, value in zip(places, near, strict=True) if value is not None]
-        axes.scatter(*zip(*shown, strict=True), color="black", s=14, zorder=3, label="IoU, 5 px band")
+    figure, axes = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
+    axes.barh(range(len(rows)), [100 * row[score] for row in rows], color="tab:blue", label=label)
+    near = [(100 * row["band_5"], place) for place, row in enumerate(rows) if row.get("band_5") is not None]
+    if near:
+        axes.scatter(*zip(*near, strict=True), color="black", s=14, zorder=3, label="IoU, 5 px band")
     if mean is not None:
         axes.axvline(100 * mean, color="tab:orange", label=f"mean {100 * mean:.2f}")
-    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=title)
     axes.legend(loc="lower right")
     _save(figure, path)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # not pyplot: no windows, no state
 
-    return Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _save(figure: Any, path: Path) -> None:
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+
+
+def answer_and_truth(
+    image: np.ndarray, found: np.ndarray, truth: np.ndarray, labels: LabelMap, ignore_index: int, title: str
+) -> Image.Image:
+    """Prediction, truth, and where they differ, one beside the other.
+
+    Args:
+        image: (H, W, 3) uint8.
+        found, truth: (H, W) ids; without colour where they are no class of `labels`.
+        ignore_index: truth that is not scored, and never an error.
+    """
+    errors = np.repeat(image.mean(2, keepdims=True) * 0.6 + 60, 3, axis=2)
+    ignored = truth == ignore_index
+    errors[ignored] *= 0.35
+    errors[(found != truth) & ~ignored] = WRONG
+    scores, style = np.zeros(found.shape, np.float32), (labels.names, labels.palette, ignore_index)
+    maps = {"prediction": found, "truth": truth}
+    panels = {name: Result(image, ids, scores, [], *style).overlay(alpha=0.6) for name, ids in maps.items()}
+    panels["errors"] = Image.fromarray(errors.astype(np.uint8))
+    for panel in panels.values():
+        panel.thumbnail((LONGEST, LONGEST))
+    row = drawing.beside([drawing.captioned(panel, name) for name, panel in panels.items()], GAP)
+    return drawing.stacked([drawing.text_block([title], row.width), row], 0)

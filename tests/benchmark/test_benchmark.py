@@ -16,7 +16,7 @@ from torch import nn
 
 import fapn_zoo
 from fapn_zoo import tasks
-from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render, timing
+from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render
 from fapn_zoo.benchmark import run as run_module
 from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
 from fapn_zoo.benchmark.report import CSV_COLUMNS
@@ -92,8 +92,8 @@ def test_work_of_a_convolution_by_hand() -> None:
 
 def test_a_run_in_turn_with_its_parts(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[str, bool]] = []
-    once = timing.Run.once
-    monkeypatch.setattr(timing.Run, "once", lambda run, keep: (order.append((run.name, keep)), once(run, keep)))
+    once = inference.Run.once
+    monkeypatch.setattr(inference.Run, "once", lambda run, keep: (order.append((run.name, keep)), once(run, keep)))
     threads, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
     jobs = [(folders["fapn"], SIZE), (folders["fpn"], SIZE), (folders["fpn"], (50, 70))]
     report = benchmark(jobs, rounds=3, warmup=1, memory=False, threads=2, device="cpu")
@@ -327,10 +327,10 @@ def test_verb(
         err = capsys.readouterr().err.splitlines()
         assert err[-1].startswith("error: ") and told in err[-1]
 
-    def interrupt(run: timing.Run, keep: bool) -> None:
+    def interrupt(run: inference.Run, keep: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(timing.Run, "once", interrupt)
+    monkeypatch.setattr(inference.Run, "once", interrupt)
     threads = torch.get_num_threads()
     assert main(["benchmark", both[0], "--size", "64", "--threads", "3", "--csv", str(tmp_path / "y.csv")]) == 130
     assert torch.get_num_threads() == threads and not (tmp_path / "y.csv").exists()

@@ -11,7 +11,7 @@ import torch
 from toys.evaluation import Noise, small_model
 
 from fapn_zoo.evaluate import class_maps, compare, evaluate, render_comparison
-from fapn_zoo.evaluate.compare import bootstrap_sums, resample
+from fapn_zoo.evaluate.doors import bootstrap_sums, resample
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix
 
 pytestmark = pytest.mark.unit

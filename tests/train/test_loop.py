@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.train import loop
-from fapn_zoo.train.loop import step_seed, train
-from fapn_zoo.train.process import in_background
+from fapn_zoo.train.loop import in_background, step_seed, train
 from fapn_zoo.train.settings import Settings
 
 pytestmark = pytest.mark.train
@@ -168,7 +167,7 @@ def test_background_thread_ends_with_its_reader():
     numbers = in_background(iter(range(1000)))
     assert [next(numbers) for _ in range(3)] == [0, 1, 2]
     numbers.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
     assert list(in_background(iter(range(5)))) == [0, 1, 2, 3, 4]
 
     def failing():

@@ -102,4 +102,6 @@ def test_ema_averages_weights_and_statistics_and_gives_them_back():
 
     other = Ema(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), decay=0.5)
     other.load_state_dict(ema.state_dict())
-    assert other.updates == 7 and all(torch.equal(a, b) for a, b in zip(other.means, ema.means, strict=True))
+    assert other.updates == 7 and all(
+        torch.equal(a, b) for a, b in zip(other.means.values(), ema.means.values(), strict=True)
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.visualize.panels import answer_and_truth
+from fapn_zoo.visualize.plots import answer_and_truth
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""Models side by side on the same images, with an interval for every difference."""
+"""A model, a data set, one report; and models side by side on the same images, each difference with an interval."""
 
 from __future__ import annotations
 
@@ -12,15 +12,81 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fapn_zoo.evaluate.evaluate import make_report
-from fapn_zoo.evaluate.folder import check_folder, write_folder
-from fapn_zoo.evaluate.measure import ImageScore, Measured, measure
-from fapn_zoo.evaluate.options import Options
-from fapn_zoo.evaluate.report import manner, percent, to_json, write
+from fapn_zoo.evaluate.measure import Measured, Options, measure
+from fapn_zoo.evaluate.report import check_folder, manner, write_folder
+from fapn_zoo.runtime.device import device_name
+from fapn_zoo.runtime.files import write_json, write_text
+from fapn_zoo.runtime.provenance import circumstances
+from fapn_zoo.runtime.tables import percent
 from fapn_zoo.tasks import TASKS
-from fapn_zoo.tasks.protocol import Measure, plain
+from fapn_zoo.tasks.protocol import plain
 
 CONFIDENCE = 0.95
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    split: str = "test",
+    task: str = "semantic",
+    *,
+    seed: int | None = None,
+    weights: str = "",
+    resume: str | os.PathLike | None = None,
+    out: str | os.PathLike | None = None,
+    worst: int = 8,
+    **options: Any,
+) -> dict[str, Any]:
+    """Scores a model at the original size of every image.
+
+    Under `accelerate launch` or torchrun every process takes every n-th batch and all get the same report, equal to
+    that of one process to the last digit: all counts are integers, and which images share a batch depends on their
+    sizes alone.
+
+    Args:
+        model: a ZooModel.
+        data: a source for `open_dataset` (a folder, scenes:N), or an opened data set.
+        split, task, options: how it is evaluated, the attributes of `fapn_zoo.evaluate.measure.Options`.
+        seed, weights: of the training run and where the weights came from; only noted in the report.
+        resume: a folder that keeps what is done (a few images at a time, written whole). If it holds a part of this
+            very evaluation, the rest is done; the report is that of an uninterrupted run, with any number of processes.
+        out: a folder to write everything to: report, plots (needs matplotlib), scores by image, and the `worst`
+            images of lowest score as pictures. See `fapn_zoo.evaluate.report`.
+
+    Returns:
+        The report: plain JSON types; scores are fractions 0..1, undefined ones None. "data" is the data set's name,
+        "source" what was opened, "boundary" (where asked for) the means near boundaries.
+
+    Raises:
+        ValueError: an argument that makes no sense, an empty data set, class tables that differ between model and data
+            (the differences and the map that would fix it are named), a label out of range or truth of another size
+            than its image (the image is named), a state of another evaluation, or plots without matplotlib.
+        FileNotFoundError: no such data or class map.
+    """
+    chosen = Options(split=split, task=task, **options)
+    if out is not None:
+        check_folder(out, worst)
+    started = time.perf_counter()
+    measured = measure(model, data, chosen, resume)
+    report = make_report(measured, time.perf_counter() - started, seed, weights)
+    if out is not None and measured.group.main:
+        write_folder(out, measured, report, worst)
+    measured.group.wait()  # the main process may still be writing
+    return report
+
+
+def make_report(measured: Measured, seconds: float, seed: int | None, weights: str) -> dict[str, Any]:
+    """What was measured, of what, and how: plain JSON types."""
+    job = measured.job
+    views, classes, options = job.views, job.classes, job.options
+    report = {"model": job.model.spec.name, "params": sum(p.numel() for p in job.model.parameters())}
+    report |= {"device": device_name(next(job.model.parameters()).device)} | circumstances()
+    report |= {"weights": weights, "data": job.dataset.name, "source": job.source, "split": options.split}
+    report |= {"task": options.task, "images": len(measured.images), "amp": options.amp, "seed": seed}
+    report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}
+    report |= {"window": list(views.window or ()), "stride": list(views.stride or ())}
+    report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 4)}
+    return report | job.scorer.scores(measured.tally)
 
 
 def compare(
@@ -65,39 +131,40 @@ def compare(
     if out is not None:
         check_folder(out, worst)
     names = list(names or [""] * len(models))
-    reports, images = [], []
+    reports, tables = [], []
     for place, (model, name) in enumerate(zip(models, names, strict=True), 1):
         own = f"{place}_{re.sub(r'[^A-Za-z0-9.-]+', '_', model.spec.name)}"
         started = time.perf_counter()
         measured = measure(model, data, chosen, None if resume is None else Path(resume) / own, compact=True)
-        reports.append(make_report(model, measured, chosen, time.perf_counter() - started, seed, name))
-        images.append(measured.images)
+        reports.append(make_report(measured, time.perf_counter() - started, seed, name))
+        tables.append(np.stack([image.compact for image in measured.images]))
         if out is not None and measured.group.main:
-            write_folder(Path(out) / own, model, measured, chosen, reports[-1], worst)
+            write_folder(Path(out) / own, measured, reports[-1], worst)
     settings = {"resamples": resamples, "bootstrap_seed": bootstrap_seed, "confidence": CONFIDENCE}
-    differences = _differences(measured, images, resamples, bootstrap_seed)
-    comparison = {"reports": reports, **settings, "differences": differences}
+    draws = resample(len(tables[0]), resamples, bootstrap_seed)
+    comparison = {"reports": reports, **settings, "differences": _differences(measured, tables, draws)}
     if out is not None and measured.group.main:
-        write(Path(out) / "comparison.json", to_json(comparison))
-        write(Path(out) / "comparison.txt", render_comparison(comparison) + "\n")
+        write_json(Path(out) / "comparison.json", comparison)
+        write_text(Path(out) / "comparison.txt", render_comparison(comparison) + "\n")
     measured.group.wait()
     return comparison
 
 
-def _differences(
-    measured: Measured, images: Sequence[list[ImageScore]], resamples: int, seed: int
-) -> list[dict[str, Any]]:
-    tables = [np.stack([image.compact for image in one]) for one in images]  # (N, R, K)
-    draws = resample(len(tables[0]), resamples, seed)
-    sums = [bootstrap_sums(table, draws) for table in tables]
-    whole = [table.sum(0) for table in tables]
-    measures = measured.scorer.measures
-    cuts = np.cumsum([measure.height for measure in measures])[:-1]
+def _differences(measured: Measured, tables: Sequence[np.ndarray], draws: np.ndarray) -> list[dict[str, Any]]:
+    """Of every measure, from counts per image (N, R, K) of every model: values, difference and interval."""
+    measures, names = measured.job.scorer.measures, measured.job.scorer.names
+    cuts = np.cumsum([kind.height for kind in measures])[:-1]
+    sums = [np.split(table.sum(0), cuts, axis=-2) for table in tables]
+    resampled = [np.split(bootstrap_sums(table, draws), cuts, axis=-2) for table in tables]
     found = []
     for place in range(1, len(tables)):
-        sides = [np.split(side, cuts, axis=-2) for side in (whole[0], whole[place], sums[0], sums[place])]
-        rows = zip(measures, *sides, strict=True)
-        named = {m.name: difference(m, (a, b), (c, d), measured.scorer.names) for m, a, b, c, d in rows}
+        named = {}
+        for kind, *rows in zip(measures, sums[0], sums[place], resampled[0], resampled[place], strict=True):
+            first, value, *drawn = map(kind.of, rows)
+            whole = _interval(_mean(first), _mean(value), _mean(drawn[1]) - _mean(drawn[0]))
+            cells = zip(names, first, value, (drawn[1] - drawn[0]).T, strict=True)
+            classes = [{"id": i, "name": name} | _interval(*cell) for i, (name, *cell) in enumerate(cells)]
+            named[kind.name] = whole | {"classes": classes}
         found.append({"model": place, "measures": named})
     return found
 
@@ -111,28 +178,6 @@ def resample(images: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap_sums(table: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Counts per image (N, R, K) -> their sums in every resample (B, R, K) float64, by one matrix product."""
     return (draws @ table.reshape(len(table), -1).astype(np.float64)).reshape(len(draws), *table.shape[1:])
-
-
-def difference(
-    measure: Measure,
-    whole: tuple[np.ndarray, np.ndarray],
-    resampled: tuple[np.ndarray, np.ndarray],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """One measure of two models: values, difference and interval, of the mean over classes and of every class.
-
-    Args:
-        whole: sums (R, K) over all images, of the first and of the other model.
-        resampled: sums (B, R, K) of the resamples.
-    """
-    values = [measure.of(sums) for sums in whole]
-    draws = [measure.of(sums) for sums in resampled]
-    mean = _interval(*(_mean(v) for v in values), _mean(draws[1]) - _mean(draws[0]))
-    apart = draws[1] - draws[0]
-    classes = [
-        {"id": i, "name": name} | _interval(values[0][i], values[1][i], apart[:, i]) for i, name in enumerate(names)
-    ]
-    return mean | {"classes": classes}
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -159,7 +204,7 @@ def render_comparison(comparison: dict[str, Any]) -> str:
         f"{comparison['confidence']:.0%} intervals, * where zero lies outside",
         *filter(None, [manner(first)]),
     ]
-    labels = [f"{'ABCDEFGHIJ'[i] if i < 10 else i}" for i in range(len(reports))]
+    labels = ["ABCDEFGHIJ"[i] if i < 10 else str(i) for i in range(len(reports))]
     lines += [f"{label}  {r['model']}  {r['weights']}".rstrip() for label, r in zip(labels, reports, strict=True)]
     columns = TASKS[first["task"]].columns
     names = {**columns.means, **columns.near}
@@ -177,7 +222,7 @@ def render_comparison(comparison: dict[str, Any]) -> str:
 
 
 def _row(name: str, row: dict[str, Any], width: int) -> str:
-    text = f"{name:<{width}}  {percent(row['first'])}  {percent(row['value'])}"
+    text = f"{name:<{width}}  {percent(row['first'], 6)}  {percent(row['value'], 6)}"
     if row["difference"] is None or row["low"] is None:
         return f"{text}  {'-':>7}"
     star = " *" if row["low"] > 0 or row["high"] < 0 else ""
