@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo.data.reading import bad_ids, describe_bad_ids
+from fapn_zoo.runtime.tables import some
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
 
@@ -93,23 +94,25 @@ def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Clas
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
     """ValueError naming the differences when model and data do not speak of the same classes in the same order."""
-    ours, theirs = tuple(model.data.labels), tuple(dataset.labels.names)
-    if not ours and model.num_classes == len(theirs):
-        return
-    if ours == theirs:
-        return
-    hint = _hint(full_names(ours, model.num_classes), theirs)
-    if not ours or len(ours) != len(theirs):
-        count = len(ours) or model.num_classes
-        only_model = ", ".join(n for n in ours if n not in theirs) or "-"
-        only_data = ", ".join(n for n in theirs if n not in ours) or "-"
-        raise ValueError(
-            f"the model has {count} classes, {dataset.name} has {len(theirs)}; "
-            f"only in the model: {only_model}; only in the data: {only_data}; {hint}"
-        )
-    different = [f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-    more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-    raise ValueError(f"model and {dataset.name} name classes differently: {', '.join(different[:5])}{more}; {hint}")
+    ours, theirs = full_names(model.data.labels, model.num_classes), dataset.labels.names
+    found = class_difference("the model", ours, dataset.name, theirs, bool(model.data.labels))
+    if found:
+        raise ValueError(f"{found}; {_hint(ours, theirs)}")
+
+
+def class_difference(one: str, ours: Sequence[str], other: str, theirs: Sequence[str], named: bool = True) -> str:
+    """Words for how two lists of class names differ; "" where they do not.
+
+    Args:
+        one, other: what has these classes.
+        named: False where one of the two has no names of its own: that as many classes are the same is taken on trust.
+    """
+    if len(ours) != len(theirs):
+        only = [some(n for n in mine if n not in yours) or "-" for mine, yours in ((ours, theirs), (theirs, ours))]
+        counts = f"{one} has {len(ours)} classes, {other} has {len(theirs)}"
+        return f"{counts}; only in {one}: {only[0]}; only in {other}: {only[1]}"
+    pairs = enumerate(zip(ours, theirs, strict=True)) if named else ()
+    return some(f"class {i} is {a!r} for {one} and {b!r} for {other}" for i, (a, b) in pairs if a != b)
 
 
 def _hint(ours: Sequence[str], theirs: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.classes import class_difference
 from fapn_zoo.data.sample import DataError, Dataset, Sample
 
 
@@ -14,8 +15,6 @@ class JoinedDataset:
     """Several data sets one after the other; their class names must be the same, in the same order."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
-        if not parts:
-            raise DataError("nothing to join")
         self.parts = tuple(parts)
         self.labels = parts[0].labels
         self.holds = frozenset.intersection(*(part.holds for part in parts))
@@ -25,24 +24,14 @@ class JoinedDataset:
         self._ends = np.cumsum([len(p) for p in parts])
 
     def _check_same(self, part: Dataset) -> None:
-        ours, theirs = self.labels, part.labels
-        first = self.parts[0].name
+        first, ours, theirs = self.parts[0].name, self.labels, part.labels
+        found = class_difference(first, ours.names, part.name, theirs.names)
         if ours.ignore_index != theirs.ignore_index:
-            raise DataError(
-                f"cannot join {first} and {part.name}: ignore_index {ours.ignore_index} against {theirs.ignore_index}"
-            )
-        if ours.names == theirs.names:
-            if "segments" in self.holds and ours.things != theirs.things:
-                raise DataError(f"cannot join {first} and {part.name}: their things are other classes")
-            return
-        if ours.num_classes != theirs.num_classes:
-            only = [f"only {first}: {n}" for n in ours.names if n not in theirs.names]
-            only += [f"only {part.name}: {n}" for n in theirs.names if n not in ours.names]
-            what = f"{ours.num_classes} classes against {theirs.num_classes} ({_listed(only)})"
-        else:
-            pairs = zip(ours.names, theirs.names, strict=True)
-            what = "class " + _listed([f"{i} is {a!r} against {b!r}" for i, (a, b) in enumerate(pairs) if a != b])
-        raise DataError(f"cannot join {first} and {part.name}, their class names differ: {what}")
+            found = f"ignore_index {ours.ignore_index} against {theirs.ignore_index}"
+        elif not found and "segments" in self.holds and ours.things != theirs.things:
+            found = "their things are other classes"
+        if found:
+            raise DataError(f"cannot join {first} and {part.name}: {found}")
 
     def _where(self, index: int) -> tuple[Dataset, int]:
         if not 0 <= index < len(self):
@@ -64,7 +53,3 @@ class JoinedDataset:
     def sample(self, index: int) -> Sample:
         part, i = self._where(index)
         return part.sample(i)
-
-
-def _listed(items: Sequence[str], few: int = 6) -> str:
-    return ", ".join(items[:few]) + (f" and {len(items) - few} more" if len(items) > few else "")

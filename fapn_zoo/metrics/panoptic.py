@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
+from fapn_zoo.runtime.tables import some
 
 _TP, _FP, _FN, _IOU = range(4)
 
@@ -88,15 +89,15 @@ class PanopticQuality(Accumulator):
         listed = {s["id"] for s in segments}
         if len(listed) < len(segments):
             twice = [i for i, n in Counter(s["id"] for s in segments).items() if n > 1]
-            raise ValueError(f"{what} lists segment {_some(twice)} more than once")
+            raise ValueError(f"{what} lists segment {some(twice)} more than once")
         if 0 in listed:
             raise ValueError(f"{what} lists a segment of id 0, which is void")
         unlisted = sorted(areas.keys() - listed - {0})
         if unlisted:
-            raise ValueError(f"{what} has pixels of segment {_some(unlisted)}, which it does not list")
+            raise ValueError(f"{what} has pixels of segment {some(unlisted)}, which it does not list")
         empty = sorted(listed - areas.keys())
         if empty:
-            raise ValueError(f"{what} lists segment {_some(empty)}, of which it has no pixel")
+            raise ValueError(f"{what} lists segment {some(empty)}, of which it has no pixel")
         for segment in segments:
             if segment["category_id"] not in self._row:
                 raise ValueError(
@@ -191,7 +192,3 @@ def _match(
             if 2 * excused <= pred_areas[pred]:
                 counts[row[category], _FP] += 1
     return counts
-
-
-def _some(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
