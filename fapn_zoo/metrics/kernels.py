@@ -87,24 +87,10 @@ def _raise(row: Array, other: Array, count: int) -> None:
 
 
 @_jit
-def _lower(row: Array, other: Array, count: int) -> None:
-    for x in range(count):
-        a, b = row[x], other[x]
-        row[x] = b if b < a else a
-
-
-@_jit
 def _higher(out: Array, row: Array, other: Array, count: int) -> None:
     for x in range(count):
         a, b = row[x], other[x]
         out[x] = b if b > a else a
-
-
-@_jit
-def _smaller(out: Array, row: Array, other: Array, count: int) -> None:
-    for x in range(count):
-        a, b = row[x], other[x]
-        out[x] = b if b < a else a
 
 
 @_jit
@@ -114,8 +100,8 @@ def _copy(out: Array, row: Array, count: int) -> None:
 
 
 @_jit
-def _widen(image: Array, radius: int, largest: bool, spare: Array) -> None:
-    """In place, each pixel becomes the largest (or smallest) of the square of 2 * radius + 1 that begins there.
+def _widen(image: Array, radius: int, spare: Array) -> None:
+    """In place, each pixel becomes the largest of the square of 2 * radius + 1 that begins there.
 
     Windows double: the maximum over 2 n pixels is that of two windows of n. `spare` (2, width) holds rows in progress.
     The last 2 * radius rows and columns are left without meaning.
@@ -126,37 +112,31 @@ def _widen(image: Array, radius: int, largest: bool, spare: Array) -> None:
     while have < size:
         step = min(have, size - have)
         for y in range(height - step):
-            if largest:
-                _raise(image[y], image[y + step], width)
-            else:
-                _lower(image[y], image[y + step], width)
+            _raise(image[y], image[y + step], width)
         have += step
     for y in range(height - size + 1):
         have, row, turn = 1, image[y], 0
         while have < size:
             step = min(have, size - have)
-            if largest:
-                _higher(spare[turn], row, row[step:], width - step)
-            else:
-                _smaller(spare[turn], row, row[step:], width - step)
+            _higher(spare[turn], row, row[step:], width - step)
             row, turn = spare[turn], 1 - turn
             have += step
         _copy(image[y], row, width - size + 1)
 
 
 @_jit
-def _fill(high: Array, low: Array, labels: Array, void: int, skip_void: bool, top: int) -> None:
+def _fill(high: Array, low: Array, labels: Array, void: int, skip_void: bool) -> None:
+    """`low` gets the bits turned over: the smallest label of a window is the largest of these."""
     for x in range(labels.size):
-        value = labels[x]
-        skip = skip_void and value == void
-        high[x] = high.dtype.type(0) if skip else value
-        low[x] = top if skip else value
+        skip = skip_void and labels[x] == void
+        high[x] = 0 if skip else labels[x]
+        low[x] = 0 if skip else ~labels[x]
 
 
 @_jit
 def _add_equal(out: Array, high: Array, low: Array) -> None:
     for x in range(out.size):
-        out[x] += np.uint8(high[x] <= low[x])
+        out[x] += np.uint8(high[x] <= high.dtype.type(~low[x]))
 
 
 @_jit
@@ -175,17 +155,16 @@ def rings(labels: Array, void: int, skip_void: bool, border: bool, radii: Array)
     """
     height, width = labels.shape
     pad = radii[-1]
-    top = labels.dtype.type(255 if labels.itemsize == 1 else 65535)
-    high = np.full((height + 2 * pad, width + 2 * pad), top if border else labels.dtype.type(0))
-    low = np.full((height + 2 * pad, width + 2 * pad), labels.dtype.type(0) if border else top)
+    high = np.full((height + 2 * pad, width + 2 * pad), labels.dtype.type(65535 if border else 0))
+    low = high.copy()
     for y in range(height):
-        _fill(high[y + pad, pad:], low[y + pad, pad:], labels[y], void, skip_void, top)
+        _fill(high[y + pad, pad:], low[y + pad, pad:], labels[y], void, skip_void)
     spare = np.empty((2, width + 2 * pad), labels.dtype)
     out = np.zeros((height, width), np.uint8)
     reached = 0
     for radius in radii:
-        _widen(high, radius - reached, True, spare)
-        _widen(low, radius - reached, False, spare)
+        _widen(high, radius - reached, spare)
+        _widen(low, radius - reached, spare)
         reached = radius
         shift = pad - reached  # windows begin at their pixel, so what is known of pixel y moves up by the radius
         for y in range(height):
@@ -196,23 +175,10 @@ def rings(labels: Array, void: int, skip_void: bool, border: bool, radii: Array)
 @_jit
 def count_zones(zones: Array, truth: Array, pred: Array, void: int, classes: int, table: Array, apart: int) -> None:
     """Adds flat compact maps to a flat table of zones x classes x classes; void truth counts nowhere."""
-    whole = truth.size - truth.size % 4
-    for start in range(0, whole, 4):
-        for i in range(4):
-            at = start + i
-            if truth[at] != void:
-                row = np.int64(zones[at]) * classes + np.int64(truth[at])
-                table[np.uint64(i * apart + row * classes + np.int64(pred[at]))] += 1
-    for at in range(whole, truth.size):
+    for at in range(truth.size):
         if truth[at] != void:
-            table[(np.int64(zones[at]) * classes + np.int64(truth[at])) * classes + np.int64(pred[at])] += 1
-
-
-@_jit
-def _region_cell(truth: int, pred: int, truth_zone: int, pred_zone: int, void: int, classes: int) -> int:
-    row = np.int64(truth) if truth_zone == 0 and truth != void else np.int64(classes)
-    column = np.int64(pred) if pred_zone == 0 and truth != void else np.int64(classes)
-    return np.uint64(row * (classes + 1) + column)
+            row = np.int64(zones[at]) * classes + np.int64(truth[at])
+            table[np.uint64((at & 3) * apart + row * classes + np.int64(pred[at]))] += 1
 
 
 @_jit
@@ -223,14 +189,10 @@ def count_regions(
 
     The last row and column are for pixels outside the region of the truth or of the prediction. Void truth is outside.
     """
-    whole = truth.size - truth.size % 4
-    for start in range(0, whole, 4):
-        for i in range(4):
-            at = start + i
-            cell = _region_cell(truth[at], pred[at], truth_zones[at], pred_zones[at], void, classes)
-            table[np.uint64(i * apart) + cell] += 1
-    for at in range(whole, truth.size):
-        table[_region_cell(truth[at], pred[at], truth_zones[at], pred_zones[at], void, classes)] += 1
+    for at in range(truth.size):
+        row = np.int64(truth[at]) if truth_zones[at] == 0 and truth[at] != void else np.int64(classes)
+        column = np.int64(pred[at]) if pred_zones[at] == 0 and truth[at] != void else np.int64(classes)
+        table[np.uint64((at & 3) * apart + row * (classes + 1) + column)] += 1
 
 
 @_jit
@@ -260,7 +222,7 @@ def contours(labels: Array, pad: int, classes: int) -> tuple[Array, Array, Array
                 if d != a and d != b and d != c and d < classes:
                     sizes[d] += 1
     near = flags.copy()
-    _widen(near, pad, True, np.empty((2, width + 2 * pad), np.uint8))
+    _widen(near, pad, np.empty((2, width + 2 * pad), np.uint8))
     return flags, near, sizes
 
 
