@@ -13,7 +13,7 @@ _HOMES = {
     "FolderDataset": "sources", "ScenesDataset": "sources", "open_dataset": "sources",
     "CocoPanoptic": "panoptic_sources", "JoinedDataset": "joined",
     "TrainTransform": "transforms",
-    "Batch": "loader", "StepBatches": "loader", "train_batches": "loader",
+    "StepBatches": "loader", "train_batches": "loader",
     "CheckReport": "check", "check_data": "check",
     "generate_scene": "scenes",
 }  # fmt: skip

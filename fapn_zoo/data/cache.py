@@ -43,7 +43,7 @@ class CachedDataset:
             self._records.append(record)
             self._starts.append(end)
             end += -(-record.itemsize // 4) * 4  # integers of four bytes want an aligned place
-        self._length = end
+        self.cached_bytes = end  # when the cache is full
         self._open()
 
     def _record(self, size: tuple[int, int]) -> np.dtype:
@@ -58,7 +58,7 @@ class CachedDataset:
 
     def _open(self) -> None:
         # An anonymous shared mapping: the system gives pages when they are written, and /dev/shm limits do not apply.
-        self._memory = np.frombuffer(mmap.mmap(-1, max(self._length, 1)), np.uint8)
+        self._memory = np.frombuffer(mmap.mmap(-1, max(self.cached_bytes, 1)), np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_memory"}
@@ -69,11 +69,6 @@ class CachedDataset:
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    @property
-    def cached_bytes(self) -> int:
-        """How much memory the cache takes when it is full."""
-        return self._length
 
     def size(self, index: int) -> tuple[int, int]:
         return self._records[index]["image"].shape[1:] if index < len(self._records) else self.dataset.size(index)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fapn_zoo.modules.heads.outputs import Output
 from fapn_zoo.postprocess.answers import Frame
 from fapn_zoo.postprocess.bands import Source, band_height, bands
-from fapn_zoo.postprocess.decoders import score_source, semantic_scores
+from fapn_zoo.postprocess.decoders import decode, score_source, semantic_scores
 from fapn_zoo.postprocess.semantic import Bands, best_of_bands
 from fapn_zoo.predict.inputs import network_input, padded_size
 from fapn_zoo.predict.views import Views
@@ -93,7 +93,7 @@ def answers(
         views: how the images were prepared. Several views are for tasks that average them (`Task.averages_views`).
         images: those that follow each other with equal padded sizes share a batch.
         batch_size: images, or windows of one image, that enter the network at once.
-        options: of `Task.answer`.
+        options: of `decode`.
     """
     limit = 1 if views.window is not None else batch_size
     waiting: list[Shown] = []
@@ -126,7 +126,7 @@ def _run(
         if views.single:
             output = network([image.parts[0] for image in images])
             frames = [Frame(tuple(image.parts[0].shape[1:]), image.size) for image in images]
-            found = [task.answer(output.image(n), frame, data, **options) for n, frame in enumerate(frames)]
+            found = [decode(output.image(n), task.name, frame, data, **options) for n, frame in enumerate(frames)]
         else:
             merged = score_sources(network, data, views, [image.parts for image in images], batch_size)
             found = [

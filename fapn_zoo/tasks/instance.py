@@ -14,8 +14,8 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess import Frame, Instances, decode
+from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.postprocess import Instances
 from fapn_zoo.tasks.objects import ObjectClasses, object_targets
 from fapn_zoo.tasks.protocol import Columns, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions, paint_labels, segment_dict
@@ -54,9 +54,6 @@ class InstanceTask:
         table=("ap", "ap50", "ap75", "aps", "apm", "apl", "ar", "box_ap"),
     )
 
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> Instances:
-        return decode(output, self.name, frame, data, **options)
-
     def result(self, answer: Instances, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)
         result.masks = answer.masks.cpu().numpy()
@@ -73,9 +70,7 @@ class InstanceTask:
         return object_targets(sample, labels, things_only=True)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
-        if boundary:
-            raise ValueError(f"boundary works for task 'semantic' only, not {self.name!r}")
-        found = ObjectClasses(self.name, dataset, classes, data)
+        found = ObjectClasses(self.name, dataset, classes, data, boundary)
         if not found.model_things or not found.things:
             who = dataset.name if not found.things else "the model"
             raise ValueError(f"{who} has no class of countable objects, which task {self.name!r} needs")

@@ -17,8 +17,7 @@ from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import Dataset, Sample
 from fapn_zoo.metrics.accumulator import Tally
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess.answers import Frame
+from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -113,13 +112,13 @@ class Scorer(Protocol):
 
 
 class Task(Protocol):
-    """Everything that differs between tasks.
+    """Everything that differs between tasks, but what its answer is: `fapn_zoo.postprocess.decode`.
 
     Attributes:
         name: its key in `TASKS`.
         needs: what a sample must hold to train and score it: "labels", "segments".
         averages_views: whether an image may be shown several times, or in windows, and scores be averaged.
-        scored: options of `answer` under which it computes what is scored, and no more.
+        scored: options of `decode` under which it computes what is scored, and no more.
         columns: names of its scores.
     """
 
@@ -128,10 +127,6 @@ class Task(Protocol):
     averages_views: bool
     scored: Mapping[str, Any]
     columns: Columns
-
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> Any:
-        """What the raw output of one image (N = 1) means."""
-        ...
 
     def result(self, answer: Any, image: LoadedImage, data: DataSpec) -> Result:
         """The answer as users get it; `data` has names and colours for every class."""

@@ -61,7 +61,9 @@ class Result:
     def class_shares(self) -> dict[str, float]:
         """Share of the image per class present, largest first; together 1 less the share without a class."""
         counts = np.bincount(self.labels.ravel())
-        ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and not self._is_unlabelled(i)]
+        # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
+        void = None if self.segment_map is None else self.ignore_index
+        ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and i != void]
         ids.sort(key=lambda i: (-counts[i], i))
         shares: dict[str, float] = {}
         for i in ids:
@@ -140,10 +142,6 @@ class Result:
         for file, image in zip(files, (overlay, self.label_image()), strict=True):
             drawing.save_image(image, file)
         return files
-
-    def _is_unlabelled(self, class_id: int) -> bool:
-        # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
-        return self.segment_map is not None and class_id == self.ignore_index
 
     def _colours(self) -> tuple[np.ndarray, np.ndarray]:
         """Colour per value of the map that is drawn, (V, 3) uint8, and whether that value is drawn at all, (V,)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import LABELS, Dataset, Sample
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from fapn_zoo.metrics.accumulator import UNIT, Tallies
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess import ClassMap, Frame, decode
+from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.postprocess import ClassMap
 from fapn_zoo.tasks.protocol import Columns, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions
 from fapn_zoo.zoo.spec import DataSpec
@@ -39,9 +40,6 @@ class SemanticTask:
         | {"boundary_iou": "Boundary IoU"}
         | {f"boundary_f_{tolerance}": f"boundary F, {tolerance} px" for tolerance in F_TOLERANCES},
     )
-
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> ClassMap:
-        return decode(output, self.name, frame, data, **options)
 
     def result(self, answer: ClassMap, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)
@@ -68,18 +66,15 @@ class SemanticScorer:
     def __init__(self, labels: LabelMap, classes: Classes, data: DataSpec, boundary: bool) -> None:
         self.labels, self.classes, self.data, self.boundary = labels, classes, data, boundary
         self.names = classes.names
-        self.measures = self._measures()
+        self.measures = tuple(self._measures())
 
     def empty(self) -> Tallies:
         k, ignore = self.classes.columns, self.classes.ignore_index
-        parts = {"all": ConfusionMatrix(k, ignore)}
+        tally = Tallies(all=ConfusionMatrix(k, ignore))
         if self.boundary:
-            parts |= {
-                "bands": BoundaryBands(k, BAND_WIDTHS, ignore),
-                "iou": BoundaryIoU(k, ignore),
-                "f": BoundaryFScore(k, F_TOLERANCES, ignore),
-            }
-        return Tallies(parts)
+            tally |= {"bands": BoundaryBands(k, BAND_WIDTHS, ignore), "iou": BoundaryIoU(k, ignore)}
+            tally["f"] = BoundaryFScore(k, F_TOLERANCES, ignore)
+        return tally
 
     def count(self, answer: ClassMap, sample: Sample, place: int) -> Tallies:
         """Raises ValueError, naming the sample, for sizes that differ and ids out of range."""
@@ -129,17 +124,19 @@ class SemanticScorer:
     def maps(self, answer: ClassMap, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         return self._ids(answer).cpu().numpy(), self.classes.of_truth(sample.labels, self.labels)
 
-    def _measures(self) -> tuple[Measure, ...]:
-        measures = [Measure("miou", "iou", lambda tally: self._rows(_overlaps(tally["all"].counts)))]
-        if self.boundary:
-            for width in BAND_WIDTHS:
-                rows = lambda tally, width=width: self._rows(_overlaps(tally["bands"].confusion(width)))  # noqa: E731
-                measures.append(Measure(f"band_{width}", "iou", rows))
-            measures.append(Measure("boundary_iou", "iou", lambda tally: self._rows([*tally["iou"].counts])))
-            for n, tolerance in enumerate(F_TOLERANCES):
-                rows = lambda tally, n=n: self._rows(_contours(tally["f"].counts, n))  # noqa: E731
-                measures.append(Measure(f"boundary_f_{tolerance}", "mean", rows))
-        return tuple(measures)
+    def _measures(self) -> Iterator[Measure]:
+        yield self._measure("miou", "iou", lambda tally: _overlaps(tally["all"].counts))
+        if not self.boundary:
+            return
+        for width in BAND_WIDTHS:
+            yield self._measure(f"band_{width}", "iou", lambda tally, w=width: _overlaps(tally["bands"].confusion(w)))
+        yield self._measure("boundary_iou", "iou", lambda tally: [*tally["iou"].counts])
+        for n, tolerance in enumerate(F_TOLERANCES):
+            contours = lambda tally, n=n: [tally["f"].counts[n], tally["f"].counts[-2] * UNIT]  # noqa: E731
+            yield self._measure(f"boundary_f_{tolerance}", "mean", contours)
+
+    def _measure(self, name: str, kind: str, rows: Callable[[Tallies], list[Tensor]]) -> Measure:
+        return Measure(name, kind, lambda tally: self._rows(rows(tally)))
 
     def _rows(self, rows: list[Tensor]) -> np.ndarray:
         """(R, K) of the data set's classes; a class that is never scored has zeros."""
@@ -151,7 +148,3 @@ class SemanticScorer:
 
 def _overlaps(confusion: Tensor) -> list[Tensor]:
     return [confusion.diagonal(), confusion.sum(1), confusion.sum(0)]
-
-
-def _contours(counts: Tensor, n: int) -> list[Tensor]:
-    return [counts[n], counts[-2] * UNIT]

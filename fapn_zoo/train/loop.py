@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from fapn_zoo.data.loader import train_batches
+from fapn_zoo.data.cache import CachedDataset
+from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import write_text
@@ -273,19 +274,8 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def _batches(run: Run) -> Iterator[Batch]:
     """This process's share of the batches from the run's step on."""
-    s = run.settings
-    batches = train_batches(
-        run.parts.dataset,
-        run.parts.transform,
-        run.parts.collate,
-        batch_size=s.batch_size,
-        seed=s.seed,
-        start_step=run.step,
-        total_steps=s.steps,
-        rank=run.rank,
-        world_size=run.world,
-        workers=s.workers,
-        cache=s.cache,
-        pin_memory=run.accelerator.device.type == "cuda",
-    )
+    s, parts = run.settings, run.parts
+    dataset = CachedDataset(parts.dataset, parts.transform.needs) if s.cache else parts.dataset
+    stream = StepBatches(dataset, parts.transform, s.batch_size, s.seed, run.step, s.steps, run.rank, run.world)
+    batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     return batches if s.workers else in_background(batches)
