@@ -11,7 +11,7 @@ _HOMES = {
     "LabelMap": "labels", "default_palette": "labels",
     "DataError": "sample", "Dataset": "sample", "Objects": "sample", "Sample": "sample",
     "FolderDataset": "sources", "ScenesDataset": "sources", "open_dataset": "sources",
-    "CocoPanoptic": "panoptic_sources", "JoinedDataset": "joined",
+    "CocoPanoptic": "panoptic_sources", "JoinedDataset": "sources",
     "TrainTransform": "transforms",
     "StepBatches": "loader", "train_batches": "loader",
     "CheckReport": "check", "check_data": "check",

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import read_image
+from fapn_zoo.data.reading import read_ids, read_image
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
-from fapn_zoo.data.segment_png import read_ids
 from fapn_zoo.runtime.tables import some
 
 

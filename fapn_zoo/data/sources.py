@@ -1,4 +1,4 @@
-"""Where data sets come from: folders of images and labels, generated scenes, and `open_dataset`, the door to all."""
+"""Where data sets come from: folders, generated scenes, several of them joined, and `open_dataset`, the door to all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fapn_zoo.data import scenes
-from fapn_zoo.data.joined import JoinedDataset
+from fapn_zoo.data.classes import class_difference
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, label_size, read_image, read_labels
@@ -186,6 +186,50 @@ class ScenesDataset:
         return Sample(image, f"scene_{seed:09d}", scene.semantic, objects)
 
 
+class JoinedDataset:
+    """Several data sets one after the other; their class names must be the same, in the same order."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = tuple(parts)
+        self.labels = parts[0].labels
+        self.holds = frozenset.intersection(*(part.holds for part in parts))
+        self.name = "+".join(p.name for p in parts)
+        for part in parts[1:]:
+            self._check_same(part)
+        self._ends = np.cumsum([len(p) for p in parts])
+
+    def _check_same(self, part: Dataset) -> None:
+        first, ours, theirs = self.parts[0].name, self.labels, part.labels
+        found = class_difference(first, ours.names, part.name, theirs.names)
+        if ours.ignore_index != theirs.ignore_index:
+            found = f"ignore_index {ours.ignore_index} against {theirs.ignore_index}"
+        elif not found and "segments" in self.holds and ours.things != theirs.things:
+            found = "their things are other classes"
+        if found:
+            raise DataError(f"cannot join {first} and {part.name}: {found}")
+
+    def _where(self, index: int) -> tuple[Dataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part], index - int(self._ends[part] - len(self.parts[part]))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def size(self, index: int) -> tuple[int, int]:
+        part, i = self._where(index)
+        return part.size(i)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        part, i = self._where(index)
+        return part.files(i)
+
+    def sample(self, index: int) -> Sample:
+        part, i = self._where(index)
+        return part.sample(i)
+
+
 def open_dataset(
     source: str | Path, split: str, needs: Collection[str] = ("labels",), num_classes: int | None = None
 ) -> Dataset:
@@ -206,18 +250,12 @@ def open_dataset(
     names = [text] if Path(text).is_dir() else [p.strip() for p in text.split(",")]  # a folder may hold a comma
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
-    opened = [_open_one(name, part, needs, num_classes) for name in names for part in split.split("+")]
+    opened = [_kind(name, needs)(name, part, num_classes) for name in names for part in split.split("+")]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
 
 
-def _open_one(name: str, split: str, needs: Collection[str], num_classes: int | None) -> Dataset:
-    if _is_scenes(name):
-        return ScenesDataset(name, split, num_classes)
-    if "segments" in needs or is_panoptic(Path(name)):
-        return CocoPanoptic(name, split, num_classes)
-    return FolderDataset(name, split, num_classes)
-
-
-def _is_scenes(name: str) -> bool:
+def _kind(name: str, needs: Collection[str]) -> type[Dataset]:
     # A near miss such as "scenes" or "scene:40" is told the grammar, unless there is a folder of that name.
-    return name.startswith("scenes:") or bool(re.match(r"scenes?\b", name) and not Path(name).exists())
+    if name.startswith("scenes:") or (re.match(r"scenes?\b", name) and not Path(name).exists()):
+        return ScenesDataset
+    return CocoPanoptic if "segments" in needs or is_panoptic(Path(name)) else FolderDataset

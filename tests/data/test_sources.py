@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from fapn_zoo.data import scenes
-from fapn_zoo.data.joined import JoinedDataset
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import UnreadableFile, read_image, read_labels
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import SCENE_SIDES, FolderDataset, ScenesDataset, open_dataset
+from fapn_zoo.data.sources import SCENE_SIDES, FolderDataset, JoinedDataset, ScenesDataset, open_dataset
 
 pytestmark = pytest.mark.unit
 SIZE = (12, 16)
