@@ -118,11 +118,7 @@ class AveragePrecision:
         return found, size
 
     def merge(self, other: Self) -> Self:
-        """Adds the images of another accumulator of the same settings; returns self.
-
-        Raises:
-            ValueError: the two do not score the same thing, or both have seen an image.
-        """
+        """Adds another's images; returns self. ValueError: the two score different things, or both saw an image."""
         check_mergeable(self, other)
         both = sorted(other.images.keys() & self.images.keys(), key=_place)
         if both:

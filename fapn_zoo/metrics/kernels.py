@@ -234,36 +234,26 @@ def _nearest(label: int, y: int, x: int, labels: Array, flags: Array, pad: int, 
         v, u = y + offsets[i, 0], x + offsets[i, 1]
         if flags[v + pad, u + pad]:
             low, right = min(v + 1, height - 1), min(u + 1, width - 1)
-            if (
-                labels[v, u] == label
-                or labels[v, right] == label
-                or labels[low, u] == label
-                or labels[low, right] == label
-            ):
+            if labels[v, u] == label or labels[v, right] == label:
+                return i
+            if labels[low, u] == label or labels[low, right] == label:
                 return i
     return offsets.shape[0]
 
 
 @_jit
 def match_contours(
-    labels: Array,
-    flags: Array,
-    other: Array,
-    other_flags: Array,
-    other_near: Array,
-    other_sizes: Array,
-    pad: int,
-    offsets: Array,
-    levels: Array,
-    hits: Array,
+    labels: Array, flags: Array, others: tuple, pad: int, offsets: Array, levels: Array, hits: Array
 ) -> None:
-    """Adds to `hits` (classes, n) at what level each contour pixel of `labels` meets its class's contour in `other`.
+    """Adds to `hits` (classes, n) at what level each contour pixel of `labels` meets its class's contour in others.
 
     Args:
+        others: other labels, and what `contours` gives for them.
         offsets: (m, 2) rows and columns to look at, nearest first, none longer than `pad`.
         levels: (m + 1,) the level of each offset and, last, of finding nothing.
     """
     height, width = labels.shape
+    other, other_flags, other_near, other_sizes = others
     found = np.empty(4, np.int64)
     for y in range(height):
         low = min(y + 1, height - 1)
@@ -322,13 +312,8 @@ def count_overlaps(first: Array, second: Array, keys: Array, counts: Array) -> i
         if known < 1024:
             flags[:] = 0
             flags[known] = 1  # the last run ends with the vector
-        _changes(
-            first[base : base + known],
-            first[base - 1 : base - 1 + known],
-            second[base : base + known],
-            second[base - 1 : base - 1 + known],
-            flags,
-        )
+        a, b = first[base - 1 : base + known], second[base - 1 : base + known]
+        _changes(a[1:], a[:-1], b[1:], b[:-1], flags)
         runs = 0
         for at in range(128):
             if eights[at] != 0:
@@ -336,10 +321,10 @@ def count_overlaps(first: Array, second: Array, keys: Array, counts: Array) -> i
                     ends[np.uint64(runs)] = base + i
                     runs += flags[i]
         for run in range(runs):
-            a, b = np.uint64(first[start]), np.uint64(second[start])
-            if (a | b) >> np.uint64(32):
+            one, two = np.uint64(first[start]), np.uint64(second[start])
+            if (one | two) >> np.uint64(32):
                 return -2
-            key = a << np.uint64(32) | b
+            key = one << np.uint64(32) | two
             at = _slot(keys, counts, key)
             if counts[at] == 0:
                 used += 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, Ids, as_array
 from fapn_zoo.runtime.tables import some
 
+Segments = Sequence[Mapping[str, Any]]
 _TP, _FP, _FN, _IOU = range(4)
 
 
@@ -50,12 +50,7 @@ class PanopticQuality(Accumulator):
         super().__init__((len(pairs), 4), categories=pairs)
 
     def update(
-        self,
-        pred_map: Tensor | np.ndarray,
-        pred_segments: Sequence[Mapping[str, Any]],
-        gt_map: Tensor | np.ndarray,
-        gt_segments: Sequence[Mapping[str, Any]],
-        image: str = "",
+        self, pred_map: Ids, pred_segments: Segments, gt_map: Ids, gt_segments: Segments, image: str = ""
     ) -> None:
         """Adds one image.
 
@@ -85,7 +80,7 @@ class PanopticQuality(Accumulator):
         counts = _match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas)
         self.counts += torch.from_numpy(counts)
 
-    def _check(self, segments: Sequence[Mapping[str, Any]], areas: Mapping[int, int], what: str) -> None:
+    def _check(self, segments: Segments, areas: Mapping[int, int], what: str) -> None:
         listed = {s["id"] for s in segments}
         if len(listed) < len(segments):
             twice = [i for i, n in Counter(s["id"] for s in segments).items() if n > 1]
@@ -130,7 +125,7 @@ class PanopticQuality(Accumulator):
         return means | {"per_class": per_class}
 
 
-def _as_map(ids: Tensor | np.ndarray, what: str) -> np.ndarray:
+def _as_map(ids: Ids, what: str) -> np.ndarray:
     array = as_array(ids)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"{what} must be a map (H, W) of integer ids, got {array.dtype} {array.shape}")
@@ -162,9 +157,9 @@ def _overlaps(gt: np.ndarray, pred: np.ndarray, where: str) -> dict[tuple[int, i
 def _match(
     row: Mapping[int, int],
     overlaps: Mapping[tuple[int, int], int],
-    pred_segments: Sequence[Mapping[str, Any]],
+    pred_segments: Segments,
     pred_areas: Mapping[int, int],
-    gt_segments: Sequence[Mapping[str, Any]],
+    gt_segments: Segments,
     gt_areas: Mapping[int, int],
 ) -> np.ndarray:
     """int64 (categories, 4) of one image."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import Accumulator
+from fapn_zoo.metrics.accumulator import Accumulator, Ids
 from fapn_zoo.runtime.compilers import numba_works
 
 
@@ -38,7 +38,7 @@ class ConfusionMatrix(Accumulator):
         if 0 <= ignore_index < 256:
             self._row_of_byte[ignore_index] = num_classes
 
-    def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+    def update(self, pred: Ids, target: Ids) -> None:
         """Adds the pixels of one or more class maps.
 
         Args:
@@ -117,7 +117,7 @@ def scores(counts: Tensor, ignore_index: int) -> dict[str, Any]:
     }
 
 
-def as_ids(ids: Tensor | np.ndarray, what: str) -> Tensor:
+def as_ids(ids: Ids, what: str) -> Tensor:
     """The ids as a tensor; ValueError unless they are integers."""
     tensor = torch.as_tensor(ids)
     if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():

@@ -15,14 +15,12 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import LABELS, Dataset, Sample
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from fapn_zoo.metrics.accumulator import UNIT, Tallies
+from fapn_zoo.metrics.boundary import BAND_WIDTHS, F_TOLERANCES
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import ClassMap
 from fapn_zoo.tasks.protocol import Columns, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions
 from fapn_zoo.zoo.spec import DataSpec
-
-BAND_WIDTHS = (3, 5, 8, 12)
-F_TOLERANCES = (3, 5, 9, 12)
 
 
 class SemanticTask:
@@ -72,8 +70,8 @@ class SemanticScorer:
         k, ignore = self.classes.columns, self.classes.ignore_index
         tally = Tallies(all=ConfusionMatrix(k, ignore))
         if self.boundary:
-            tally |= {"bands": BoundaryBands(k, BAND_WIDTHS, ignore), "iou": BoundaryIoU(k, ignore)}
-            tally["f"] = BoundaryFScore(k, F_TOLERANCES, ignore)
+            tally |= {"bands": BoundaryBands(k, ignore_index=ignore), "iou": BoundaryIoU(k, ignore)}
+            tally["f"] = BoundaryFScore(k, ignore_index=ignore)
         return tally
 
     def count(self, answer: ClassMap, sample: Sample, place: int) -> Tallies:
