@@ -83,7 +83,8 @@ class CachedDataset:
         place = self._memory[start : start + record.itemsize].view(record)[0]
         if not place["whole"]:
             sample = self.dataset.sample(index).only(self.needs)
-            if not _fits(sample):
+            few = sample.objects is None or len(sample.objects.classes) <= MOST_OBJECTS
+            if not few or sample.image.dtype != torch.uint8 or len(sample.name.encode()) > NAME_BYTES:
                 return sample
             _write(place, sample)
         objects = None
@@ -92,11 +93,6 @@ class CachedDataset:
             objects = Objects(place["ids"], place["classes"][rows].astype(np.int64), place["crowd"][rows] > 0)
         labels = place["labels"] if "labels" in self.needs else None
         return Sample(torch.from_numpy(place["image"]), place["name"].decode(), labels, objects)
-
-
-def _fits(sample: Sample) -> bool:
-    few = sample.objects is None or len(sample.objects.classes) <= MOST_OBJECTS
-    return few and sample.image.dtype == torch.uint8 and len(sample.name.encode()) <= NAME_BYTES
 
 
 def _write(place: np.void, sample: Sample) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.data.reading import bad_ids, describe_bad_ids
+from fapn_zoo.data.reading import check_ids
 from fapn_zoo.runtime.tables import some
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
@@ -41,7 +41,7 @@ class Classes:
     answers: np.ndarray | None = None
     truth: np.ndarray | None = None
     mapping: Mapping[str, str | None] | None = None
-    unscored: tuple[str, ...] = field(default=())
+    unscored: tuple[str, ...] = ()
 
     def of_answer(self, found: Tensor) -> Tensor:
         """Class ids of the model -> ids to compare."""
@@ -51,9 +51,7 @@ class Classes:
         """Label values -> ids to compare. ValueError for values that are neither a class nor ignored."""
         if self.truth is None:
             return labels
-        found = bad_ids(labels, labels_of)
-        if found:
-            raise ValueError(describe_bad_ids(found, labels_of))
+        check_ids(labels, labels_of)
         return self.truth[labels]
 
 
@@ -122,10 +120,8 @@ def _hint(ours: Sequence[str], theirs: Sequence[str]) -> str:
         return "to evaluate all the same, pair them by name with --map names"
     shown = json.dumps(dict(list(pairs.items())[:SHOWN]), ensure_ascii=False)
     more = f" and so on for {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-    return (
-        f"to evaluate all the same, write --map FILE.json with {shown}{more}, "
-        "where null (always wrong) may be replaced by a class of the data"
-    )
+    null = "where null (always wrong) may be replaced by a class of the data"
+    return f"to evaluate all the same, write --map FILE.json with {shown}{more}, {null}"
 
 
 def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str | None]:

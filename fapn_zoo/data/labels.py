@@ -72,17 +72,12 @@ class LabelMap:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "palette", _checked_palette(self.palette, names))
         object.__setattr__(self, "things", _checked_things(self.things, names))
-        self._check_ignore()
-
-    def _check_ignore(self) -> None:
-        value, count = self.ignore_index, len(self.names)
+        value, count = self.ignore_index, len(names)
         if not _is_int(value) or not 0 <= value <= MAX_ID:
             raise ValueError(f"ignore_index must be an integer in 0..{MAX_ID}, not {value!r}")
         if 0 < value < count:
-            raise ValueError(
-                f"ignore_index {value} is also the id of class {self.names[value]!r}; "
-                f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
-            )
+            hint = f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
+            raise ValueError(f"ignore_index {value} is also the id of class {names[value]!r}; {hint}")
 
     @property
     def num_classes(self) -> int:

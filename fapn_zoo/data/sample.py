@@ -71,11 +71,8 @@ class Sample:
 
     def only(self, needs: Collection[str]) -> Sample:
         """Without what is not needed: "labels", "segments"."""
-        return dataclasses.replace(
-            self,
-            labels=self.labels if "labels" in needs else None,
-            objects=self.objects if "segments" in needs else None,
-        )
+        labels = self.labels if "labels" in needs else None
+        return dataclasses.replace(self, labels=labels, objects=self.objects if "segments" in needs else None)
 
 
 class Dataset(Protocol):
@@ -95,15 +92,12 @@ class Dataset(Protocol):
 
     def sample(self, index: int) -> Sample:
         """Reads sample `index` (0..len-1); `DataError` names a file that is bad."""
-        ...
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of sample `index`, without decoding it."""
-        ...
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The files that sample `index` is read from; none where it is generated."""
-        ...
 
 
 LABELS = frozenset({"labels"})
@@ -114,7 +108,5 @@ def check_holds(dataset: Dataset, needs: Collection[str], what: str) -> None:
     """ValueError where a data set lacks what `what` needs of its samples."""
     missing = sorted(set(needs) - dataset.holds)
     if missing:
-        raise ValueError(
-            f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; "
-            "give a folder in COCO's panoptic format, or scenes:N"
-        )
+        hint = "give a folder in COCO's panoptic format, or scenes:N"
+        raise ValueError(f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; {hint}")

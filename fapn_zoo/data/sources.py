@@ -13,7 +13,7 @@ from fapn_zoo.data import scenes
 from fapn_zoo.data.classes import class_difference
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
-from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, label_size, read_image, read_labels
+from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -56,10 +56,8 @@ def read_label_map(root: Path, num_classes: int | None = None) -> LabelMap:
     file = root / "classes.json"
     if not file.is_file():
         if num_classes is None:
-            raise DataError(
-                f"how many classes has {root}? Either write {file} "
-                '({"names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}) or give num_classes'
-            )
+            form = '{"names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}'
+            raise DataError(f"how many classes has {root}? Either write {file} ({form}) or give num_classes")
         return LabelMap.default(num_classes)
     try:
         labels = LabelMap.from_json(file)
@@ -126,9 +124,7 @@ class FolderDataset:
         image_path, label_path = self._pairs[index]
         image, labels = read_image(image_path), read_labels(label_path)
         check_sizes(image.shape[1:], labels.shape, image_path, label_path)
-        found = bad_ids(labels, self.labels)
-        if found:
-            raise DataError(f"{label_path}: {describe_bad_ids(found, self.labels)}")
+        check_ids(labels, self.labels, f"{label_path}: ")
         return Sample(image, image_path.stem, labels)
 
 
@@ -194,19 +190,16 @@ class JoinedDataset:
         self.labels = parts[0].labels
         self.holds = frozenset.intersection(*(part.holds for part in parts))
         self.name = "+".join(p.name for p in parts)
-        for part in parts[1:]:
-            self._check_same(part)
         self._ends = np.cumsum([len(p) for p in parts])
-
-    def _check_same(self, part: Dataset) -> None:
-        first, ours, theirs = self.parts[0].name, self.labels, part.labels
-        found = class_difference(first, ours.names, part.name, theirs.names)
-        if ours.ignore_index != theirs.ignore_index:
-            found = f"ignore_index {ours.ignore_index} against {theirs.ignore_index}"
-        elif not found and "segments" in self.holds and ours.things != theirs.things:
-            found = "their things are other classes"
-        if found:
-            raise DataError(f"cannot join {first} and {part.name}: {found}")
+        first, ours = parts[0].name, self.labels
+        for part in parts[1:]:
+            found = class_difference(first, ours.names, part.name, part.labels.names)
+            if ours.ignore_index != part.labels.ignore_index:
+                found = f"ignore_index {ours.ignore_index} against {part.labels.ignore_index}"
+            elif not found and "segments" in self.holds and ours.things != part.labels.things:
+                found = "their things are other classes"
+            if found:
+                raise DataError(f"cannot join {first} and {part.name}: {found}")
 
     def _where(self, index: int) -> tuple[Dataset, int]:
         if not 0 <= index < len(self):

@@ -95,10 +95,8 @@ class PanopticQuality(Accumulator):
             raise ValueError(f"{what} lists segment {some(empty)}, of which it has no pixel")
         for segment in segments:
             if segment["category_id"] not in self._row:
-                raise ValueError(
-                    f"{what}: segment {segment['id']} is of category {segment['category_id']}, "
-                    f"which is none of the {len(self._row)} categories"
-                )
+                which = f"segment {segment['id']} is of category {segment['category_id']}"
+                raise ValueError(f"{what}: {which}, which is none of the {len(self._row)} categories")
 
     def compute(self) -> dict[str, Any]:
         """The scores, as fractions 0..1.

@@ -85,30 +85,24 @@ class Scorer(Protocol):
 
     def empty(self) -> Tally:
         """A tally of no image."""
-        ...
 
     def count(self, answer: Any, sample: Sample, place: int) -> Tally:
         """The tally of one image, which stands at `place` in the data set.
 
         ValueError, naming the sample, for an answer or a truth that cannot be counted.
         """
-        ...
 
     def scores(self, tally: Tally) -> dict[str, Any]:
         """The task's part of the report, from the tally of all images: plain JSON values."""
-        ...
 
     def image_score(self, tally: Tally) -> float | None:
         """One number 0..1 that ranks an image by its tally; None where nothing can be scored."""
-        ...
 
     def confusion(self, tally: Tally) -> np.ndarray | None:
         """Pixel counts of (true, predicted) class; None where a pixel may be of several."""
-        ...
 
     def maps(self, answer: Any, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """Class maps (H, W) of an answer and of its truth, in ids of the data, to be drawn."""
-        ...
 
 
 class Task(Protocol):
@@ -130,18 +124,15 @@ class Task(Protocol):
 
     def result(self, answer: Any, image: LoadedImage, data: DataSpec) -> Result:
         """The answer as users get it; `data` has names and colours for every class."""
-        ...
 
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
         """The truth of one sample (N = 1), as the loss takes it."""
-        ...
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> Scorer:
         """Counts answers of a model with these `data` on this data set, `boundary`: also near boundaries.
 
         Raises ValueError for what cannot be scored.
         """
-        ...
 
 
 def plain(value: float) -> float | None:

@@ -179,11 +179,9 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
     for value, box in enumerate(ndimage.find_objects(ids + 1)):
         if box is None:
             continue
-        rows, columns = box
-        regions[value] = {
-            "area": int(areas[value]),
-            "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-        }
+        y, x = box
+        bbox = [x.start, y.start, x.stop - x.start, y.stop - y.start]
+        regions[value] = {"area": int(areas[value]), "bbox": bbox}
         if sums is not None:
             regions[value]["score"] = round(float(sums[value] / areas[value]), 6)
     return regions

@@ -14,8 +14,7 @@ from torch import nn
 from fapn_zoo.data.classes import class_difference, full_names
 from fapn_zoo.data.images import list_images, load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, read_labels
-from fapn_zoo.data.sample import DataError
+from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
@@ -142,8 +141,7 @@ def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
     labels = read_labels(file)
     check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file)
     table = LabelMap(full_names(model.data.labels, model.num_classes), (), model.data.ignore_index)
-    if found := bad_ids(labels, table):
-        raise DataError(f"{file}: {describe_bad_ids(found, table)}")
+    check_ids(labels, table, f"{file}: ")
     return Item(path, labels, loaded.name)
 
 
