@@ -17,6 +17,8 @@ from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.sources import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_files, lossy_labels, read_label_map
 from fapn_zoo.runtime.progress import bar
 
+Seen = dict[bytes, list[tuple[str, Path]]]  # split and file of every picture, by a digest of its bytes
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -119,7 +121,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
         report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}")
     pairs = {split: _pair_files(report, split) for split in splits}
     shown = bar(progress, total=sum(map(len, pairs.values())), desc="check", unit="image")
-    seen: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
+    seen: Seen = defaultdict(list)
     ids: set[int] = set()
     with shown:
         for split in splits:
@@ -157,9 +159,7 @@ def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
     return both
 
 
-def _check_pair(
-    report: CheckReport, split: str, image_path: Path, label_path: Path, seen: dict[bytes, list[tuple[str, Path]]]
-) -> set[int]:
+def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: Path, seen: Seen) -> set[int]:
     """Check one picture with its labels, count its classes, remember its bytes; returns the label ids found."""
     image = _read(report, read_image, image_path)
     labels = _read(report, read_labels, label_path)
@@ -213,7 +213,7 @@ def _ranges(values: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _check_repeats(report: CheckReport, seen: dict[bytes, list[tuple[str, Path]]]) -> None:
+def _check_repeats(report: CheckReport, seen: Seen) -> None:
     for found in seen.values():
         if len(found) < 2:
             continue

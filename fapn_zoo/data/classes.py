@@ -139,28 +139,23 @@ def _resolved(class_map: Any, ours: Sequence[str], theirs: Sequence[str], data: 
         return pairs
     where = "class_map"
     if isinstance(class_map, (str, os.PathLike)):
-        where, class_map = str(class_map), _read(Path(class_map))
+        where, path = str(class_map), Path(class_map)
+        if not path.is_file():
+            raise FileNotFoundError(f"no class map {path}; write a JSON file, or names to pair equal names")
+        try:
+            class_map = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(class_map, Mapping):
         raise ValueError(f"{where}: expected an object from classes of the model to classes of the data")
-    found = {
-        _one_of(key, ours, f"{where}: the model has no class"): None
-        if value is None
-        else _one_of(value, theirs, f"{where}: {data} has no class")
-        for key, value in class_map.items()
-    }
+    found = {}
+    for key, value in class_map.items():
+        name = _one_of(key, ours, f"{where}: the model has no class")
+        found[name] = None if value is None else _one_of(value, theirs, f"{where}: {data} has no class")
     missing = [name for name in ours if name not in found]
     if missing:
         raise ValueError(f"{where} leaves out {', '.join(missing)}; map them to null to count them as wrong")
     return found
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no class map {path}; write a JSON file, or names to pair equal names")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from None
 
 
 def _one_of(key: Any, names: Sequence[str], complaint: str) -> str:

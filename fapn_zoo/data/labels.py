@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fapn_zoo.runtime.files import write_text
-
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
 
@@ -120,20 +118,6 @@ class LabelMap:
             return cls(tuple(names), data.get("palette") or (), ignore, data.get("things") or ())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-    def to_json(self, path: str | os.PathLike) -> Path:
-        """Write the file that `from_json` reads, whole or not at all; returns its path."""
-        path = Path(path)
-        data = {
-            "names": list(self.names),
-            "palette": [list(colour) for colour in self.palette],
-            "ignore_index": self.ignore_index,
-            "num_classes": self.num_classes,
-        }
-        if self.things:
-            data["things"] = list(self.things)
-        write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-        return path
 
 
 def _default_ignore(num_classes: int) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from fapn_zoo.data.sample import DataError, Dataset, Sample
 
 Transform = Callable[[Sample, int], Sample]
+Collate = Callable[[Sequence[Sample]], Any]
 _ORDER, _CHANGE = 0, 1  # keeps the two uses of the seed apart
 
 
@@ -82,9 +83,7 @@ class StepBatches(TorchDataset):
             yield list(range(first, first + share))
 
 
-def train_batches(
-    stream: StepBatches, collate: Callable[[Sequence[Sample]], Any], workers: int = 0, pin_memory: bool = False
-) -> Iterator[Any]:
+def train_batches(stream: StepBatches, collate: Collate, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:
     """Iterates over this rank's batches.
 
     Args:
@@ -109,6 +108,6 @@ def train_batches(
         yield batch
 
 
-def _collated(collate: Callable[[Sequence[Sample]], Any], items: list[Sample | DataError]) -> Any:
+def _collated(collate: Collate, items: list[Sample | DataError]) -> Any:
     """The batch, unless a sample could not be read: then its error."""
     return next((item for item in items if isinstance(item, DataError)), None) or collate(items)

@@ -109,9 +109,7 @@ def _annotation_file(root: Path, split: str) -> Path:
         raise FileNotFoundError(f"no data folder {root}")
     folders = (root, root / "annotations")
     found = {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
-    fitting = [name for name in found if name == split] or [
-        name for name in found if re.fullmatch(re.escape(split) + r"\d+", name)
-    ]
+    fitting = [split] if split in found else [n for n in found if re.fullmatch(re.escape(split) + r"\d+", n)]
     plain = [folder / "panoptic.json" for folder in folders if (folder / "panoptic.json").is_file()]
     if len(fitting) == 1:
         return found[fitting[0]]

@@ -38,15 +38,6 @@ class Objects:
         """(M,) int64, in pixels."""
         return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
 
-    @cached_property
-    def boxes(self) -> np.ndarray:
-        """(M, 4) int64 x1, y1, x2, y2 in pixels, right and lower edge outside; zeros for an object without a pixel."""
-        from scipy import ndimage
-
-        found = ndimage.find_objects(self.ids, len(self.classes))
-        corners = [(0, 0, 0, 0) if f is None else (f[1].start, f[0].start, f[1].stop, f[0].stop) for f in found]
-        return np.array(corners, np.int64).reshape(-1, 4)
-
 
 @dataclass(frozen=True, eq=False)
 class Sample:

@@ -315,9 +315,7 @@ def _without(ignore_index: int, values: Tensor) -> Tensor:
     return values
 
 
-def _compact_maps(
-    pred: Ids, target: Ids, num_classes: int, ignore_index: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+def _compact_maps(pred: Ids, target: Ids, num_classes: int, ignore_index: int) -> Iterator[tuple[Any, ...]]:
     """Checked maps (H, W) of prediction and truth in the smallest dtype that holds classes and void; and void."""
     from fapn_zoo.metrics import kernels
 

@@ -106,7 +106,10 @@ class AveragePrecision:
         if masks is None and ("masks" in self.kinds or boxes is None):
             raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
         if masks is not None:
-            masks, size = _checked_masks(as_array(masks), count, what)
+            masks = as_array(masks) if count or as_array(masks).size else np.zeros((0, 1, 1), bool)
+            if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
+                raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
+            size = list(masks.shape[1:]) if count else None
             found["areas"] = [float(np.count_nonzero(mask)) for mask in masks]
         rles = _encoded(masks) if "masks" in self.kinds or boxes is None else []
         if "masks" in self.kinds:
@@ -262,15 +265,6 @@ def _best(classes: np.ndarray, scores: np.ndarray) -> list[int]:
         rows = np.flatnonzero(classes == label)
         kept += rows[np.argsort(-scores[rows], kind="stable")[: LIMITS[-1]]].tolist()
     return sorted(kept)
-
-
-def _checked_masks(masks: np.ndarray, count: int, what: str) -> tuple[np.ndarray, list[int] | None]:
-    """Masks bool (N, H, W) and their [H, W], None where there are none."""
-    if not count and not masks.size:
-        return np.zeros((0, 1, 1), bool), None
-    if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
-        raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
-    return masks, list(masks.shape[1:])
 
 
 def _encoded(masks: np.ndarray) -> list[dict[str, Any]]:

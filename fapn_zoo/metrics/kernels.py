@@ -16,11 +16,11 @@ _jit = compiled(nogil=True)
 
 
 @_jit
-def _cell(truth: int, pred: int, row_of_byte: Array, ignore: int, classes: int) -> int:
+def _cell(truth: int, pred: int, rows: Array, ignore: int, classes: int) -> int:
     if np.uint64(pred) >= np.uint64(classes):
         return np.int64(-1)
     if np.uint64(truth) < np.uint64(256):
-        row = row_of_byte[np.uint64(truth)]
+        row = rows[np.uint64(truth)]
     elif truth == ignore:
         row = np.int64(classes)
     else:
@@ -29,9 +29,7 @@ def _cell(truth: int, pred: int, row_of_byte: Array, ignore: int, classes: int) 
 
 
 @_jit
-def count_pairs(
-    truth: Array, pred: Array, row_of_byte: Array, ignore: int, classes: int, table: Array, apart: int
-) -> int:
+def count_pairs(truth: Array, pred: Array, rows: Array, ignore: int, classes: int, table: Array, apart: int) -> int:
     """Adds flat vectors of ids to a flat table of (classes + 2) rows of `classes` cells.
 
     Row `classes` collects ignored truth, the next one truth out of range. Neighbouring pixels mostly hit the same
@@ -40,7 +38,7 @@ def count_pairs(
 
     Args:
         truth, pred: integer ids.
-        row_of_byte: (256,) the row of the ids 0..255.
+        rows: (256,) the row of the ids 0..255.
 
     Returns:
         How many predictions were out of range; they are in no table.
@@ -48,13 +46,13 @@ def count_pairs(
     bad, whole = 0, truth.size - truth.size % 4
     for start in range(0, whole, 4):
         for i in range(4):
-            cell = _cell(truth[start + i], pred[start + i], row_of_byte, ignore, classes)
+            cell = _cell(truth[start + i], pred[start + i], rows, ignore, classes)
             if cell >= 0:
                 table[np.uint64(i * apart + cell)] += 1
             else:
                 bad += 1
     for i in range(whole, truth.size):
-        cell = _cell(truth[i], pred[i], row_of_byte, ignore, classes)
+        cell = _cell(truth[i], pred[i], rows, ignore, classes)
         if cell >= 0:
             table[np.uint64(cell)] += 1
         else:

@@ -12,7 +12,7 @@ import torch
 from fapn_zoo.metrics.accumulator import UNIT, Accumulator, Ids, as_array
 from fapn_zoo.runtime.tables import some
 
-Segments = Sequence[Mapping[str, Any]]
+Listed = Sequence[Mapping[str, Any]]
 _TP, _FP, _FN, _IOU = range(4)
 
 
@@ -49,9 +49,7 @@ class PanopticQuality(Accumulator):
             raise ValueError(f"category ids are listed twice: {twice}" if twice else "categories must not be empty")
         super().__init__((len(pairs), 4), categories=pairs)
 
-    def update(
-        self, pred_map: Ids, pred_segments: Segments, gt_map: Ids, gt_segments: Segments, image: str = ""
-    ) -> None:
+    def update(self, pred_map: Ids, pred_segments: Listed, gt_map: Ids, gt_segments: Listed, image: str = "") -> None:
         """Adds one image.
 
         Args:
@@ -80,7 +78,7 @@ class PanopticQuality(Accumulator):
         counts = _match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas)
         self.counts += torch.from_numpy(counts)
 
-    def _check(self, segments: Segments, areas: Mapping[int, int], what: str) -> None:
+    def _check(self, segments: Listed, areas: Mapping[int, int], what: str) -> None:
         listed = {s["id"] for s in segments}
         if len(listed) < len(segments):
             twice = [i for i, n in Counter(s["id"] for s in segments).items() if n > 1]
@@ -155,9 +153,9 @@ def _overlaps(gt: np.ndarray, pred: np.ndarray, where: str) -> dict[tuple[int, i
 def _match(
     row: Mapping[int, int],
     overlaps: Mapping[tuple[int, int], int],
-    pred_segments: Segments,
+    pred_segments: Listed,
     pred_areas: Mapping[int, int],
-    gt_segments: Segments,
+    gt_segments: Listed,
     gt_areas: Mapping[int, int],
 ) -> np.ndarray:
     """int64 (categories, 4) of one image."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from importlib import metadata
 from typing import Any
 
@@ -71,10 +70,10 @@ class InstanceTask:
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
         found = ObjectClasses(self.name, dataset, classes, data, boundary)
-        if not found.model_things or not found.things:
+        if not found.spec.things or not found.things:
             who = dataset.name if not found.things else "the model"
             raise ValueError(f"{who} has no class of countable objects, which task {self.name!r} needs")
-        return InstanceScorer(found, data)
+        return InstanceScorer(found)
 
 
 class InstanceScorer:
@@ -83,9 +82,8 @@ class InstanceScorer:
     rank_by = "ap"
     measures: tuple[Measure, ...] = ()  # average precision is no sum over images
 
-    def __init__(self, classes: ObjectClasses, data: DataSpec) -> None:
-        self.classes, self.names = classes, classes.names
-        self.data = dataclasses.replace(data, things=classes.model_things)
+    def __init__(self, classes: ObjectClasses) -> None:
+        self.classes, self.names, self.data = classes, classes.names, classes.spec
         self.empty()  # says now if it cannot be done
 
     def empty(self) -> AveragePrecision:
@@ -135,9 +133,7 @@ class InstanceScorer:
         (image,) = tally.images.values()
         present = {k: n for n, k in enumerate(sorted({*image["truth"]["classes"], *image["found"]["classes"]}))}
         apart = AveragePrecision(max(len(present), 1), "masks")  # of a few classes: an image at a time takes long
-        sides = {
-            side: image[side] | {"classes": [present[k] for k in image[side]["classes"]]} for side in ("truth", "found")
-        }
+        sides = {s: image[s] | {"classes": [present[k] for k in image[s]["classes"]]} for s in ("truth", "found")}
         apart.images = {0: image | sides}
         return plain(apart.compute()["masks"]["ap"])
 

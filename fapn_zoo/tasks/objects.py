@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -37,7 +38,7 @@ class ObjectClasses:
     Attributes:
         scored: classes of the data that count; things: those of them that are things.
         of_model: class of the data by class of the model.
-        model_things: classes of the model whose objects are counted.
+        spec: the model's `data`, its things those that count here.
 
     Raises:
         ValueError: `boundary`, a data set without segments, or things of the model that the data calls stuff or the
@@ -52,7 +53,7 @@ class ObjectClasses:
         self.scored = frozenset(range(len(self.names))) - {classes.ignore_index}
         self.things = self.scored & frozenset(dataset.labels.things)
         self.of_model = list(range(len(data.labels))) if classes.answers is None else classes.answers.tolist()
-        self.model_things = self._model_things(dataset.name, data)
+        self.spec = dataclasses.replace(data, things=self._model_things(dataset.name, data))
 
     def _model_things(self, dataset: str, data: DataSpec) -> tuple[int, ...]:
         """The model's own things, or where it knows none those of the data."""

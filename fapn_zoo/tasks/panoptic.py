@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -52,7 +51,7 @@ class PanopticTask:
         return object_targets(sample, labels, things_only=False)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> PanopticScorer:
-        return PanopticScorer(ObjectClasses(self.name, dataset, classes, data, boundary), data)
+        return PanopticScorer(ObjectClasses(self.name, dataset, classes, data, boundary))
 
 
 class PanopticScorer:
@@ -60,9 +59,8 @@ class PanopticScorer:
 
     rank_by = "pq"
 
-    def __init__(self, classes: ObjectClasses, data: DataSpec) -> None:
-        self.classes, self.names = classes, classes.names
-        self.data = dataclasses.replace(data, things=classes.model_things)
+    def __init__(self, classes: ObjectClasses) -> None:
+        self.classes, self.names, self.data = classes, classes.names, classes.spec
         self.table = [{"id": i, "isthing": int(i in classes.things)} for i in range(len(self.names))]
         self.measures = tuple(Measure(name, "mean", partial(self._rows, name)) for name in ("pq", "rq"))
 
