@@ -131,7 +131,8 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     if report.labels is None and ids:
         report.add("ids found in the labels", root, _ranges(sorted(ids)), error=False)
     _check_repeats(report, seen)
-    _check_classes(report)
+    if report.labels is not None:
+        _check_classes(report)
     return report
 
 
@@ -214,17 +215,13 @@ def _ranges(values: list[int]) -> str:
 
 
 def _check_repeats(report: CheckReport, seen: Seen) -> None:
-    for found in seen.values():
-        if len(found) < 2:
-            continue
+    for found in (found for found in seen.values() if len(found) > 1):
         shared = len({split for split, _ in found}) > 1
         kind = "same picture in two splits" if shared else "same picture twice in a split"
         report.add(kind, found[0][1], " = ".join(str(file) for _, file in found), error=shared)
 
 
 def _check_classes(report: CheckReport) -> None:
-    if report.labels is None:
-        return
     for split, counts in report.splits.items():
         named = enumerate(report.labels.names)
         never = [n for i, n in named if not counts.pixels[i] and i != report.labels.ignore_index]

@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,14 +59,14 @@ def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> Loade
     """
     if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
         name = name or Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name or "image"
-        return LoadedImage(_from_file(io.BytesIO(_download(source)), source, in_chans), name)
+        return LoadedImage(_from_pil(io.BytesIO(_download(source)), source, in_chans), name)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image")
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-        return LoadedImage(_from_file(path, str(path), in_chans), name or path.name)
+        return LoadedImage(_from_pil(path, str(path), in_chans), name or path.name)
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")
         shown = file or f"PIL image of mode {source.mode} and size {source.size}"
@@ -113,10 +114,14 @@ def _download(url: str) -> bytes:
     return data
 
 
-def _from_file(file: Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
+def _from_pil(source: Image.Image | Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
+    """Decodes, turns and converts a PIL image or a file of one to (in_chans, H, W)."""
     try:
-        with Image.open(file) as image:
-            return _from_pil(image, shown, in_chans)
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
+            if not image.width or not image.height:
+                raise ImageError(f"{shown} has no pixels: width {image.width}, height {image.height}")
+            image.load()
+            image = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -124,17 +129,6 @@ def _from_file(file: Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{shown}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # what PIL raises for damaged files
-        raise ImageError(f"cannot read {shown}: {error}") from error
-
-
-def _from_pil(image: Image.Image, shown: str, in_chans: int) -> Tensor:
-    """Decodes, turns and converts a PIL image to (in_chans, H, W)."""
-    if not image.width or not image.height:
-        raise ImageError(f"{shown} has no pixels: width {image.width}, height {image.height}")
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError(f"cannot read {shown}: {error}") from error
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         read = _unit_float if image.mode == "F" else _sixteen_bit

@@ -82,15 +82,11 @@ class LabelMap:
         return len(self.names)
 
     @classmethod
-    def default(cls, num_classes: int, ignore_index: int | None = None) -> LabelMap:
-        """`num_classes` classes named class_0, class_1, ... in the default colours.
-
-        `ignore_index` None means 255, or 65535 where 255 is itself a class.
-        """
+    def default(cls, num_classes: int) -> LabelMap:
+        """Classes named class_0, class_1, ...; the ignore index is 255, or 65535 where 255 is itself a class."""
         if not _is_int(num_classes) or num_classes < 1:
             raise ValueError(f"num_classes must be an integer >= 1, not {num_classes!r}")
-        names = tuple(f"class_{i}" for i in range(num_classes))
-        return cls(names, (), _default_ignore(num_classes) if ignore_index is None else ignore_index)
+        return cls(tuple(f"class_{i}" for i in range(num_classes)), (), _default_ignore(num_classes))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> LabelMap:

@@ -23,7 +23,6 @@ SCENE_GRAMMAR = (
     "scenes:N or scenes:N@HxW, N >= 1 scenes of height H and width W, "
     f"each {SCENE_SIDES[0]}..{SCENE_SIDES[1]} pixels, such as scenes:40 or scenes:40@180x240"
 )
-SCENE_SIZE = (360, 480)
 _SCENE_SPLITS = {"train": 0, "val": 1, "test": 2}
 _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
 
@@ -148,7 +147,7 @@ class ScenesDataset:
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0
         low, high = SCENE_SIDES
-        self._size = tuple(int(v) for v in match.groups()[1:]) if match and match[2] else SCENE_SIZE
+        self._size = tuple(int(v) for v in match.groups()[1:]) if match and match[2] else (360, 480)
         if not 1 <= count <= _SCENES_PER_SPLIT or not all(low <= v <= high for v in self._size):
             raise DataError(f"cannot understand {spec!r}; write {SCENE_GRAMMAR}")
         if split not in _SCENE_SPLITS:

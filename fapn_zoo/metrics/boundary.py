@@ -180,8 +180,6 @@ class BoundaryFScore(_OfClassMaps):
     of the class within the tolerance (Euclidean distance), recall the reverse, F = 2 P R / (P + R) per image and class.
     Ignored pixels are of no class, in the prediction too.
 
-    Shares are summed as multiples of 2**-40, so that merging is exact in any order.
-
     Args:
         num_classes: K; class ids run 0..K-1.
         tolerances: ascending, in pixels; values below 1 are shares of the image's diagonal, rounded up to pixels.

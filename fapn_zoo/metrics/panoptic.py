@@ -27,8 +27,7 @@ class PanopticQuality(Accumulator):
     - A predicted segment without a match is no false positive when more than half of it lies on void and on the crowd
       segment of its category; of several crowd segments of one category in an image, the last listed.
 
-    Areas are counted in the maps; an "area" in a segment's description is not read. Sums of IoU are kept in multiples
-    of 2**-40, so that merging is exact in any order.
+    Areas are counted in the maps; an "area" in a segment's description is not read.
 
     Args:
         categories: COCO's table, one {"id": ..., "isthing": 0 or 1, ...} for each category.
@@ -38,7 +37,7 @@ class PanopticQuality(Accumulator):
     """
 
     def __init__(self, categories: Iterable[Mapping[str, Any]]) -> None:
-        table = [list(categories)] if isinstance(categories, Mapping) else list(categories)
+        table = list(categories)
         broken = [c for c in table if not isinstance(c, Mapping) or "id" not in c or "isthing" not in c]
         if broken:
             raise ValueError(f"categories need an id and isthing, got {broken[0]}")

@@ -15,7 +15,6 @@ from fapn_zoo.runtime.compilers import numba_works
 class ConfusionMatrix(Accumulator):
     """Counts of (true class, predicted class) over all pixels seen so far.
 
-    Counts are int64, so the order of images, the batch size and the number of processes change no digit of a score.
     A pixel whose truth is `ignore_index` counts nowhere, neither as truth nor as prediction.
 
     Args:

@@ -23,8 +23,6 @@ from fapn_zoo.zoo.spec import DataSpec
 MAX_INSTANCES = 100  # of an image, as in the official evaluation
 SHOWN_SCORE = 0.5  # of an instance in a picture
 
-AVERAGES = tuple("ar" if name == "ar100" else name for name in SCORES)  # as the report calls them
-
 
 class InstanceTask:
     """See `Task`."""
@@ -121,10 +119,11 @@ class InstanceScorer:
         report: dict[str, Any] = {"evaluator": f"faster-coco-eval {metadata.version('faster-coco-eval')}"}
         rows = {i: {"id": i, "name": self.names[i]} for i in sorted(self.classes.things)}
         for kind, prefix in (("masks", ""), ("boxes", "box_")):
-            for ours, theirs in zip(AVERAGES, SCORES, strict=True):
-                report[prefix + ours] = plain(found[kind][theirs])
+            for name in SCORES:
+                ours = prefix + ("ar" if name == "ar100" else name)  # as the report calls it
+                report[ours] = plain(found[kind][name])
                 for i, row in rows.items():
-                    row[prefix + ours] = plain(found[kind]["per_class"][i][theirs])
+                    row[ours] = plain(found[kind]["per_class"][i][name])
         for i, row in rows.items():
             row["truth"] = found["masks"]["per_class"][i]["truth"]
         return report | {"classes": list(rows.values())}
