@@ -99,14 +99,16 @@ class FolderDataset:
         if not images:
             raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})")
         twice = [" and ".join(p.name for p in files) for files in images.values() if len(files) > 1]
-        problems = [
-            _first_few("label files that are no PNG", lossy_labels(folder / "labels")),
-            _first_few("pictures without label", [f[0].name for s, f in images.items() if s not in labels]),
-            _first_few("labels without picture", [f[0].name for s, f in labels.items() if s not in images]),
-            _first_few("pictures with the same name", twice),
-        ]
-        if any(problems):
-            raise DataError(f"{folder}: {'; '.join(p for p in problems if p)}")
+        problems = {
+            "label files that are no PNG": lossy_labels(folder / "labels"),
+            "pictures without label": [f[0].name for s, f in images.items() if s not in labels],
+            "labels without picture": [f[0].name for s, f in labels.items() if s not in images],
+            "pictures with the same name": twice,
+        }
+        shown = {what: ", ".join(sorted(names)[:5]) + ", ..." * (len(names) > 5) for what, names in problems.items()}
+        found = [f"{len(names)} {what}: {shown[what]}" for what, names in problems.items() if names]
+        if found:
+            raise DataError(f"{folder}: {'; '.join(found)}")
         return [(images[stem][0], labels[stem][0]) for stem in sorted(images)]
 
     def __len__(self) -> int:
@@ -125,12 +127,6 @@ class FolderDataset:
         check_sizes(image.shape[1:], labels.shape, image_path, label_path)
         check_ids(labels, self.labels, f"{label_path}: ")
         return Sample(image, image_path.stem, labels)
-
-
-def _first_few(what: str, names: Sequence[str], few: int = 5) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what}: {', '.join(sorted(names)[:few])}{', ...' if len(names) > few else ''}"
 
 
 class ScenesDataset:

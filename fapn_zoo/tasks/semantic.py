@@ -93,24 +93,21 @@ class SemanticScorer:
 
     def scores(self, tally: Tallies) -> dict[str, Any]:
         found = tally["all"].compute()
+        rows = zip(self.names, found["iou"], found["acc"], found["truth"], strict=False)  # not: answers of no class
         table = [
             {"id": i, "name": name, "iou": plain(iou), "acc": plain(acc), "pixels": pixels}
-            for i, (name, iou, acc, pixels) in enumerate(
-                zip(self.names, found["iou"], found["acc"], found["truth"], strict=False)  # not: answers of no class
-            )
+            for i, (name, iou, acc, pixels) in enumerate(rows)
         ]
         report = {n: plain(found[n]) for n in ("miou", "pixel_acc", "mean_acc", "fwiou")} | {"classes": table}
         if not self.boundary:
             return report
         bands, edges, contours = (tally[name].compute() for name in ("bands", "iou", "f"))
+        near = {f"band_{width}": (band["miou"], band["iou"]) for width, band in bands.items()}
+        near["boundary_iou"] = edges["boundary_iou"], edges["iou"]
+        near |= {f"boundary_f_{t}": (mean, contours["classes"][t]) for t, mean in contours["f"].items()}
         for i, row in enumerate(table):
-            row |= {f"band_{width}": plain(band["iou"][i]) for width, band in bands.items()}
-            row["boundary_iou"] = plain(edges["iou"][i])
-            row |= {f"boundary_f_{t}": plain(values[i]) for t, values in contours["classes"].items()}
-        report["boundary"] = {f"band_{width}": plain(band["miou"]) for width, band in bands.items()}
-        report["boundary"]["boundary_iou"] = plain(edges["boundary_iou"])
-        report["boundary"] |= {f"boundary_f_{t}": plain(value) for t, value in contours["f"].items()}
-        return report
+            row |= {name: plain(values[i]) for name, (_, values) in near.items()}
+        return report | {"boundary": {name: plain(mean) for name, (mean, _) in near.items()}}
 
     def image_score(self, tally: Tallies) -> float | None:
         return plain(tally["all"].compute()["miou"])
