@@ -32,10 +32,6 @@ def default_palette(n: int) -> tuple[Colour, ...]:
     return tuple(colours)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
 class LabelMap:
     """Names and colours of the classes; the index is the class id.
@@ -71,7 +67,7 @@ class LabelMap:
         object.__setattr__(self, "palette", _checked_palette(self.palette, names))
         object.__setattr__(self, "things", _checked_things(self.things, names))
         value, count = self.ignore_index, len(names)
-        if not _is_int(value) or not 0 <= value <= MAX_ID:
+        if type(value) is not int or not 0 <= value <= MAX_ID:
             raise ValueError(f"ignore_index must be an integer in 0..{MAX_ID}, not {value!r}")
         if 0 < value < count:
             hint = f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
@@ -84,7 +80,7 @@ class LabelMap:
     @classmethod
     def default(cls, num_classes: int) -> LabelMap:
         """Classes named class_0, class_1, ...; the ignore index is 255, or 65535 where 255 is itself a class."""
-        if not _is_int(num_classes) or num_classes < 1:
+        if type(num_classes) is not int or num_classes < 1:
             raise ValueError(f"num_classes must be an integer >= 1, not {num_classes!r}")
         return cls(tuple(f"class_{i}" for i in range(num_classes)), (), _default_ignore(num_classes))
 
@@ -129,7 +125,7 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
         raise ValueError(f"the palette has {len(palette)} colours for {len(names)} class names")
     for name, colour in zip(names, palette, strict=True):
         fits = isinstance(colour, (list, tuple)) and len(colour) == 3
-        if not fits or not all(_is_int(v) and 0 <= v <= 255 for v in colour):
+        if not fits or not all(type(v) is int and 0 <= v <= 255 for v in colour):
             raise ValueError(f"colour of class {name!r} must be three integers in 0..255, not {colour!r}")
     return tuple(tuple(colour) for colour in palette)
 
@@ -137,7 +133,7 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
 def _checked_things(things: Sequence, names: tuple[str, ...]) -> tuple[int, ...]:
     if not isinstance(things, (list, tuple)):
         raise ValueError(f"things must be a list of class ids, not {things!r}")
-    bad = [i for i in things if not _is_int(i) or not 0 <= i < len(names) or things.count(i) > 1]
+    bad = [i for i in things if type(i) is not int or not 0 <= i < len(names) or things.count(i) > 1]
     if bad:
         raise ValueError(f"things must be different class ids in 0..{len(names) - 1}; got {', '.join(map(repr, bad))}")
     return tuple(sorted(things))

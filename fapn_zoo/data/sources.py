@@ -90,10 +90,7 @@ class FolderDataset:
             found = f"it has {', '.join(splits)}" if splits else "expected {train,val,test}/{images,labels}/ in it"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")
         self.labels = read_label_map(self.root, num_classes)
-        self._pairs = self._find_pairs()
-
-    def _find_pairs(self) -> list[tuple[Path, Path]]:
-        folder = self.root / self.split
+        folder = self.root / split
         images = list_files(folder / "images", IMAGE_SUFFIXES)
         labels = list_files(folder / "labels", (LABEL_SUFFIX,))
         if not images:
@@ -109,7 +106,7 @@ class FolderDataset:
         found = [f"{len(names)} {what}: {shown[what]}" for what, names in problems.items() if names]
         if found:
             raise DataError(f"{folder}: {'; '.join(found)}")
-        return [(images[stem][0], labels[stem][0]) for stem in sorted(images)]
+        self._pairs = [(images[stem][0], labels[stem][0]) for stem in sorted(images)]
 
     def __len__(self) -> int:
         return len(self._pairs)

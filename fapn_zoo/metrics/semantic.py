@@ -31,11 +31,9 @@ class ConfusionMatrix(Accumulator):
         super().__init__((num_classes, num_classes), num_classes=num_classes, ignore_index=ignore_index)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        known = min(num_classes, 256)
-        self._row_of_byte = np.full(256, num_classes + 1, np.int64)  # where bad ids go
-        self._row_of_byte[:known] = np.arange(known)
-        if 0 <= ignore_index < 256:
-            self._row_of_byte[ignore_index] = num_classes
+        ids = np.arange(256)
+        known = np.where(ids < num_classes, ids, num_classes + 1)  # where bad ids go
+        self._row_of_byte = np.where(ids == ignore_index, num_classes, known)
 
     def update(self, pred: Ids, target: Ids) -> None:
         """Adds the pixels of one or more class maps.
