@@ -135,9 +135,6 @@ class SharesTask:
     name, needs, averages_views, scored = "shares", LABELS, False, {}
     columns = Columns({"overlap": "overlap of shares"}, {"overlap": "overlap"}, ("overlap",))
 
-    def answer(self, output: SharesOutput, frame: Any, data: fapn_zoo.DataSpec, **options: Any) -> Tensor:
-        return decoders.decode(output, self.name, frame, data, **options)
-
     def result(self, answer: Tensor, image: Any, data: fapn_zoo.DataSpec) -> Any:
         result = blank_result(image, data, self.name)
         result.labels[:] = answer.argmax().item()

@@ -15,7 +15,7 @@ from torch import nn
 
 from fapn_zoo.benchmark.flops import PARTS
 from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
-from fapn_zoo.postprocess import Frame
+from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.precision import autocast, resolve_amp
 from fapn_zoo.tasks import task_for
@@ -86,7 +86,7 @@ def prepare(
         with autocast(device, amp):
             output = model(x)
         mark("postprocess")
-        return [task.answer(output.image(n), frame, model.data, **task.scored) for n in range(batch)]
+        return [decode(output.image(n), task.name, frame, model.data, **task.scored) for n in range(batch)]
 
     return run
 

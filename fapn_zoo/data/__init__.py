@@ -11,9 +11,9 @@ _HOMES = {
     "LabelMap": "labels", "default_palette": "labels",
     "DataError": "sample", "Dataset": "sample", "Objects": "sample", "Sample": "sample",
     "FolderDataset": "sources", "ScenesDataset": "sources", "open_dataset": "sources",
-    "CocoPanoptic": "panoptic_sources", "JoinedDataset": "joined",
+    "CocoPanoptic": "panoptic_sources", "JoinedDataset": "sources",
     "TrainTransform": "transforms",
-    "Batch": "loader", "StepBatches": "loader", "train_batches": "loader",
+    "StepBatches": "loader", "train_batches": "loader",
     "CheckReport": "check", "check_data": "check",
     "generate_scene": "scenes",
 }  # fmt: skip

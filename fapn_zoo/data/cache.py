@@ -43,7 +43,7 @@ class CachedDataset:
             self._records.append(record)
             self._starts.append(end)
             end += -(-record.itemsize // 4) * 4  # integers of four bytes want an aligned place
-        self._length = end
+        self.cached_bytes = end  # when the cache is full
         self._open()
 
     def _record(self, size: tuple[int, int]) -> np.dtype:
@@ -58,7 +58,7 @@ class CachedDataset:
 
     def _open(self) -> None:
         # An anonymous shared mapping: the system gives pages when they are written, and /dev/shm limits do not apply.
-        self._memory = np.frombuffer(mmap.mmap(-1, max(self._length, 1)), np.uint8)
+        self._memory = np.frombuffer(mmap.mmap(-1, max(self.cached_bytes, 1)), np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_memory"}
@@ -69,11 +69,6 @@ class CachedDataset:
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    @property
-    def cached_bytes(self) -> int:
-        """How much memory the cache takes when it is full."""
-        return self._length
 
     def size(self, index: int) -> tuple[int, int]:
         return self._records[index]["image"].shape[1:] if index < len(self._records) else self.dataset.size(index)
@@ -88,7 +83,8 @@ class CachedDataset:
         place = self._memory[start : start + record.itemsize].view(record)[0]
         if not place["whole"]:
             sample = self.dataset.sample(index).only(self.needs)
-            if not _fits(sample):
+            few = sample.objects is None or len(sample.objects.classes) <= MOST_OBJECTS
+            if not few or sample.image.dtype != torch.uint8 or len(sample.name.encode()) > NAME_BYTES:
                 return sample
             _write(place, sample)
         objects = None
@@ -97,11 +93,6 @@ class CachedDataset:
             objects = Objects(place["ids"], place["classes"][rows].astype(np.int64), place["crowd"][rows] > 0)
         labels = place["labels"] if "labels" in self.needs else None
         return Sample(torch.from_numpy(place["image"]), place["name"].decode(), labels, objects)
-
-
-def _fits(sample: Sample) -> bool:
-    few = sample.objects is None or len(sample.objects.classes) <= MOST_OBJECTS
-    return few and sample.image.dtype == torch.uint8 and len(sample.name.encode()) <= NAME_BYTES
 
 
 def _write(place: np.void, sample: Sample) -> None:

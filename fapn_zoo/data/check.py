@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import UnreadableFile, bad_ids, check_sizes, describe_bad_ids, read_image, read_labels
+from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_image, read_labels
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.sources import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_files, lossy_labels, read_label_map
 from fapn_zoo.runtime.progress import bar
+
+Seen = dict[bytes, list[tuple[str, Path]]]  # split and file of every picture, by a digest of its bytes
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         return not any(p.error for p in self.problems)
+
+    def add(self, kind: str, path: Path, detail: object, error: bool = True) -> None:
+        """Adds a finding; paths in `detail` become relative to the root, as `path` does."""
+        shown = str(detail).replace(f"{self.root}{os.sep}", "")
+        self.problems.append(Problem(kind, path.relative_to(self.root).as_posix(), shown, error))
 
     def render(self, limit: int = 10) -> str:
         """Class table (pixels in percent, images with the class) and the findings, at most `limit` per kind."""
@@ -111,10 +118,10 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
         report.problems.append(Problem("classes unknown", "classes.json", str(error)))
     splits = find_splits(root)
     if not splits:
-        report.problems.append(Problem("no splits", ".", f"expected {{train,val,test}}/{{images,labels}}/ in {root}"))
+        report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}")
     pairs = {split: _pair_files(report, split) for split in splits}
     shown = bar(progress, total=sum(map(len, pairs.values())), desc="check", unit="image")
-    seen: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+    seen: Seen = defaultdict(list)
     ids: set[int] = set()
     with shown:
         for split in splits:
@@ -122,66 +129,57 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
                 ids |= _check_pair(report, split, image_path, label_path, seen)
                 shown.update()
     if report.labels is None and ids:
-        report.problems.append(Problem("ids found in the labels", ".", _ranges(sorted(ids)), error=False))
+        report.add("ids found in the labels", root, _ranges(sorted(ids)), error=False)
     _check_repeats(report, seen)
-    _check_classes(report)
+    if report.labels is not None:
+        _check_classes(report)
     return report
-
-
-def _short(report: CheckReport, path: Path) -> str:
-    return path.relative_to(report.root).as_posix()
 
 
 def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
     folder = report.root / split
     images = list_files(folder / "images", IMAGE_SUFFIXES)
     labels = list_files(folder / "labels", (LABEL_SUFFIX,))
-    add = report.problems.append
     if not images:
-        place = f"{split}/images"
-        add(Problem("no pictures", place, f"no pictures in {place} (looked for {', '.join(IMAGE_SUFFIXES)})"))
-    for stem, files in images.items():
-        file = _short(report, files[0])
+        looked = f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})"
+        report.add("no pictures", folder / "images", looked)
+    for stem, (file, *others) in images.items():
         if stem not in labels:
-            add(Problem("picture without label", file, f"{file} has no {split}/labels/{stem}{LABEL_SUFFIX}"))
-        if len(files) > 1:
-            add(Problem("name used twice", file, f"{file} and {', '.join(f.name for f in files[1:])} share one label"))
-    for stem, files in labels.items():
-        file = _short(report, files[0])
+            report.add("picture without label", file, f"{file} has no {split}/labels/{stem}{LABEL_SUFFIX}")
+        if others:
+            report.add("name used twice", file, f"{file} and {', '.join(f.name for f in others)} share one label")
+    for stem, (file, *_) in labels.items():
         if stem not in images:
-            add(Problem("label without picture", file, f"{file} has no {split}/images/{stem}.*"))
+            report.add("label without picture", file, f"{file} has no {split}/images/{stem}.*")
     for name in lossy_labels(folder / "labels"):
-        file = f"{split}/labels/{name}"
-        add(Problem("label that is no PNG", file, f"{file}: only PNG keeps class ids as they are"))
+        file = folder / "labels" / name
+        report.add("label that is no PNG", file, f"{file}: only PNG keeps class ids as they are")
     both = [(file, labels[stem][0]) for stem, files in sorted(images.items()) if stem in labels for file in files]
     size = (report.labels.num_classes if report.labels else 0) + 1
     report.splits[split] = SplitCounts(len(both), np.zeros(size, np.int64), np.zeros(size, np.int64))
     return both
 
 
-def _check_pair(
-    report: CheckReport, split: str, image_path: Path, label_path: Path, seen: dict[bytes, list[tuple[str, str]]]
-) -> set[int]:
+def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: Path, seen: Seen) -> set[int]:
     """Check one picture with its labels, count its classes, remember its bytes; returns the label ids found."""
     image = _read(report, read_image, image_path)
     labels = _read(report, read_labels, label_path)
     if image is not None:
         digest = hashlib.blake2b(image_path.read_bytes(), digest_size=16).digest()
-        seen[digest].append((split, _short(report, image_path)))
+        seen[digest].append((split, image_path))
     if labels is None:
         return set()
     if image is not None:
         try:
             check_sizes(image.shape[1:], labels.shape, image_path, label_path)
         except DataError as error:
-            _add_error(report, "size mismatch", label_path, error)
+            report.add("size mismatch", label_path, error)
     if report.labels is None:
         return set(np.unique(labels).tolist())
-    found = bad_ids(labels, report.labels)
-    if found:
-        file = _short(report, label_path)
-        detail = f"{file}: {describe_bad_ids(found, report.labels)}"
-        report.problems.append(Problem("ids out of range", file, detail))
+    try:
+        check_ids(labels, report.labels, f"{label_path}: ")
+    except DataError as error:
+        report.add("ids out of range", label_path, error)
     _count(report.splits[split], labels, report.labels)
     return set()
 
@@ -190,14 +188,10 @@ def _read(report: CheckReport, reader: Callable[[Path], np.ndarray], path: Path)
     try:
         return reader(path)
     except UnreadableFile as error:
-        _add_error(report, "unreadable file", path, error)
+        report.add("unreadable file", path, error)
     except DataError as error:
-        _add_error(report, "file without class ids", path, error)
+        report.add("file without class ids", path, error)
     return None
-
-
-def _add_error(report: CheckReport, kind: str, path: Path, error: DataError) -> None:
-    report.problems.append(Problem(kind, _short(report, path), str(error).replace(f"{report.root}{os.sep}", "")))
 
 
 def _count(counts: SplitCounts, labels: np.ndarray, label_map: LabelMap) -> None:
@@ -220,22 +214,16 @@ def _ranges(values: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _check_repeats(report: CheckReport, seen: dict[bytes, list[tuple[str, str]]]) -> None:
-    for found in seen.values():
-        if len(found) < 2:
-            continue
+def _check_repeats(report: CheckReport, seen: Seen) -> None:
+    for found in (found for found in seen.values() if len(found) > 1):
         shared = len({split for split, _ in found}) > 1
         kind = "same picture in two splits" if shared else "same picture twice in a split"
-        detail = " = ".join(file for _, file in found)
-        report.problems.append(Problem(kind, found[0][1], detail, error=shared))
+        report.add(kind, found[0][1], " = ".join(str(file) for _, file in found), error=shared)
 
 
 def _check_classes(report: CheckReport) -> None:
-    if report.labels is None:
-        return
     for split, counts in report.splits.items():
         named = enumerate(report.labels.names)
         never = [n for i, n in named if not counts.pixels[i] and i != report.labels.ignore_index]
         if never and counts.samples:
-            detail = f"{split}: {', '.join(never)}"
-            report.problems.append(Problem("classes that never occur", split, detail, error=False))
+            report.add("classes that never occur", report.root / split, f"{split}: {', '.join(never)}", error=False)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.data.reading import bad_ids, describe_bad_ids
+from fapn_zoo.data.reading import check_ids
+from fapn_zoo.runtime.tables import some
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
 
@@ -40,7 +41,7 @@ class Classes:
     answers: np.ndarray | None = None
     truth: np.ndarray | None = None
     mapping: Mapping[str, str | None] | None = None
-    unscored: tuple[str, ...] = field(default=())
+    unscored: tuple[str, ...] = ()
 
     def of_answer(self, found: Tensor) -> Tensor:
         """Class ids of the model -> ids to compare."""
@@ -50,9 +51,7 @@ class Classes:
         """Label values -> ids to compare. ValueError for values that are neither a class nor ignored."""
         if self.truth is None:
             return labels
-        found = bad_ids(labels, labels_of)
-        if found:
-            raise ValueError(describe_bad_ids(found, labels_of))
+        check_ids(labels, labels_of)
         return self.truth[labels]
 
 
@@ -93,23 +92,25 @@ def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Clas
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
     """ValueError naming the differences when model and data do not speak of the same classes in the same order."""
-    ours, theirs = tuple(model.data.labels), tuple(dataset.labels.names)
-    if not ours and model.num_classes == len(theirs):
-        return
-    if ours == theirs:
-        return
-    hint = _hint(full_names(ours, model.num_classes), theirs)
-    if not ours or len(ours) != len(theirs):
-        count = len(ours) or model.num_classes
-        only_model = ", ".join(n for n in ours if n not in theirs) or "-"
-        only_data = ", ".join(n for n in theirs if n not in ours) or "-"
-        raise ValueError(
-            f"the model has {count} classes, {dataset.name} has {len(theirs)}; "
-            f"only in the model: {only_model}; only in the data: {only_data}; {hint}"
-        )
-    different = [f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-    more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-    raise ValueError(f"model and {dataset.name} name classes differently: {', '.join(different[:5])}{more}; {hint}")
+    ours, theirs = full_names(model.data.labels, model.num_classes), dataset.labels.names
+    found = class_difference("the model", ours, dataset.name, theirs, bool(model.data.labels))
+    if found:
+        raise ValueError(f"{found}; {_hint(ours, theirs)}")
+
+
+def class_difference(one: str, ours: Sequence[str], other: str, theirs: Sequence[str], named: bool = True) -> str:
+    """Words for how two lists of class names differ; "" where they do not.
+
+    Args:
+        one, other: what has these classes.
+        named: False where one of the two has no names of its own: that as many classes are the same is taken on trust.
+    """
+    if len(ours) != len(theirs):
+        only = [some(n for n in mine if n not in yours) or "-" for mine, yours in ((ours, theirs), (theirs, ours))]
+        counts = f"{one} has {len(ours)} classes, {other} has {len(theirs)}"
+        return f"{counts}; only in {one}: {only[0]}; only in {other}: {only[1]}"
+    pairs = enumerate(zip(ours, theirs, strict=True)) if named else ()
+    return some(f"class {i} is {a!r} for {one} and {b!r} for {other}" for i, (a, b) in pairs if a != b)
 
 
 def _hint(ours: Sequence[str], theirs: Sequence[str]) -> str:
@@ -119,10 +120,8 @@ def _hint(ours: Sequence[str], theirs: Sequence[str]) -> str:
         return "to evaluate all the same, pair them by name with --map names"
     shown = json.dumps(dict(list(pairs.items())[:SHOWN]), ensure_ascii=False)
     more = f" and so on for {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-    return (
-        f"to evaluate all the same, write --map FILE.json with {shown}{more}, "
-        "where null (always wrong) may be replaced by a class of the data"
-    )
+    null = "where null (always wrong) may be replaced by a class of the data"
+    return f"to evaluate all the same, write --map FILE.json with {shown}{more}, {null}"
 
 
 def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str | None]:
@@ -140,28 +139,23 @@ def _resolved(class_map: Any, ours: Sequence[str], theirs: Sequence[str], data: 
         return pairs
     where = "class_map"
     if isinstance(class_map, (str, os.PathLike)):
-        where, class_map = str(class_map), _read(Path(class_map))
+        where, path = str(class_map), Path(class_map)
+        if not path.is_file():
+            raise FileNotFoundError(f"no class map {path}; write a JSON file, or names to pair equal names")
+        try:
+            class_map = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(class_map, Mapping):
         raise ValueError(f"{where}: expected an object from classes of the model to classes of the data")
-    found = {
-        _one_of(key, ours, f"{where}: the model has no class"): None
-        if value is None
-        else _one_of(value, theirs, f"{where}: {data} has no class")
-        for key, value in class_map.items()
-    }
+    found = {}
+    for key, value in class_map.items():
+        name = _one_of(key, ours, f"{where}: the model has no class")
+        found[name] = None if value is None else _one_of(value, theirs, f"{where}: {data} has no class")
     missing = [name for name in ours if name not in found]
     if missing:
         raise ValueError(f"{where} leaves out {', '.join(missing)}; map them to null to count them as wrong")
     return found
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no class map {path}; write a JSON file, or names to pair equal names")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from None
 
 
 def _one_of(key: Any, names: Sequence[str], complaint: str) -> str:

@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,6 @@ EXTENSIONS = (
 )  # fmt: skip
 URL_TIMEOUT = 30.0  # seconds without an answer
 URL_MAX_BYTES = 64 * 2**20
-
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class ImageError(ValueError):
@@ -60,25 +59,22 @@ def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> Loade
     """
     if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
         name = name or Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name or "image"
-        return LoadedImage(_from_file(io.BytesIO(_download(source)), source, in_chans), name)
+        return LoadedImage(_from_pil(io.BytesIO(_download(source)), source, in_chans), name)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image")
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-        return LoadedImage(_from_file(path, str(path), in_chans), name or path.name)
+        return LoadedImage(_from_pil(path, str(path), in_chans), name or path.name)
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")
         shown = file or f"PIL image of mode {source.mode} and size {source.size}"
         return LoadedImage(_from_pil(source, shown, in_chans), name or Path(file or "image").name)
-    if isinstance(source, Tensor):
-        return LoadedImage(_from_tensor(source, in_chans), name or "image")
-    if isinstance(source, np.ndarray):
-        return LoadedImage(_from_array(source, in_chans), name or "image")
-    raise ImageError(
-        f"cannot read an image from {type(source).__name__}; expected a path, URL, PIL image, numpy array or tensor"
-    )
+    if isinstance(source, (Tensor, np.ndarray)):
+        return LoadedImage(_from_numbers(source, in_chans), name or "image")
+    kinds = "a path, URL, PIL image, numpy array or tensor"
+    raise ImageError(f"cannot read an image from {type(source).__name__}; expected {kinds}")
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -93,11 +89,8 @@ def list_images(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no such folder")
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder")
-    files = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    ]
+    shown = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
+    files = [path for path in shown if path.is_file()]
     if not files:
         raise ImageError(f"no images in folder {folder} (looked for {' '.join(EXTENSIONS)})")
     return sorted(files, key=lambda path: _natural_key(path.name))
@@ -121,10 +114,14 @@ def _download(url: str) -> bytes:
     return data
 
 
-def _from_file(file: Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
+def _from_pil(source: Image.Image | Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
+    """Decodes, turns and converts a PIL image or a file of one to (in_chans, H, W)."""
     try:
-        with Image.open(file) as image:
-            return _from_pil(image, shown, in_chans)
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
+            if not image.width or not image.height:
+                raise ImageError(f"{shown} has no pixels: width {image.width}, height {image.height}")
+            image.load()
+            image = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -133,21 +130,9 @@ def _from_file(file: Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
         raise ImageError(f"{shown}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # what PIL raises for damaged files
         raise ImageError(f"cannot read {shown}: {error}") from error
-
-
-def _from_pil(image: Image.Image, shown: str, in_chans: int) -> Tensor:
-    """Decodes, turns and converts a PIL image to (in_chans, H, W)."""
-    if not image.width or not image.height:
-        raise ImageError(f"{shown} has no pixels: width {image.width}, height {image.height}")
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError(f"cannot read {shown}: {error}") from error
-    if image.mode in _SIXTEEN_BIT_MODES:
-        return with_channels(_sixteen_bit(np.asarray(image), shown)[None], in_chans, shown)
-    if image.mode == "F":
-        return with_channels(_unit_float(np.asarray(image), shown)[None], in_chans, shown)
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        read = _unit_float if image.mode == "F" else _sixteen_bit
+        return with_channels(read(np.asarray(image), shown)[None], in_chans, shown)
     bands = len(image.getbands())
     if in_chans not in (1, 3) and bands == in_chans and image.mode != "P":
         return torch.from_numpy(np.array(image).reshape(image.height, image.width, bands)).permute(2, 0, 1)
@@ -159,41 +144,26 @@ def _from_pil(image: Image.Image, shown: str, in_chans: int) -> Tensor:
     return with_channels(pixels, in_chans, shown)
 
 
-def _from_array(array: np.ndarray, in_chans: int) -> Tensor:
-    """(H, W) or (H, W, C) -> (in_chans, H, W)."""
-    shown = f"array of shape {array.shape} and type {array.dtype}"
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3:
-        raise ImageError(f"{shown}: expected (H, W) or (H, W, C)")
-    if not array.size:
+def _from_numbers(values: np.ndarray | Tensor, in_chans: int) -> Tensor:
+    """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W) -> (in_chans, H, W)."""
+    kind, axis, form, order = "array", 2, "(H, W, C)", "last in arrays, first in tensors"
+    if isinstance(values, Tensor):
+        kind, axis, form, order = "tensor", 0, "(C, H, W)", "first in tensors, last in arrays"
+    shown = f"{kind} of shape {tuple(values.shape)} and type {str(values.dtype).removeprefix('torch.')}"
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+    if values.ndim == 2:
+        values = np.expand_dims(values, axis)
+    if values.ndim != 3:
+        raise ImageError(f"{shown}: expected (H, W) or {form}")
+    if not values.size:
         raise ImageError(f"{shown} has no pixels")
-    if array.shape[2] not in (1, 3, 4, in_chans):
-        hint = "; channels come last in arrays, first in tensors" if array.shape[0] in (1, 3, 4, in_chans) else ""
-        raise ImageError(f"{shown}: expected {_channel_words(in_chans)} channels, not {array.shape[2]}{hint}")
-    return with_channels(_to_pixels(np.moveaxis(array, 2, 0), shown), in_chans, shown)
-
-
-def _from_tensor(tensor: Tensor, in_chans: int) -> Tensor:
-    """(H, W) or (C, H, W) -> (in_chans, H, W)."""
-    shown = f"tensor of shape {tuple(tensor.shape)} and type {str(tensor.dtype).removeprefix('torch.')}"
-    if tensor.ndim == 2:
-        tensor = tensor[None]
-    if tensor.ndim != 3:
-        raise ImageError(f"{shown}: expected (H, W) or (C, H, W)")
-    if not tensor.numel():
-        raise ImageError(f"{shown} has no pixels")
-    if tensor.shape[0] not in (1, 3, 4, in_chans):
-        hint = "; channels come first in tensors, last in arrays" if tensor.shape[2] in (1, 3, 4, in_chans) else ""
-        raise ImageError(f"{shown}: expected {_channel_words(in_chans)} channels, not {tensor.shape[0]}{hint}")
-    tensor = tensor.detach().cpu()
-    if tensor.is_floating_point():
-        tensor = tensor.float()  # numpy has no bfloat16
-    return with_channels(_to_pixels(tensor.numpy(), shown), in_chans, shown)
-
-
-def _channel_words(in_chans: int) -> str:
-    return ", ".join(str(count) for count in sorted({1, 3, 4, in_chans}))
+    counts = sorted({1, 3, 4, in_chans})
+    if values.shape[axis] not in counts:
+        hint = f"; channels come {order}" if values.shape[2 - axis] in counts else ""
+        raise ImageError(f"{shown}: expected {str(counts)[1:-1]} channels, not {values.shape[axis]}{hint}")
+    return with_channels(_to_pixels(np.moveaxis(values, axis, 0), shown), in_chans, shown)
 
 
 def _to_pixels(array: np.ndarray, shown: str) -> Tensor | np.ndarray:
@@ -228,24 +198,19 @@ def _unit_float(array: np.ndarray, shown: str) -> Tensor:
 
 def with_channels(pixels: Tensor, in_chans: int, shown: str) -> Tensor:
     """Pixels (C, H, W) of 0..255 -> (in_chans, H, W) by the rules of `load_image`; `shown` names them in an error."""
-    channels = pixels.shape[0]
-    if channels == in_chans:
+    if in_chans in (1, 3) and len(pixels) == 4:
+        colour, alpha = pixels[:3].float(), pixels[3:].float() / 255
+        pixels = _like(pixels, colour * alpha + 255 * (1 - alpha))  # over white
+    if len(pixels) == in_chans:
         return pixels.contiguous()
-    if in_chans in (1, 3) and channels == 4:
-        pixels = _over_white(pixels)
-        channels = 3
-    if channels == in_chans:
-        return pixels
-    if in_chans == 3 and channels == 1:
+    if in_chans == 3 and len(pixels) == 1:
         return pixels.expand(3, -1, -1).contiguous()
-    if in_chans == 1 and channels == 3:
+    if in_chans == 1 and len(pixels) == 3:
         luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        grey = (pixels.float() * luma).sum(0, keepdim=True)
-        return grey.round().to(torch.uint8) if pixels.dtype == torch.uint8 else grey
-    raise ImageError(f"{shown} has {channels} channels, the model takes {in_chans}")
+        return _like(pixels, (pixels.float() * luma).sum(0, keepdim=True))
+    raise ImageError(f"{shown} has {len(pixels)} channels, the model takes {in_chans}")
 
 
-def _over_white(rgba: Tensor) -> Tensor:
-    colour, alpha = rgba[:3].float(), rgba[3:].float() / 255
-    mixed = colour * alpha + 255 * (1 - alpha)
-    return mixed.round().to(torch.uint8) if rgba.dtype == torch.uint8 else mixed
+def _like(pixels: Tensor, values: Tensor) -> Tensor:
+    """Rounded where the pixels are of 8 bits."""
+    return values.round().to(torch.uint8) if pixels.dtype == torch.uint8 else values

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fapn_zoo.runtime.files import write_text
-
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
 
@@ -32,10 +30,6 @@ def default_palette(n: int) -> tuple[Colour, ...]:
         colours[tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))] = None
         i += 1
     return tuple(colours)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -72,32 +66,23 @@ class LabelMap:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "palette", _checked_palette(self.palette, names))
         object.__setattr__(self, "things", _checked_things(self.things, names))
-        self._check_ignore()
-
-    def _check_ignore(self) -> None:
-        value, count = self.ignore_index, len(self.names)
-        if not _is_int(value) or not 0 <= value <= MAX_ID:
+        value, count = self.ignore_index, len(names)
+        if type(value) is not int or not 0 <= value <= MAX_ID:
             raise ValueError(f"ignore_index must be an integer in 0..{MAX_ID}, not {value!r}")
         if 0 < value < count:
-            raise ValueError(
-                f"ignore_index {value} is also the id of class {self.names[value]!r}; "
-                f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
-            )
+            hint = f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
+            raise ValueError(f"ignore_index {value} is also the id of class {names[value]!r}; {hint}")
 
     @property
     def num_classes(self) -> int:
         return len(self.names)
 
     @classmethod
-    def default(cls, num_classes: int, ignore_index: int | None = None) -> LabelMap:
-        """`num_classes` classes named class_0, class_1, ... in the default colours.
-
-        `ignore_index` None means 255, or 65535 where 255 is itself a class.
-        """
-        if not _is_int(num_classes) or num_classes < 1:
+    def default(cls, num_classes: int) -> LabelMap:
+        """Classes named class_0, class_1, ...; the ignore index is 255, or 65535 where 255 is itself a class."""
+        if type(num_classes) is not int or num_classes < 1:
             raise ValueError(f"num_classes must be an integer >= 1, not {num_classes!r}")
-        names = tuple(f"class_{i}" for i in range(num_classes))
-        return cls(names, (), _default_ignore(num_classes) if ignore_index is None else ignore_index)
+        return cls(tuple(f"class_{i}" for i in range(num_classes)), (), _default_ignore(num_classes))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> LabelMap:
@@ -126,20 +111,6 @@ class LabelMap:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def to_json(self, path: str | os.PathLike) -> Path:
-        """Write the file that `from_json` reads, whole or not at all; returns its path."""
-        path = Path(path)
-        data = {
-            "names": list(self.names),
-            "palette": [list(colour) for colour in self.palette],
-            "ignore_index": self.ignore_index,
-            "num_classes": self.num_classes,
-        }
-        if self.things:
-            data["things"] = list(self.things)
-        write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-        return path
-
 
 def _default_ignore(num_classes: int) -> int:
     return 255 if num_classes <= 255 else MAX_ID
@@ -154,7 +125,7 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
         raise ValueError(f"the palette has {len(palette)} colours for {len(names)} class names")
     for name, colour in zip(names, palette, strict=True):
         fits = isinstance(colour, (list, tuple)) and len(colour) == 3
-        if not fits or not all(_is_int(v) and 0 <= v <= 255 for v in colour):
+        if not fits or not all(type(v) is int and 0 <= v <= 255 for v in colour):
             raise ValueError(f"colour of class {name!r} must be three integers in 0..255, not {colour!r}")
     return tuple(tuple(colour) for colour in palette)
 
@@ -162,7 +133,7 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
 def _checked_things(things: Sequence, names: tuple[str, ...]) -> tuple[int, ...]:
     if not isinstance(things, (list, tuple)):
         raise ValueError(f"things must be a list of class ids, not {things!r}")
-    bad = [i for i in things if not _is_int(i) or not 0 <= i < len(names) or things.count(i) > 1]
+    bad = [i for i in things if type(i) is not int or not 0 <= i < len(names) or things.count(i) > 1]
     if bad:
         raise ValueError(f"things must be different class ids in 0..{len(names) - 1}; got {', '.join(map(repr, bad))}")
     return tuple(sorted(things))

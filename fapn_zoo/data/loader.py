@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fapn_zoo.data.cache import CachedDataset
 from fapn_zoo.data.sample import DataError, Dataset, Sample
 
 Transform = Callable[[Sample, int], Sample]
+Collate = Callable[[Sequence[Sample]], Any]
 _ORDER, _CHANGE = 0, 1  # keeps the two uses of the seed apart
 
 
@@ -74,81 +75,39 @@ class StepBatches(TorchDataset):
         state = np.random.SeedSequence((self.seed, _CHANGE, position)).generate_state(2)
         return self.transform(sample, int(state[0]) << 32 | int(state[1]))
 
-    def steps(self) -> range:
-        return range(self.start_step, self.total_steps)
-
     def positions(self) -> Iterator[list[int]]:
         """This rank's positions, one list per step (a batch sampler)."""
         share = self.batch_size // self.world_size
-        for step in self.steps():
+        for step in range(self.start_step, self.total_steps):
             first = step * self.batch_size + self.rank * share
             yield list(range(first, first + share))
 
 
-class _Positions:
-    """A batch sampler that can be iterated anew and knows its length."""
-
-    def __init__(self, stream: StepBatches) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.stream.positions()
-
-    def __len__(self) -> int:
-        return len(self.stream.steps())
-
-
-def train_batches(
-    dataset: Dataset,
-    transform: Transform,
-    collate: Callable[[Sequence[Sample]], Any],
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    total_steps: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    cache: bool = False,
-    pin_memory: bool = False,
-) -> Iterator[Any]:
-    """Iterates over the batches of the steps start_step .. total_steps - 1 (see `StepBatches`).
+def train_batches(stream: StepBatches, collate: Collate, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:
+    """Iterates over this rank's batches.
 
     Args:
         collate: makes a batch of batch_size / world_size transformed samples.
         workers: loader processes; the tensors are the same for any number of them.
-        cache: keep decoded samples in memory, at most 1 GiB of them (see `CachedDataset`).
         pin_memory: page-locked output, for a faster copy to a CUDA device.
 
     Raises:
         DataError: when a bad file is reached. The global random state of torch and numpy is left as it was.
     """
-    if cache:
-        dataset = CachedDataset(dataset, transform.needs)
-    stream = StepBatches(dataset, transform, batch_size, seed, start_step, total_steps, rank, world_size)
     loader = DataLoader(
         stream,
-        batch_sampler=_Positions(stream),
+        batch_sampler=stream.positions(),
         num_workers=workers,
-        collate_fn=_Collate(collate),
+        collate_fn=partial(_collated, collate),
         pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global generator
+        generator=torch.Generator().manual_seed(stream.seed),  # else the loader draws from the global generator
     )
-    return _without_errors(loader)
-
-
-class _Collate:
-    """`collate`, unless a sample could not be read: then its error. A class, since workers may be sent it."""
-
-    def __init__(self, collate: Callable[[Sequence[Sample]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list[Sample | DataError]) -> Any:
-        return next((item for item in items if isinstance(item, DataError)), None) or self.collate(items)
-
-
-def _without_errors(loader: DataLoader) -> Iterator[Any]:
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+def _collated(collate: Collate, items: list[Sample | DataError]) -> Any:
+    """The batch, unless a sample could not be read: then its error."""
+    return next((item for item in items if isinstance(item, DataError)), None) or collate(items)

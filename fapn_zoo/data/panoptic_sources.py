@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import read_image
+from fapn_zoo.data.reading import read_ids, read_image
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
-from fapn_zoo.data.segment_png import read_ids
+from fapn_zoo.runtime.tables import some
 
 
 class CocoPanoptic:
@@ -86,13 +86,13 @@ class CocoPanoptic:
         ids = order[places].astype(np.int32)
         strange = colours[known[ids] != colours]
         if strange.size:
-            what = f"{path} has pixels of segment {_some(np.unique(strange))}"
+            what = f"{path} has pixels of segment {some(np.unique(strange))}"
             raise DataError(f"{what}, which {self.file} does not list")
         classes = np.array([self._class_of[s["category_id"]] for s in listed], np.int64)
         objects = Objects(ids, classes, np.array([bool(s.get("iscrowd", 0)) for s in listed], bool))
         empty = [s["id"] for s, area in zip(listed, objects.areas, strict=True) if not area]
         if empty:
-            raise DataError(f"{path} has no pixel of segment {_some(empty)}, which {self.file} lists")
+            raise DataError(f"{path} has no pixel of segment {some(empty)}, which {self.file} lists")
         return objects
 
 
@@ -109,9 +109,7 @@ def _annotation_file(root: Path, split: str) -> Path:
         raise FileNotFoundError(f"no data folder {root}")
     folders = (root, root / "annotations")
     found = {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
-    fitting = [name for name in found if name == split] or [
-        name for name in found if re.fullmatch(re.escape(split) + r"\d+", name)
-    ]
+    fitting = [split] if split in found else [n for n in found if re.fullmatch(re.escape(split) + r"\d+", n)]
     plain = [folder / "panoptic.json" for folder in folders if (folder / "panoptic.json").is_file()]
     if len(fitting) == 1:
         return found[fitting[0]]
@@ -168,7 +166,7 @@ def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[LabelMap, di
     class_of = {entry["id"]: i for i, entry in enumerate(table)}
     if len(class_of) < len(table):
         ids = [entry["id"] for entry in table]
-        raise DataError(f"{file}: category id {_some([i for i in class_of if ids.count(i) > 1])} is listed twice")
+        raise DataError(f"{file}: category id {some([i for i in class_of if ids.count(i) > 1])} is listed twice")
     colours = [tuple(entry["color"]) if isinstance(entry.get("color"), list) else () for entry in table]
     ignore = 255 if len(table) <= 255 else 65535
     things = tuple(i for i, entry in enumerate(table) if entry["isthing"])
@@ -193,15 +191,10 @@ def _entries(file: Path, table: Mapping[str, Any], class_of: Mapping[int, int]) 
         ids = [segment["id"] for segment in annotation["segments_info"]]
         if len(set(ids)) < len(ids) or not all(0 < i < 2**24 for i in ids):
             wrong = [i for i in dict.fromkeys(ids) if ids.count(i) > 1 or not 0 < i < 2**24]
-            raise DataError(f"{file}: {name} lists segment {_some(wrong)} twice, or it is not in 1..{2**24 - 1}")
+            raise DataError(f"{file}: {name} lists segment {some(wrong)} twice, or it is not in 1..{2**24 - 1}")
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in class_of:
                 what = f"segment {segment['id']} of {name} is of category {segment['category_id']}"
                 raise DataError(f"{file}: {what}, which is none of the {len(class_of)} categories")
         found[image_id] = (images[image_id], annotation)
     return list(found.values())
-
-
-def _some(ids: Any) -> str:
-    shown = [str(int(i)) for i in ids]
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -1,17 +1,19 @@
-"""Reading the files of a data set: images, label PNGs, and what is wrong with them."""
+"""Reading the files of a data set: images, PNGs of labels and of segments, and what is wrong with them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fapn_zoo.data.images import ImageError, load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import DataError
+from fapn_zoo.runtime.tables import some
 
 
 class UnreadableFile(DataError):
@@ -48,10 +50,8 @@ def read_labels(path: Path) -> np.ndarray:
         return values.astype(np.uint8) // (255 // (2**depth - 1))
     if mode.startswith("I"):
         return values.astype(np.int32)
-    raise DataError(
-        f"{path} holds colours (mode {mode}), not class ids; save labels as 8-bit grey or palette PNG "
-        "whose pixel value is the class id"
-    )
+    hint = "save labels as 8-bit grey or palette PNG whose pixel value is the class id"
+    raise DataError(f"{path} holds colours (mode {mode}), not class ids; {hint}")
 
 
 def _grey_depth(path: Path) -> int:
@@ -60,33 +60,55 @@ def _grey_depth(path: Path) -> int:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> UnreadableFile:
-    if isinstance(error, Image.UnidentifiedImageError):
-        reason = "not a picture in a known format"
-    else:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "not a picture in a known format" if unknown else (str(error) or type(error).__name__).splitlines()[0]
     return UnreadableFile(f"cannot read {what} {path}: {reason}")
 
 
-def bad_ids(labels: np.ndarray, label_map: LabelMap) -> dict[int, int]:
-    """{value: pixel count} of the values that are neither a class id nor the ignore index."""
-    counts = np.bincount(labels.ravel()) if labels.min(initial=0) >= 0 else None
-    if counts is None:
+def read_ids(path: str | os.PathLike) -> np.ndarray:
+    """The segment ids of a COCO panoptic PNG file, int32 (H, W): red + 256 green + 65536 blue.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or not one of 8-bit RGB (or RGBA, whose alpha is not read).
+    """
+    from torchvision.io import decode_png, read_file  # takes seconds
+
+    path = os.fspath(path)
+    try:
+        pixels = decode_png(read_file(path)).numpy()  # a fifth faster than Pillow
+    except RuntimeError:  # another format, a damaged file, or a torchvision without libpng: Pillow knows
+        try:
+            with Image.open(path) as image:
+                pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} is not an image") from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {path}") from None
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+    if pixels.dtype != np.uint8 or len(pixels) < 3:
+        raise ValueError(f"{path} must be 8-bit RGB, got {len(pixels)} channels of {pixels.dtype}")
+    red, green, blue = pixels[:3]
+    ids = blue.astype(np.int32)
+    for channel in (green, red):
+        ids <<= 8
+        ids |= channel
+    return ids
+
+
+def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
+    """DataError, which begins with `where`, for values that are neither a class id nor the ignore index."""
+    if labels.min(initial=0) < 0:
         values, number = np.unique(labels, return_counts=True)
-    else:
-        values = np.flatnonzero(counts)
-        number = counts[values]
-    return {
-        int(v): int(n)
-        for v, n in zip(values, number, strict=True)
-        if not 0 <= v < label_map.num_classes and v != label_map.ignore_index
-    }
-
-
-def describe_bad_ids(found: dict[int, int], label_map: LabelMap) -> str:
-    shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(found.items())[:8])
-    more = f" and {len(found) - 8} more values" if len(found) > 8 else ""
-    allowed = f"allowed: 0..{label_map.num_classes - 1}, ignore_index {label_map.ignore_index}"
-    return f"class ids out of range: {shown}{more}; {allowed}"
+    else:  # takes a fraction of the time
+        counts = np.bincount(labels.ravel())
+        values, number = np.flatnonzero(counts), counts[counts > 0]
+    known = {*range(label_map.num_classes), label_map.ignore_index}
+    found = [f"{v} ({n} pixels)" for v, n in zip(values.tolist(), number.tolist(), strict=True) if v not in known]
+    if found:
+        allowed = f"allowed: 0..{label_map.num_classes - 1}, ignore_index {label_map.ignore_index}"
+        raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}")
 
 
 def label_size(path: Path) -> tuple[int, int]:

@@ -38,15 +38,6 @@ class Objects:
         """(M,) int64, in pixels."""
         return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
 
-    @cached_property
-    def boxes(self) -> np.ndarray:
-        """(M, 4) int64 x1, y1, x2, y2 in pixels, right and lower edge outside; zeros for an object without a pixel."""
-        from scipy import ndimage
-
-        found = ndimage.find_objects(self.ids, len(self.classes))
-        corners = [(0, 0, 0, 0) if f is None else (f[1].start, f[0].start, f[1].stop, f[0].stop) for f in found]
-        return np.array(corners, np.int64).reshape(-1, 4)
-
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -71,11 +62,8 @@ class Sample:
 
     def only(self, needs: Collection[str]) -> Sample:
         """Without what is not needed: "labels", "segments"."""
-        return dataclasses.replace(
-            self,
-            labels=self.labels if "labels" in needs else None,
-            objects=self.objects if "segments" in needs else None,
-        )
+        labels = self.labels if "labels" in needs else None
+        return dataclasses.replace(self, labels=labels, objects=self.objects if "segments" in needs else None)
 
 
 class Dataset(Protocol):
@@ -95,15 +83,12 @@ class Dataset(Protocol):
 
     def sample(self, index: int) -> Sample:
         """Reads sample `index` (0..len-1); `DataError` names a file that is bad."""
-        ...
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of sample `index`, without decoding it."""
-        ...
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The files that sample `index` is read from; none where it is generated."""
-        ...
 
 
 LABELS = frozenset({"labels"})
@@ -114,7 +99,5 @@ def check_holds(dataset: Dataset, needs: Collection[str], what: str) -> None:
     """ValueError where a data set lacks what `what` needs of its samples."""
     missing = sorted(set(needs) - dataset.holds)
     if missing:
-        raise ValueError(
-            f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; "
-            "give a folder in COCO's panoptic format, or scenes:N"
-        )
+        hint = "give a folder in COCO's panoptic format, or scenes:N"
+        raise ValueError(f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; {hint}")

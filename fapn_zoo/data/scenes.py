@@ -114,10 +114,8 @@ class _Canvas:
 
     def shadow(self, x: float, z: float, rx: float, rz: float, height: float) -> None:
         """A dark patch on the ground and, in sunshine, the shadow cast."""
-        near, far = (
-            [self.at(x + a * rx + k * self.sun[0], 0, z + b * rz + k * self.sun[1]) for a, b in BOX]
-            for k in (0, height)
-        )
+        u, v = self.sun
+        near, far = ([self.at(x + a * rx + k * u, 0, z + b * rz + k * v) for a, b in BOX] for k in (0, height))
         for i in (0, 1) if self.sunny > 0.4 else ():
             ImageDraw.Draw(self.shade).polygon([near[i], near[i + 2], far[i + 2], far[i]], int(215 - 95 * self.sunny))
         ImageDraw.Draw(self.shade).polygon(near, 75)
@@ -286,10 +284,8 @@ def _truth(
     seen = sorted({keys[i] for i in np.flatnonzero(np.bincount(objects.ravel()))} - {(VOID, 0)})
     ids = np.array([seen.index(key) + 1 if key in seen else 0 for key in keys], np.int32)[objects]
     (h, w), n, stuff, segments = ids.shape, len(seen) + 1, sum(k not in THINGS for k, _ in seen), []
-    spans = [
-        np.bincount((ids * m + steps).ravel(), minlength=n * m).reshape(n, m)
-        for m, steps in ((w, np.arange(w)), (h, np.arange(h)[:, None]))
-    ]
+    axes = (w, np.arange(w)), (h, np.arange(h)[:, None])
+    spans = [np.bincount((ids * m + steps).ravel(), minlength=n * m).reshape(n, m) for m, steps in axes]
     for i, (k, _) in enumerate(seen, 1):
         (x, right), (y, low) = (np.flatnonzero(m[i])[[0, -1]].tolist() for m in spans)
         area, box = int(spans[0][i].sum()), (x, y, right - x + 1, low - y + 1)

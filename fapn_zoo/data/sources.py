@@ -1,4 +1,4 @@
-"""Where data sets come from: folders of images and labels, generated scenes, and `open_dataset`, the door to all."""
+"""Where data sets come from: folders, generated scenes, several of them joined, and `open_dataset`, the door to all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from fapn_zoo.data import scenes
-from fapn_zoo.data.joined import JoinedDataset
+from fapn_zoo.data.classes import class_difference
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
-from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, label_size, read_image, read_labels
+from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -23,7 +23,6 @@ SCENE_GRAMMAR = (
     "scenes:N or scenes:N@HxW, N >= 1 scenes of height H and width W, "
     f"each {SCENE_SIDES[0]}..{SCENE_SIDES[1]} pixels, such as scenes:40 or scenes:40@180x240"
 )
-SCENE_SIZE = (360, 480)
 _SCENE_SPLITS = {"train": 0, "val": 1, "test": 2}
 _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
 
@@ -56,10 +55,8 @@ def read_label_map(root: Path, num_classes: int | None = None) -> LabelMap:
     file = root / "classes.json"
     if not file.is_file():
         if num_classes is None:
-            raise DataError(
-                f"how many classes has {root}? Either write {file} "
-                '({"names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}) or give num_classes'
-            )
+            form = '{"names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}'
+            raise DataError(f"how many classes has {root}? Either write {file} ({form}) or give num_classes")
         return LabelMap.default(num_classes)
     try:
         labels = LabelMap.from_json(file)
@@ -93,24 +90,23 @@ class FolderDataset:
             found = f"it has {', '.join(splits)}" if splits else "expected {train,val,test}/{images,labels}/ in it"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")
         self.labels = read_label_map(self.root, num_classes)
-        self._pairs = self._find_pairs()
-
-    def _find_pairs(self) -> list[tuple[Path, Path]]:
-        folder = self.root / self.split
+        folder = self.root / split
         images = list_files(folder / "images", IMAGE_SUFFIXES)
         labels = list_files(folder / "labels", (LABEL_SUFFIX,))
         if not images:
             raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})")
         twice = [" and ".join(p.name for p in files) for files in images.values() if len(files) > 1]
-        problems = [
-            _first_few("label files that are no PNG", lossy_labels(folder / "labels")),
-            _first_few("pictures without label", [f[0].name for s, f in images.items() if s not in labels]),
-            _first_few("labels without picture", [f[0].name for s, f in labels.items() if s not in images]),
-            _first_few("pictures with the same name", twice),
-        ]
-        if any(problems):
-            raise DataError(f"{folder}: {'; '.join(p for p in problems if p)}")
-        return [(images[stem][0], labels[stem][0]) for stem in sorted(images)]
+        problems = {
+            "label files that are no PNG": lossy_labels(folder / "labels"),
+            "pictures without label": [f[0].name for s, f in images.items() if s not in labels],
+            "labels without picture": [f[0].name for s, f in labels.items() if s not in images],
+            "pictures with the same name": twice,
+        }
+        shown = {what: ", ".join(sorted(names)[:5]) + ", ..." * (len(names) > 5) for what, names in problems.items()}
+        found = [f"{len(names)} {what}: {shown[what]}" for what, names in problems.items() if names]
+        if found:
+            raise DataError(f"{folder}: {'; '.join(found)}")
+        self._pairs = [(images[stem][0], labels[stem][0]) for stem in sorted(images)]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -126,16 +122,8 @@ class FolderDataset:
         image_path, label_path = self._pairs[index]
         image, labels = read_image(image_path), read_labels(label_path)
         check_sizes(image.shape[1:], labels.shape, image_path, label_path)
-        found = bad_ids(labels, self.labels)
-        if found:
-            raise DataError(f"{label_path}: {describe_bad_ids(found, self.labels)}")
+        check_ids(labels, self.labels, f"{label_path}: ")
         return Sample(image, image_path.stem, labels)
-
-
-def _first_few(what: str, names: Sequence[str], few: int = 5) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what}: {', '.join(sorted(names)[:few])}{', ...' if len(names) > few else ''}"
 
 
 class ScenesDataset:
@@ -152,7 +140,7 @@ class ScenesDataset:
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0
         low, high = SCENE_SIDES
-        self._size = tuple(int(v) for v in match.groups()[1:]) if match and match[2] else SCENE_SIZE
+        self._size = tuple(int(v) for v in match.groups()[1:]) if match and match[2] else (360, 480)
         if not 1 <= count <= _SCENES_PER_SPLIT or not all(low <= v <= high for v in self._size):
             raise DataError(f"cannot understand {spec!r}; write {SCENE_GRAMMAR}")
         if split not in _SCENE_SPLITS:
@@ -186,6 +174,47 @@ class ScenesDataset:
         return Sample(image, f"scene_{seed:09d}", scene.semantic, objects)
 
 
+class JoinedDataset:
+    """Several data sets one after the other; their class names must be the same, in the same order."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = tuple(parts)
+        self.labels = parts[0].labels
+        self.holds = frozenset.intersection(*(part.holds for part in parts))
+        self.name = "+".join(p.name for p in parts)
+        self._ends = np.cumsum([len(p) for p in parts])
+        first, ours = parts[0].name, self.labels
+        for part in parts[1:]:
+            found = class_difference(first, ours.names, part.name, part.labels.names)
+            if ours.ignore_index != part.labels.ignore_index:
+                found = f"ignore_index {ours.ignore_index} against {part.labels.ignore_index}"
+            elif not found and "segments" in self.holds and ours.things != part.labels.things:
+                found = "their things are other classes"
+            if found:
+                raise DataError(f"cannot join {first} and {part.name}: {found}")
+
+    def _where(self, index: int) -> tuple[Dataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part], index - int(self._ends[part] - len(self.parts[part]))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def size(self, index: int) -> tuple[int, int]:
+        part, i = self._where(index)
+        return part.size(i)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        part, i = self._where(index)
+        return part.files(i)
+
+    def sample(self, index: int) -> Sample:
+        part, i = self._where(index)
+        return part.sample(i)
+
+
 def open_dataset(
     source: str | Path, split: str, needs: Collection[str] = ("labels",), num_classes: int | None = None
 ) -> Dataset:
@@ -206,18 +235,12 @@ def open_dataset(
     names = [text] if Path(text).is_dir() else [p.strip() for p in text.split(",")]  # a folder may hold a comma
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
-    opened = [_open_one(name, part, needs, num_classes) for name in names for part in split.split("+")]
+    opened = [_kind(name, needs)(name, part, num_classes) for name in names for part in split.split("+")]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
 
 
-def _open_one(name: str, split: str, needs: Collection[str], num_classes: int | None) -> Dataset:
-    if _is_scenes(name):
-        return ScenesDataset(name, split, num_classes)
-    if "segments" in needs or is_panoptic(Path(name)):
-        return CocoPanoptic(name, split, num_classes)
-    return FolderDataset(name, split, num_classes)
-
-
-def _is_scenes(name: str) -> bool:
+def _kind(name: str, needs: Collection[str]) -> type[Dataset]:
     # A near miss such as "scenes" or "scene:40" is told the grammar, unless there is a folder of that name.
-    return name.startswith("scenes:") or bool(re.match(r"scenes?\b", name) and not Path(name).exists())
+    if name.startswith("scenes:") or (re.match(r"scenes?\b", name) and not Path(name).exists()):
+        return ScenesDataset
+    return CocoPanoptic if "segments" in needs or is_panoptic(Path(name)) else FolderDataset

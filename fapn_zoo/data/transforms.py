@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,8 @@ class TrainTransform:
         resized = tuple(max(1, round(n * factor)) for n in size)
         window = self._window(rng, sample.labels, size, resized)
         mirror = rng.random() < self.flip
-        colour = self._draw_colour(rng)
+        colour = [1 + rng.uniform(-v, v) for v in (self.brightness, self.contrast, self.saturation)]
+        colour.append(rng.uniform(-self.hue, self.hue))
 
         # Per axis: where the image starts in the output, and which resized pixels [first, last) are shown there.
         (top, y0, y1), (left, x0, x1) = window
@@ -143,10 +145,6 @@ class TrainTransform:
                 return divmod(int(found[rng.integers(len(found))]), labels.shape[1])
         return None
 
-    def _draw_colour(self, rng: np.random.Generator) -> tuple[float, float, float, float]:
-        b, c, s = (1 + rng.uniform(-v, v) for v in (self.brightness, self.contrast, self.saturation))
-        return b, c, s, rng.uniform(-self.hue, self.hue)
-
 
 def _source_index(first: int, last: int, size: int, resized: int) -> np.ndarray:
     """Nearest source pixel of the resized pixels first..last-1, by pixel centres, in exact integer arithmetic."""
@@ -166,13 +164,13 @@ def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, i
     return np.stack([Image.fromarray(band).resize(size, Image.Resampling.BILINEAR, box=box) for band in image])
 
 
-def _change_colour(pixels: np.ndarray, factors: tuple[float, float, float, float], out: np.ndarray) -> None:
+def _change_colour(pixels: np.ndarray, factors: Sequence[float], out: np.ndarray) -> None:
     """Brightness, contrast, saturation and hue, in this order: (3, h, w) uint8 -> `out` float32 in 0..255.
 
     Each of the four is affine in RGB, so they are one 3x3 matrix and one offset, and each pixel is touched once.
     """
     brightness, contrast, saturation, hue = factors
-    if factors == (1, 1, 1, 0):
+    if [*factors] == [1, 1, 1, 0]:
         out[:] = pixels
         return
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fapn_zoo.data.segment_png import read_ids
+from fapn_zoo.data.reading import read_ids
 from fapn_zoo.metrics.boundary import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
 from fapn_zoo.metrics.detection import AveragePrecision
 from fapn_zoo.metrics.panoptic import PanopticQuality

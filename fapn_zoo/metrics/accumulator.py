@@ -14,6 +14,9 @@ from torch import Tensor
 UNIT = 1 << 40
 
 
+Ids = Tensor | np.ndarray
+
+
 class Tally(Protocol):
     """What has been counted of some images; scores are made of it."""
 
@@ -40,11 +43,7 @@ class Accumulator:
         self.counts = torch.zeros(shape, dtype=torch.int64)
 
     def merge(self, other: Self) -> Self:
-        """Adds the counts of another accumulator of the same settings; returns self.
-
-        Raises:
-            ValueError: when the two do not count the same thing.
-        """
+        """Adds the counts of another accumulator; returns self. ValueError when the two do not count the same thing."""
         check_mergeable(self, other)
         self.counts += other.counts
         return self
@@ -54,11 +53,7 @@ class Accumulator:
         return {"counts": self.counts.numpy().copy()}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Replaces the counts by a copy of those of `arrays()`; returns self.
-
-        Raises:
-            ValueError: another name, dtype or shape.
-        """
+        """Replaces the counts by what `arrays` gave; returns self. ValueError: another name, dtype or shape."""
         check_arrays(arrays, self.arrays())
         self.counts = torch.tensor(arrays["counts"])
         return self
@@ -99,26 +94,19 @@ def check_mergeable(mine: Any, other: Any) -> None:
     """ValueError that shows what differs, unless both are of one class and have equal `settings`."""
     if type(other) is not type(mine):
         raise ValueError(f"cannot merge {type(other).__name__} into {type(mine).__name__}")
-    names = [
-        name for name in {**mine.settings, **other.settings} if mine.settings.get(name) != other.settings.get(name)
-    ]
+    names = [name for name, value in mine.settings.items() if other.settings[name] != value]
     if names:
-        shown = [{name: one.settings.get(name) for name in names} for one in (other, mine)]
+        shown = [{name: one.settings[name] for name in names} for one in (other, mine)]
         raise ValueError(f"cannot merge {shown[0]} into {shown[1]}")
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray], any_length: bool = False) -> None:
-    """ValueError unless the names, dtypes and shapes are those of `like`.
-
-    Args:
-        any_length: whether the first side of a shape may differ.
-    """
+    """ValueError unless the names, dtypes and shapes, `any_length`: but for their first side, are those of `like`."""
     if arrays.keys() != like.keys():
         raise ValueError(f"cannot load arrays {', '.join(arrays) or 'none'}: expected {', '.join(like)}")
     for name, right in like.items():
         array = arrays[name]
         same = array.dtype == right.dtype and array.ndim == right.ndim
         if not same or array.shape[any_length:] != right.shape[any_length:]:
-            raise ValueError(
-                f"cannot load {name}: expected {right.dtype} {right.shape}, got {array.dtype} {array.shape}"
-            )
+            shown = [f"{one.dtype} {one.shape}" for one in (right, array)]
+            raise ValueError(f"cannot load {name}: expected {shown[0]}, got {shown[1]}")

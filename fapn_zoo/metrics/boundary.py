@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, Ids, as_array
 from fapn_zoo.metrics.semantic import as_ids, bad_prediction, bad_truth, check_shapes, flat, scores, tables_for
+
+BAND_WIDTHS = (3, 5, 8, 12)
+F_TOLERANCES = (3, 5, 9, 12)
 
 
 class _OfClassMaps(Accumulator):
@@ -53,11 +56,7 @@ class BoundaryBands(_OfClassMaps):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int] = (3, 5, 8, 12),
-        ignore_index: int = 255,
-        void_borders: bool = False,
+        self, num_classes: int, widths: Sequence[int] = BAND_WIDTHS, ignore_index: int = 255, void_borders: bool = False
     ) -> None:
         widths = list(widths)
         whole = all(isinstance(w, int) and w > 0 for w in widths)
@@ -67,7 +66,7 @@ class BoundaryBands(_OfClassMaps):
         super().__init__(shape, num_classes, ignore_index, widths=widths, void_borders=void_borders)
         self.widths, self.void_borders = tuple(widths), void_borders
 
-    def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+    def update(self, pred: Ids, target: Ids) -> None:
         """Adds one or more class maps.
 
         Args:
@@ -142,7 +141,7 @@ class BoundaryIoU(_OfClassMaps):
         super().__init__((3, num_classes), num_classes, ignore_index, dilation_ratio=dilation_ratio)
         self.dilation_ratio = dilation_ratio
 
-    def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+    def update(self, pred: Ids, target: Ids) -> None:
         """Adds one or more class maps; arguments and errors as for `BoundaryBands.update`."""
         from fapn_zoo.metrics import kernels
 
@@ -181,8 +180,6 @@ class BoundaryFScore(_OfClassMaps):
     of the class within the tolerance (Euclidean distance), recall the reverse, F = 2 P R / (P + R) per image and class.
     Ignored pixels are of no class, in the prediction too.
 
-    Shares are summed as multiples of 2**-40, so that merging is exact in any order.
-
     Args:
         num_classes: K; class ids run 0..K-1.
         tolerances: ascending, in pixels; values below 1 are shares of the image's diagonal, rounded up to pixels.
@@ -193,14 +190,14 @@ class BoundaryFScore(_OfClassMaps):
         ValueError: for num_classes outside 1..65535 or tolerances that are not ascending positive numbers.
     """
 
-    def __init__(self, num_classes: int, tolerances: Sequence[float] = (3, 5, 9, 12), ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, tolerances: Sequence[float] = F_TOLERANCES, ignore_index: int = 255) -> None:
         tolerances = list(tolerances)
         if not tolerances or tolerances[0] <= 0 or tolerances != sorted(set(tolerances)):
             raise ValueError(f"tolerances must be ascending positive numbers, got {tolerances}")
         super().__init__((len(tolerances) + 2, num_classes), num_classes, ignore_index, tolerances=tolerances)
         self.tolerances = tuple(tolerances)
 
-    def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+    def update(self, pred: Ids, target: Ids) -> None:
         """Adds one or more class maps, each an image; arguments and errors as for `BoundaryBands.update`."""
         for found, truth, void in _compact_maps(pred, target, self.num_classes, self.ignore_index):
             found[truth == void] = void
@@ -224,7 +221,7 @@ class BoundaryFScore(_OfClassMaps):
         shares = []
         for mine, other in (sides, sides[::-1]):
             hits = np.zeros((self.num_classes, len(radii) + 1), np.int64)
-            kernels.match_contours(*mine[:2], *other, pad, offsets, levels, hits)
+            kernels.match_contours(*mine[:2], other, pad, offsets, levels, hits)
             matched, size = hits.cumsum(1).T[level], mine[-1]
             shares.append(np.divide(matched, size, out=np.zeros(matched.shape), where=size > 0))
         return *shares, (sides[0][-1] + sides[1][-1]) > 0
@@ -255,7 +252,7 @@ def boundary_width(height: int, width: int, dilation_ratio: float = 0.02) -> int
     return max(1, round(dilation_ratio * math.sqrt(height**2 + width**2)))
 
 
-def boundary_region(masks: Tensor | np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
+def boundary_region(masks: Ids, dilation_ratio: float = 0.02) -> np.ndarray:
     """The inner boundary regions of masks, as in `BoundaryIoU`: equal to `mask_to_boundary` of boundary-iou-api.
 
     Args:
@@ -267,7 +264,10 @@ def boundary_region(masks: Tensor | np.ndarray, dilation_ratio: float = 0.02) ->
     """
     from fapn_zoo.metrics import kernels
 
-    masks = _as_masks(masks)
+    masks = as_array(masks)
+    if masks.ndim not in (2, 3) or masks.dtype.kind not in "bui":
+        raise ValueError(f"masks must be bool or integer, (H, W) or (N, H, W), got {masks.dtype} {masks.shape}")
+    masks = masks if masks.dtype == bool else masks != 0
     out = np.zeros(masks.shape, bool)
     radii = np.array([boundary_width(*masks.shape[-2:], dilation_ratio)])
     for mask, region in zip(masks.reshape(-1, *masks.shape[-2:]), out.reshape(-1, *masks.shape[-2:]), strict=True):
@@ -279,7 +279,7 @@ def boundary_region(masks: Tensor | np.ndarray, dilation_ratio: float = 0.02) ->
     return out
 
 
-def boundary_iou(first: Tensor | np.ndarray, second: Tensor | np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
+def boundary_iou(first: Ids, second: Ids, dilation_ratio: float = 0.02) -> np.ndarray:
     """Boundary IoU of every mask of one list with every mask of another, for instances.
 
     Boundary AP and PQ of the paper score a pair by the smaller one of this and the IoU of the whole masks.
@@ -306,13 +306,6 @@ def boundary_iou(first: Tensor | np.ndarray, second: Tensor | np.ndarray, dilati
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
-def _as_masks(masks: Tensor | np.ndarray) -> np.ndarray:
-    array = as_array(masks)
-    if array.ndim not in (2, 3) or array.dtype.kind not in "bui":
-        raise ValueError(f"masks must be bool or integer, (H, W) or (N, H, W), got {array.dtype} {array.shape}")
-    return array if array.dtype == bool else array != 0
-
-
 def _without(ignore_index: int, values: Tensor) -> Tensor:
     """The scores of K classes with NaN for the ignored one, if it is one of them."""
     if 0 <= ignore_index < len(values):
@@ -320,9 +313,7 @@ def _without(ignore_index: int, values: Tensor) -> Tensor:
     return values
 
 
-def _compact_maps(
-    pred: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, ignore_index: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+def _compact_maps(pred: Ids, target: Ids, num_classes: int, ignore_index: int) -> Iterator[tuple[Any, ...]]:
     """Checked maps (H, W) of prediction and truth in the smallest dtype that holds classes and void; and void."""
     from fapn_zoo.metrics import kernels
 

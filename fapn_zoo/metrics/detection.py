@@ -8,17 +8,19 @@ form, keeps them small meanwhile, and makes the result independent of who has se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 
 from fapn_zoo.metrics.accumulator import as_array, check_arrays, check_mergeable
-from fapn_zoo.metrics.columns import from_columns, to_columns
 
 KINDS = ("masks", "boxes")
 LIMITS = (1, 10, 100)  # detections of one class in one image that recall is measured at; precision at the last
 SCORES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "ar100", "ars", "arm", "arl")
+_DTYPES = {"classes": np.int64, "areas": np.float64, "crowd": np.int64, "scores": np.float64, "boxes": np.float64}
+_OWN = {"truth": "crowd", "found": "scores"}  # what only one side has
 
 
 class AveragePrecision:
@@ -104,7 +106,10 @@ class AveragePrecision:
         if masks is None and ("masks" in self.kinds or boxes is None):
             raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
         if masks is not None:
-            masks, size = _checked_masks(as_array(masks), count, what)
+            masks = as_array(masks) if count or as_array(masks).size else np.zeros((0, 1, 1), bool)
+            if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
+                raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
+            size = list(masks.shape[1:]) if count else None
             found["areas"] = [float(np.count_nonzero(mask)) for mask in masks]
         rles = _encoded(masks) if "masks" in self.kinds or boxes is None else []
         if "masks" in self.kinds:
@@ -118,11 +123,7 @@ class AveragePrecision:
         return found, size
 
     def merge(self, other: Self) -> Self:
-        """Adds the images of another accumulator of the same settings; returns self.
-
-        Raises:
-            ValueError: the two do not score the same thing, or both have seen an image.
-        """
+        """Adds another's images; returns self. ValueError: the two score different things, or both saw an image."""
         check_mergeable(self, other)
         both = sorted(other.images.keys() & self.images.keys(), key=_place)
         if both:
@@ -141,19 +142,17 @@ class AveragePrecision:
             the same with "found", and "found_scores" (float64) for the crowd. Boxes and masks only where they are
             scored. All ends are int64.
         """
-        return to_columns(self.images, self.kinds)
+        return _to_columns(self.images, self.kinds)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
         """Replaces all images by those of `arrays()`; returns self.
 
-        Raises:
-            ValueError: other columns (those of other kinds) or dtypes, lengths that do not fit together, or a class out
-                of range.
+        Raises ValueError: other columns or dtypes, lengths that do not fit together, or a class out of range.
         """
-        check_arrays(arrays, to_columns({}, self.kinds), any_length=True)
+        check_arrays(arrays, _to_columns({}, self.kinds), any_length=True)
         for name in ("truth_classes", "found_classes"):
             self._check_classes(arrays[name], f"cannot load {name}: they")
-        self.images = from_columns(arrays, self.kinds)
+        self.images = _from_columns(arrays, self.kinds)
         return self
 
     def _check_classes(self, classes: np.ndarray, what: str) -> None:
@@ -214,9 +213,8 @@ def require_evaluator() -> ModuleType:
     try:
         from faster_coco_eval.core import mask
     except ImportError as error:
-        raise ValueError(
-            f"average precision needs faster-coco-eval ({error}); install it with: pip install 'fapn-zoo[coco]'"
-        ) from None
+        hint = "install it with: pip install 'fapn-zoo[coco]'"
+        raise ValueError(f"average precision needs faster-coco-eval ({error}); {hint}") from None
     return mask
 
 
@@ -267,15 +265,6 @@ def _best(classes: np.ndarray, scores: np.ndarray) -> list[int]:
         rows = np.flatnonzero(classes == label)
         kept += rows[np.argsort(-scores[rows], kind="stable")[: LIMITS[-1]]].tolist()
     return sorted(kept)
-
-
-def _checked_masks(masks: np.ndarray, count: int, what: str) -> tuple[np.ndarray, list[int] | None]:
-    """Masks bool (N, H, W) and their [H, W], None where there are none."""
-    if not count and not masks.size:
-        return np.zeros((0, 1, 1), bool), None
-    if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
-        raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
-    return masks, list(masks.shape[1:])
 
 
 def _encoded(masks: np.ndarray) -> list[dict[str, Any]]:
@@ -329,3 +318,75 @@ def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{what} must be finite, got {array[~np.isfinite(array)][0]}")
     return array
+
+
+# Images as columns of numbers, the form in which they travel ---------------------------------------------------------
+
+
+def _to_columns(images: Mapping[int | str, Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """What `AveragePrecision.arrays` returns."""
+    ids = [str(image).encode("utf-8", "surrogatepass") for image in images]
+    arrays = {
+        "ids": _bytes(ids),
+        "id_ends": _ends(ids),
+        "named": np.array([isinstance(image, str) for image in images], bool),
+        "sizes": np.array([entry["size"] for entry in images.values()], np.int64).reshape(-1, 2),
+    }
+    for side, own in _OWN.items():
+        rows = [entry[side] for entry in images.values()]
+        arrays[f"{side}_ends"] = _ends([row["classes"] for row in rows])
+        for name in ("classes", "areas", own, *kinds):
+            values = [value for row in rows for value in row[name]]
+            if name == "masks":
+                values = [counts.encode("ascii") for counts in values]
+                arrays |= {f"{side}_masks": _bytes(values), f"{side}_mask_ends": _ends(values)}
+            else:
+                arrays[f"{side}_{name}"] = np.array(values, _DTYPES[name]).reshape((-1, 4) if name == "boxes" else -1)
+    return arrays
+
+
+def _from_columns(arrays: Mapping[str, np.ndarray], kinds: Sequence[str]) -> dict[int | str, dict[str, Any]]:
+    """The images that `_to_columns` was given. ValueError: lengths that do not fit together, or an id twice."""
+    named, sizes = arrays["named"].tolist(), arrays["sizes"].tolist()
+    if len(sizes) != len(named):
+        raise ValueError(f"cannot load the sizes of {len(sizes)} images beside the ids of {len(named)}")
+    texts = [text.decode("utf-8", "surrogatepass") for text in _texts(arrays, "ids", "id_ends")]
+    sides = [_side(arrays, side, ("classes", "areas", own, *kinds)) for side, own in _OWN.items()]
+    images = {}
+    for text, name, size, truth, found in zip(texts, named, sizes, *sides, strict=True):
+        images[text if name else int(text)] = {"size": size, "truth": truth, "found": found}
+    if len(images) < len(named):
+        raise ValueError(f"cannot load {len(named)} images of {len(images)} different ids")
+    return images
+
+
+def _side(arrays: Mapping[str, np.ndarray], side: str, names: Sequence[str]) -> list[dict[str, list]]:
+    """The truth or what was found in every image."""
+    ends, columns = arrays[f"{side}_ends"], {}
+    for name in names:
+        if name == "masks":
+            texts = _texts(arrays, f"{side}_masks", f"{side}_mask_ends")
+            columns[name] = _cut([counts.decode("ascii") for counts in texts], ends, f"{side}_{name}")
+        else:
+            columns[name] = _cut(arrays[f"{side}_{name}"].tolist(), ends, f"{side}_{name}")
+    return [dict(zip(names, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
+
+
+def _texts(arrays: Mapping[str, np.ndarray], name: str, ends: str) -> list[bytes]:
+    return _cut(arrays[name].tobytes(), arrays[ends], name)
+
+
+def _cut(values: Any, ends: np.ndarray, what: str) -> list[Any]:
+    """The parts of a sequence that end at `ends`."""
+    borders = [0, *ends.tolist()]
+    if borders != sorted(borders) or borders[-1] != len(values):
+        raise ValueError(f"cannot load {what}: its ends do not part {len(values)} rows")
+    return [values[start:end] for start, end in pairwise(borders)]
+
+
+def _ends(parts: Sequence[Sequence[Any]]) -> np.ndarray:
+    return np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+
+def _bytes(texts: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(bytearray(b"".join(texts)), np.uint8)

@@ -16,11 +16,11 @@ _jit = compiled(nogil=True)
 
 
 @_jit
-def _cell(truth: int, pred: int, row_of_byte: Array, ignore: int, classes: int) -> int:
+def _cell(truth: int, pred: int, rows: Array, ignore: int, classes: int) -> int:
     if np.uint64(pred) >= np.uint64(classes):
         return np.int64(-1)
     if np.uint64(truth) < np.uint64(256):
-        row = row_of_byte[np.uint64(truth)]
+        row = rows[np.uint64(truth)]
     elif truth == ignore:
         row = np.int64(classes)
     else:
@@ -29,9 +29,7 @@ def _cell(truth: int, pred: int, row_of_byte: Array, ignore: int, classes: int) 
 
 
 @_jit
-def count_pairs(
-    truth: Array, pred: Array, row_of_byte: Array, ignore: int, classes: int, table: Array, apart: int
-) -> int:
+def count_pairs(truth: Array, pred: Array, rows: Array, ignore: int, classes: int, table: Array, apart: int) -> int:
     """Adds flat vectors of ids to a flat table of (classes + 2) rows of `classes` cells.
 
     Row `classes` collects ignored truth, the next one truth out of range. Neighbouring pixels mostly hit the same
@@ -40,7 +38,7 @@ def count_pairs(
 
     Args:
         truth, pred: integer ids.
-        row_of_byte: (256,) the row of the ids 0..255.
+        rows: (256,) the row of the ids 0..255.
 
     Returns:
         How many predictions were out of range; they are in no table.
@@ -48,13 +46,13 @@ def count_pairs(
     bad, whole = 0, truth.size - truth.size % 4
     for start in range(0, whole, 4):
         for i in range(4):
-            cell = _cell(truth[start + i], pred[start + i], row_of_byte, ignore, classes)
+            cell = _cell(truth[start + i], pred[start + i], rows, ignore, classes)
             if cell >= 0:
                 table[np.uint64(i * apart + cell)] += 1
             else:
                 bad += 1
     for i in range(whole, truth.size):
-        cell = _cell(truth[i], pred[i], row_of_byte, ignore, classes)
+        cell = _cell(truth[i], pred[i], rows, ignore, classes)
         if cell >= 0:
             table[np.uint64(cell)] += 1
         else:
@@ -87,24 +85,10 @@ def _raise(row: Array, other: Array, count: int) -> None:
 
 
 @_jit
-def _lower(row: Array, other: Array, count: int) -> None:
-    for x in range(count):
-        a, b = row[x], other[x]
-        row[x] = b if b < a else a
-
-
-@_jit
 def _higher(out: Array, row: Array, other: Array, count: int) -> None:
     for x in range(count):
         a, b = row[x], other[x]
         out[x] = b if b > a else a
-
-
-@_jit
-def _smaller(out: Array, row: Array, other: Array, count: int) -> None:
-    for x in range(count):
-        a, b = row[x], other[x]
-        out[x] = b if b < a else a
 
 
 @_jit
@@ -114,8 +98,8 @@ def _copy(out: Array, row: Array, count: int) -> None:
 
 
 @_jit
-def _widen(image: Array, radius: int, largest: bool, spare: Array) -> None:
-    """In place, each pixel becomes the largest (or smallest) of the square of 2 * radius + 1 that begins there.
+def _widen(image: Array, radius: int, spare: Array) -> None:
+    """In place, each pixel becomes the largest of the square of 2 * radius + 1 that begins there.
 
     Windows double: the maximum over 2 n pixels is that of two windows of n. `spare` (2, width) holds rows in progress.
     The last 2 * radius rows and columns are left without meaning.
@@ -126,37 +110,31 @@ def _widen(image: Array, radius: int, largest: bool, spare: Array) -> None:
     while have < size:
         step = min(have, size - have)
         for y in range(height - step):
-            if largest:
-                _raise(image[y], image[y + step], width)
-            else:
-                _lower(image[y], image[y + step], width)
+            _raise(image[y], image[y + step], width)
         have += step
     for y in range(height - size + 1):
         have, row, turn = 1, image[y], 0
         while have < size:
             step = min(have, size - have)
-            if largest:
-                _higher(spare[turn], row, row[step:], width - step)
-            else:
-                _smaller(spare[turn], row, row[step:], width - step)
+            _higher(spare[turn], row, row[step:], width - step)
             row, turn = spare[turn], 1 - turn
             have += step
         _copy(image[y], row, width - size + 1)
 
 
 @_jit
-def _fill(high: Array, low: Array, labels: Array, void: int, skip_void: bool, top: int) -> None:
+def _fill(high: Array, low: Array, labels: Array, void: int, skip_void: bool) -> None:
+    """`low` gets the bits turned over: the smallest label of a window is the largest of these."""
     for x in range(labels.size):
-        value = labels[x]
-        skip = skip_void and value == void
-        high[x] = high.dtype.type(0) if skip else value
-        low[x] = top if skip else value
+        skip = skip_void and labels[x] == void
+        high[x] = 0 if skip else labels[x]
+        low[x] = 0 if skip else ~labels[x]
 
 
 @_jit
 def _add_equal(out: Array, high: Array, low: Array) -> None:
     for x in range(out.size):
-        out[x] += np.uint8(high[x] <= low[x])
+        out[x] += np.uint8(high[x] <= high.dtype.type(~low[x]))
 
 
 @_jit
@@ -175,17 +153,16 @@ def rings(labels: Array, void: int, skip_void: bool, border: bool, radii: Array)
     """
     height, width = labels.shape
     pad = radii[-1]
-    top = labels.dtype.type(255 if labels.itemsize == 1 else 65535)
-    high = np.full((height + 2 * pad, width + 2 * pad), top if border else labels.dtype.type(0))
-    low = np.full((height + 2 * pad, width + 2 * pad), labels.dtype.type(0) if border else top)
+    high = np.full((height + 2 * pad, width + 2 * pad), labels.dtype.type(65535 if border else 0))
+    low = high.copy()
     for y in range(height):
-        _fill(high[y + pad, pad:], low[y + pad, pad:], labels[y], void, skip_void, top)
+        _fill(high[y + pad, pad:], low[y + pad, pad:], labels[y], void, skip_void)
     spare = np.empty((2, width + 2 * pad), labels.dtype)
     out = np.zeros((height, width), np.uint8)
     reached = 0
     for radius in radii:
-        _widen(high, radius - reached, True, spare)
-        _widen(low, radius - reached, False, spare)
+        _widen(high, radius - reached, spare)
+        _widen(low, radius - reached, spare)
         reached = radius
         shift = pad - reached  # windows begin at their pixel, so what is known of pixel y moves up by the radius
         for y in range(height):
@@ -196,23 +173,10 @@ def rings(labels: Array, void: int, skip_void: bool, border: bool, radii: Array)
 @_jit
 def count_zones(zones: Array, truth: Array, pred: Array, void: int, classes: int, table: Array, apart: int) -> None:
     """Adds flat compact maps to a flat table of zones x classes x classes; void truth counts nowhere."""
-    whole = truth.size - truth.size % 4
-    for start in range(0, whole, 4):
-        for i in range(4):
-            at = start + i
-            if truth[at] != void:
-                row = np.int64(zones[at]) * classes + np.int64(truth[at])
-                table[np.uint64(i * apart + row * classes + np.int64(pred[at]))] += 1
-    for at in range(whole, truth.size):
+    for at in range(truth.size):
         if truth[at] != void:
-            table[(np.int64(zones[at]) * classes + np.int64(truth[at])) * classes + np.int64(pred[at])] += 1
-
-
-@_jit
-def _region_cell(truth: int, pred: int, truth_zone: int, pred_zone: int, void: int, classes: int) -> int:
-    row = np.int64(truth) if truth_zone == 0 and truth != void else np.int64(classes)
-    column = np.int64(pred) if pred_zone == 0 and truth != void else np.int64(classes)
-    return np.uint64(row * (classes + 1) + column)
+            row = np.int64(zones[at]) * classes + np.int64(truth[at])
+            table[np.uint64((at & 3) * apart + row * classes + np.int64(pred[at]))] += 1
 
 
 @_jit
@@ -223,14 +187,10 @@ def count_regions(
 
     The last row and column are for pixels outside the region of the truth or of the prediction. Void truth is outside.
     """
-    whole = truth.size - truth.size % 4
-    for start in range(0, whole, 4):
-        for i in range(4):
-            at = start + i
-            cell = _region_cell(truth[at], pred[at], truth_zones[at], pred_zones[at], void, classes)
-            table[np.uint64(i * apart) + cell] += 1
-    for at in range(whole, truth.size):
-        table[_region_cell(truth[at], pred[at], truth_zones[at], pred_zones[at], void, classes)] += 1
+    for at in range(truth.size):
+        row = np.int64(truth[at]) if truth_zones[at] == 0 and truth[at] != void else np.int64(classes)
+        column = np.int64(pred[at]) if pred_zones[at] == 0 and truth[at] != void else np.int64(classes)
+        table[np.uint64((at & 3) * apart + row * (classes + 1) + column)] += 1
 
 
 @_jit
@@ -260,7 +220,7 @@ def contours(labels: Array, pad: int, classes: int) -> tuple[Array, Array, Array
                 if d != a and d != b and d != c and d < classes:
                     sizes[d] += 1
     near = flags.copy()
-    _widen(near, pad, True, np.empty((2, width + 2 * pad), np.uint8))
+    _widen(near, pad, np.empty((2, width + 2 * pad), np.uint8))
     return flags, near, sizes
 
 
@@ -272,36 +232,26 @@ def _nearest(label: int, y: int, x: int, labels: Array, flags: Array, pad: int, 
         v, u = y + offsets[i, 0], x + offsets[i, 1]
         if flags[v + pad, u + pad]:
             low, right = min(v + 1, height - 1), min(u + 1, width - 1)
-            if (
-                labels[v, u] == label
-                or labels[v, right] == label
-                or labels[low, u] == label
-                or labels[low, right] == label
-            ):
+            if labels[v, u] == label or labels[v, right] == label:
+                return i
+            if labels[low, u] == label or labels[low, right] == label:
                 return i
     return offsets.shape[0]
 
 
 @_jit
 def match_contours(
-    labels: Array,
-    flags: Array,
-    other: Array,
-    other_flags: Array,
-    other_near: Array,
-    other_sizes: Array,
-    pad: int,
-    offsets: Array,
-    levels: Array,
-    hits: Array,
+    labels: Array, flags: Array, others: tuple, pad: int, offsets: Array, levels: Array, hits: Array
 ) -> None:
-    """Adds to `hits` (classes, n) at what level each contour pixel of `labels` meets its class's contour in `other`.
+    """Adds to `hits` (classes, n) at what level each contour pixel of `labels` meets its class's contour in others.
 
     Args:
+        others: other labels, and what `contours` gives for them.
         offsets: (m, 2) rows and columns to look at, nearest first, none longer than `pad`.
         levels: (m + 1,) the level of each offset and, last, of finding nothing.
     """
     height, width = labels.shape
+    other, other_flags, other_near, other_sizes = others
     found = np.empty(4, np.int64)
     for y in range(height):
         low = min(y + 1, height - 1)
@@ -360,13 +310,8 @@ def count_overlaps(first: Array, second: Array, keys: Array, counts: Array) -> i
         if known < 1024:
             flags[:] = 0
             flags[known] = 1  # the last run ends with the vector
-        _changes(
-            first[base : base + known],
-            first[base - 1 : base - 1 + known],
-            second[base : base + known],
-            second[base - 1 : base - 1 + known],
-            flags,
-        )
+        a, b = first[base - 1 : base + known], second[base - 1 : base + known]
+        _changes(a[1:], a[:-1], b[1:], b[:-1], flags)
         runs = 0
         for at in range(128):
             if eights[at] != 0:
@@ -374,10 +319,10 @@ def count_overlaps(first: Array, second: Array, keys: Array, counts: Array) -> i
                     ends[np.uint64(runs)] = base + i
                     runs += flags[i]
         for run in range(runs):
-            a, b = np.uint64(first[start]), np.uint64(second[start])
-            if (a | b) >> np.uint64(32):
+            one, two = np.uint64(first[start]), np.uint64(second[start])
+            if (one | two) >> np.uint64(32):
                 return -2
-            key = a << np.uint64(32) | b
+            key = one << np.uint64(32) | two
             at = _slot(keys, counts, key)
             if counts[at] == 0:
                 used += 1

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator, as_array
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, Ids, as_array
+from fapn_zoo.runtime.tables import some
 
+Listed = Sequence[Mapping[str, Any]]
 _TP, _FP, _FN, _IOU = range(4)
 
 
@@ -26,8 +27,7 @@ class PanopticQuality(Accumulator):
     - A predicted segment without a match is no false positive when more than half of it lies on void and on the crowd
       segment of its category; of several crowd segments of one category in an image, the last listed.
 
-    Areas are counted in the maps; an "area" in a segment's description is not read. Sums of IoU are kept in multiples
-    of 2**-40, so that merging is exact in any order.
+    Areas are counted in the maps; an "area" in a segment's description is not read.
 
     Args:
         categories: COCO's table, one {"id": ..., "isthing": 0 or 1, ...} for each category.
@@ -37,7 +37,7 @@ class PanopticQuality(Accumulator):
     """
 
     def __init__(self, categories: Iterable[Mapping[str, Any]]) -> None:
-        table = [list(categories)] if isinstance(categories, Mapping) else list(categories)
+        table = list(categories)
         broken = [c for c in table if not isinstance(c, Mapping) or "id" not in c or "isthing" not in c]
         if broken:
             raise ValueError(f"categories need an id and isthing, got {broken[0]}")
@@ -48,14 +48,7 @@ class PanopticQuality(Accumulator):
             raise ValueError(f"category ids are listed twice: {twice}" if twice else "categories must not be empty")
         super().__init__((len(pairs), 4), categories=pairs)
 
-    def update(
-        self,
-        pred_map: Tensor | np.ndarray,
-        pred_segments: Sequence[Mapping[str, Any]],
-        gt_map: Tensor | np.ndarray,
-        gt_segments: Sequence[Mapping[str, Any]],
-        image: str = "",
-    ) -> None:
+    def update(self, pred_map: Ids, pred_segments: Listed, gt_map: Ids, gt_segments: Listed, image: str = "") -> None:
         """Adds one image.
 
         Args:
@@ -84,25 +77,23 @@ class PanopticQuality(Accumulator):
         counts = _match(self._row, overlaps, pred_segments, pred_areas, gt_segments, gt_areas)
         self.counts += torch.from_numpy(counts)
 
-    def _check(self, segments: Sequence[Mapping[str, Any]], areas: Mapping[int, int], what: str) -> None:
+    def _check(self, segments: Listed, areas: Mapping[int, int], what: str) -> None:
         listed = {s["id"] for s in segments}
         if len(listed) < len(segments):
             twice = [i for i, n in Counter(s["id"] for s in segments).items() if n > 1]
-            raise ValueError(f"{what} lists segment {_some(twice)} more than once")
+            raise ValueError(f"{what} lists segment {some(twice)} more than once")
         if 0 in listed:
             raise ValueError(f"{what} lists a segment of id 0, which is void")
         unlisted = sorted(areas.keys() - listed - {0})
         if unlisted:
-            raise ValueError(f"{what} has pixels of segment {_some(unlisted)}, which it does not list")
+            raise ValueError(f"{what} has pixels of segment {some(unlisted)}, which it does not list")
         empty = sorted(listed - areas.keys())
         if empty:
-            raise ValueError(f"{what} lists segment {_some(empty)}, of which it has no pixel")
+            raise ValueError(f"{what} lists segment {some(empty)}, of which it has no pixel")
         for segment in segments:
             if segment["category_id"] not in self._row:
-                raise ValueError(
-                    f"{what}: segment {segment['id']} is of category {segment['category_id']}, "
-                    f"which is none of the {len(self._row)} categories"
-                )
+                which = f"segment {segment['id']} is of category {segment['category_id']}"
+                raise ValueError(f"{what}: {which}, which is none of the {len(self._row)} categories")
 
     def compute(self) -> dict[str, Any]:
         """The scores, as fractions 0..1.
@@ -129,7 +120,7 @@ class PanopticQuality(Accumulator):
         return means | {"per_class": per_class}
 
 
-def _as_map(ids: Tensor | np.ndarray, what: str) -> np.ndarray:
+def _as_map(ids: Ids, what: str) -> np.ndarray:
     array = as_array(ids)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"{what} must be a map (H, W) of integer ids, got {array.dtype} {array.shape}")
@@ -161,9 +152,9 @@ def _overlaps(gt: np.ndarray, pred: np.ndarray, where: str) -> dict[tuple[int, i
 def _match(
     row: Mapping[int, int],
     overlaps: Mapping[tuple[int, int], int],
-    pred_segments: Sequence[Mapping[str, Any]],
+    pred_segments: Listed,
     pred_areas: Mapping[int, int],
-    gt_segments: Sequence[Mapping[str, Any]],
+    gt_segments: Listed,
     gt_areas: Mapping[int, int],
 ) -> np.ndarray:
     """int64 (categories, 4) of one image."""
@@ -191,7 +182,3 @@ def _match(
             if 2 * excused <= pred_areas[pred]:
                 counts[row[category], _FP] += 1
     return counts
-
-
-def _some(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import Accumulator
+from fapn_zoo.metrics.accumulator import Accumulator, Ids
 from fapn_zoo.runtime.compilers import numba_works
 
 
 class ConfusionMatrix(Accumulator):
     """Counts of (true class, predicted class) over all pixels seen so far.
 
-    Counts are int64, so the order of images, the batch size and the number of processes change no digit of a score.
     A pixel whose truth is `ignore_index` counts nowhere, neither as truth nor as prediction.
 
     Args:
@@ -32,13 +31,11 @@ class ConfusionMatrix(Accumulator):
         super().__init__((num_classes, num_classes), num_classes=num_classes, ignore_index=ignore_index)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        known = min(num_classes, 256)
-        self._row_of_byte = np.full(256, num_classes + 1, np.int64)  # where bad ids go
-        self._row_of_byte[:known] = np.arange(known)
-        if 0 <= ignore_index < 256:
-            self._row_of_byte[ignore_index] = num_classes
+        ids = np.arange(256)
+        known = np.where(ids < num_classes, ids, num_classes + 1)  # where bad ids go
+        self._row_of_byte = np.where(ids == ignore_index, num_classes, known)
 
-    def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+    def update(self, pred: Ids, target: Ids) -> None:
         """Adds the pixels of one or more class maps.
 
         Args:
@@ -117,7 +114,7 @@ def scores(counts: Tensor, ignore_index: int) -> dict[str, Any]:
     }
 
 
-def as_ids(ids: Tensor | np.ndarray, what: str) -> Tensor:
+def as_ids(ids: Ids, what: str) -> Tensor:
     """The ids as a tensor; ValueError unless they are integers."""
     tensor = torch.as_tensor(ids)
     if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fapn_zoo.modules.heads.outputs import Output
 from fapn_zoo.postprocess.answers import Frame
 from fapn_zoo.postprocess.bands import Source, band_height, bands
-from fapn_zoo.postprocess.decoders import score_source, semantic_scores
+from fapn_zoo.postprocess.decoders import decode, score_source, semantic_scores
 from fapn_zoo.postprocess.semantic import Bands, best_of_bands
 from fapn_zoo.predict.inputs import network_input, padded_size
 from fapn_zoo.predict.views import Views
@@ -77,14 +77,14 @@ def answers(
         views: how the images were prepared. Several views are for tasks that average them (`Task.averages_views`).
         images: those that follow each other with equal padded sizes share a batch.
         batch_size: images, or windows of one image, that enter the network at once.
-        options: of `Task.answer`.
+        options: of `decode`.
     """
 
     def run(batch: list[Shown]) -> list[Any]:
         if views.single:
             output = network([image.parts[0] for image in batch])
             frames = [Frame(tuple(image.parts[0].shape[1:]), image.size) for image in batch]
-            return [task.answer(output.image(n), frame, data, **options) for n, frame in enumerate(frames)]
+            return [decode(output.image(n), task.name, frame, data, **options) for n, frame in enumerate(frames)]
         merged = score_sources(network, data, views, [image.parts for image in batch], batch_size)
         streams = [merged_bands(sources, image.size) for sources, image in zip(merged, batch, strict=True)]
         return [best_of_bands(b, s[0][0].are_logits, **options) for b, s in zip(streams, merged, strict=True)]

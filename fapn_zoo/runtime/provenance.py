@@ -65,16 +65,8 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def data_fingerprint(dataset: Any) -> str:
     """16 hex digits that change with the names and sizes of a folder's files; without files, with the length only."""
-    digest = hashlib.sha256()
-    _add_files(dataset, digest)
+    digest = hashlib.sha256(f"{dataset.name} {len(dataset)}\n".encode())
+    for index in range(len(dataset)):
+        for file in dataset.files(index):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _add_files(dataset: Any, digest: Any) -> None:
-    digest.update(f"{dataset.name} {len(dataset)}\n".encode())
-    for part in getattr(dataset, "parts", ()):
-        _add_files(part, digest)
-    if hasattr(dataset, "files"):
-        for index in range(len(dataset)):
-            for file in dataset.files(index):
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode())

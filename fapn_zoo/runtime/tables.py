@@ -16,6 +16,12 @@ def percent(value: float | None, width: int = 0) -> str:
     return ("-" if value is None else f"{100 * value:.2f}").rjust(width)
 
 
+def some(items: Iterable[Any], most: int = 5) -> str:
+    """The first items with commas, and how many more there are."""
+    shown = [str(item) for item in items]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A line of text per row, the first cell to the left and the others to the right; the first row is the longest."""
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]

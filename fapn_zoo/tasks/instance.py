@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from importlib import metadata
 from typing import Any
 
@@ -14,8 +13,8 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess import Frame, Instances, decode
+from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.postprocess import Instances
 from fapn_zoo.tasks.objects import ObjectClasses, object_targets
 from fapn_zoo.tasks.protocol import Columns, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions, paint_labels, segment_dict
@@ -23,8 +22,6 @@ from fapn_zoo.zoo.spec import DataSpec
 
 MAX_INSTANCES = 100  # of an image, as in the official evaluation
 SHOWN_SCORE = 0.5  # of an instance in a picture
-
-AVERAGES = tuple("ar" if name == "ar100" else name for name in SCORES)  # as the report calls them
 
 
 class InstanceTask:
@@ -54,9 +51,6 @@ class InstanceTask:
         table=("ap", "ap50", "ap75", "aps", "apm", "apl", "ar", "box_ap"),
     )
 
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> Instances:
-        return decode(output, self.name, frame, data, **options)
-
     def result(self, answer: Instances, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)
         result.masks = answer.masks.cpu().numpy()
@@ -73,13 +67,11 @@ class InstanceTask:
         return object_targets(sample, labels, things_only=True)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
-        if boundary:
-            raise ValueError(f"boundary works for task 'semantic' only, not {self.name!r}")
-        found = ObjectClasses(self.name, dataset, classes, data)
-        if not found.model_things or not found.things:
+        found = ObjectClasses(self.name, dataset, classes, data, boundary)
+        if not found.spec.things or not found.things:
             who = dataset.name if not found.things else "the model"
             raise ValueError(f"{who} has no class of countable objects, which task {self.name!r} needs")
-        return InstanceScorer(found, data)
+        return InstanceScorer(found)
 
 
 class InstanceScorer:
@@ -88,9 +80,8 @@ class InstanceScorer:
     rank_by = "ap"
     measures: tuple[Measure, ...] = ()  # average precision is no sum over images
 
-    def __init__(self, classes: ObjectClasses, data: DataSpec) -> None:
-        self.classes, self.names = classes, classes.names
-        self.data = dataclasses.replace(data, things=classes.model_things)
+    def __init__(self, classes: ObjectClasses) -> None:
+        self.classes, self.names, self.data = classes, classes.names, classes.spec
         self.empty()  # says now if it cannot be done
 
     def empty(self) -> AveragePrecision:
@@ -128,10 +119,11 @@ class InstanceScorer:
         report: dict[str, Any] = {"evaluator": f"faster-coco-eval {metadata.version('faster-coco-eval')}"}
         rows = {i: {"id": i, "name": self.names[i]} for i in sorted(self.classes.things)}
         for kind, prefix in (("masks", ""), ("boxes", "box_")):
-            for ours, theirs in zip(AVERAGES, SCORES, strict=True):
-                report[prefix + ours] = plain(found[kind][theirs])
+            for name in SCORES:
+                ours = prefix + ("ar" if name == "ar100" else name)  # as the report calls it
+                report[ours] = plain(found[kind][name])
                 for i, row in rows.items():
-                    row[prefix + ours] = plain(found[kind]["per_class"][i][theirs])
+                    row[ours] = plain(found[kind]["per_class"][i][name])
         for i, row in rows.items():
             row["truth"] = found["masks"]["per_class"][i]["truth"]
         return report | {"classes": list(rows.values())}
@@ -140,9 +132,7 @@ class InstanceScorer:
         (image,) = tally.images.values()
         present = {k: n for n, k in enumerate(sorted({*image["truth"]["classes"], *image["found"]["classes"]}))}
         apart = AveragePrecision(max(len(present), 1), "masks")  # of a few classes: an image at a time takes long
-        sides = {
-            side: image[side] | {"classes": [present[k] for k in image[side]["classes"]]} for side in ("truth", "found")
-        }
+        sides = {s: image[s] | {"classes": [present[k] for k in image[s]["classes"]]} for s in ("truth", "found")}
         apart.images = {0: image | sides}
         return plain(apart.compute()["masks"]["ap"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -32,25 +33,27 @@ class ObjectClasses:
 
     Args:
         task: the task's name, for errors.
-        dataset, classes, data: see `Task.scorer`.
+        dataset, classes, data, boundary: see `Task.scorer`.
 
     Attributes:
         scored: classes of the data that count; things: those of them that are things.
         of_model: class of the data by class of the model.
-        model_things: classes of the model whose objects are counted.
+        spec: the model's `data`, its things those that count here.
 
     Raises:
-        ValueError: a data set without segments, or things of the model that the data calls stuff or the other way
-            round.
+        ValueError: `boundary`, a data set without segments, or things of the model that the data calls stuff or the
+            other way round.
     """
 
-    def __init__(self, task: str, dataset: Dataset, classes: Classes, data: DataSpec) -> None:
+    def __init__(self, task: str, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> None:
+        if boundary:
+            raise ValueError(f"boundary works for task 'semantic' only, not {task!r}")
         check_holds(dataset, {"segments"}, f"task {task!r}")
         self.classes, self.names = classes, classes.names
         self.scored = frozenset(range(len(self.names))) - {classes.ignore_index}
         self.things = self.scored & frozenset(dataset.labels.things)
         self.of_model = list(range(len(data.labels))) if classes.answers is None else classes.answers.tolist()
-        self.model_things = self._model_things(dataset.name, data)
+        self.spec = dataclasses.replace(data, things=self._model_things(dataset.name, data))
 
     def _model_things(self, dataset: str, data: DataSpec) -> tuple[int, ...]:
         """The model's own things, or where it knows none those of the data."""
@@ -60,13 +63,10 @@ class ObjectClasses:
             return own or theirs
         apart = {"the model": set(own) - set(theirs), dataset: set(theirs) - set(own)}
         if any(apart.values()):
-            shown = [
-                f"only in {who}: {', '.join(data.labels[i] for i in sorted(ids)) or '-'}" for who, ids in apart.items()
-            ]
-            raise ValueError(
-                f"model and {dataset} count objects of other classes; {'; '.join(shown)}; "
-                "to evaluate all the same, give --map names"
-            )
+            only = {who: ", ".join(data.labels[i] for i in sorted(ids)) or "-" for who, ids in apart.items()}
+            shown = "; ".join(f"only in {who}: {names}" for who, names in only.items())
+            hint = "to evaluate all the same, give --map names"
+            raise ValueError(f"model and {dataset} count objects of other classes; {shown}; {hint}")
         return own
 
     def truth(self, sample: Sample) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
 from fapn_zoo.metrics import PanopticQuality
 from fapn_zoo.metrics.accumulator import UNIT
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess import Frame, Panoptic, decode
+from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.postprocess import Panoptic
 from fapn_zoo.tasks.objects import ObjectClasses, object_targets, painted
 from fapn_zoo.tasks.protocol import Columns, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions, paint_labels, segment_dict
@@ -38,9 +38,6 @@ class PanopticTask:
         table=("pq", "sq", "rq", "pq_things", "pq_stuff"),
     )
 
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> Panoptic:
-        return decode(output, self.name, frame, data, **options)
-
     def result(self, answer: Panoptic, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)
         result.segment_map = answer.ids.cpu().numpy()
@@ -54,9 +51,7 @@ class PanopticTask:
         return object_targets(sample, labels, things_only=False)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> PanopticScorer:
-        if boundary:
-            raise ValueError(f"boundary works for task 'semantic' only, not {self.name!r}")
-        return PanopticScorer(ObjectClasses(self.name, dataset, classes, data), data)
+        return PanopticScorer(ObjectClasses(self.name, dataset, classes, data, boundary))
 
 
 class PanopticScorer:
@@ -64,14 +59,10 @@ class PanopticScorer:
 
     rank_by = "pq"
 
-    def __init__(self, classes: ObjectClasses, data: DataSpec) -> None:
-        self.classes, self.names = classes, classes.names
-        self.data = dataclasses.replace(data, things=classes.model_things)
+    def __init__(self, classes: ObjectClasses) -> None:
+        self.classes, self.names, self.data = classes, classes.names, classes.spec
         self.table = [{"id": i, "isthing": int(i in classes.things)} for i in range(len(self.names))]
-        self.measures = (
-            Measure("pq", "mean", lambda tally: self._rows(tally, "pq")),
-            Measure("rq", "mean", lambda tally: self._rows(tally, "rq")),
-        )
+        self.measures = tuple(Measure(name, "mean", partial(self._rows, name)) for name in ("pq", "rq"))
 
     def empty(self) -> PanopticQuality:
         return PanopticQuality(self.table)
@@ -95,9 +86,7 @@ class PanopticScorer:
         void = [i for i in range(1, len(objects.classes) + 1) if i not in truth]
         kept = np.where(np.isin(objects.ids, void), 0, objects.ids) if void else objects.ids
         listed = [{"id": i, "category_id": category} for i, category in found.items()]
-        true = [
-            {"id": i, "category_id": category, "iscrowd": int(objects.crowd[i - 1])} for i, category in truth.items()
-        ]
+        true = [{"id": i, "category_id": c, "iscrowd": int(objects.crowd[i - 1])} for i, c in truth.items()]
         tally.update(ids, listed, kept, true, sample.name)
         return tally
 
@@ -117,11 +106,10 @@ class PanopticScorer:
     def image_score(self, tally: PanopticQuality) -> float | None:
         return plain(tally.compute()["all"]["pq"])
 
-    def _rows(self, tally: PanopticQuality, name: str) -> np.ndarray:
+    def _rows(self, name: str, tally: PanopticQuality) -> np.ndarray:
         """Numerator and denominator: PQ = 2 sum(IoU) / (2 TP + FP + FN), RQ with TP for the sum."""
         hit, wrong, missed, iou = tally.counts.numpy().T
-        above = {"pq": 2 * iou, "rq": 2 * hit * UNIT}[name]
-        return np.stack([above, (2 * hit + wrong + missed) * UNIT])
+        return np.stack([2 * (iou if name == "pq" else hit * UNIT), (2 * hit + wrong + missed) * UNIT])
 
     def confusion(self, tally: PanopticQuality) -> None:
         return None

@@ -17,8 +17,7 @@ from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import Dataset, Sample
 from fapn_zoo.metrics.accumulator import Tally
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess.answers import Frame
+from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -86,40 +85,34 @@ class Scorer(Protocol):
 
     def empty(self) -> Tally:
         """A tally of no image."""
-        ...
 
     def count(self, answer: Any, sample: Sample, place: int) -> Tally:
         """The tally of one image, which stands at `place` in the data set.
 
         ValueError, naming the sample, for an answer or a truth that cannot be counted.
         """
-        ...
 
     def scores(self, tally: Tally) -> dict[str, Any]:
         """The task's part of the report, from the tally of all images: plain JSON values."""
-        ...
 
     def image_score(self, tally: Tally) -> float | None:
         """One number 0..1 that ranks an image by its tally; None where nothing can be scored."""
-        ...
 
     def confusion(self, tally: Tally) -> np.ndarray | None:
         """Pixel counts of (true, predicted) class; None where a pixel may be of several."""
-        ...
 
     def maps(self, answer: Any, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """Class maps (H, W) of an answer and of its truth, in ids of the data, to be drawn."""
-        ...
 
 
 class Task(Protocol):
-    """Everything that differs between tasks.
+    """Everything that differs between tasks, but what its answer is: `fapn_zoo.postprocess.decode`.
 
     Attributes:
         name: its key in `TASKS`.
         needs: what a sample must hold to train and score it: "labels", "segments".
         averages_views: whether an image may be shown several times, or in windows, and scores be averaged.
-        scored: options of `answer` under which it computes what is scored, and no more.
+        scored: options of `decode` under which it computes what is scored, and no more.
         columns: names of its scores.
     """
 
@@ -129,24 +122,17 @@ class Task(Protocol):
     scored: Mapping[str, Any]
     columns: Columns
 
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> Any:
-        """What the raw output of one image (N = 1) means."""
-        ...
-
     def result(self, answer: Any, image: LoadedImage, data: DataSpec) -> Result:
         """The answer as users get it; `data` has names and colours for every class."""
-        ...
 
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
         """The truth of one sample (N = 1), as the loss takes it."""
-        ...
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> Scorer:
         """Counts answers of a model with these `data` on this data set, `boundary`: also near boundaries.
 
         Raises ValueError for what cannot be scored.
         """
-        ...
 
 
 def plain(value: float) -> float | None:

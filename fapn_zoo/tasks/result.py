@@ -61,7 +61,9 @@ class Result:
     def class_shares(self) -> dict[str, float]:
         """Share of the image per class present, largest first; together 1 less the share without a class."""
         counts = np.bincount(self.labels.ravel())
-        ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and not self._is_unlabelled(i)]
+        # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
+        void = None if self.segment_map is None else self.ignore_index
+        ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and i != void]
         ids.sort(key=lambda i: (-counts[i], i))
         shares: dict[str, float] = {}
         for i in ids:
@@ -141,10 +143,6 @@ class Result:
             drawing.save_image(image, file)
         return files
 
-    def _is_unlabelled(self, class_id: int) -> bool:
-        # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
-        return self.segment_map is not None and class_id == self.ignore_index
-
     def _colours(self) -> tuple[np.ndarray, np.ndarray]:
         """Colour per value of the map that is drawn, (V, 3) uint8, and whether that value is drawn at all, (V,)."""
         palette = np.array(self.palette, np.uint8).reshape(-1, 3)
@@ -181,11 +179,9 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
     for value, box in enumerate(ndimage.find_objects(ids + 1)):
         if box is None:
             continue
-        rows, columns = box
-        regions[value] = {
-            "area": int(areas[value]),
-            "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-        }
+        y, x = box
+        bbox = [x.start, y.start, x.stop - x.start, y.stop - y.start]
+        regions[value] = {"area": int(areas[value]), "bbox": bbox}
         if sums is not None:
             regions[value]["score"] = round(float(sums[value] / areas[value]), 6)
     return regions

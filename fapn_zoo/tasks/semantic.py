@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,12 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import LABELS, Dataset, Sample
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from fapn_zoo.metrics.accumulator import UNIT, Tallies
-from fapn_zoo.modules.heads.outputs import Output, Targets
-from fapn_zoo.postprocess import ClassMap, Frame, decode
+from fapn_zoo.metrics.boundary import BAND_WIDTHS, F_TOLERANCES
+from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.postprocess import ClassMap
 from fapn_zoo.tasks.protocol import Columns, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions
 from fapn_zoo.zoo.spec import DataSpec
-
-BAND_WIDTHS = (3, 5, 8, 12)
-F_TOLERANCES = (3, 5, 9, 12)
 
 
 class SemanticTask:
@@ -39,9 +38,6 @@ class SemanticTask:
         | {"boundary_iou": "Boundary IoU"}
         | {f"boundary_f_{tolerance}": f"boundary F, {tolerance} px" for tolerance in F_TOLERANCES},
     )
-
-    def answer(self, output: Output, frame: Frame, data: DataSpec, **options: Any) -> ClassMap:
-        return decode(output, self.name, frame, data, **options)
 
     def result(self, answer: ClassMap, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)
@@ -68,18 +64,15 @@ class SemanticScorer:
     def __init__(self, labels: LabelMap, classes: Classes, data: DataSpec, boundary: bool) -> None:
         self.labels, self.classes, self.data, self.boundary = labels, classes, data, boundary
         self.names = classes.names
-        self.measures = self._measures()
+        self.measures = tuple(self._measures())
 
     def empty(self) -> Tallies:
         k, ignore = self.classes.columns, self.classes.ignore_index
-        parts = {"all": ConfusionMatrix(k, ignore)}
+        tally = Tallies(all=ConfusionMatrix(k, ignore))
         if self.boundary:
-            parts |= {
-                "bands": BoundaryBands(k, BAND_WIDTHS, ignore),
-                "iou": BoundaryIoU(k, ignore),
-                "f": BoundaryFScore(k, F_TOLERANCES, ignore),
-            }
-        return Tallies(parts)
+            tally |= {"bands": BoundaryBands(k, ignore_index=ignore), "iou": BoundaryIoU(k, ignore)}
+            tally["f"] = BoundaryFScore(k, ignore_index=ignore)
+        return tally
 
     def count(self, answer: ClassMap, sample: Sample, place: int) -> Tallies:
         """Raises ValueError, naming the sample, for sizes that differ and ids out of range."""
@@ -100,24 +93,21 @@ class SemanticScorer:
 
     def scores(self, tally: Tallies) -> dict[str, Any]:
         found = tally["all"].compute()
+        rows = zip(self.names, found["iou"], found["acc"], found["truth"], strict=False)  # not: answers of no class
         table = [
             {"id": i, "name": name, "iou": plain(iou), "acc": plain(acc), "pixels": pixels}
-            for i, (name, iou, acc, pixels) in enumerate(
-                zip(self.names, found["iou"], found["acc"], found["truth"], strict=False)  # not: answers of no class
-            )
+            for i, (name, iou, acc, pixels) in enumerate(rows)
         ]
         report = {n: plain(found[n]) for n in ("miou", "pixel_acc", "mean_acc", "fwiou")} | {"classes": table}
         if not self.boundary:
             return report
         bands, edges, contours = (tally[name].compute() for name in ("bands", "iou", "f"))
+        near = {f"band_{width}": (band["miou"], band["iou"]) for width, band in bands.items()}
+        near["boundary_iou"] = edges["boundary_iou"], edges["iou"]
+        near |= {f"boundary_f_{t}": (mean, contours["classes"][t]) for t, mean in contours["f"].items()}
         for i, row in enumerate(table):
-            row |= {f"band_{width}": plain(band["iou"][i]) for width, band in bands.items()}
-            row["boundary_iou"] = plain(edges["iou"][i])
-            row |= {f"boundary_f_{t}": plain(values[i]) for t, values in contours["classes"].items()}
-        report["boundary"] = {f"band_{width}": plain(band["miou"]) for width, band in bands.items()}
-        report["boundary"]["boundary_iou"] = plain(edges["boundary_iou"])
-        report["boundary"] |= {f"boundary_f_{t}": plain(value) for t, value in contours["f"].items()}
-        return report
+            row |= {name: plain(values[i]) for name, (_, values) in near.items()}
+        return report | {"boundary": {name: plain(mean) for name, (mean, _) in near.items()}}
 
     def image_score(self, tally: Tallies) -> float | None:
         return plain(tally["all"].compute()["miou"])
@@ -129,17 +119,19 @@ class SemanticScorer:
     def maps(self, answer: ClassMap, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         return self._ids(answer).cpu().numpy(), self.classes.of_truth(sample.labels, self.labels)
 
-    def _measures(self) -> tuple[Measure, ...]:
-        measures = [Measure("miou", "iou", lambda tally: self._rows(_overlaps(tally["all"].counts)))]
-        if self.boundary:
-            for width in BAND_WIDTHS:
-                rows = lambda tally, width=width: self._rows(_overlaps(tally["bands"].confusion(width)))  # noqa: E731
-                measures.append(Measure(f"band_{width}", "iou", rows))
-            measures.append(Measure("boundary_iou", "iou", lambda tally: self._rows([*tally["iou"].counts])))
-            for n, tolerance in enumerate(F_TOLERANCES):
-                rows = lambda tally, n=n: self._rows(_contours(tally["f"].counts, n))  # noqa: E731
-                measures.append(Measure(f"boundary_f_{tolerance}", "mean", rows))
-        return tuple(measures)
+    def _measures(self) -> Iterator[Measure]:
+        yield self._measure("miou", "iou", lambda tally: _overlaps(tally["all"].counts))
+        if not self.boundary:
+            return
+        for width in BAND_WIDTHS:
+            yield self._measure(f"band_{width}", "iou", lambda tally, w=width: _overlaps(tally["bands"].confusion(w)))
+        yield self._measure("boundary_iou", "iou", lambda tally: [*tally["iou"].counts])
+        for n, tolerance in enumerate(F_TOLERANCES):
+            contours = lambda tally, n=n: [tally["f"].counts[n], tally["f"].counts[-2] * UNIT]  # noqa: E731
+            yield self._measure(f"boundary_f_{tolerance}", "mean", contours)
+
+    def _measure(self, name: str, kind: str, rows: Callable[[Tallies], list[Tensor]]) -> Measure:
+        return Measure(name, kind, lambda tally: self._rows(rows(tally)))
 
     def _rows(self, rows: list[Tensor]) -> np.ndarray:
         """(R, K) of the data set's classes; a class that is never scored has zeros."""
@@ -151,7 +143,3 @@ class SemanticScorer:
 
 def _overlaps(confusion: Tensor) -> list[Tensor]:
     return [confusion.diagonal(), confusion.sum(1), confusion.sum(0)]
-
-
-def _contours(counts: Tensor, n: int) -> list[Tensor]:
-    return [counts[n], counts[-2] * UNIT]

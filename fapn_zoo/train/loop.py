@@ -20,7 +20,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from fapn_zoo.data.loader import train_batches
+from fapn_zoo.data.cache import CachedDataset
+from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
@@ -78,10 +79,9 @@ def train(settings: Settings) -> Path:
 def _loop(run: Run, stop: list[int]) -> None:
     s, parts = run.settings, run.parts
     started, log = run.step, RunLog(run.out, s, run.step, run.main)
-    steps = {"batch_size": s.batch_size, "seed": s.seed, "start_step": run.step, "total_steps": s.steps}
-    share = {"rank": run.rank, "world_size": run.world, "pin_memory": run.accelerator.device.type == "cuda"}
-    loaded = {"workers": s.workers, "cache": s.cache}
-    batches = train_batches(parts.dataset, parts.transform, parts.collate, **steps, **share, **loaded)
+    dataset = CachedDataset(parts.dataset, parts.transform.needs) if s.cache else parts.dataset
+    stream = StepBatches(dataset, parts.transform, s.batch_size, s.seed, run.step, s.steps, run.rank, run.world)
+    batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     if not s.workers:
         batches = in_background(batches)
     with contextlib.closing(batches), contextlib.closing(log):

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from fapn_zoo.data.classes import full_names
+from fapn_zoo.data.classes import class_difference, full_names
 from fapn_zoo.data.images import list_images, load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import bad_ids, check_sizes, describe_bad_ids, read_labels
-from fapn_zoo.data.sample import DataError
+from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
@@ -100,12 +99,9 @@ def check_models(models: Mapping[str, nn.Module]) -> tuple[str, ...]:
     names = full_names(models[first].data.labels, models[first].num_classes)
     for other in others:
         theirs = full_names(models[other].data.labels, models[other].num_classes)
-        if len(theirs) != len(names):
-            raise ValueError(f"{first} has {len(names)} classes, {other} has {len(theirs)}: they cannot be compared")
-        # a model without names has as many classes; that they are the same ones is taken on trust
-        if models[first].data.labels and models[other].data.labels and names != theirs:
-            i = next(i for i, (a, b) in enumerate(zip(names, theirs, strict=True)) if a != b)
-            raise ValueError(f"class {i} is {names[i]!r} for {first} and {theirs[i]!r} for {other}")
+        named = bool(models[first].data.labels and models[other].data.labels)
+        if found := class_difference(first, names, other, theirs, named):
+            raise ValueError(f"{found}: they cannot be compared")
     return names
 
 
@@ -139,8 +135,7 @@ def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
     labels = read_labels(file)
     check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file)
     table = LabelMap(full_names(model.data.labels, model.num_classes), (), model.data.ignore_index)
-    if found := bad_ids(labels, table):
-        raise DataError(f"{file}: {describe_bad_ids(found, table)}")
+    check_ids(labels, table, f"{file}: ")
     return Item(path, labels, loaded.name)
 
 
@@ -151,11 +146,9 @@ def data_items(model: nn.Module, source: str | Path, split: str = "test", limit:
         ValueError: the data set's classes are not the model's. FileNotFoundError, DataError: as opening it does.
     """
     dataset = open_dataset(source, split)
-    ours, theirs = tuple(model.data.labels), tuple(dataset.labels.names)
-    if model.num_classes != len(theirs) or (ours and ours != theirs):
-        different = [f"{a!r} / {b!r}" for a, b in zip(ours, theirs, strict=False) if a != b]
-        shown = f"; names that differ: {', '.join(different[:5])}" if different else ""
-        raise ValueError(f"the models have {model.num_classes} classes, {dataset.name} has {len(theirs)}{shown}")
+    names, named = full_names(model.data.labels, model.num_classes), bool(model.data.labels)
+    if found := class_difference("the model", names, dataset.name, dataset.labels.names, named):
+        raise ValueError(found)
     count = len(dataset) if limit is None else min(len(dataset), limit)
     return (_sample(dataset, index, model.data.ignore_index) for index in range(count))
 

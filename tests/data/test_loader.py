@@ -48,7 +48,10 @@ def stacked(samples):
 def batches(dataset=None, start=0, total=6, **kw):
     """(step, images, labels) of every batch."""
     args = dict(batch_size=4, seed=5) | kw
-    found = train_batches(dataset or Numbers(), TRANSFORM, stacked, start_step=start, total_steps=total, **args)
+    workers, cache, dataset = args.pop("workers", 0), args.pop("cache", False), dataset or Numbers()
+    dataset = CachedDataset(dataset, LABELS) if cache else dataset
+    stream = StepBatches(dataset, TRANSFORM, start_step=start, total_steps=total, **args)
+    found = train_batches(stream, stacked, workers)
     return [(step, *batch) for step, batch in enumerate(found, start)]
 
 
@@ -126,7 +129,8 @@ def test_global_random_state_is_left_alone():
 def test_a_bad_file_is_one_clean_line(workers):
     got = []
     with pytest.raises(DataError) as caught:
-        for item in train_batches(Numbers(7, bad=(3,)), TRANSFORM, stacked, 2, 5, 0, 20, workers=workers):
+        stream = StepBatches(Numbers(7, bad=(3,)), TRANSFORM, 2, 5, 0, 20)
+        for item in train_batches(stream, stacked, workers=workers):
             got.append(item)
     assert str(caught.value) == "cannot read picture_3.png: broken"
     stream = StepBatches(Numbers(7), TRANSFORM, 2, 5, 0, 20)
@@ -148,7 +152,7 @@ def test_a_bad_file_is_one_clean_line(workers):
 def test_bad_settings_fail_at_once(change, says):
     settings = dict(dataset=Numbers(), batch_size=4, seed=0, start_step=change.pop("start", 0), total_steps=6) | change
     with pytest.raises(ValueError, match=says):
-        train_batches(transform=TRANSFORM, collate=stacked, **settings)
+        StepBatches(transform=TRANSFORM, **settings)
 
 
 def test_cache_decodes_once_and_gives_the_same():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from toys.metric_references import read_png, write_png
 
-from fapn_zoo.data.segment_png import read_ids
+from fapn_zoo.data.reading import read_ids
 
 pytestmark = pytest.mark.unit
 

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from fapn_zoo.data import scenes
-from fapn_zoo.data.joined import JoinedDataset
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import UnreadableFile, read_image, read_labels
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import SCENE_SIDES, FolderDataset, ScenesDataset, open_dataset
+from fapn_zoo.data.sources import SCENE_SIDES, FolderDataset, JoinedDataset, ScenesDataset, open_dataset
 
 pytestmark = pytest.mark.unit
 SIZE = (12, 16)
@@ -324,9 +323,9 @@ def test_joined_classes_must_be_equal(tmp_path):
     b = make_folder(tmp_path / "b", names=("road", "Car", "tree"))
     c = make_folder(tmp_path / "c", names=("road", "tree", "sky", "car"))
     d = make_folder(tmp_path / "d", ignore=254)
-    with pytest.raises(DataError, match="a and b, .*class 1 is 'car' against 'Car'"):
+    with pytest.raises(DataError, match="a and b: class 1 is 'car' for a and 'Car' for b"):
         open_dataset(f"{a},{b}", "train")
-    with pytest.raises(DataError, match="3 classes against 4 .*only c: sky"):
+    with pytest.raises(DataError, match="a has 3 classes, c has 4; .*only in c: sky"):
         open_dataset(f"{a},{c}", "train")
     with pytest.raises(DataError, match="a and d: ignore_index 255 against 254"):
         open_dataset(f"{a},{d}", "train")

@@ -27,9 +27,10 @@ def refusal(model: torch.nn.Module, data: Noise, class_map: object = None) -> st
 
 def test_the_map_that_would_fix_it_is_named(model: torch.nn.Module):
     message = refusal(model, Noise(names=("Sign", "ground ", "tree_")))
-    assert "0: 'ground' / 'Sign'" in message and message.endswith("pair them by name with --map names")
+    assert "class 0 is 'ground' for the model and 'Sign' for noise" in message
+    assert message.endswith("pair them by name with --map names")
     message = refusal(model, Noise(names=("sign", "ground")))
-    assert "only in the model: tree; only in the data: -" in message
+    assert "only in the model: tree; only in noise: -" in message
     suggested = json.loads(re.search(r"\{.*\}", message)[0])
     assert suggested == {"ground": "ground", "tree": None, "sign": "sign"}
     suggested["tree"] = "ground"

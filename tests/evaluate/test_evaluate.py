@@ -88,9 +88,9 @@ def test_half_precision_is_close(model: torch.nn.Module):
 
 
 def test_class_tables_that_differ_are_named(model: torch.nn.Module):
-    with pytest.raises(ValueError, match=r"has 3 classes, noise has 2; only in the model: sign; only in the data: -"):
+    with pytest.raises(ValueError, match=r"has 3 classes, noise has 2; only in the model: sign; only in noise: -"):
         evaluate(model, Noise(names=("ground", "tree")))
-    with pytest.raises(ValueError, match=r"1: 'tree' / 'sign', 2: 'sign' / 'tree'"):
+    with pytest.raises(ValueError, match=r"1 is 'tree' for the model and 'sign' for noise, class 2 is 'sign' for"):
         evaluate(model, Noise(names=("ground", "sign", "tree")))
     spec = model.spec
     try:

@@ -272,7 +272,7 @@ def test_what_cannot_be_compared(stripes: tuple[np.ndarray, np.ndarray], tmp_pat
     with pytest.raises(ValueError, match="no image"):
         side_by_side({"one": one, "two": two}, [], tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
-    with pytest.raises(ValueError, match="the models have 3 classes, scenes:1 has 11"):
+    with pytest.raises(ValueError, match="the model has 3 classes, scenes:1 has 11"):
         data_items(one, "scenes:1")
 
 
