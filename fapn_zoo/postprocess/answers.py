@@ -12,15 +12,10 @@ from torch import Tensor
 
 
 class Frame(NamedTuple):
-    """One image's way through the network, sizes (height, width) in pixels.
+    """One image's way through the network, sizes (height, width) in pixels."""
 
-    Attributes:
-        inside: of the network input without its padding, which lies at the bottom and right.
-        original: of the answer, usually the image as it was given.
-    """
-
-    inside: tuple[int, int]
-    original: tuple[int, int]
+    inside: tuple[int, int]  # of the network input without its padding, which lies at the bottom and right
+    original: tuple[int, int]  # of the answer, usually the image as it was given
 
 
 @dataclass(frozen=True, eq=False)

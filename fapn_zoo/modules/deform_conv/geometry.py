@@ -31,8 +31,7 @@ class Geometry(NamedTuple):
     def of(cls, input: Tensor, offset: Tensor, weight: Tensor, pairs: Pairs) -> Geometry:
         """The geometry of a call whose shapes have been checked.
 
-        Raises:
-            ValueError: float32 cannot count the rows or columns of the input, or 32 bits not its pixels.
+        Raises ValueError where float32 cannot count the rows or columns of the input, or 32 bits not its pixels.
         """
         batch, channels, height, width = input.shape
         # Tables of the kernels add a border, of three rows at most.

@@ -138,23 +138,18 @@ def forward(
     return output
 
 
-def _zeros(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: list[bool]) -> list[Tensor]:
-    """What `backward` returns, before anything is added."""
-    tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
-    layouts = [torch.contiguous_format if tensor is weight else memory_format(tensor) for tensor in tensors]
-    return [
-        torch.zeros_like(tensor, memory_format=layout) if need else tensor.new_empty(0)
-        for tensor, layout, need in zip(tensors, layouts, needs, strict=True)
-    ]
-
-
 def backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
 ) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
     geo = Geometry.of(input, offset, weight, pairs)
     need_input, need_offset, need_weight, need_bias, need_mask = needs
-    real, grads = _real(input.dtype), _zeros(input, offset, weight, mask, needs)
+    real, tensors = _real(input.dtype), [input, offset, weight, weight[:, 0, 0, 0], input if mask is None else mask]
+    grads = [tensor.new_empty(0) for tensor in tensors]
+    for n, tensor in enumerate(tensors):
+        if needs[n]:
+            layout = torch.contiguous_format if tensor is weight else memory_format(tensor)
+            grads[n] = torch.zeros_like(tensor, memory_format=layout)
     grad_input, grad_offset, grad_weight, grad_bias, grad_mask = grads
     if need_bias:
         grad_bias += grad.sum((0, 2, 3), dtype=real)

@@ -76,11 +76,8 @@ class FeatureAlignment(nn.Module):
     come from a 1x1 convolution of fine and *twice* the upsampled coarse map, a factor of the official models. It is
     computed as the sum of two convolutions, the second one before upsampling: both are linear, each along other axes.
 
-    Args:
-        channels: C.
-        deform_groups: groups of channels that share offsets.
-        norm: norm of the offset feature.
-        reference: False reads the offsets from the coarse map alone (the ablation without location reference).
+    `norm` is that of the offset feature. `reference=False` reads the offsets from the coarse map alone (the ablation
+    without location reference).
     """
 
     def __init__(self, channels: int, *, deform_groups: int = 8, norm: str = "none", reference: bool = True) -> None:
