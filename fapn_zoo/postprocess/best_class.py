@@ -34,14 +34,8 @@ def usable(maps: Tensor) -> bool:
 def best_of_logits(maps: Tensor, image_size: Size, factor: int, out_size: Size, shares: bool = False) -> Best:
     """The class with the largest of the maps (K, h, w), which are enlarged by `factor`, cropped and resized.
 
-    Both steps are bilinear with `align_corners=False`.
-
-    Args:
-        image_size: (H, W) of the crop. out_size: (h, w) of the answer.
-        shares: whether the softmax of the best class is wanted too.
-
-    Returns:
-        (h, w) int64, the first class where several are equal; (h, w) float32 or None.
+    Both steps are bilinear with `align_corners=False`. `image_size` is (H, W) of the crop, `out_size` (h, w) that of
+    the answer: int64, the first class where several are equal, and if `shares` are wanted the softmax in float32.
     """
     from fapn_zoo.postprocess import best_kernels as kernels
 
@@ -149,11 +143,9 @@ def _neighbours(middle: int, out: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _taps(small: int, factor: int, middle: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both steps of `best_of_logits` along one axis at once.
+    """Both steps of `best_of_logits` along one axis at once: starts (out,) int32 and weights (3, out) float32.
 
-    Returns:
-        starts (out,) int32 and weights (3, out) float32: an element of the answer is the weighted sum of three
-        neighbours of the small map. Weights of elements beyond its end are 0.
+    An element of the answer is the weighted sum of three neighbours of the small map; those beyond its end weigh 0.
     """
     (upper, lower), share = _neighbours(middle, out)
     starts, weights = None, np.zeros((3, out))

@@ -38,8 +38,15 @@ def panoptic(
     best, classes = class_probabilities(output, drop_no_object=False).max(dim=-1)
     num_classes = output.class_logits.shape[-1] - 1
     kept = torch.nonzero((classes != num_classes) & (best > object_threshold))[:, 0]
-    winner, shares, own_area = _compete(output.mask_logits[0, kept], best[kept], frame, output.stride)
-    queries = list(zip(classes[kept].tolist(), best[kept].tolist(), own_area, strict=True))
+    masks, scores = output.mask_logits[0, kept], best[kept]
+    winner = torch.zeros(frame.original, dtype=torch.int64, device=masks.device)
+    shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
+    own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+    if len(masks):
+        for first, last, band in _mask_bands(masks, frame, output.stride):
+            own_area += (band >= 0.5).sum(dim=(1, 2))
+            shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
+    queries = list(zip(classes[kept].tolist(), scores.tolist(), own_area.tolist(), strict=True))
     return _assemble(winner, shares, queries, data.things, overlap_threshold)
 
 
@@ -80,18 +87,6 @@ def _mask_bands(masks: Tensor, frame: Frame, stride: int) -> Iterator[tuple[int,
     source = Source(rows, max(len(masks), 1), frame.inside, masks.device)
     for first, last, logits in bands(source, frame.original):
         yield first, last, logits.sigmoid()
-
-
-def _compete(masks: Tensor, scores: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Which of the Q masks wins each pixel (h, w) int64, with what score (h, w), and each mask's own area."""
-    winner = torch.zeros(frame.original, dtype=torch.int64, device=masks.device)
-    shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
-    own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-    if len(masks):
-        for first, last, band in _mask_bands(masks, frame, stride):
-            own_area += (band >= 0.5).sum(dim=(1, 2))
-            shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
-    return winner, shares, own_area.tolist()
 
 
 def _assemble(

@@ -53,9 +53,8 @@ class Backbone(nn.Module):
             larger ones refused.
         body: the timm feature network.
 
-    Raises:
-        ValueError: unknown name or tag, no pyramid, an option that the network does not have.
-        ConnectionError: `pretrained=True` and the weights can neither be fetched nor found in the cache.
+    Raises ValueError for an unknown name or tag, no pyramid, an option that the network does not have; ConnectionError
+    where `pretrained=True` and the weights can neither be fetched nor found in the cache.
     """
 
     def __init__(

@@ -47,12 +47,11 @@ def _check_kinds(tensors: dict[str, Tensor | None]) -> None:
             raise NotImplementedError(f"{name} has a tangent, but deformable convolution has no forward-mode gradient")
 
 
-def _check_shapes(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
-) -> None:
-    four = {"input": input, "offset": offset, "weight": weight, "mask": mask}
-    for name, tensor in four.items():
-        if tensor is not None and tensor.dim() != 4:
+def _check(tensors: dict[str, Tensor | None], pairs: Pairs) -> None:
+    _check_kinds(tensors)
+    input, offset, weight, bias, mask = tensors.values()
+    for name, tensor in tensors.items():
+        if name != "bias" and tensor is not None and tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions; got {tensor.dim()}")
     out_channels, group_channels, *kernel = weight.shape
     taps = kernel[0] * kernel[1]
@@ -129,8 +128,8 @@ def deform_conv2d(
         NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
     """
     pairs = _pair(stride, "stride", 1), _pair(padding, "padding", 0), _pair(dilation, "dilation", 1)
-    _check_kinds({"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
-    _check_shapes(input, offset, weight, bias, mask, pairs)
+    tensors = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    _check(tensors, pairs)
     device, dtype = input.device, input.dtype
     for tensor in (offset, weight, bias, mask):
         if tensor is not None:
@@ -152,7 +151,7 @@ def deform_conv2d(
         offset, mask = offset.to(compute), None if mask is None else mask.to(compute)
     input, weight, bias = input.to(compute), weight.to(compute), None if bias is None else bias.to(compute)
     if backend == "reference":
-        # Autocast would hand bfloat16 to torchvision's CPU operator, which fails. Elsewhere a switch would spoil exports.
+        # Autocast would hand bfloat16 to torchvision's CPU operator, which fails; a needless switch spoils exports.
         with torch.autocast(device.type, enabled=False) if enabled else contextlib.nullcontext():
             output = torchvision_deform_conv2d(input, offset, weight, bias, *pairs, mask=mask)
     else:

@@ -87,12 +87,6 @@ def _table(image: Tensor, geometry: Geometry) -> Tensor:
     return F.pad(lines, (0, 0, 0, 1)).reshape(-1, geometry.channels // geometry.offset_groups)
 
 
-def _image(table: Tensor, geometry: Geometry) -> Tensor:
-    """The adjoint of `_table`."""
-    lines = table.view(-1, geometry.channels)[:-1].view(geometry.height + 3, geometry.width + 2, geometry.channels)
-    return lines[1:-2, 1:-1].permute(2, 0, 1)
-
-
 def _by_group(column: Tensor, geometry: Geometry) -> Tensor:
     """(n, taps, C) -> (groups, n, taps * C / groups)."""
     return column.unflatten(2, (geometry.groups, -1)).permute(2, 0, 1, 3).flatten(2)
@@ -177,7 +171,9 @@ def backward(
             if need_weight:
                 total.baddbmm_(_by_group(samples.column(table), geo).transpose(1, 2), out[:, start:stop])
         if need_input:
-            grad_input[image] = _image(grad_table, geo)
+            # The adjoint of `_table`.
+            lines = grad_table.view(-1, geo.channels)[:-1].view(geo.height + 3, geo.width + 2, geo.channels)
+            grad_input[image] = lines[1:-2, 1:-1].permute(2, 0, 1)
         if need_offset or need_mask:
             by_offset, by_factor = (torch.cat(parts) for parts in zip(*slopes, strict=True))
             if need_offset:

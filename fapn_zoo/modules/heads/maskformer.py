@@ -59,7 +59,7 @@ class DecoderLayer(nn.Module):
 class QueryDecoder(nn.Module):
     """`num_queries` learned queries of `channels` channels that read a map of `in_channels` through decoder layers."""
 
-    def __init__(self, in_channels: int, num_queries: int, channels: int, layers: int, *of_layer: Any) -> None:
+    def __init__(self, channels: int, in_channels: int, num_queries: int, layers: int, *of_layer: Any) -> None:
         super().__init__()
         self.input_proj = ConvNormAct(in_channels, channels, 1)
         self.query_embed = nn.Embedding(num_queries, channels)
@@ -85,46 +85,27 @@ class QueryDecoder(nn.Module):
         return states
 
 
-class MLP(nn.Sequential):
-    """`layers` linear layers with ReLU between, all (..., C) -> (..., C) but the last, which ends in `out`."""
-
-    def __init__(self, channels: int, out: int, layers: int) -> None:
-        modules: list[nn.Module] = []
-        for _ in range(layers - 1):
-            modules += [nn.Linear(channels, channels), nn.ReLU(inplace=True)]
-        super().__init__(*modules, nn.Linear(channels, out))
-
-
 class QueryMaskHead(nn.Module):
     """What both heads below share: learned queries whose embeddings, times the mask features, are masks.
 
     Args:
-        in_channels, feature_channels: of the neck's outputs and of the coarsest backbone map, which the decoder reads.
-        num_queries: Q.
-        class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
+        in_channels: channels of the neck's outputs.
         mask_channels: channels of mask features and mask embeddings.
-        channels, decoder: C, and layers, heads, feedforward, dropout of the decoder.
+        class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
+        channels, decoder: C, and what else a `QueryDecoder` takes.
 
     Attributes:
         deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        feature_channels: int,
-        num_queries: int,
-        class_scores: int,
-        mask_channels: int,
-        channels: int,
-        *decoder: Any,
-    ) -> None:
+    def __init__(self, in_channels: int, mask_channels: int, class_scores: int, channels: int, *decoder: Any) -> None:
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
-        self.decoder = QueryDecoder(feature_channels, num_queries, channels, *decoder)
+        self.decoder = QueryDecoder(channels, *decoder)
         if class_scores:
             self.class_embed = nn.Linear(channels, class_scores)
-        self.mask_embed = MLP(channels, mask_channels, 3)
+        hidden = (layer for _ in range(2) for layer in (nn.Linear(channels, channels), nn.ReLU(inplace=True)))
+        self.mask_embed = nn.Sequential(*hidden, nn.Linear(channels, mask_channels))
         self.deep_supervision: bool | None = None
 
     def queries_and_masks(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -142,13 +123,7 @@ class QueryMaskHead(nn.Module):
 
 
 class MaskFormerHead(QueryMaskHead):
-    """Class and mask per query.
-
-    Args:
-        in_channels, feature_channels, mask_channels and those of the decoder: see `QueryMaskHead`.
-        num_classes: K, without "no object".
-        num_queries: Q.
-    """
+    """Class and mask per query: K classes without "no object"; `feature_channels` of the coarsest backbone map."""
 
     classifier = ("class_embed",)
 
@@ -166,8 +141,8 @@ class MaskFormerHead(QueryMaskHead):
         feedforward: int = 2048,
         dropout: float = 0.1,
     ) -> None:
-        decoder = channels, layers, heads, feedforward, dropout
-        super().__init__(in_channels, feature_channels, num_queries, num_classes + 1, mask_channels, *decoder)
+        decoder = feature_channels, num_queries, layers, heads, feedforward, dropout
+        super().__init__(in_channels, mask_channels, num_classes + 1, channels, *decoder)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
@@ -196,8 +171,8 @@ class PerPixelPlusHead(QueryMaskHead):
         feedforward: int = 2048,
         dropout: float = 0.1,
     ) -> None:
-        decoder = channels, layers, heads, feedforward, dropout
-        super().__init__(in_channels, feature_channels, num_classes, 0, mask_channels, *decoder)
+        decoder = feature_channels, num_classes, layers, heads, feedforward, dropout
+        super().__init__(in_channels, mask_channels, 0, channels, *decoder)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""

@@ -25,11 +25,9 @@ class Output(Protocol):
     @property
     def stride(self) -> int:
         """Pixels of the network input per pixel of the maps."""
-        ...
 
     def image(self, n: int) -> Self:
         """The output of image `n` alone (N = 1), without the auxiliary outputs of training."""
-        ...
 
 
 class SemanticOutput(NamedTuple):
@@ -94,13 +92,12 @@ class Targets:
             if self.labels is None or self.classes:
                 self._segments = list(zip(self.classes, self.masks, strict=True))
             else:
-                self._segments = [self._masks_of(labels) for labels in self.labels]
+                self._segments = []
+                for labels in self.labels:
+                    classes = labels.unique()
+                    classes = classes[classes != self.ignore_index]
+                    self._segments.append((classes, labels[None] == classes[:, None, None]))
         return self._segments
-
-    def _masks_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        classes = labels.unique()
-        classes = classes[classes != self.ignore_index]
-        return classes, labels[None] == classes[:, None, None]
 
     def padded(self, height: int, width: int) -> Targets:
         """Grown at the bottom and right to (height, width): no class there, and no object."""

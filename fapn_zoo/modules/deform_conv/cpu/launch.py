@@ -36,15 +36,6 @@ def _table_size(geometry: Geometry) -> int:
     return geometry.channels * ((geometry.height + 3) * (geometry.width + 2) + 1)
 
 
-def _pass_dtype(input: Tensor, geometry: Geometry) -> torch.dtype:
-    """What the forward pass computes in: bfloat16 where processor and channels suit it."""
-    from fapn_zoo.modules.deform_conv.cpu.vectors import has_bfloat16
-
-    if input.dtype == torch.bfloat16 and has_bfloat16() and vector_length(geometry) >= 16:
-        return torch.bfloat16
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
 def forward(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
 ) -> Tensor:
@@ -52,11 +43,12 @@ def forward(
 
     `input`, `weight` and `bias` share one dtype. In bfloat16, products of bfloat16 are summed in float32.
     """
-    from fapn_zoo.modules.deform_conv.cpu import kernels
+    from fapn_zoo.modules.deform_conv.cpu import kernels, vectors
 
-    geo = Geometry.of(input, offset, weight, pairs)
-    dtype, wanted = _pass_dtype(input, geo), input.dtype
-    real = torch.float64 if dtype == torch.float64 else torch.float32
+    geo, wanted = Geometry.of(input, offset, weight, pairs), input.dtype
+    real = torch.float64 if wanted == torch.float64 else torch.float32
+    suits = wanted == torch.bfloat16 and vectors.has_bfloat16() and vector_length(geo) >= 16
+    dtype = torch.bfloat16 if suits else real
     size = geo.batch, geo.out_channels, geo.out_height, geo.out_width
     input, weight = _dense(input, dtype), weight.detach().to(dtype).contiguous()
     output = torch.empty(size, dtype=dtype, memory_format=memory_format(input))
