@@ -36,6 +36,8 @@ def triton_works() -> bool:
     """Whether Triton can be imported and takes our kernels; tried once."""
 
     def load() -> bool:
+        import triton  # noqa: F401
+
         from fapn_zoo.modules.deform_conv.cuda import kernels  # noqa: F401
 
         return True
