@@ -12,25 +12,18 @@ from torch import Tensor
 
 
 class Frame(NamedTuple):
-    """One image's way through the network, sizes (height, width) in pixels.
+    """One image's way through the network, sizes (height, width) in pixels."""
 
-    Attributes:
-        inside: of the network input without its padding, which lies at the bottom and right.
-        original: of the answer, usually the image as it was given.
-    """
-
-    inside: tuple[int, int]
-    original: tuple[int, int]
+    inside: tuple[int, int]  # of the network input without its padding, which lies at the bottom and right
+    original: tuple[int, int]  # of the answer, usually the image as it was given
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """A class for every pixel.
+    """A class for every pixel, `labels` (h, w) int64, and its probability, `scores` (h, w) float32 in 0..1.
 
-    Attributes:
-        labels: (h, w) int64 class ids.
-        scores: (h, w) float32 in 0..1, the probability of that class: the softmax of a per-pixel head, or the class's
-            share of all scores of a mask classifier (0 where all are 0); None where nobody asked.
+    That is the softmax of a per-pixel head, or the class's share of all scores of a mask classifier (0 where all are
+    0); None where nobody asked.
     """
 
     labels: Tensor
@@ -39,21 +32,13 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a panoptic map, or one instance.
+    """One segment of a panoptic map, or one instance."""
 
-    Attributes:
-        id: its value in the segment map (from 1), or 1 + its row in the stack of masks.
-        category_id: class id.
-        isthing: False for amorphous regions, of which there is at most one per class.
-        score: confidence in 0..1.
-        area: pixels.
-    """
-
-    id: int
+    id: int  # its value in the segment map (from 1), or 1 + its row in the stack of masks
     category_id: int
-    isthing: bool
-    score: float
-    area: int
+    isthing: bool  # False for amorphous regions, of which there is at most one per class
+    score: float  # confidence in 0..1
+    area: int  # pixels
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,21 +22,16 @@ Rows = Callable[[int, int], Tensor]  # (first, last) -> (C, last - first, width)
 class Source(NamedTuple):
     """A map of `size` (H, W) whose rows are computed when they are asked for, from the top to the bottom.
 
-    Attributes:
-        rows: computes some of them.
-        channels: how many that takes, for the budget.
-        device: where.
-        best: ((h, w), shares=False) -> the channel (h, w) int64 that is largest after resizing, and on demand its
-            probability (h, w) float32, where there is a shorter way to them than through the rows.
-        are_logits: whether the rows are scores before softmax.
+    `best` is a shorter way than through the rows, if there is one: ((h, w), shares=False) -> the channel (h, w) int64
+    that is largest after resizing, and on demand its probability (h, w) float32.
     """
 
     rows: Rows
-    channels: int
+    channels: int  # that computing a row takes, for the budget
     size: tuple[int, int]
     device: torch.device
     best: Callable[..., tuple[Tensor, Tensor | None]] | None = None
-    are_logits: bool = False
+    are_logits: bool = False  # whether the rows are scores before softmax
 
 
 def band_height(source: Source, out_size: tuple[int, int]) -> int:
@@ -75,7 +70,7 @@ def _resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, 
     return F.interpolate(band[None], size=(last - first, out_size[1]), mode="bilinear", align_corners=False)[0]
 
 
-def enlarged_rows(maps: Tensor, first: int, last: int, width: int, factor: int) -> Tensor:
+def enlarged_rows(maps: Tensor, width: int, factor: int, first: int, last: int) -> Tensor:
     """Rows `first`..`last` and columns 0..`width` of `maps` (C, h, w) enlarged bilinearly by `factor`.
 
     One more row (and column) of the small map on each side makes the part equal to the same part of the whole.

@@ -21,6 +21,8 @@ TILE_FLOATS = 2**18  # 1 MiB: about what one tile may take, so that it stays in 
 OVERLAPPING = 8  # times as much where tiles overlap
 _NOTHING = np.empty((0, 0), np.float32)
 
+Size = tuple[int, int]
+Best = tuple[Tensor, Tensor | None]  # classes and shares
 Fill = Callable[[int, int, np.ndarray, np.ndarray], None]  # (first, last row, their classes, their shares)
 
 
@@ -29,19 +31,11 @@ def usable(maps: Tensor) -> bool:
     return maps.device.type == "cpu" and maps.numel() > 0 and numba_works()
 
 
-def best_of_logits(
-    maps: Tensor, image_size: tuple[int, int], factor: int, out_size: tuple[int, int], shares: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def best_of_logits(maps: Tensor, image_size: Size, factor: int, out_size: Size, shares: bool = False) -> Best:
     """The class with the largest of the maps (K, h, w), which are enlarged by `factor`, cropped and resized.
 
-    Both steps are bilinear with `align_corners=False`.
-
-    Args:
-        image_size: (H, W) of the crop. out_size: (h, w) of the answer.
-        shares: whether the softmax of the best class is wanted too.
-
-    Returns:
-        (h, w) int64, the first class where several are equal; (h, w) float32 or None.
+    Both steps are bilinear with `align_corners=False`. `image_size` is (H, W) of the crop, `out_size` (h, w) that of
+    the answer: int64, the first class where several are equal, and if `shares` are wanted the softmax in float32.
     """
     from fapn_zoo.postprocess import best_kernels as kernels
 
@@ -64,22 +58,15 @@ def best_of_logits(
 
 
 def best_of_masks(
-    maps: Tensor,
-    weights: Tensor,
-    image_size: tuple[int, int],
-    factor: int,
-    out_size: tuple[int, int],
-    shares: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    maps: Tensor, weights: Tensor, image_size: Size, factor: int, out_size: Size, shares: bool = False
+) -> Best:
     """The class of the largest score, the sum over Q queries of the sigmoid of its enlarged map times its weight.
 
     Args:
         maps: (Q, h, w) mask logits, enlarged by `factor`. The scores are cropped to `image_size` and resized.
         weights: (Q, K), 0 or more.
-        out_size, shares: as in `best_of_logits`; a share is that of the sum over classes, 0 where this is 0.
-
-    Returns:
-        As `best_of_logits`.
+        out_size, shares: as in `best_of_logits`, and so is the result; a share is that of the sum over classes, 0
+            where this is 0.
     """
     from fapn_zoo.postprocess import best_kernels as kernels
 
@@ -115,9 +102,7 @@ def best_of_masks(
     return _filled(fill, out_size, floats, out_size[0] / image_size[0], shares)
 
 
-def _filled(
-    fill: Fill, out_size: tuple[int, int], floats: float, scale: float, shares: bool
-) -> tuple[Tensor, Tensor | None]:
+def _filled(fill: Fill, out_size: Size, floats: float, scale: float, shares: bool) -> Best:
     """An answer made by all threads, some rows at a time: `floats` are at work per row of the source, of which there
     are `scale` in the answer."""
     best = np.empty(out_size, np.int64)
@@ -158,11 +143,9 @@ def _neighbours(middle: int, out: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _taps(small: int, factor: int, middle: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both steps of `best_of_logits` along one axis at once.
+    """Both steps of `best_of_logits` along one axis at once: starts (out,) int32 and weights (3, out) float32.
 
-    Returns:
-        starts (out,) int32 and weights (3, out) float32: an element of the answer is the weighted sum of three
-        neighbours of the small map. Weights of elements beyond its end are 0.
+    An element of the answer is the weighted sum of three neighbours of the small map; those beyond its end weigh 0.
     """
     (upper, lower), share = _neighbours(middle, out)
     starts, weights = None, np.zeros((3, out))

@@ -24,7 +24,6 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 
-
 _jit = compiled(nogil=True, fastmath={"contract"}, error_model="numpy")
 
 
@@ -162,11 +161,9 @@ def best_resized(maps, rows, down, columns, across, best, share):
 
 @_jit
 def squash(maps, top, height, factor, first, masks):
-    """The sigmoid of Q maps enlarged by `factor`, from row `first` on.
+    """The sigmoid of Q maps (Q, r, w) float32, see `_mix`, enlarged by `factor`, from row `first` on.
 
-    Args:
-        maps: (Q, r, w) float32, see `_mix`.
-        masks: (Q, rows, factor, w) float32, columns in phases.
+    It goes into `masks` (Q, rows, factor, w) float32, columns in phases.
     """
     count, rows, _, small = masks.shape
     row = np.empty(small + 2, np.float32)
@@ -183,11 +180,9 @@ def squash(maps, top, height, factor, first, masks):
 
 @_jit
 def best_scores(scores, best, share):
-    """The largest of K scores, and its part of their sum.
+    """The largest of K scores, and its part of their sum, as in `best_enlarged`.
 
-    Args:
-        scores: (K + 1, rows, factor, w) float32 of 0 or more, columns in phases; the last one is the sum.
-        best, share: as in `best_enlarged`.
+    `scores` are (K + 1, rows, factor, w) float32 of 0 or more, columns in phases; the last one is the sum.
     """
     count, rows, factor, small = scores.shape
     high, label = np.empty(factor * small, np.float32), np.empty(factor * small, np.int32)

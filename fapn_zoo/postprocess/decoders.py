@@ -49,16 +49,10 @@ def register_output(
 
 
 def decode(output: Output, task: str, frame: Frame, data: DataSpec, **options: Any) -> Any:
-    """The answer for one image.
+    """The answer for one image (N = 1), by the decoder that `DECODERS` names for the output and the task.
 
-    Args:
-        output: of one image (N = 1).
-        task: what is asked; `DECODERS` says what each output answers.
-        data: classes and things of the model.
-        options: of the decoder.
-
-    Raises:
-        ValueError: the output does not answer the task, or its maps do not cover the image.
+    `data` are classes and things of the model, `options` the decoder's. Raises ValueError where the output does not
+    answer the task, or its maps do not cover the image.
     """
     decoders = _entry(DECODERS, output)
     if task not in decoders:

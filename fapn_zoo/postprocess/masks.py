@@ -7,6 +7,7 @@ of the official MaskFormer code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,9 +38,16 @@ def panoptic(
     best, classes = class_probabilities(output, drop_no_object=False).max(dim=-1)
     num_classes = output.class_logits.shape[-1] - 1
     kept = torch.nonzero((classes != num_classes) & (best > object_threshold))[:, 0]
-    winner, shares, own_area = _compete(output.mask_logits[0, kept], best[kept], frame, output.stride)
-    found = classes[kept].tolist(), best[kept].tolist()
-    return _assemble(winner, shares, own_area, *found, data.things, overlap_threshold)
+    masks, scores = output.mask_logits[0, kept], best[kept]
+    winner = torch.zeros(frame.original, dtype=torch.int64, device=masks.device)
+    shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
+    own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+    if len(masks):
+        for first, last, band in _mask_bands(masks, frame, output.stride):
+            own_area += (band >= 0.5).sum(dim=(1, 2))
+            shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
+    queries = list(zip(classes[kept].tolist(), scores.tolist(), own_area.tolist(), strict=True))
+    return _assemble(winner, shares, queries, data.things, overlap_threshold)
 
 
 def instances(
@@ -65,57 +73,42 @@ def instances(
     queries = pairs // probabilities.shape[1]
     classes = pairs % probabilities.shape[1]
     masks, mean_inside = _binary_masks(output.mask_logits[0, queries], frame, output.stride)
-    return _rank(masks, scores * mean_inside, classes, score_threshold)
+    scores, areas = scores * mean_inside, masks.sum(dim=(1, 2))
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
+    rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
+    segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
+    return Instances(masks[order], segments)
 
 
 def _mask_bands(masks: Tensor, frame: Frame, stride: int) -> Iterator[tuple[int, int, Tensor]]:
     """Yields (first, last, mask probabilities (Q, rows, w)): masks are resized as logits, then squashed."""
-
-    def rows(first: int, last: int) -> Tensor:
-        return enlarged_rows(masks, first, last, frame.inside[1], stride)
-
+    rows = partial(enlarged_rows, masks, frame.inside[1], stride)
     source = Source(rows, max(len(masks), 1), frame.inside, masks.device)
     for first, last, logits in bands(source, frame.original):
         yield first, last, logits.sigmoid()
 
 
-def _compete(masks: Tensor, scores: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Which of the Q masks wins each pixel (h, w) int64, with what score (h, w), and each mask's own area."""
-    winner = torch.zeros(frame.original, dtype=torch.int64, device=masks.device)
-    shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
-    own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-    if len(masks):
-        for first, last, band in _mask_bands(masks, frame, stride):
-            own_area += (band >= 0.5).sum(dim=(1, 2))
-            shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
-    return winner, shares, own_area.tolist()
-
-
 def _assemble(
-    winner: Tensor,
-    shares: Tensor,
-    own_area: list[int],
-    classes: list[int],
-    scores: list[float],
-    things: Sequence[int],
-    overlap_threshold: float,
+    winner: Tensor, shares: Tensor, queries: list[tuple[int, float, int]], things: Sequence[int], least_overlap: float
 ) -> Panoptic:
-    """The panoptic map of one image from the winner of every pixel; segment ids count from 1 in query order."""
-    new_id = torch.zeros(max(len(classes), 1), dtype=torch.int32)
-    won = torch.bincount(winner.flatten(), minlength=len(classes)).tolist()
+    """The panoptic map of one image from the winner of every pixel, and class, score and own area of every query.
+
+    Segment ids count from 1 in query order.
+    """
+    new_id = torch.zeros(max(len(queries), 1), dtype=torch.int32)
+    won = torch.bincount(winner.flatten(), minlength=len(queries)).tolist()
     found: list[dict] = []
     stuff: dict[int, dict] = {}
-    for query, (category, score) in enumerate(zip(classes, scores, strict=True)):
+    for query, (category, score, own_area) in enumerate(queries):
         area = won[query]
-        if not area or not own_area[query] or area / own_area[query] < overlap_threshold:
+        if not area or not own_area or area / own_area < least_overlap:
             continue
         isthing = category in things
-        segment = None if isthing else stuff.get(category)
-        if segment is None:
-            segment = {"id": len(found) + 1, "category_id": category, "isthing": isthing, "score": 0.0, "area": 0}
+        segment = {"id": len(found) + 1, "category_id": category, "isthing": isthing, "score": 0.0, "area": 0}
+        segment = segment if isthing else stuff.setdefault(category, segment)
+        if not segment["area"]:
             found.append(segment)
-            if not isthing:
-                stuff[category] = segment
         segment["score"] = (segment["score"] * segment["area"] + score * area) / (segment["area"] + area)
         segment["area"] += area
         new_id[query] = segment["id"]
@@ -135,13 +128,3 @@ def _binary_masks(masks: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Ten
             inside += (band * chosen).sum(dim=(1, 2), dtype=exact)
     area = binary.sum(dim=(1, 2))
     return binary, (inside / area.clamp_min(1)).float()
-
-
-def _rank(masks: Tensor, scores: Tensor, classes: Tensor, score_threshold: float) -> Instances:
-    """Drops weak and empty masks and puts the best first."""
-    areas = masks.sum(dim=(1, 2))
-    order = torch.argsort(scores, descending=True, stable=True)
-    order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
-    rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
-    segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
-    return Instances(masks[order], segments)

@@ -27,7 +27,7 @@ def logits_source(output: SemanticOutput, size: tuple[int, int]) -> Source:
     maps, stride = output.logits[0], output.stride
     check_cover(maps, stride, size)
     best = partial(best_of_logits, maps, size, stride) if usable(maps) else None
-    rows = partial(_enlarged, maps, size[1], stride)
+    rows = partial(enlarged_rows, maps, size[1], stride)
     return Source(rows, len(maps), size, maps.device, best, are_logits=True)
 
 
@@ -40,7 +40,7 @@ def masks_source(output: MaskFormerOutput, size: tuple[int, int]) -> Source:
     check_cover(maps, stride, size)
 
     def rows(first: int, last: int) -> Tensor:
-        masks = enlarged_rows(maps, first, last, size[1], stride).sigmoid_()
+        masks = enlarged_rows(maps, size[1], stride, first, last).sigmoid_()
         with autocast(maps.device, "no"):
             return torch.einsum("qk,qhw->khw", weights, masks)
 
@@ -72,19 +72,12 @@ def class_map(source: Source, size: tuple[int, int], shares: bool = True) -> Cla
 
 def best_of_bands(scores: Bands, are_logits: bool, shares: bool = True) -> ClassMap:
     """The best class of every pixel of bands of scores; see `class_map`."""
-    found = [_choose(band, are_logits, shares) for _, _, band in scores]
-    labels = torch.cat([part.labels for part in found])
-    return ClassMap(labels, torch.cat([part.scores for part in found]) if shares else None)
-
-
-def _choose(scores: Tensor, are_logits: bool, shares: bool) -> ClassMap:
-    best, labels = scores.max(dim=0)  # argmax(0) of torch takes three times as long on a CPU
-    if not shares:
-        return ClassMap(labels)
-    if are_logits:
-        return ClassMap(labels, torch.exp(best - scores.logsumexp(dim=0)))
-    return ClassMap(labels, best / scores.sum(dim=0).clamp_min(torch.finfo(scores.dtype).tiny))
-
-
-def _enlarged(maps: Tensor, width: int, stride: int, first: int, last: int) -> Tensor:
-    return enlarged_rows(maps, first, last, width, stride)
+    labels, found = [], []
+    for _, _, band in scores:
+        best, classes = band.max(dim=0)  # argmax(0) of torch takes three times as long on a CPU
+        labels.append(classes)
+        if shares and are_logits:
+            found.append(torch.exp(best - band.logsumexp(dim=0)))
+        elif shares:
+            found.append(best / band.sum(dim=0).clamp_min(torch.finfo(band.dtype).tiny))
+    return ClassMap(torch.cat(labels), torch.cat(found) if shares else None)

@@ -187,7 +187,7 @@ def test_frozen_norm_is_torchvisions_in_one_step():
     from timm.layers import FrozenBatchNormAct2d
     from torchvision.ops.misc import FrozenBatchNorm2d
 
-    from fapn_zoo.modules.backbones.frozen_norm import use_one_step
+    from fapn_zoo.modules.backbones.surgery import use_one_step
 
     for norm in (FrozenBatchNorm2d(6), FrozenBatchNormAct2d(6)):
         for value in (norm.weight, norm.bias, norm.running_mean):

@@ -17,16 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.imagenet import build_features
 from fapn_zoo.modules.backbones.plan import STRIDES, ceil_div, is_channels_last, parameters_before, plan, timm_name
-from fapn_zoo.modules.backbones.surgery import (
-    checkpoint_stages,
-    dilate_last_stage,
-    move_stride_to_1x1,
-    with_frozen_batch_norm,
-)
+from fapn_zoo.modules.backbones.surgery import dilate_last_stage, move_stride_to_1x1, with_frozen_batch_norm
 from fapn_zoo.modules.backbones.swin_official import swin_blocks, use_official_order
 from fapn_zoo.modules.layers.layout import memory_format
-
-_SWIN_EPS = 1e-5
 
 
 class Backbone(nn.Module):
@@ -60,9 +53,8 @@ class Backbone(nn.Module):
             larger ones refused.
         body: the timm feature network.
 
-    Raises:
-        ValueError: unknown name or tag, no pyramid, an option that the network does not have.
-        ConnectionError: `pretrained=True` and the weights can neither be fetched nor found in the cache.
+    Raises ValueError for an unknown name or tag, no pyramid, an option that the network does not have; ConnectionError
+    where `pretrained=True` and the weights can neither be fetched nor found in the cache.
     """
 
     def __init__(
@@ -92,7 +84,7 @@ class Backbone(nn.Module):
         if self.is_swin:
             use_official_order(self.body)
             for level, channels in enumerate(self.out_channels):
-                self.add_module(f"norm{level}", nn.LayerNorm(channels, eps=_SWIN_EPS))
+                self.add_module(f"norm{level}", nn.LayerNorm(channels, eps=1e-5))
         if stride_in_1x1:
             move_stride_to_1x1(self.body, name)
         if multi_grid:
@@ -107,8 +99,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a normalised image `x (N, in_chans, H, W)` of any size to four maps `(N, C, ceil(H/s), ceil(W/s))`.
 
-        Raises:
-            ValueError: the image exceeds `fixed_size`, where the network has one.
+        Raises ValueError for an image that exceeds `fixed_size`, where the network has one.
         """
         height, width = x.shape[-2:]
         padded = self.fixed_size is not None or self.size_divisor > 1
@@ -140,13 +131,10 @@ class Backbone(nn.Module):
         return bottom, right
 
     def freeze(self, stages: int) -> None:
-        """Freeze the stem and the first `stages` levels: no gradients, and BatchNorm statistics stay as they are.
+        """Freeze the stem and the first `stages` (0 to 4) levels: no gradients, and BatchNorm statistics stay.
 
         `0` lifts an earlier freeze; detectron2's `FREEZE_AT: 2` (stem and res2) is `freeze(1)`. The state
         survives `train()`. The output norms of Swin belong to the pyramid, not to the levels, and stay trainable.
-
-        Raises:
-            ValueError: `stages` is not within 0 to 4.
         """
         if not 0 <= stages <= len(self.strides):
             raise ValueError(f"frozen_stages must be 0 to {len(self.strides)} for {self.name!r}, got {stages}")
@@ -172,16 +160,19 @@ class Backbone(nn.Module):
         """Recompute activations in the backward pass instead of storing them, as finely as timm offers for the network.
 
         Gradients are the same; BatchNorms in training mode see each batch twice and so update their statistics twice.
-
-        Raises:
-            ValueError: the network has no gradient checkpointing.
+        Raises ValueError for a network that has no gradient checkpointing.
         """
         try:
             if isinstance(getattr(self.body, "model", None), nn.Module):  # timm's getter keeps the whole network
                 self.body.model.set_grad_checkpointing(enable)
-            elif isinstance(self.body, FeatureHookNet) or not hasattr(self.body, "set_grad_checkpointing"):
+                return
+            if isinstance(self.body, FeatureHookNet) or not hasattr(self.body, "set_grad_checkpointing"):
                 raise AttributeError("its feature hooks leave nothing to checkpoint")
-            else:
-                checkpoint_stages(self.body, enable)
+            # Inside the stages where timm has it there, else at their borders.
+            stages = [m for m in self.body.modules() if m is not self.body and hasattr(m, "grad_checkpointing")]
+            if not stages:
+                self.body.set_grad_checkpointing(enable)
+            for stage in stages:
+                stage.grad_checkpointing = enable
         except (AssertionError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"backbone {self.name!r} has no gradient checkpointing ({error})") from error

@@ -20,9 +20,8 @@ def build_features(
 ) -> nn.Module:
     """Lets timm build a feature network; what goes wrong is raised in terms of the user's arguments.
 
-    Raises:
-        ValueError: an option that the network does not have, no feature maps, or no ImageNet weights at all.
-        ConnectionError: the weights can neither be fetched nor found in the cache.
+    Raises ValueError for an option that the network does not have, no feature maps, or no ImageNet weights at all;
+    ConnectionError where the weights can neither be fetched nor found in the cache.
     """
     weights = _fetch_weights(name, options, cache_dir) if pretrained or name.startswith("hf-hub:") else {}
     try:

@@ -27,10 +27,9 @@ _ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False},
 
 
 def timm_name(name: str) -> str:
-    """Resolve a short name, or check a timm name (`arch` or `arch.tag`), and return the timm name.
+    """The timm name of a short name, or a timm name (`arch` or `arch.tag`) itself.
 
-    Raises:
-        ValueError: nothing is called `name`; the message offers the nearest names.
+    Raises ValueError where nothing is called `name`; the message offers the nearest names.
     """
     if name in BACKBONES:
         return BACKBONES[name]
@@ -49,11 +48,7 @@ def timm_name(name: str) -> str:
 
 
 def plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, tuple[int, int] | None]:
-    """Find out how the network is to be built and fed.
-
-    Returns:
-        timm arguments; divisor of the input size; the input size of a network that has only one, else `None`.
-    """
+    """timm arguments; divisor of the input size; the input size of a network that has only one, else `None`."""
     reserved = {"features_only", "out_indices"} & set(options)
     if reserved:
         raise ValueError(f"{', '.join(sorted(reserved))}: a Backbone chooses these itself")
@@ -64,11 +59,9 @@ def plan(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, tu
         return {**options, **extra, "out_indices": levels}, divisor, None
     items = tuple(sorted(options.items()))
     try:
-        hash(items)
-    except TypeError:  # lists among the arguments
-        extra, divisor, only = _rehearse.__wrapped__(name, items)
-    else:
         extra, divisor, only = _rehearse(name, items)
+    except TypeError:  # lists among the arguments cannot be remembered
+        extra, divisor, only = _rehearse.__wrapped__(name, items)
     return {**options, **dict(extra)}, divisor, only
 
 
@@ -77,9 +70,7 @@ def _rehearse(name: str, items: tuple) -> tuple[tuple, int, tuple[int, int] | No
     """Build the network without memory and run it without computing (meta device), at sizes that tell how it rounds.
 
     timm states neither which levels a network has before it is built, nor which sizes it takes and how it rounds them.
-
-    Returns:
-        as `plan`, with only those timm arguments that come on top of `items`.
+    Returns the same as `plan`, with only those timm arguments that come on top of `items`.
     """
     options = dict(items)
     with torch.device("meta"):
@@ -106,11 +97,7 @@ def _rehearse(name: str, items: tuple) -> tuple[tuple, int, tuple[int, int] | No
 
 
 def _levels(name: str, reductions: Sequence[int]) -> tuple[int, ...]:
-    """Indices of the deepest levels with strides 4, 8, 16 and 32.
-
-    Raises:
-        ValueError: one of them is missing.
-    """
+    """Indices of the deepest levels with strides 4, 8, 16 and 32; ValueError where one of them is missing."""
     if not set(STRIDES) <= set(reductions):
         raise ValueError(
             f"backbone {name!r} is no pyramid: its levels have strides {', '.join(map(str, reductions))}, and 4, 8, 16 "

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm.layers import freeze_batch_norm_2d
+import torch.nn.functional as F
+from timm.layers import FrozenBatchNormAct2d, freeze_batch_norm_2d
 from timm.models.resnet import Bottleneck
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from fapn_zoo.modules.backbones.frozen_norm import use_one_step
-
-
-def checkpoint_stages(body: nn.Module, enable: bool) -> None:
-    """Switch checkpointing inside the stages where timm has it there, else at the borders of the stages."""
-    inner = [module for module in body.modules() if module is not body and hasattr(module, "grad_checkpointing")]
-    if not inner:
-        body.set_grad_checkpointing(enable)
-    for module in inner:
-        module.grad_checkpointing = enable
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 
 def move_stride_to_1x1(body: nn.Module, name: str) -> None:
-    """Let the first convolution of each strided ResNet bottleneck take the stride; weights fit either way.
+    """Let the first convolution of each strided ResNet bottleneck take the stride.
 
-    Raises:
-        ValueError: the network has no strided bottlenecks, or anti-aliased ones.
+    Raises ValueError where there are no strided bottlenecks, or anti-aliased ones.
     """
     blocks = [m for m in body.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
     if not blocks:
@@ -35,11 +25,7 @@ def move_stride_to_1x1(body: nn.Module, name: str) -> None:
 
 
 def dilate_last_stage(body: nn.Module, dilations: Sequence[int], name: str) -> None:
-    """Give each bottleneck of a ResNet's last stage a dilation of its own; weights fit either way.
-
-    Raises:
-        ValueError: the last stage is not made of as many bottlenecks.
-    """
+    """Give each bottleneck of a ResNet's last stage a dilation of its own; ValueError where it has not as many."""
     blocks = [block for block in getattr(body, "layer4", ()) if isinstance(block, Bottleneck)]
     if len(blocks) != len(dilations):
         raise ValueError(
@@ -53,8 +39,7 @@ def dilate_last_stage(body: nn.Module, dilations: Sequence[int], name: str) -> N
 def with_frozen_batch_norm(body: nn.Module, name: str) -> nn.Module:
     """Replace each BatchNorm, fused activation included, by its frozen counterpart.
 
-    Raises:
-        ValueError: there is none, or one of a kind that cannot be replaced.
+    Raises ValueError where there is none, or one of a kind that cannot be replaced.
     """
     if not any(isinstance(module, _BatchNorm) for module in body.modules()):
         raise ValueError(f"norm='frozen_bn' needs a backbone with BatchNorm, and {name!r} has none")
@@ -64,3 +49,33 @@ def with_frozen_batch_norm(body: nn.Module, name: str) -> nn.Module:
     if left:
         raise ValueError(f"norm='frozen_bn' cannot freeze {', '.join(sorted(left))} of backbone {name!r}")
     return body
+
+
+def _normalised(module: nn.Module, x: Tensor) -> Tensor:
+    """Batch normalisation by constants, as one operation: torchvision and timm multiply and add one after the other.
+
+    A large map is read and written once instead of twice, and half precision stays half precision.
+    """
+    statistics = module.running_mean, module.running_var
+    return F.batch_norm(x, *statistics, module.weight, module.bias, training=False, eps=module.eps)
+
+
+class OneStepFrozenBatchNorm(FrozenBatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalised(self, x)
+
+
+class OneStepFrozenBatchNormAct(FrozenBatchNormAct2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(_normalised(self, x)))
+
+
+_OF = {FrozenBatchNorm2d: OneStepFrozenBatchNorm, FrozenBatchNormAct2d: OneStepFrozenBatchNormAct}
+
+
+def use_one_step(body: nn.Module) -> None:
+    """Make every frozen norm of torchvision or timm inside `body` one of the above, in place, buffers untouched."""
+    for module in body.modules():
+        if type(module) in _OF:
+            # the class carries the behaviour, so copying, pickling and sharing of the modules stay as they are
+            module.__class__ = _OF[type(module)]

@@ -21,11 +21,7 @@ _MASKED = -100.0  # added to the logits of token pairs that only became neighbou
 def split_windows(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """Cut `(N, rows * h, columns * w, C)` into `(N * rows * columns, h * w, C)`, windows in reading order.
 
-    Args:
-        x: map to cut.
-        grid: `(rows, columns)`, the windows down and across. Passed and not divided out, because exporters cannot
-            see that a padded size is divisible.
-        window: `(h, w)` in tokens.
+    The grid is passed and not divided out, because exporters cannot see that a padded size is divisible.
     """
     (rows, columns), (h, w) = grid, window
     x = x.reshape(x.shape[0], rows, h, columns, w, x.shape[-1])
@@ -48,10 +44,7 @@ def _bands(length: int, window: int, shift: int, device: torch.device) -> Tensor
 def shift_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """Additive mask `(rows * columns, h * w, h * w)` of a rolled map: 0 within a region, -100 between regions.
 
-    Args:
-        grid: windows down and across the padded map.
-        window, shift: window and roll in tokens, (vertical, horizontal).
-        like: tensor that gives device and dtype of the mask.
+    Windows and shifts are in tokens, (vertical, horizontal); `like` gives device and dtype.
     """
     down, across = (_bands(n * w, w, s, like.device) for n, w, s in zip(grid, window, shift, strict=True))
     regions = split_windows((3 * down[:, None] + across)[None, :, :, None], grid, window).squeeze(-1)
@@ -91,9 +84,8 @@ def swin_blocks(body: nn.Module) -> list[SwinTransformerBlock]:
 def use_official_order(body: nn.Module) -> None:
     """Make every Swin block inside `body` an `OfficialSwinBlock`, in place, weights untouched.
 
-    Raises:
-        ValueError: a block was built without `SWIN_OPTIONS`: its window and bias table could shrink, or the size
-            of its mask be fixed.
+    Raises ValueError for a block built without `SWIN_OPTIONS`: its window and bias table could shrink, or the size of
+    its mask be fixed.
     """
     for block in swin_blocks(body):
         if not (block.always_partition and block.dynamic_mask):

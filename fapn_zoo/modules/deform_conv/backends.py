@@ -31,18 +31,18 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _load_kernels() -> bool:
-    import triton  # noqa: F401
-
-    from fapn_zoo.modules.deform_conv.cuda import kernels  # noqa: F401
-
-    return True
-
-
 @functools.cache
 def triton_works() -> bool:
     """Whether Triton can be imported and takes our kernels; tried once."""
-    return compilers.usable("triton", _load_kernels)
+
+    def load() -> bool:
+        import triton  # noqa: F401
+
+        from fapn_zoo.modules.deform_conv.cuda import kernels  # noqa: F401
+
+        return True
+
+    return compilers.usable("triton", load)
 
 
 def triton_interpreted() -> bool:
@@ -114,9 +114,7 @@ def deform_conv_backend(name: str) -> Iterator[None]:
     """Use the backend `name` inside the block; 'reference' puts torchvision's operator in exports.
 
     The choice holds for the whole process, so that threads of data or gradients follow it.
-
-    Raises:
-        ValueError: `name` is none of auto, reference, pytorch, numba, triton.
+    Raises ValueError where `name` is none of auto, reference, pytorch, numba, triton.
     """
     global _selected
     before, _selected = _selected, _check_name(name)

@@ -7,13 +7,15 @@ numba does not work; Triton on CUDA for shapes that fill its blocks; else torchv
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from fapn_zoo.modules.deform_conv import backends, reference
+from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv import ops as ops  # registers the operators
 from fapn_zoo.modules.deform_conv.backends import active_backend, available_backends, deform_conv_backend
 from fapn_zoo.modules.deform_conv.geometry import Pairs, output_sizes, useful_share
@@ -45,12 +47,11 @@ def _check_kinds(tensors: dict[str, Tensor | None]) -> None:
             raise NotImplementedError(f"{name} has a tangent, but deformable convolution has no forward-mode gradient")
 
 
-def _check_shapes(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pairs: Pairs
-) -> None:
-    four = {"input": input, "offset": offset, "weight": weight, "mask": mask}
-    for name, tensor in four.items():
-        if tensor is not None and tensor.dim() != 4:
+def _check(tensors: dict[str, Tensor | None], pairs: Pairs) -> None:
+    _check_kinds(tensors)
+    input, offset, weight, bias, mask = tensors.values()
+    for name, tensor in tensors.items():
+        if name != "bias" and tensor is not None and tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions; got {tensor.dim()}")
     out_channels, group_channels, *kernel = weight.shape
     taps = kernel[0] * kernel[1]
@@ -91,6 +92,12 @@ def _fills_blocks(input: Tensor, offset: Tensor, weight: Tensor) -> bool:
     return useful_share(channels, channels // group_channels, offset_groups, out_channels) >= _LEAST_USEFUL_SHARE
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    # Not in line: PyTorch 2.11 cannot compile it. False for meta, which `is_autocast_enabled` refuses to answer for.
+    return torch.amp.is_autocast_available(device_type)
+
+
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -107,8 +114,7 @@ def deform_conv2d(
         input: (B, C, H, W), floating point of any precision.
         offset: (B, 2 * G * kh * kw, Ho, Wo) in pixels of the input; G offset groups. For group g and tap k, channel
             2 * (g * kh * kw + k) moves the tap down and the next one moves it right.
-        weight: (O, C / groups, kh, kw); `groups` follows from its shape.
-        bias: (O,).
+        weight, bias: (O, C / groups, kh, kw) and (O,); `groups` follows from the weight's shape.
         stride, padding, dilation: an int or a (vertical, horizontal) pair.
         mask: (B, G * kh * kw, Ho, Wo), a factor for each sample.
 
@@ -122,15 +128,16 @@ def deform_conv2d(
         NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
     """
     pairs = _pair(stride, "stride", 1), _pair(padding, "padding", 0), _pair(dilation, "dilation", 1)
-    _check_kinds({"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
-    _check_shapes(input, offset, weight, bias, mask, pairs)
+    tensors = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    _check(tensors, pairs)
     device, dtype = input.device, input.dtype
     for tensor in (offset, weight, bias, mask):
         if tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)
     well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
     backend = backends.resolve(backends.selected(), device.type, device.index, dtype, well_filled)
-    autocast = dtype != torch.float64 and reference.autocast_enabled(device.type)
+    enabled = _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
+    autocast = dtype != torch.float64 and enabled
     result = torch.get_autocast_dtype(device.type) if autocast else input.dtype
     if backend != "reference" and dtype != torch.float64:
         # Offsets and masks go in as they are: the kernels compute with them in float32.
@@ -144,7 +151,9 @@ def deform_conv2d(
         offset, mask = offset.to(compute), None if mask is None else mask.to(compute)
     input, weight, bias = input.to(compute), weight.to(compute), None if bias is None else bias.to(compute)
     if backend == "reference":
-        output = reference.deform_conv2d(input, offset, weight, bias, mask, pairs)
+        # Autocast would hand bfloat16 to torchvision's CPU operator, which fails; a needless switch spoils exports.
+        with torch.autocast(device.type, enabled=False) if enabled else contextlib.nullcontext():
+            output = torchvision_deform_conv2d(input, offset, weight, bias, *pairs, mask=mask)
     else:
         output = torch.ops.fapn_zoo.deform_conv2d(input, offset, weight, bias, mask, *pairs)
     return output.to(result)

@@ -31,8 +31,7 @@ class Geometry(NamedTuple):
     def of(cls, input: Tensor, offset: Tensor, weight: Tensor, pairs: Pairs) -> Geometry:
         """The geometry of a call whose shapes have been checked.
 
-        Raises:
-            ValueError: float32 cannot count the rows or columns of the input, or 32 bits not its pixels.
+        Raises ValueError where float32 cannot count the rows or columns of the input, or 32 bits not its pixels.
         """
         batch, channels, height, width = input.shape
         # Tables of the kernels add a border, of three rows at most.
@@ -93,11 +92,6 @@ class ChannelBlocks(NamedTuple):
     def size(self) -> int:
         return self.samples * self.width
 
-    @property
-    def pieces(self) -> int:
-        """Blocks per run."""
-        return -(-self.run // self.size)
-
 
 def channel_blocks(channels: int, groups: int, offset_groups: int, wanted: int, least: int = 16) -> ChannelBlocks:
     """Cut `channels` into blocks of at most `wanted` and at least `least` channels, both powers of two."""
@@ -122,4 +116,5 @@ def useful_share(channels: int, groups: int, offset_groups: int, out_channels: i
     """The share of the products of 16x16 blocks that takes no padding: from near 0 to 1."""
     blocks = channel_blocks(channels, groups, offset_groups, 32)
     out = out_channels // groups
-    return blocks.run / (blocks.pieces * blocks.size) * out / (-(-out // 16) * 16)
+    blocks_per_run = -(-blocks.run // blocks.size)
+    return blocks.run / (blocks_per_run * blocks.size) * out / (-(-out // 16) * 16)

@@ -87,12 +87,6 @@ def _table(image: Tensor, geometry: Geometry) -> Tensor:
     return F.pad(lines, (0, 0, 0, 1)).reshape(-1, geometry.channels // geometry.offset_groups)
 
 
-def _image(table: Tensor, geometry: Geometry) -> Tensor:
-    """The adjoint of `_table`."""
-    lines = table.view(-1, geometry.channels)[:-1].view(geometry.height + 3, geometry.width + 2, geometry.channels)
-    return lines[1:-2, 1:-1].permute(2, 0, 1)
-
-
 def _by_group(column: Tensor, geometry: Geometry) -> Tensor:
     """(n, taps, C) -> (groups, n, taps * C / groups)."""
     return column.unflatten(2, (geometry.groups, -1)).permute(2, 0, 1, 3).flatten(2)
@@ -138,23 +132,18 @@ def forward(
     return output
 
 
-def _zeros(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: list[bool]) -> list[Tensor]:
-    """What `backward` returns, before anything is added."""
-    tensors = [input, offset, weight, weight.new_empty(weight.shape[0]), input if mask is None else mask]
-    layouts = [torch.contiguous_format if tensor is weight else memory_format(tensor) for tensor in tensors]
-    return [
-        torch.zeros_like(tensor, memory_format=layout) if need else tensor.new_empty(0)
-        for tensor, layout, need in zip(tensors, layouts, needs, strict=True)
-    ]
-
-
 def backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, pairs: Pairs, needs: list[bool]
 ) -> list[Tensor]:
     """Gradients of input, offset, weight, bias, mask where `needs` says so, an empty tensor elsewhere."""
     geo = Geometry.of(input, offset, weight, pairs)
     need_input, need_offset, need_weight, need_bias, need_mask = needs
-    real, grads = _real(input.dtype), _zeros(input, offset, weight, mask, needs)
+    real, tensors = _real(input.dtype), [input, offset, weight, weight[:, 0, 0, 0], input if mask is None else mask]
+    grads = [tensor.new_empty(0) for tensor in tensors]
+    for n, tensor in enumerate(tensors):
+        if needs[n]:
+            layout = torch.contiguous_format if tensor is weight else memory_format(tensor)
+            grads[n] = torch.zeros_like(tensor, memory_format=layout)
     grad_input, grad_offset, grad_weight, grad_bias, grad_mask = grads
     if need_bias:
         grad_bias += grad.sum((0, 2, 3), dtype=real)
@@ -182,7 +171,9 @@ def backward(
             if need_weight:
                 total.baddbmm_(_by_group(samples.column(table), geo).transpose(1, 2), out[:, start:stop])
         if need_input:
-            grad_input[image] = _image(grad_table, geo)
+            # The adjoint of `_table`.
+            lines = grad_table.view(-1, geo.channels)[:-1].view(geo.height + 3, geo.width + 2, geo.channels)
+            grad_input[image] = lines[1:-2, 1:-1].permute(2, 0, 1)
         if need_offset or need_mask:
             by_offset, by_factor = (torch.cat(parts) for parts in zip(*slopes, strict=True))
             if need_offset:

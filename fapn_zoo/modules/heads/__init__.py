@@ -1,14 +1,6 @@
 """Heads: from a neck's pyramid and the backbone's features to raw outputs."""
 
 from fapn_zoo.modules.heads.maskformer import MaskFormerHead, PerPixelPlusHead
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.modules.heads.per_pixel import PerPixelHead, SemanticFPNHead
 
-__all__ = [
-    "MaskFormerHead",
-    "MaskFormerOutput",
-    "PerPixelHead",
-    "PerPixelPlusHead",
-    "SemanticFPNHead",
-    "SemanticOutput",
-]
+__all__ = ["MaskFormerHead", "PerPixelHead", "PerPixelPlusHead", "SemanticFPNHead"]

@@ -5,14 +5,34 @@ What it computes is described in FACTS section 2. N images, Q queries, C channel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.modules.layers.conv import ConvNormAct
-from fapn_zoo.modules.layers.position import sine_position
+
+
+def sine_position(height: int, width: int, channels: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The position embedding of DETR (channels, height, width): the first half encodes rows, the second columns.
+
+    Positions count from 1 and are scaled to 2 pi; sine and cosine alternate, temperature 10000. `channels` is a
+    multiple of 4.
+    """
+    half = channels // 2
+    frequency = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
+
+    def axis(size: int) -> Tensor:
+        position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+        angle = (position / (position[-1:] + 1e-6) * 2 * math.pi)[:, None] / frequency
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+
+    rows = axis(height).t()[:, :, None].expand(half, height, width)
+    columns = axis(width).t()[:, None, :].expand(half, height, width)
+    return torch.cat([rows, columns]).to(dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -37,28 +57,13 @@ class DecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Learned queries that read a feature map through a stack of decoder layers.
+    """`num_queries` learned queries of `channels` channels that read a map of `in_channels` through decoder layers."""
 
-    Args:
-        in_channels: channels of the map.
-        channels: C. num_queries: Q. layers, heads, feedforward, dropout: of the decoder.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        channels: int = 256,
-        num_queries: int = 100,
-        layers: int = 6,
-        heads: int = 8,
-        feedforward: int = 2048,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, channels: int, in_channels: int, num_queries: int, layers: int, *of_layer: Any) -> None:
         super().__init__()
         self.input_proj = ConvNormAct(in_channels, channels, 1)
         self.query_embed = nn.Embedding(num_queries, channels)
-        self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(channels, *of_layer) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
@@ -80,59 +85,27 @@ class QueryDecoder(nn.Module):
         return states
 
 
-class MLP(nn.Sequential):
-    """`layers` linear layers with ReLU between, all (..., C) -> (..., C) but the last, which ends in `out`."""
-
-    def __init__(self, channels: int, out: int, layers: int) -> None:
-        modules: list[nn.Module] = []
-        for _ in range(layers - 1):
-            modules += [nn.Linear(channels, channels), nn.ReLU(inplace=True)]
-        super().__init__(*modules, nn.Linear(channels, out))
-
-
 class QueryMaskHead(nn.Module):
     """What both heads below share: learned queries whose embeddings, times the mask features, are masks.
 
     Args:
         in_channels: channels of the neck's outputs.
-        feature_channels: channels of the coarsest backbone map, which the decoder reads.
-        num_queries: Q.
-        class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
         mask_channels: channels of mask features and mask embeddings.
-        channels, layers, heads, feedforward, dropout: of the decoder, see `QueryDecoder`.
+        class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
+        channels, decoder: C, and what else a `QueryDecoder` takes.
 
     Attributes:
         deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        feature_channels: int,
-        num_queries: int,
-        class_scores: int,
-        *,
-        mask_channels: int,
-        channels: int,
-        layers: int,
-        heads: int,
-        feedforward: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, in_channels: int, mask_channels: int, class_scores: int, channels: int, *decoder: Any) -> None:
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
-        self.decoder = QueryDecoder(
-            feature_channels,
-            channels=channels,
-            num_queries=num_queries,
-            layers=layers,
-            heads=heads,
-            feedforward=feedforward,
-            dropout=dropout,
-        )
+        self.decoder = QueryDecoder(channels, *decoder)
         if class_scores:
             self.class_embed = nn.Linear(channels, class_scores)
-        self.mask_embed = MLP(channels, mask_channels, 3)
+        hidden = (layer for _ in range(2) for layer in (nn.Linear(channels, channels), nn.ReLU(inplace=True)))
+        self.mask_embed = nn.Sequential(*hidden, nn.Linear(channels, mask_channels))
         self.deep_supervision: bool | None = None
 
     def queries_and_masks(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -150,13 +123,7 @@ class QueryMaskHead(nn.Module):
 
 
 class MaskFormerHead(QueryMaskHead):
-    """Class and mask per query.
-
-    Args:
-        in_channels, feature_channels, mask_channels and those of the decoder: see `QueryMaskHead`.
-        num_classes: K, without "no object".
-        num_queries: Q.
-    """
+    """Class and mask per query: K classes without "no object"; `feature_channels` of the coarsest backbone map."""
 
     classifier = ("class_embed",)
 
@@ -174,18 +141,8 @@ class MaskFormerHead(QueryMaskHead):
         feedforward: int = 2048,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(
-            in_channels,
-            feature_channels,
-            num_queries,
-            num_classes + 1,
-            mask_channels=mask_channels,
-            channels=channels,
-            layers=layers,
-            heads=heads,
-            feedforward=feedforward,
-            dropout=dropout,
-        )
+        decoder = feature_channels, num_queries, layers, heads, feedforward, dropout
+        super().__init__(in_channels, mask_channels, num_classes + 1, channels, *decoder)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
@@ -214,18 +171,8 @@ class PerPixelPlusHead(QueryMaskHead):
         feedforward: int = 2048,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(
-            in_channels,
-            feature_channels,
-            num_classes,
-            0,
-            mask_channels=mask_channels,
-            channels=channels,
-            layers=layers,
-            heads=heads,
-            feedforward=feedforward,
-            dropout=dropout,
-        )
+        decoder = feature_channels, num_classes, layers, heads, feedforward, dropout
+        super().__init__(in_channels, mask_channels, 0, channels, *decoder)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""

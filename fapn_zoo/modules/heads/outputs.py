@@ -5,12 +5,12 @@ N images, K classes, Q queries, M objects of one image.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,11 +25,9 @@ class Output(Protocol):
     @property
     def stride(self) -> int:
         """Pixels of the network input per pixel of the maps."""
-        ...
 
     def image(self, n: int) -> Self:
         """The output of image `n` alone (N = 1), without the auxiliary outputs of training."""
-        ...
 
 
 class SemanticOutput(NamedTuple):
@@ -44,18 +42,11 @@ class SemanticOutput(NamedTuple):
 
 
 class MaskFormerOutput(NamedTuple):
-    """A set of Q masks per image.
+    """A set of Q masks per image; `aux` holds those of earlier decoder layers, if training asks for them."""
 
-    Attributes:
-        class_logits: (N, Q, K + 1); the last class is "no object".
-        mask_logits: (N, Q, h, w), before the sigmoid.
-        aux: the same pair for every earlier decoder layer, first layer first; empty unless training asks for it.
-        stride: pixels of the network input per pixel of the masks.
-    """
-
-    class_logits: Tensor
-    mask_logits: Tensor
-    aux: tuple[tuple[Tensor, Tensor], ...] = ()
+    class_logits: Tensor  # (N, Q, K + 1); the last class is "no object"
+    mask_logits: Tensor  # (N, Q, h, w), before the sigmoid
+    aux: tuple[tuple[Tensor, Tensor], ...] = ()  # the same pairs, first layer first
     stride: int = 4
 
     def image(self, n: int) -> MaskFormerOutput:
@@ -64,18 +55,11 @@ class MaskFormerOutput(NamedTuple):
 
 @dataclass(eq=False)
 class Targets:
-    """The truth of N images of one size (H, W); what a task does not need is left empty.
+    """The truth of N images of one size (H, W); what a task does not need is left empty."""
 
-    Attributes:
-        labels: (N, H, W) int64 class ids, `ignore_index` where no class is.
-        classes: of every image its objects' classes (M,) int64; M may be 0.
-        masks: of every image its objects' masks (M, H, W) bool.
-        ignore_index: see `labels`.
-    """
-
-    labels: Tensor | None = None
-    classes: tuple[Tensor, ...] = ()
-    masks: tuple[Tensor, ...] = ()
+    labels: Tensor | None = None  # (N, H, W) int64 class ids, `ignore_index` where no class is
+    classes: tuple[Tensor, ...] = ()  # of every image its objects' classes (M,) int64; M may be 0
+    masks: tuple[Tensor, ...] = ()  # of every image its objects' masks (M, H, W) bool
     ignore_index: int = 255
     _segments: list[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
@@ -108,22 +92,22 @@ class Targets:
             if self.labels is None or self.classes:
                 self._segments = list(zip(self.classes, self.masks, strict=True))
             else:
-                self._segments = [self._masks_of(labels) for labels in self.labels]
+                self._segments = []
+                for labels in self.labels:
+                    classes = labels.unique()
+                    classes = classes[classes != self.ignore_index]
+                    self._segments.append((classes, labels[None] == classes[:, None, None]))
         return self._segments
-
-    def _masks_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        classes = labels.unique()
-        classes = classes[classes != self.ignore_index]
-        return classes, labels[None] == classes[:, None, None]
 
     def padded(self, height: int, width: int) -> Targets:
         """Grown at the bottom and right to (height, width): no class there, and no object."""
-        changes = {}
-        if self.labels is not None:
-            changes["labels"] = _grown(self.labels, height, width, self.ignore_index)
-        return dataclasses.replace(
-            self, masks=tuple(_grown(m, height, width, False) for m in self.masks), _segments=None, **changes
-        )
+
+        def grown(maps: Tensor, value: int | bool) -> Tensor:
+            right, bottom = width - maps.shape[-1], height - maps.shape[-2]
+            return F.pad(maps, (0, right, 0, bottom), value=value) if right or bottom else maps
+
+        labels = None if self.labels is None else grown(self.labels, self.ignore_index)
+        return Targets(labels, self.classes, tuple(grown(m, False) for m in self.masks), self.ignore_index)
 
     @classmethod
     def joined(cls, parts: list[Targets]) -> Targets:
@@ -131,11 +115,3 @@ class Targets:
         labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
         classes, masks = (tuple(t for part in parts for t in getattr(part, name)) for name in ("classes", "masks"))
         return cls(labels, classes, masks, parts[0].ignore_index)
-
-
-def _grown(maps: Tensor, height: int, width: int, value: int | bool) -> Tensor:
-    if tuple(maps.shape[-2:]) == (height, width):
-        return maps
-    grown = maps.new_full((*maps.shape[:-2], height, width), value)
-    grown[..., : maps.shape[-2], : maps.shape[-1]] = maps
-    return grown

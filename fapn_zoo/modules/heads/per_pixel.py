@@ -26,13 +26,7 @@ class PerPixelHead(nn.Module):
     classifier = ("predictor",)
 
     def __init__(
-        self,
-        in_channels: int,
-        feature_channels: int,
-        num_classes: int,
-        *,
-        mask_channels: int = 256,
-        dropout: float = 0.0,
+        self, in_channels: int, feature_channels: int, num_classes: int, mask_channels: int = 256, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3) if mask_channels else nn.Identity()

@@ -6,18 +6,13 @@ import math
 
 from torch import Tensor, nn
 
-NORMS = ("gn", "bn", "none")
-
 
 def make_norm(name: str, channels: int) -> nn.Module:
     """`"gn"`: GroupNorm, 32 groups where they divide `channels`, eps 1e-5; `"bn"`; `"none"`: identity."""
-    if name == "gn":
-        return nn.GroupNorm(math.gcd(32, channels), channels)
-    if name == "bn":
-        return nn.BatchNorm2d(channels)
-    if name == "none":
-        return nn.Identity()
-    raise ValueError(f"norm {name!r}; expected one of {', '.join(NORMS)}")
+    norms = {"gn": lambda c: nn.GroupNorm(math.gcd(32, c), c), "bn": nn.BatchNorm2d, "none": nn.Identity}
+    if name not in norms:
+        raise ValueError(f"norm {name!r}; expected one of {', '.join(norms)}")
+    return norms[name](channels)
 
 
 class ConvNormAct(nn.Module):

@@ -26,16 +26,12 @@ def upsample_to(maps: Tensor, height: int, width: int, stride: int) -> Tensor:
 class PerPixelLoss(Loss):
     """Weighted mean cross-entropy over labelled pixels, on logits upsampled to the labels' size.
 
-    Args:
-        ignore_index: label value that does not count.
-        aux_weight: weight of each map in `output.aux`.
-        class_weights: one factor per class for its pixels; empty weighs all alike.
+    Pixels of `ignore_index` do not count; `class_weights` is a factor per class, empty weighs all alike.
     """
 
-    def __init__(self, ignore_index: int = 255, aux_weight: float = 1.0, class_weights: Sequence[float] = ()) -> None:
+    def __init__(self, ignore_index: int = 255, class_weights: Sequence[float] = ()) -> None:
         super().__init__()
         self.ignore_index = ignore_index
-        self.aux_weight = aux_weight
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -62,10 +58,8 @@ class PerPixelLoss(Loss):
     ) -> dict[str, Tensor]:
         """Logits (N, K, h, w) at their stride against labels (N, H, W)."""
         pixels = (totals or self.count(targets))["pixels"].clamp(min=1e-6).float()
-        loss = self._sum(output.logits, targets.labels, output.stride) / pixels
-        for logits in output.aux:
-            loss = loss + self.aux_weight * self._sum(logits, targets.labels, output.stride) / pixels
-        return {"loss": loss}
+        maps = (output.logits, *output.aux)
+        return {"loss": sum(self._sum(logits, targets.labels, output.stride) / pixels for logits in maps)}
 
     def _sum(self, logits: Tensor, labels: Tensor, stride: int) -> Tensor:
         logits = upsample_to(logits.float(), *labels.shape[-2:], stride)

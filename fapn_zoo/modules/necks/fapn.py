@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d
 from fapn_zoo.modules.layers.conv import ConvNormAct
 from fapn_zoo.modules.layers.layout import memory_format
-from fapn_zoo.modules.necks.common import Neck, resolve_norm, sum_into
+from fapn_zoo.modules.necks.fpn import Neck, sum_into
 
 ALIGNMENTS = ("fam", "dcn", "deconv")
 SELECTIONS = ("fsm", "se", "none")
@@ -76,11 +76,8 @@ class FeatureAlignment(nn.Module):
     come from a 1x1 convolution of fine and *twice* the upsampled coarse map, a factor of the official models. It is
     computed as the sum of two convolutions, the second one before upsampling: both are linear, each along other axes.
 
-    Args:
-        channels: C.
-        deform_groups: groups of channels that share offsets.
-        norm: norm of the offset feature.
-        reference: False reads the offsets from the coarse map alone (the ablation without location reference).
+    `norm` is that of the offset feature. `reference=False` reads the offsets from the coarse map alone (the ablation
+    without location reference).
     """
 
     def __init__(self, channels: int, *, deform_groups: int = 8, norm: str = "none", reference: bool = True) -> None:
@@ -138,8 +135,7 @@ class FaPN(Neck):
         deform_groups: groups of channels that share offsets.
         num_outputs, extra_blocks: see `Neck`.
 
-    Raises:
-        ValueError: a choice outside those named, or channels that the groups do not divide.
+    Raises ValueError for a choice outside those named, or channels that the groups do not divide.
     """
 
     def __init__(
@@ -155,15 +151,14 @@ class FaPN(Neck):
         num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, num_outputs, extra_blocks)
-        norm = resolve_norm(norm, dialect)
-        select = select or ("none" if dialect == "maskformer" else "fsm")
+        super().__init__(in_channels, out_channels, dialect, num_outputs, extra_blocks)
+        maskformer = dialect == "maskformer"
+        norm = norm or ("gn" if maskformer else "none")
+        select = select or ("none" if maskformer else "fsm")
         if align not in ALIGNMENTS:
             raise ValueError(f"align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
         if select not in SELECTIONS:
             raise ValueError(f"select {select!r}; expected one of {', '.join(SELECTIONS)}")
-        self.dialect = dialect
-        maskformer = dialect == "maskformer"
         # Running statistics of two different maps must not mix, so only GroupNorm is shared.
         self.shares_norm = maskformer and norm == "gn"
         *fine_channels, top_channels = self.in_channels

@@ -1,18 +1,91 @@
-"""The feature pyramid network (Lin et al., CVPR 2017), the baseline that FaPN is measured against."""
+"""What every neck shares, and the feature pyramid network, the baseline that FaPN is measured against."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.modules.layers.conv import ConvNormAct
-from fapn_zoo.modules.necks.common import Neck, resolve_norm, sum_into
+
+DIALECTS = ("detectron2", "maskformer")
+
+
+class Neck(nn.Module):
+    """Turns feature maps, fine to coarse, into as many maps of `out_channels` channels and unchanged sizes.
+
+    Subclasses implement `pyramid`. Called with a sequence it returns a list; called with an ordered dictionary (as
+    torchvision's `FeaturePyramidNetwork`) it returns one with the same keys. `num_outputs` keeps only that many
+    of the finest maps, and no layer that serves none of them. `extra_blocks` is torchvision's: a module called as
+    `(results, inputs, names)` that appends coarser levels.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        dialect: str,
+        num_outputs: int | None,
+        extra_blocks: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        if dialect not in DIALECTS:
+            raise ValueError(f"dialect {dialect!r}; expected one of {', '.join(DIALECTS)}")
+        if len(in_channels) < 2:
+            raise ValueError(f"a pyramid needs two levels or more, in_channels has {len(in_channels)}")
+        if num_outputs is not None and not 1 <= num_outputs <= len(in_channels):
+            raise ValueError(f"num_outputs={num_outputs}; expected 1 to {len(in_channels)}, the number of levels")
+        self.in_channels = tuple(in_channels)
+        self.out_channels, self.dialect = out_channels, dialect
+        self.num_levels = len(self.in_channels)
+        self.num_outputs = num_outputs or self.num_levels
+        self.extra_blocks = extra_blocks
+
+    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor] | OrderedDict[str, Tensor]:
+        """(N, in_channels[i], H_i, W_i), fine to coarse -> (N, out_channels, H_i, W_i), the finest num_outputs.
+
+        Raises ValueError where the number of levels, their channels or the order of their sizes do not fit.
+        """
+        names = list(features) if isinstance(features, Mapping) else [str(i) for i in range(len(features))]
+        maps = list(features.values()) if isinstance(features, Mapping) else list(features)
+        self._check(maps)
+        out, names = self.pyramid(maps)[: self.num_outputs], names[: self.num_outputs]
+        if self.extra_blocks is not None:
+            out, names = self.extra_blocks(out, maps, names)
+        return OrderedDict(zip(names, out, strict=True)) if isinstance(features, Mapping) else out
+
+    def _check(self, maps: list[Tensor]) -> None:
+        if len(maps) != self.num_levels:
+            raise ValueError(f"{type(self).__name__} was built for {self.num_levels} levels and got {len(maps)}")
+        for level, (x, channels) in enumerate(zip(maps, self.in_channels, strict=True)):
+            if x.shape[1] != channels:
+                raise ValueError(f"level {level} has {x.shape[1]} channels, {type(self).__name__} expects {channels}")
+        if torch.compiler.is_compiling():  # sizes may be symbols there, and a comparison would pin them
+            return
+        for level in range(1, len(maps)):
+            fine, coarse = maps[level - 1].shape[-2:], maps[level].shape[-2:]
+            if coarse[0] > fine[0] or coarse[1] > fine[1]:
+                raise ValueError(
+                    f"levels go from fine to coarse, but level {level - 1} is {tuple(fine)} and level {level} "
+                    f"is {tuple(coarse)}"
+                )
+
+
+def sum_into(own: Tensor, other: Tensor) -> Tensor:
+    """`own + other`, in the memory of `own` where no gradient can ask for it again.
+
+    New memory for a large map is slow on a CPU. Nobody else may hold `own`.
+    """
+    if own.requires_grad or other.requires_grad or own.dtype != other.dtype:
+        return own + other
+    return own.add_(other)
 
 
 class FPN(Neck):
-    """Top-down pathway by nearest upsampling and addition, in the two forms that the official models use.
+    """The FPN of Lin et al. (CVPR 2017): top-down by nearest upsampling and addition, in the two official forms.
 
     * `dialect="detectron2"`: 1x1 laterals and 3x3 outputs with bias, no norms; the sum *before* the output
       convolution flows down, and the coarsest level has an output convolution too.
@@ -40,10 +113,9 @@ class FPN(Neck):
         num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, num_outputs, extra_blocks)
-        norm = resolve_norm(norm, dialect)
-        self.dialect = dialect
+        super().__init__(in_channels, out_channels, dialect, num_outputs, extra_blocks)
         maskformer = dialect == "maskformer"
+        norm = norm or ("gn" if maskformer else "none")
         laterals = self.in_channels[:-1] if maskformer else self.in_channels
         self.lateral = nn.ModuleList(ConvNormAct(c, out_channels, 1, norm=norm) for c in laterals)
         sources = [out_channels] * (self.num_levels - 1) + [self.in_channels[-1] if maskformer else out_channels]

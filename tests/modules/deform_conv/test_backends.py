@@ -204,21 +204,21 @@ def test_processors_with_fewer_registers(tmp_path: Path, features: str) -> None:
 def test_compiled_kernels_are_stale_when_any_of_their_code_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fapn_zoo.modules.deform_conv.cpu import tiles
+    from fapn_zoo.modules.deform_conv.cpu import kernels
 
-    room = Path(tiles.__file__).parents[1]
+    room = Path(kernels.__file__).parents[1]
     copy = tmp_path / "deform_conv"
     shutil.copytree(room / "cpu", copy / "cpu", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(room / "geometry.py", copy)
-    before = tiles.stamp()
-    monkeypatch.setattr(tiles, "__file__", str(copy / "cpu" / "tiles.py"))
-    assert tiles.stamp.__wrapped__() == before
+    before = kernels.stamp()
+    monkeypatch.setattr(kernels, "__file__", str(copy / "cpu" / "kernels.py"))
+    assert kernels.stamp.__wrapped__() == before
     stamps = {before}
     files = [copy / "geometry.py", *sorted((copy / "cpu").glob("*.py"))]
     for file in files:
         file.write_text(file.read_text() + "\n# another line\n")
-        stamps.add(tiles.stamp.__wrapped__())
+        stamps.add(kernels.stamp.__wrapped__())
     assert len(stamps) == len(files) + 1 >= 8
     (copy / "geometry.py").unlink()
     with pytest.raises(FileNotFoundError):
-        tiles.stamp.__wrapped__()
+        kernels.stamp.__wrapped__()

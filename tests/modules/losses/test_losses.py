@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 
 import fapn_zoo
-from fapn_zoo.modules.heads import MaskFormerOutput, SemanticOutput
-from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput, Targets
 from fapn_zoo.modules.losses import PerPixelLoss, SetCriterion
-from fapn_zoo.modules.losses.matcher import match
 from fapn_zoo.modules.losses.per_pixel import upsample_to
+from fapn_zoo.modules.losses.set_criterion import match
 
 pytestmark = pytest.mark.unit
 GOLDEN = Path(__file__).parents[2] / "goldens" / "losses_maskformer"
@@ -157,7 +156,7 @@ def test_class_weights_must_fit():
 def test_auxiliary_maps_count():
     logits, y = torch.randn(1, 4, 8, 8), torch.randint(0, 4, (1, 32, 32))
     once = PerPixelLoss()(SemanticOutput(logits), Targets(y))["loss"]
-    twice = PerPixelLoss(aux_weight=0.5)(SemanticOutput(logits, (logits, logits)), Targets(y))["loss"]
+    twice = PerPixelLoss()(SemanticOutput(logits, (logits,)), Targets(y))["loss"]
     assert twice.item() == pytest.approx(2 * once.item())
 
 

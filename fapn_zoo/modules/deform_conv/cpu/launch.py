@@ -32,21 +32,8 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _counter() -> np.ndarray:
-    return np.zeros(1, np.int64)
-
-
 def _table_size(geometry: Geometry) -> int:
     return geometry.channels * ((geometry.height + 3) * (geometry.width + 2) + 1)
-
-
-def _pass_dtype(input: Tensor, geometry: Geometry) -> torch.dtype:
-    """What the forward pass computes in: bfloat16 where processor and channels suit it."""
-    from fapn_zoo.modules.deform_conv.cpu.vectors import has_bfloat16
-
-    if input.dtype == torch.bfloat16 and has_bfloat16() and vector_length(geometry) >= 16:
-        return torch.bfloat16
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def forward(
@@ -56,11 +43,12 @@ def forward(
 
     `input`, `weight` and `bias` share one dtype. In bfloat16, products of bfloat16 are summed in float32.
     """
-    from fapn_zoo.modules.deform_conv.cpu import kernels
+    from fapn_zoo.modules.deform_conv.cpu import kernels, vectors
 
-    geo = Geometry.of(input, offset, weight, pairs)
-    dtype, wanted = _pass_dtype(input, geo), input.dtype
-    real = torch.float64 if dtype == torch.float64 else torch.float32
+    geo, wanted = Geometry.of(input, offset, weight, pairs), input.dtype
+    real = torch.float64 if wanted == torch.float64 else torch.float32
+    suits = wanted == torch.bfloat16 and vectors.has_bfloat16() and vector_length(geo) >= 16
+    dtype = torch.bfloat16 if suits else real
     size = geo.batch, geo.out_channels, geo.out_height, geo.out_width
     input, weight = _dense(input, dtype), weight.detach().to(dtype).contiguous()
     output = torch.empty(size, dtype=dtype, memory_format=memory_format(input))
@@ -70,7 +58,7 @@ def forward(
     halves = all(tensor is None or tensor.dtype == torch.bfloat16 for tensor in (offset, mask))
     offset, mask = (_dense(tensor, torch.bfloat16 if halves else real) for tensor in (offset, mask))
     plan = make_plan(geo, offset, mask, output, geo.offset_groups)
-    fill, pack, compute = kernels.make_fill(), kernels.make_pack(), kernels.make_forward(vector_length(geo))
+    (fill, _, pack), compute = kernels.make_movers(), kernels.make_forward(vector_length(geo))
     start = torch.zeros(geo.groups, plan.wide, dtype=real)
     if bias is not None:
         start[:, : plan.outs] = bias.detach().view(geo.groups, -1)
@@ -79,7 +67,8 @@ def forward(
     factors = offset.new_empty(0) if mask is None else mask
     images, weight, start = map(_flat, (input, weight, start))
     tensors = Tensors(*map(_flat, (table, offset, factors, packed, output)))
-    rows, pieces, tiles, input_steps = _counter(), _counter(), _counter(), steps(input)
+    rows, pieces, tiles = np.zeros((3, 1), np.int64)
+    input_steps = steps(input)
 
     def prepare(_: int) -> None:
         fill(images, input_steps, 0, tensors.table, geo, rows)
@@ -107,18 +96,6 @@ def _channel_blocks(geometry: Geometry, threads: int) -> int:
     return next((n for n in allowed if n >= wanted), allowed[-1])
 
 
-def _block(geometry: Geometry, blocks: int) -> Geometry:
-    """The geometry of one image and one of `blocks` equal runs of its channels."""
-    groups = max(geometry.groups // blocks, 1)
-    return geometry._replace(
-        batch=1,
-        channels=geometry.channels // blocks,
-        out_channels=geometry.out_channels // geometry.groups * groups,
-        groups=groups,
-        offset_groups=geometry.offset_groups // blocks,
-    )
-
-
 class _Backward:
     """One backward pass: its items are (run of channels, image), each done by one thread."""
 
@@ -129,9 +106,13 @@ class _Backward:
         self.geo, self.dtype, self.grad_weight = geo, grad.dtype, grads["weight"]
         self.threads = torch.get_num_threads()
         self.blocks = _channel_blocks(geo, self.threads)
-        self.part = _block(geo, self.blocks)
+        # One image and one run of its channels.
+        groups = max(geo.groups // self.blocks, 1)
+        sizes = {"channels": geo.channels // self.blocks, "out_channels": geo.out_channels // geo.groups * groups}
+        sizes |= {"groups": groups, "offset_groups": geo.offset_groups // self.blocks}
+        self.part = geo._replace(batch=1, **sizes)
         self.plan = make_plan(self.part, offset, mask, grad, geo.offset_groups, backward=True)
-        self.fill, self.drain = kernels.make_fill(), kernels.make_drain()
+        self.fill, self.drain, _ = kernels.make_movers()
         self.adjoint = kernels.make_adjoint(vector_length(self.part))
         factors = input.new_empty(0) if mask is None else mask
         self.grad, self.input, self.offset, self.mask = map(_flat, (grad, input, offset, factors))
@@ -168,7 +149,7 @@ class _Backward:
         start = image * geo.channels * geo.height * geo.width + block * part.channels * self.steps[0]
         table = np.empty(_table_size(part), self.grad.dtype)
         grad_table = np.zeros(table.size if self.grad_input.size else 0, self.grad.dtype)
-        self.fill(self.input, self.steps, start, table, part, _counter())
+        self.fill(self.input, self.steps, start, table, part, np.zeros(1, np.int64))
         # The first of the output channels that depend on the block.
         out = block * geo.groups // self.blocks * plan.outs
         grad_start = image * geo.out_channels * geo.pixels + out * plan.output_steps[0]

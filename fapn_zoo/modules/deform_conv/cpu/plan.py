@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     plane_steps: Steps
     sum_steps: Steps
     bias_steps: Steps
-    block_steps: Steps  # in the block of `make_pack`
+    block_steps: Steps  # in the block of `make_movers`
 
 
 class Matrix(NamedTuple):
@@ -132,46 +132,23 @@ def make_plan(
     depth, outs = taps * piece, geometry.out_channels // geometry.groups
     wide, deep = _round_up(outs, lanes), _round_up(depth, math.lcm(rows, lanes))
     row = _spread(geometry.groups * wide)
-    return Plan(
-        taps=taps,
-        pixels=geometry.pixels,
-        tile=tile,
-        piece=piece,
-        depth=depth,
-        deep=deep,
-        column=_spread(deep) if backward else depth,
-        outs=outs,
-        wide=wide,
-        row=row,
-        weight=_spread(deep if backward else wide),
-        rows=rows,
-        lanes=lanes,
-        offset_groups=offset_groups,
-        offset_steps=steps(offset),
-        mask_steps=(1, 1) if mask is None else steps(mask),
-        output_steps=steps(output),
-        plane_steps=(tile, 1),
-        sum_steps=(1, row),
-        bias_steps=(1, 0),
-        block_steps=(1, 16),
-    )
+    sizes = {"taps": taps, "pixels": geometry.pixels, "tile": tile, "piece": piece, "depth": depth, "deep": deep}
+    sizes |= {"column": _spread(deep) if backward else depth, "outs": outs, "wide": wide, "row": row}
+    sizes |= {"weight": _spread(deep if backward else wide), "rows": rows, "lanes": lanes}
+    of_tensors = {"offset_steps": steps(offset), "output_steps": steps(output)}
+    of_tensors["mask_steps"] = (1, 1) if mask is None else steps(mask)
+    of_memory = {"plane_steps": (tile, 1), "sum_steps": (1, row), "bias_steps": (1, 0), "block_steps": (1, 16)}
+    return Plan(**sizes, offset_groups=offset_groups, **of_tensors, **of_memory)
 
 
 def make_work(geometry: Geometry, plan: Plan, dtype: torch.dtype, backward: bool = False) -> Work:
     """Memory for one thread that computes in `dtype`: zeros, and factors of one, which serve where no mask is."""
     real = np.float64 if dtype == torch.float64 else np.float32
     samples, column = plan.taps * plan.tile, plan.tile * plan.column
-    return Work(
-        geometry=geometry,
-        plan=plan,
-        origin_y=np.zeros(plan.tile, real),
-        origin_x=np.zeros(plan.tile, real),
-        planes=np.ones(3 * samples, real),
-        base=np.zeros(samples, np.int32),
-        weights=np.zeros(4 * samples, real),
-        sums=np.zeros(plan.tile * plan.row, real),
-        column=np.zeros(column, np.uint16 if dtype == torch.bfloat16 else real),
-        grad_column=np.zeros(column if backward else 0, real),
-        dots=np.zeros(4 * samples if backward else 0, real),
-        slopes=np.zeros(3 * samples if backward else 0, real),
-    )
+    sizes = {"origin_y": plan.tile, "origin_x": plan.tile, "weights": 4 * samples, "sums": plan.tile * plan.row}
+    more = {"grad_column": column, "dots": 4 * samples, "slopes": 3 * samples}
+    sizes |= more if backward else dict.fromkeys(more, 0)
+    arrays = {name: np.zeros(size, real) for name, size in sizes.items()}
+    arrays |= {"planes": np.ones(3 * samples, real), "base": np.zeros(samples, np.int32)}
+    arrays["column"] = np.zeros(column, np.uint16 if dtype == torch.bfloat16 else real)
+    return Work(geometry, plan, **arrays)

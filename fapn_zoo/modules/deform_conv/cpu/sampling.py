@@ -128,11 +128,9 @@ class _Sample:
 
 
 @emitted
-def blend(
-    builder: IRBuilder, vec: int, work: Record, table: Array, channel: Value, tap: Value, i: Value, to: Value
-) -> None:
+def blend(b: IRBuilder, vec: int, work: Record, table: Array, channel: Value, tap: Value, i: Value, to: Value) -> None:
     """Write the sample of the table's channels to `work.column`."""
-    v, column = Vectors(builder, work.weights.dtype, vec), work.column
+    v, column = Vectors(b, work.weights.dtype, vec), work.column
     sample = _Sample(v, work, table, channel, tap, i)
     total = None
     for value, weight in zip(sample.values(), sample.each_weight(), strict=True):
@@ -141,11 +139,9 @@ def blend(
 
 
 @emitted
-def spread(
-    builder: IRBuilder, vec: int, work: Record, table: Array, channel: Value, tap: Value, i: Value, to: Value
-) -> None:
+def spread(b: IRBuilder, vec: int, work: Record, table: Array, channel: Value, tap: Value, i: Value, to: Value) -> None:
     """The adjoint of `blend`: add numbers of `work.grad_column` times its weight to each corner of the table."""
-    v, column = Vectors(builder, work.weights.dtype, vec), work.grad_column
+    v, column = Vectors(b, work.weights.dtype, vec), work.grad_column
     sample = _Sample(v, work, table, channel, tap, i)
     value = v.load(column.dtype, column.at(to))
     # The four corners are different pixels: of the border, if need be.
@@ -154,12 +150,10 @@ def spread(
 
 
 @emitted
-def dots(
-    builder: IRBuilder, vec: int, work: Record, table: Array, channel: Value, tap: Value, i: Value, to: Value
-) -> None:
+def dots(b: IRBuilder, vec: int, work: Record, table: Array, channel: Value, tap: Value, i: Value, to: Value) -> None:
     """Add the inner products of numbers of `work.grad_column` with the four corners to `work.dots`."""
     sums, column = work.dots, work.grad_column
-    v, four = (Vectors(builder, sums.dtype, count) for count in (vec, 4))
+    v, four = (Vectors(b, sums.dtype, count) for count in (vec, 4))
     sample = _Sample(v, work, table, channel, tap, i)
     value = v.load(column.dtype, column.at(to))
     terms = v.sums([v.mul(value, corner) for corner in sample.values()])

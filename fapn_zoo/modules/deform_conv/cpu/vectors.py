@@ -248,14 +248,12 @@ def transpose(builder: IRBuilder, lanes: int, source: Record, target: Record, n:
 
 
 @emitted
-def pair_up(
-    builder: IRBuilder, lanes: int, source: Array, first: Value, second: Value, target: Array, target_at: Value
-) -> None:
+def pair_up(b: IRBuilder, lanes: int, source: Array, first: Value, second: Value, target: Array, end: Value) -> None:
     """Write numbers of bfloat16 from `first` and from `second` of `source` by turns, `lanes` of each."""
-    v = Vectors(builder, source.dtype, lanes)
+    v = Vectors(b, source.dtype, lanes)
     rows = [v.load_halves(source.at(start)) for start in (first, second)]
     turns = [n // 2 + n % 2 * v.count for n in range(2 * v.count)]
-    v.store(v.shuffle(*rows, turns), target.dtype, target.at(target_at))
+    v.store(v.shuffle(*rows, turns), target.dtype, target.at(end))
 
 
 @emitted

@@ -8,7 +8,6 @@ a CUDA graph's capture, or where `torch.use_deterministic_algorithms` wants the 
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import warnings
@@ -115,9 +114,7 @@ def candidates(kernel: str, geometry: Geometry, dtype: torch.dtype, tf32: bool, 
 
 
 def _programs(kernel: str, geometry: Geometry, config: Config) -> int:
-    tiles = math.prod(
-        -(-size // block) for size, block in zip((geometry.out_height, geometry.out_width), config.tile, strict=True)
-    )
+    tiles = -(-geometry.out_height // config.tile[0]) * -(-geometry.out_width // config.tile[1])
     if kernel == "backward_data":
         blocks = channel_blocks(geometry.channels, geometry.groups, geometry.offset_groups, config.channels)
         return geometry.batch * tiles * geometry.offset_groups // blocks.samples
@@ -156,12 +153,8 @@ def run(kernel: str, call: Any, launch: Callable, reset: Callable | None = None,
 
 
 def _may_time() -> bool:
-    switched_on = os.environ.get("FAPN_ZOO_DEFORM_TUNE", "1") != "0"
-    return (
-        switched_on
-        and not torch.are_deterministic_algorithms_enabled()
-        and not torch.cuda.is_current_stream_capturing()
-    )
+    switched_off = os.environ.get("FAPN_ZOO_DEFORM_TUNE", "1") == "0" or torch.are_deterministic_algorithms_enabled()
+    return not switched_off and not torch.cuda.is_current_stream_capturing()
 
 
 def _attempts(configs: Sequence[Config], launch: Callable[[Config], Any]) -> Iterator[tuple[Config, Any]]:
