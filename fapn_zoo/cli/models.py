@@ -12,9 +12,9 @@ from typing import Any
 
 from fapn_zoo.cli.common import Verbs, add_verb
 from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.official import SCALES
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
-from fapn_zoo.zoo.scales import OFFICIAL
 
 PACKAGES = "fapn-zoo torch torchvision timm safetensors huggingface-hub accelerate numba triton".split()
 
@@ -109,7 +109,7 @@ def describe_model(name: str) -> str:
 def describe_spec(name: str) -> str:
     """All that a name stands for, as JSON: the model's description, and the rows of the tables that it names."""
     spec, _ = resolve(name)
-    scales = OFFICIAL.get((spec.label_set, spec.data.test_size))
+    scales = SCALES.get((spec.label_set, spec.data.test_size))
     facts = spec.to_config() | {
         "weights": {tag: dataclasses.asdict(weights) for tag, weights in spec.weights.items()},
         "parts": {
