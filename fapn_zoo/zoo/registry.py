@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.labels import with_labels
@@ -16,7 +16,7 @@ from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 _registered: dict[str, ModelSpec] = {}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _shipped() -> dict[str, ModelSpec]:
     from fapn_zoo.zoo import official, small
 
