@@ -165,16 +165,13 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
             tensor = value.tensor() if isinstance(value, PickledArray) else value
         except ValueError as error:
             raise ValueError(f"{path} holds {error}{place}, as {key!r}; nothing was run") from None
-        if not isinstance(key, str) or not isinstance(tensor, Tensor) or not _is_plain(tensor):
+        plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
+        if not isinstance(key, str) or not plain or tensor.device.type != "cpu":
             raise ValueError(f"{path} holds a {type(value).__name__}{place}, as {key!r}; expected plain tensors")
         tensors[key] = tensor.detach()
     if not tensors:
         raise ValueError(f"{path} holds no tensors{place}")
     return tensors
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
 
 
 def _line(error: BaseException) -> str:
