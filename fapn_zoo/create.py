@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def create_model(
     if pretrained and pretrained_backbone:
         raise ValueError("pretrained=True brings backbone weights already; choose it or pretrained_backbone=True")
     spec, folder, in_cache = _resolve(name, pretrained, cache_dir)
-    wanted = _override(spec, backbone, neck, num_classes, in_chans, data, kwargs)
+    replaced = {"backbone": backbone, "neck": neck, "num_classes": num_classes, "in_chans": in_chans}
+    wanted = _override(spec, replaced, data, kwargs)
     saved = read_spec(folder) if pretrained else None
     # Where every tensor comes from the file, nothing is initialised first.
     whole = saved is not None and (saved.num_classes, saved.in_chans) == (wanted.num_classes, wanted.in_chans)
@@ -99,45 +101,28 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
     return spec, hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256), True
 
 
-def _override(
-    spec: ModelSpec,
-    backbone: str | None,
-    neck: str | None,
-    num_classes: int | None,
-    in_chans: int | None,
-    data: DataSpec | None,
-    kwargs: Mapping[str, Any],
-) -> ModelSpec:
-    if neck is not None and neck not in NECKS:
+def _override(spec: ModelSpec, replaced: Mapping, data: DataSpec | None, kwargs: Mapping) -> ModelSpec:
+    changes = {key: value for key, value in replaced.items() if value is not None}
+    if (neck := changes.get("neck", spec.neck)) not in NECKS:
         raise ValueError(f"unknown neck {neck!r}; expected one of {', '.join(NECKS)}")
-    for key, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+    for key in ("num_classes", "in_chans"):
+        value = changes.get(key, 1)
+        if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key}={value!r}; expected a whole number of 1 or more")
     args = dict(spec.args)
-    if backbone is not None and backbone != spec.backbone:
+    if changes.get("backbone", spec.backbone) != spec.backbone:
         # What a description says of its own backbone (frozen norms, windows) need not fit another one.
         args = {key: value for key, value in args.items() if not key.startswith("backbone_")}
-    changes: dict[str, Any] = {"args": args | dict(kwargs), "data": data or spec.data}
-    changes |= {k: v for k, v in {"backbone": backbone, "neck": neck, "in_chans": in_chans}.items() if v is not None}
-    if num_classes is not None and num_classes != spec.num_classes:
-        changes |= {"num_classes": num_classes, "label_set": None}
+    changes |= {"args": args | dict(kwargs), "data": data or spec.data}
+    if changes.get("num_classes", spec.num_classes) != spec.num_classes:
+        changes["label_set"] = None
         if data is None:
             changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=())
-    if num_classes is None and spec.num_classes is None and data is not None and data.labels:
+    elif spec.num_classes is None and data is not None and data.labels:
         changes["num_classes"] = len(data.labels)
     spec = dataclasses.replace(spec, **changes)
     if spec.num_classes is not None and spec.data.labels and len(spec.data.labels) != spec.num_classes:
         raise ValueError(f"num_classes={spec.num_classes}, but data has {len(spec.data.labels)} labels")
-    return dataclasses.replace(spec, data=_fit_channels(spec.data, spec.in_chans))
-
-
-def _fit_channels(data: DataSpec, in_chans: int) -> DataSpec:
-    """Repeats mean and std cyclically when the image has another number of channels than they were given for."""
-    if len(data.mean) == in_chans:
-        return data
-    count = len(data.mean)
-    return dataclasses.replace(
-        data,
-        mean=tuple(data.mean[i % count] for i in range(in_chans)),
-        std=tuple(data.std[i % count] for i in range(in_chans)),
-    )
+    # Mean and std are repeated where the image has another number of channels than they were given for.
+    mean, std = (tuple(islice(cycle(values), spec.in_chans)) for values in (spec.data.mean, spec.data.std))
+    return dataclasses.replace(spec, data=dataclasses.replace(spec.data, mean=mean, std=std))

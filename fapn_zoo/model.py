@@ -93,13 +93,8 @@ def build(
     args = _split_args(spec, neck_class, head_class)
 
     with WithoutInit() if empty else nullcontext():
-        backbone = Backbone(
-            spec.backbone,
-            pretrained=pretrained_backbone,
-            in_chans=spec.in_chans,
-            cache_dir=cache_dir,
-            **args["backbone"],
-        )
+        source = {"pretrained": pretrained_backbone, "cache_dir": cache_dir}
+        backbone = Backbone(spec.backbone, in_chans=spec.in_chans, **source, **args["backbone"])
         neck_args = {"dialect": head_part.dialect} | neck_part.args | args["neck"]
         neck = neck_class(backbone.out_channels, num_outputs=head_part.levels, **neck_args)
         head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])

@@ -17,8 +17,8 @@ from urllib.parse import urlparse
 import pytest
 
 import fapn_zoo
-from fapn_zoo.cli.main import _parser as command_line
-from fapn_zoo.cli.main import main
+from fapn_zoo.cli import _parser as command_line
+from fapn_zoo.cli import main
 from fapn_zoo.train.settings import load_recipe, parse_overrides
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.labels import list_label_sets

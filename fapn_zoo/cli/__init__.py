@@ -1,5 +1,61 @@
-"""The command line: main.py joins the verbs; the other files hold their arguments beside what they do."""
+"""The command line: parses, lets a verb do the work, and turns errors into one line.
 
-from fapn_zoo.cli.main import main
+The other files hold the arguments of verbs beside what they do.
+Exit codes: 0 done, 1 an error (or, with `predict` and `check-data`, some input was bad), 2 wrong usage, 130 Ctrl-C,
+141 nobody reads the output any more.
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from fapn_zoo import __version__
+from fapn_zoo.cli import benchmark, evaluate, models, pictures, predict, train, weights
+
+PIPE_CLOSED = 141  # 128 + SIGPIPE: what shells report of a program that writes to a closed pipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            print(end="", flush=True)  # what cannot be written is found here, and not when the interpreter ends
+    except OSError as error:
+        closed = isinstance(error, BrokenPipeError)
+        if not closed:
+            print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):  # the interpreter will try once more to write what is left
+            os.dup2(nowhere, stream)
+        return PIPE_CLOSED if closed else 1
+
+
+def _run(argv: list[str] | None) -> int:
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "numba", "timm"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fapn-zoo", description="Dense image prediction from one string.")
+    parser.add_argument("--version", action="version", version=f"fapn-zoo {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for group in (predict, models, train, evaluate, pictures, benchmark, weights):
+        group.add(verbs)
+    return parser

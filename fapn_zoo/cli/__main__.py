@@ -2,6 +2,6 @@
 
 import sys
 
-from fapn_zoo.cli.main import main
+from fapn_zoo.cli import main
 
 sys.exit(main())

@@ -53,8 +53,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from fapn_zoo.predict.files import predict_files
 
     model = load_model(args.model, args.device)
-    summary = predict_files(
-        model, args.paths, args.out, task=args.task, tile=args.tile, batch_size=args.batch_size, amp=args.amp
-    )
+    options = {name: getattr(args, name) for name in ("task", "tile", "batch_size", "amp")}
+    summary = predict_files(model, args.paths, args.out, **options)
     print(f"{len(summary['images'])} done, {len(summary['failed'])} failed; see {args.out / 'summary.json'}")
     return 1 if summary["failed"] else 0

@@ -1,15 +1,21 @@
-"""The verbs `train` and `recipes`."""
+"""The verbs `check-data`, `train` and `recipes`."""
 
 from __future__ import annotations
 
 import argparse
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from fapn_zoo.cli.common import Verbs, add_verb, speaks
 
 
 def add(verbs: Verbs) -> None:
+    text = "missing pairs, wrong sizes, ids out of range; class counts"
+    verb = add_verb(verbs, "check-data", run_check, text)
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--num-classes", type=int, help="needed where there is no classes.json")
+
     text = "train by a recipe; key=value changes a setting"
     manner = {"add_help": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     verb = add_verb(verbs, "train", run_train, text, **manner)
@@ -29,6 +35,14 @@ class _Help(argparse.Action):
         parser.epilog = f"settings with their defaults, which a recipe may change:\n\n{describe()}"
         parser.print_help()
         parser.exit()
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from fapn_zoo.data.check import check_data
+
+    report = check_data(args.folder, args.num_classes)
+    print(report.render())
+    return 0 if report.ok else 1
 
 
 def run_train(args: argparse.Namespace) -> None:

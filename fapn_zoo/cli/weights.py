@@ -8,6 +8,9 @@ from pathlib import Path
 
 from fapn_zoo.cli.common import Verbs, add_verb
 
+# Arguments that `fapn_zoo.export.push.push` takes under the same names.
+OPTIONS = ("license", "example", "revision", "private", "message", "dry_run")
+
 
 def add(verbs: Verbs) -> None:
     text = "official checkpoints to weights folders, compared after writing"
@@ -21,7 +24,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("repository", help="owner/name; made where it is not there")
     verb.add_argument("--license", help="an id such as apache-2.0, or 'name https://...'; default: config.json's")
     verb.add_argument("--example", help="a photo; it and its overlay are shown on the model's page")
-    verb.add_argument("--branch", help="instead of main; made where it is not there")
+    verb.add_argument("--branch", dest="revision", metavar="BRANCH", help="instead of main; made where it is not there")
     verb.add_argument("--private", action="store_true", help="a new repository is for its owner only")
     verb.add_argument("--message", help="of the commit")
     verb.add_argument("--dry-run", action="store_true", help="check, print what would go up and the card; no network")
@@ -46,14 +49,5 @@ def run_convert(args: argparse.Namespace) -> int:
 def run_push(args: argparse.Namespace) -> None:
     from fapn_zoo.export.push import push
 
-    done = push(
-        args.folder,
-        args.repository,
-        private=args.private,
-        revision=args.branch,
-        license=args.license,
-        example=args.example,
-        message=args.message,
-        dry_run=args.dry_run,
-    )
-    print(done)
+    options = {name: getattr(args, name) for name in OPTIONS}
+    print(push(args.folder, args.repository, **options))

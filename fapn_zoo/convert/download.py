@@ -6,9 +6,10 @@ import errno
 import logging
 import os
 import shutil
-import sys
 import zipfile
 from pathlib import Path
+
+from tqdm import tqdm
 
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.failures import NO_ROOM, PASSING_STATUS, Failure, causes, is_unresolved, patiently, system_number
@@ -41,22 +42,27 @@ def download(source: Path, weights: WeightsSpec, model: str) -> None:
     Raises:
         As `fapn_zoo.convert.official.fetch`.
     """
+    from huggingface_hub import constants
+
     url = address(weights)
     for last in (False, True):
         if not source.is_file():
-            _refuse_offline(url, model)
+            if constants.HF_HUB_OFFLINE:
+                reason = f"{model} is not in the cache and HF_HUB_OFFLINE is set"
+                raise FileNotFoundError(f"{reason}: unset it to download {url}, or {_by_hand(model)}")
             if not last:
                 terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
                 logger.warning("%s: weights of the official release, %s, see %s", model, terms, weights.page or url)
-            _fetch(url, source, model)
+            try:
+                patiently(lambda: _attempt(url, source, model), ATTEMPTS, lambda: _arrived(source))
+            except Failure as failure:
+                raise failure.kind(str(failure)) from failure
         with open(source, "rb") as file:
             head = file.read(512)
         if head.lstrip().startswith(b"<"):
             source.unlink()
-            raise ValueError(
-                f"{url} answered with a web page instead of a checkpoint; a proxy or a login page may be "
-                f"in between; {_by_hand(model)}"
-            )
+            reason = "answered with a web page instead of a checkpoint; a proxy or a login page may be in between"
+            raise ValueError(f"{url} {reason}; {_by_hand(model)}")
         damage = _damage(source, weights, is_zip=head.startswith(b"PK\x03\x04"))
         if damage is None:
             return
@@ -68,25 +74,14 @@ def download(source: Path, weights: WeightsSpec, model: str) -> None:
 
 def no_room(doing: str, number: int, need: str, folder: Path) -> OSError:
     """The error of a disk on which a download or its conversion does not fit."""
-    free = readable(shutil.disk_usage(folder).free)
-    return OSError(
-        f"no room for {doing} ({os.strerror(number)}): {need}; {free} are free in {folder}; make room, or choose "
-        "another place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept"
-    )
+    free = f"{readable(shutil.disk_usage(folder).free)} are free in {folder}"
+    advice = "make room, or choose another place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept"
+    return OSError(f"no room for {doing} ({os.strerror(number)}): {need}; {free}; {advice}")
 
 
 def readable(size: int) -> str:
     """Bytes as people write them."""
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
-
-
-def _refuse_offline(url: str, model: str) -> None:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(
-            f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it to download {url}, or {_by_hand(model)}"
-        )
 
 
 def _damage(source: Path, weights: WeightsSpec, *, is_zip: bool) -> str | None:
@@ -105,14 +100,6 @@ def _damage(source: Path, weights: WeightsSpec, *, is_zip: bool) -> str | None:
     return None if damaged is None else f"is a damaged archive (checksum of {damaged})"
 
 
-def _fetch(url: str, source: Path, model: str) -> None:
-    """Repeats `_attempt` until the file is there, or until nothing new has come `ATTEMPTS` times in a row."""
-    try:
-        patiently(lambda: _attempt(url, source, model), ATTEMPTS, lambda: _arrived(source))
-    except Failure as failure:
-        raise failure.kind(str(failure)) from failure
-
-
 def _attempt(url: str, source: Path, model: str) -> None:
     """Downloads the rest of a file. What another attempt may mend is a `Failure`, all else a built-in error."""
     import gdown
@@ -122,14 +109,18 @@ def _attempt(url: str, source: Path, model: str) -> None:
     try:
         gdown.download(url, str(source), quiet=True, resume=True, use_cookies=False, timeout=TIMEOUT, progress=progress)
     except requests.HTTPError as error:
-        raise _refusal(url, source, model, error.response.status_code, error.response.reason) from error
+        status = error.response.status_code
+        words = f"HTTP {status} {error.response.reason}"
+        if status >= 500 or status in PASSING_STATUS:
+            raise _passing(url, source, model, words) from error
+        kind = FileNotFoundError if status in (404, 410) else PermissionError
+        words += ": the release was moved or withdrawn, or its server refuses this machine; see the page of the release"
+        raise kind(f"{url} answers {words}, or {_by_hand(model)}") from error
     except (gdown.FileURLRetrievalError, KeyError, AssertionError) as error:  # the latter two: an unforeseen page
         words = " ".join(str(error).lower().split())
         if "too many users" in words or "quota" in words:
-            raise PermissionError(
-                f"{url}: Google Drive's daily quota for this file is used up (too many accesses); try again in a day, "
-                f"or {_by_hand(model)}"
-            ) from error
+            reason = "Google Drive's daily quota for this file is used up (too many accesses)"
+            raise PermissionError(f"{url}: {reason}; try again in a day, or {_by_hand(model)}") from error
         words = "Google Drive shows a page instead of the file: it may be gone, not shared, or have too many accesses"
         raise _passing(url, source, model, words) from error
     except gdown.DownloadError as error:
@@ -154,17 +145,6 @@ def _attempt(url: str, source: Path, model: str) -> None:
         progress.close()
 
 
-def _refusal(url: str, source: Path, model: str, status: int, reason: str) -> Exception:
-    words = f"HTTP {status} {reason}"
-    if status >= 500 or status in PASSING_STATUS:
-        return _passing(url, source, model, words)
-    kind = FileNotFoundError if status in (404, 410) else PermissionError
-    return kind(
-        f"{url} answers {words}: the release was moved or withdrawn, or its server refuses this machine; "
-        f"see the page of the release, or {_by_hand(model)}"
-    )
-
-
 def _passing(url: str, source: Path, model: str, words: str, passing: bool = True) -> Failure:
     size = _arrived(source)
     kept = f" ({readable(size)} are kept, the next call goes on from there)" if size else ""
@@ -185,19 +165,16 @@ class _Progress:
     """Called by gdown after each block: draws a bar on a terminal, gives up at once where the rest cannot fit."""
 
     def __init__(self, source: Path) -> None:
-        self.source, self.total, self.bar, self.begun = source, None, None, False
+        self.source, self.total, self.bar = source, None, None
 
     def __call__(self, done: int, total: int | None) -> None:
-        if not self.begun:
-            self.begun, self.total = True, total
+        if self.bar is None:
+            self.total = total
             if total is not None and total - done > shutil.disk_usage(self.source.parent).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if sys.stderr.isatty():
-                from tqdm import tqdm
-
-                self.bar = tqdm(desc=self.source.name, total=total, initial=done, unit="B", unit_scale=True)
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
+            count = {"total": total, "initial": done, "unit": "B", "unit_scale": True}
+            self.bar = tqdm(desc=self.source.name, disable=None, **count)  # None: but on a terminal
+        self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
         if self.bar is not None:

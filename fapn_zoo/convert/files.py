@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -97,22 +98,17 @@ def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, Weig
     """
     fitting, tried = [], []
     for spec, weights in _official_models():
-        if any(spec is other for other, _ in tried):
-            continue
-        tried.append((spec, weights))
-        try:
-            rename(state, spec, model_shapes(spec))
-        except ValueError:
-            continue
-        fitting.append((spec, weights))
+        if spec.name not in tried:
+            tried.append(spec.name)
+            with contextlib.suppress(ValueError):
+                rename(state, spec, model_shapes(spec))
+                fitting.append((spec, weights))
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise ValueError(f"{path} fits {', '.join(spec.name for spec, _ in fitting)}: name the model (--model)")
-    raise ValueError(
-        f"{path} is no official model that is known by its file name, and its {len(state)} tensors are "
-        f"those of none; tried: {', '.join(spec.name for spec, _ in tried)}; name the model (--model)"
-    )
+    words = f"no official model that is known by its file name, and its {len(state)} tensors are those of none"
+    raise ValueError(f"{path} is {words}; tried: {', '.join(tried)}; name the model (--model)")
 
 
 def _convert_one(path: Path, out: Path, model: str | None, before: list[Conversion] | None = None) -> Conversion:
@@ -136,7 +132,6 @@ def _official_models() -> list[tuple[ModelSpec, WeightsSpec]]:
 
 
 def _by_name(path: Path) -> tuple[ModelSpec, WeightsSpec] | None:
-    """The official weights whose file is called so."""
     return next((found for found in _official_models() if path.name == found[1].location.rpartition("/")[2]), None)
 
 
@@ -161,12 +156,8 @@ def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None
         return weights, ""
     if named:
         raise ValueError(f"{path} has md5 {digest}, but its name promises {official.md5_prefix}...; fetch it again")
-    logger.warning(
-        "%s has md5 %s, the released file %s...: it is converted without the release's scores and licence",
-        path,
-        digest,
-        official.md5_prefix,
-    )
+    words = "%s has md5 %s, the released file %s...: it is converted without the release's scores and licence"
+    logger.warning(words, path, digest, official.md5_prefix)
     return None, f"Converted from a file with md5 {digest}, which has the structure of a release but is not its file."
 
 
@@ -208,7 +199,6 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
 
 
 def _network(path: Path, spec: ModelSpec) -> ZooModel:
-    """A model with the tensors of a checkpoint."""
     state = read_checkpoint(path)
     try:
         tensors, dropped = to_zoo(state, spec)
@@ -236,13 +226,9 @@ def _is_made_of(folder: Path, digest: str, spec: ModelSpec) -> bool:
 
 
 def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where a safetensors file does not hold just these tensors."""
     stored = read_tensors(file)
-    other = [
-        key
-        for key in stored.keys() | tensors.keys()
-        if key not in stored or key not in tensors or not torch.equal(stored[key], tensors[key])
-    ]
+    other = stored.keys() ^ tensors.keys()
+    other |= {key for key in stored.keys() & tensors.keys() if not torch.equal(stored[key], tensors[key])}
     if other:
         raise ValueError(f"{file} does not hold what was written or read, in {', '.join(sorted(other)[:5])}")
 

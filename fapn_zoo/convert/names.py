@@ -20,10 +20,11 @@ logger = logging.getLogger(__name__)
 
 HEAD, PREDICTOR, DECODER = "sem_seg_head.", "sem_seg_head.predictor", "sem_seg_head.pixel_decoder."
 NAMES_SHOWN = 5
+State = Mapping[str, Tensor]
 Shapes = Mapping[str, torch.Size]
 
 
-def to_zoo(state: Mapping[str, Tensor], spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of an official checkpoint under this package's names, none of them copied.
 
     Args:
@@ -40,7 +41,7 @@ def to_zoo(state: Mapping[str, Tensor], spec: ModelSpec) -> tuple[dict[str, Tens
     return rename(state, spec, model_shapes(spec))
 
 
-def to_official(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+def to_official(state: State, spec: ModelSpec) -> dict[str, Tensor]:
     """The way back, with all that official files hold: second names (of the same tensor) and derived buffers.
 
     Raises:
@@ -49,7 +50,7 @@ def to_official(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     names = official_names(spec)
     renamed, unknown = names.keys.translate(state, back=True)
     shapes = model_shapes(spec)
-    _report(spec, unknown, [key for key in shapes if key not in state], _other_shapes(state, shapes, lambda key: key))
+    _report(spec, unknown, [key for key in shapes if key not in state], state, shapes, lambda key: key)
     official = {renamed[key]: tensor for key, tensor in state.items()}
     second, _ = names.aliases.translate(official, back=True)
     made = {
@@ -67,7 +68,7 @@ def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
         return {key: tensor.shape for key, tensor in build(spec, empty=True).state_dict().items()}
 
 
-def rename(state: Mapping[str, Tensor], spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`to_zoo` for a model whose shapes are known."""
     maps = official_names(spec)
     written = second_version(state)  # second version's name -> the name in the file
@@ -76,9 +77,8 @@ def rename(state: Mapping[str, Tensor], spec: ModelSpec, shapes: Shapes) -> tupl
     dropped = {}
     for alias, key in aliases.items():
         if key in written and not torch.equal(state[written[alias]], state[written[key]]):
-            raise ValueError(
-                f"{written[alias]!r} and {written[key]!r} are one tensor in {spec.name!r}, but their values differ"
-            )
+            both = f"{written[alias]!r} and {written[key]!r}"
+            raise ValueError(f"{both} are one tensor in {spec.name!r}, but their values differ")
         dropped[written[alias]] = "a second name of another tensor"
     unknown = []
     for key in rest:
@@ -93,7 +93,7 @@ def rename(state: Mapping[str, Tensor], spec: ModelSpec, shapes: Shapes) -> tupl
     missing = [name for name in shapes if name not in tensors]
     official, _ = maps.keys.translate(missing, back=True)
     ours = {name: written[key] for key, name in names.items()}
-    _report(spec, unknown, [official.get(name, name) for name in missing], _other_shapes(tensors, shapes, ours.get))
+    _report(spec, unknown, [official.get(name, name) for name in missing], tensors, shapes, ours.get)
     _compare_preprocessing(state, spec.data)
     return tensors, dropped
 
@@ -119,29 +119,24 @@ def second_version(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _other_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, called: Callable[[str], str | None]) -> list[str]:
-    return [
+def _report(
+    spec: ModelSpec, unknown: list[str], missing: list[str], state: State, shapes: Shapes, called: Callable[[str], str]
+) -> None:
+    """Raises ValueError where names are unknown or missing, or tensors, `called` so, have not the model's shapes."""
+    other = [
         f"{called(key)} {tuple(tensor.shape)} instead of {tuple(shapes[key])}"
-        for key, tensor in tensors.items()
+        for key, tensor in state.items()
         if key in shapes and tensor.shape != shapes[key]
     ]
-
-
-def _report(spec: ModelSpec, unknown: list[str], missing: list[str], other: list[str]) -> None:
-    """Raises ValueError where one of the lists is not empty."""
-    problems = [
-        f"{len(keys)} {what}: "
-        + ", ".join(keys[:NAMES_SHOWN])
-        + (f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else "")
-        for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", other))
-        if keys
-    ]
+    problems = []
+    for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", other)):
+        more = f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else ""
+        problems += [f"{len(keys)} {what}: {', '.join(keys[:NAMES_SHOWN])}{more}"] if keys else []
     if problems:
         raise ValueError(f"the tensors are not those of {spec.name!r}: {'; '.join(problems)}")
 
 
-def _compare_preprocessing(state: Mapping[str, Tensor], data: DataSpec) -> None:
-    """Warns where a file's mean or deviation of pixels is not that of the model."""
+def _compare_preprocessing(state: State, data: DataSpec) -> None:
     for key, wanted in (("pixel_mean", data.mean), ("pixel_std", data.std)):
         if key in state:
             found = [round(value, 3) for value in state[key].flatten().tolist()]

@@ -15,10 +15,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fapn_zoo import __version__
 from fapn_zoo.convert.download import address, download, no_room, readable
@@ -52,22 +52,23 @@ def fetch(spec: ModelSpec, weights: WeightsSpec, cache_dir: str | Path | None = 
         ConnectionError: no connection, or one that keeps breaking. OSError: no room on the disk.
     """
     root = cache_root(cache_dir) / "official"
-    name = f"{spec.name}.{_tag(spec, weights)}"
+    name = f"{spec.name}.{next(tag for tag, known in spec.weights.items() if known == weights)}"
     folder = root / name
     if _is_whole(folder, weights):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f".{name}.lock", name):
+    lock = FileLock(root / f".{name}.lock")  # the system frees it when its holder is killed
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("another process is fetching %s; waiting for it", name)
+        lock.acquire()
+    try:
         if not _is_whole(folder, weights):
             _make(folder, root / f".{name}.partial", spec, weights)
+    finally:
+        lock.release()
     return folder
-
-
-def _tag(spec: ModelSpec, weights: WeightsSpec) -> str:
-    for tag, known in spec.weights.items():
-        if known == weights:
-            return tag
-    raise ValueError(f"weights at {weights.location!r} are none of model {spec.name!r}")
 
 
 def _is_whole(folder: Path, weights: WeightsSpec) -> bool:
@@ -79,23 +80,6 @@ def _is_whole(folder: Path, weights: WeightsSpec) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-@contextmanager
-def _alone(path: Path, name: str) -> Iterator[None]:
-    """Holds a lock between processes; the system frees it when its holder is killed."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another process is fetching %s; waiting for it", name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> None:

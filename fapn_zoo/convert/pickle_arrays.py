@@ -68,11 +68,8 @@ class PickledArray:
             if not isinstance(self.dtype, PickledDtype):
                 raise ValueError("an array without data")
             dtype, shape = self.dtype.numpy(), self.shape
-            if (
-                not isinstance(shape, tuple)
-                or len(shape) > _MOST_DIMENSIONS
-                or not all(type(side) is int and 0 <= side < 2**63 for side in shape)
-            ):
+            possible = isinstance(shape, tuple) and len(shape) <= _MOST_DIMENSIONS
+            if not possible or not all(type(side) is int and 0 <= side < 2**63 for side in shape):
                 raise ValueError("an array whose shape is none")
             data = self.data.encode("latin-1") if isinstance(self.data, str) else self.data
             if not isinstance(data, bytes | bytearray):
@@ -138,22 +135,13 @@ ADMITTED: dict[str, Callable[..., Any]] = {
     "builtins.bytes": _no_bytes,
     "__builtin__.bytes": _no_bytes,
     "collections.OrderedDict": _ordered_dict,
-} | {
-    f"numpy.{core}.{name}": function
-    for core in ("core", "_core")
-    for name, function in (
-        ("multiarray._reconstruct", _reconstruct),
-        ("multiarray.scalar", _scalar),
-        ("numeric._frombuffer", _frombuffer),
-    )
+    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
 }
 
-_VALUES = frozenset(
-    """
-    BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
-    SHORT_BINUNICODE BINUNICODE BINUNICODE8
-""".split()
-)
+_VALUES = frozenset("BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES".split())
+_VALUES |= frozenset("BINBYTES BINBYTES8 BYTEARRAY8 SHORT_BINUNICODE BINUNICODE BINUNICODE8".split())
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,

@@ -55,15 +55,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     elif 8 + int.from_bytes(head[:8], "little") <= size and head[8:9] == b"{":
         content = read_tensors(path)
     elif head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise ValueError(
-            f"{path} is a web page, not a checkpoint; Google Drive sends one instead of a file that too "
-            "many people have fetched: try again later"
-        )
+        reason = "Google Drive sends one instead of a file that too many people have fetched: try again later"
+        raise ValueError(f"{path} is a web page, not a checkpoint; {reason}")
     else:
-        raise ValueError(
-            f"{path} is no checkpoint: neither safetensors, nor a torch file, nor a pickle of protocol 2 "
-            f"to 5 (it begins with {head[:8]!r}); nothing was run"
-        )
+        known = "neither safetensors, nor a torch file, nor a pickle of protocol 2 to 5"
+        raise ValueError(f"{path} is no checkpoint: {known} (it begins with {head[:8]!r}); nothing was run")
     return _weights(content, path)
 
 
@@ -117,13 +113,10 @@ def _torch_load(path: Path, *, mapped: bool) -> Any:
             if asked in ADMITTED and extra is not stand_ins:
                 continue
             asked = asked or _first_foreign_global(path)
+            reason = f"damaged, cut off or holds more than weights; nothing was run ({_line(error)})"
             if asked:
-                raise ValueError(
-                    f"{path} is refused: it asks for {asked}, which weights do not need; nothing was run"
-                ) from None
-            raise ValueError(
-                f"{path} is damaged, cut off or holds more than weights; nothing was run ({_line(error)})"
-            ) from None
+                reason = f"refused: it asks for {asked}, which weights do not need; nothing was run"
+            raise ValueError(f"{path} is {reason}") from None
 
 
 def _first_foreign_global(path: Path) -> str | None:
@@ -157,7 +150,6 @@ def _first_foreign_global(path: Path) -> str | None:
 
 
 def _weights(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict within a file's content."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not names with tensors")
     if not content:
@@ -173,7 +165,8 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
             tensor = value.tensor() if isinstance(value, PickledArray) else value
         except ValueError as error:
             raise ValueError(f"{path} holds {error}{place}, as {key!r}; nothing was run") from None
-        if not isinstance(key, str) or not isinstance(tensor, Tensor) or not _is_plain(tensor):
+        plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
+        if not isinstance(key, str) or not plain or tensor.device.type != "cpu":
             raise ValueError(f"{path} holds a {type(value).__name__}{place}, as {key!r}; expected plain tensors")
         tensors[key] = tensor.detach()
     if not tensors:
@@ -181,12 +174,7 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
-
-
 def _line(error: BaseException) -> str:
-    """The first line of an error, short."""
     found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     text = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:200] + "..."

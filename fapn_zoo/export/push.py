@@ -6,28 +6,20 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fapn_zoo import __version__
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
-from fapn_zoo.weights.card import (
-    EXAMPLE,
-    HUB_ID,
-    OVERLAY,
-    check_card,
-    official_release,
-    own_words,
-    registered,
-    render_card,
-)
-from fapn_zoo.weights.card_facts import has_license, license_metadata
+from fapn_zoo.weights.card import EXAMPLE, OVERLAY, check_card, official_release, own_words, registered, render_card
+from fapn_zoo.weights.card_facts import HUB_ID, Config, Rows, has_license, license_metadata
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.failures import ATTEMPTS, Failure, patiently
 from fapn_zoo.weights.folder import read_config
 from fapn_zoo.weights.hub_errors import Upload, explained
+from fapn_zoo.weights.probe import check
 
 if TYPE_CHECKING:
     from fapn_zoo.model import ZooModel
@@ -107,10 +99,12 @@ def prepare(
     revision: str | None = None,
     license: str | None = None,
     example: Any = None,
-    rows: Sequence[Mapping[str, str]] = (),
+    rows: Rows = (),
 ) -> Package:
     """All that `push` does without network. `rows`: lines of a result table for the card."""
     from huggingface_hub import constants
+
+    from fapn_zoo import create_model
 
     _check_names(repo_id, revision)
     folder = Path(folder)
@@ -123,38 +117,22 @@ def prepare(
         config = config | {"license": license}
         content = (json.dumps(config, indent=1) + "\n").encode()
     digest = file_digest(folder / WEIGHTS)
-    model = reload(folder, config)
+    model = create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if not config.get("probe"):
+        logger.warning("%s: no outputs were stored with the weights, so only loading them was tried", folder)
     pictures = _example(model, example) if example is not None else {}
     words = own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
-    card = render_card(
-        config,
-        words,
-        repository=f"{repo_id}@{revision}" if revision else repo_id,
-        rows=rows,
-        example=f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{EXAMPLE}" if pictures else None,
-    )
+    shown = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{EXAMPLE}" if pictures else None
+    target = f"{repo_id}@{revision}" if revision else repo_id
+    card = render_card(config, words, repository=target, rows=rows, example=shown)
     try:
+        if config.get("probe"):
+            check(model, config["probe"])
         check_card(card)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     files = {CONFIG: content, CARD: card.encode(), WEIGHTS: folder / WEIGHTS} | pictures
     return Package(repo_id, revision, model.spec.name, files, digest)
-
-
-def reload(folder: Path, config: Mapping[str, Any]) -> ZooModel:
-    """The model of a weights folder; ValueError where it does not compute the outputs stored in `config`."""
-    from fapn_zoo import create_model
-    from fapn_zoo.weights.probe import check
-
-    model = create_model(f"local-dir:{folder}", pretrained=True).eval()
-    if not config.get("probe"):
-        logger.warning("%s: no outputs were stored with the weights, so only loading them was tried", folder)
-        return model
-    try:
-        check(model, config["probe"])
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    return model
 
 
 def upload(package: Package, *, private: bool = False, message: str | None = None) -> str:
@@ -177,10 +155,8 @@ def upload(package: Package, *, private: bool = False, message: str | None = Non
     found = _ask(lambda: api.get_paths_info(repo_id, [WEIGHTS], revision=commit.oid), repo_id)
     digest = found[0].lfs.sha256 if found and found[0].lfs else None
     if digest != package.sha256:
-        raise OSError(
-            f"{repo_id} now holds {WEIGHTS} with sha256 {digest}, the folder's has {package.sha256}; "
-            "push again, nothing else writing to the folder or the repository"
-        )
+        said = f"{repo_id} now holds {WEIGHTS} with sha256 {digest}, the folder's has {package.sha256}"
+        raise OSError(f"{said}; push again, nothing else writing to the folder or the repository")
     return commit.commit_url
 
 
@@ -211,32 +187,25 @@ def _check_names(repo_id: str, revision: str | None) -> None:
         raise ValueError(f"branch {revision!r} of {repo_id}; expected letters, digits and any of '_./-'")
 
 
-def _license(config: Mapping[str, Any], folder: Path, wanted: str | None) -> str:
+def _license(config: Config, folder: Path, wanted: str | None) -> str:
     """The licence to publish under. ValueError where none is known, or where it is not the folder's to give."""
     stated = str(config.get("license") or "")
     license = stated if wanted is None else wanted.strip()
     release = official_release(config)
     if release is not None and not has_license(release.license):
-        raise ValueError(
-            f"{folder} holds weights of {release.page}, which states no licence, so they cannot be passed "
-            "on; others get them with create_model by name"
-        )
+        reason = "which states no licence, so they cannot be passed on; others get them with create_model by name"
+        raise ValueError(f"{folder} holds weights of {release.page}, {reason}")
     if release is not None and license_metadata(license) != license_metadata(release.license):
-        raise ValueError(
-            f"{folder} holds weights of {release.page} under {release.license}; they cannot be pushed "
-            f"under {license or 'no licence'!r}"
-        )
+        reason = f"they cannot be pushed under {license or 'no licence'!r}"
+        raise ValueError(f"{folder} holds weights of {release.page} under {release.license}; {reason}")
     if not has_license(license):
         said = f"states no licence but {license!r}" if license else "states no licence"
         raise ValueError(f"{folder} {said}; name one, as in --license apache-2.0")
     training = config.get("training") or {}
     parents = registered(str(training.get("model"))).values() if training.get("pretrained") else ()
-    for parent in parents:
-        if "-nc" in parent.license and "-nc" not in license.lower():
-            logger.warning(
-                "training started from weights under %s, which the licence %s does not repeat", parent.license, license
-            )
-            break
+    strict = next((parent.license for parent in parents if "-nc" in parent.license), None)
+    if strict and "-nc" not in license.lower():
+        logger.warning("training started from weights under %s, which the licence %s does not repeat", strict, license)
     return license
 
 
@@ -248,12 +217,11 @@ def _example(model: ZooModel, photo: Any) -> dict[str, bytes]:
 
     if model.spec.in_chans != 3:
         raise ValueError(f"an example is shown in colour, but {model.spec.name} reads {model.spec.in_chans} channels")
-    pixels = load_image(photo).pixels.round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(load_image(photo).pixels.round().byte().permute(1, 2, 0).numpy())
     image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
     files = {}
     for name, picture, kind in ((EXAMPLE, image, "JPEG"), (OVERLAY, model.predict(image).overlay(), "PNG")):
         buffer = io.BytesIO()
-        picture.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
+        picture.save(buffer, kind, quality=90)  # which PNG has no use for
         files[name] = buffer.getvalue()
     return files

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fapn_zoo.predict.inputs import fitted_size, height_and_width, input_size, padded_size, resized
 from fapn_zoo.predict.windows import PHASE, Span, grid_spans, step_spans
-from fapn_zoo.zoo.scales import FACTORS, OFFICIAL
+from fapn_zoo.zoo.official import FACTORS, SCALES
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 LARGEST_FACTOR = 8  # a larger scale is a short side in pixels
@@ -114,7 +114,7 @@ def views_for(
     data = spec.data
     if isinstance(scales, str) and scales != "official":
         raise ValueError(f"scales={scales!r}; expected 'official' or numbers")
-    known = OFFICIAL.get((spec.label_set, data.test_size))
+    known = SCALES.get((spec.label_set, data.test_size))
     if isinstance(scales, str):
         chosen, limit = known or (FACTORS, _limit(data, FACTORS))
     else:

@@ -13,25 +13,14 @@ from typing import Any
 
 import yaml
 
-from fapn_zoo.weights.card_facts import (
-    DATASETS,
-    HUB_LICENSES,
-    METRICS,
-    MULTI_SCALE,
-    NO_LICENSE,
-    Score,
-    collect_scores,
-    license_metadata,
-    one_line,
-    parse_metric,
-)
+from fapn_zoo.weights import card_facts
+from fapn_zoo.weights.card_facts import Config, Rows, Score, collect_scores, license_metadata, one_line, parse_metric
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.registry import get_spec
 from fapn_zoo.zoo.spec import WeightsSpec
 
 EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
 BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LABELS_SHOWN = 30
 # Official models whose backbones started from the weights that these timm names carry (FACTS section 1). The deep-stem
 # ResNet is missing: its first weights were DeepLab's, which timm does not have.
@@ -45,11 +34,11 @@ PAPERS = {
 
 
 def render_card(
-    config: Mapping[str, Any],
+    config: Config,
     text: str = "",
     *,
     repository: str | None = None,
-    rows: Sequence[Mapping[str, str]] = (),
+    rows: Rows = (),
     example: str | None = None,
     pointer: bool = False,
 ) -> str:
@@ -64,10 +53,11 @@ def render_card(
         pointer: the card of an official model that comes without its weights.
     """
     official = official_release(config)
+    terms = license_metadata(str(config.get("license") or ""), official.page if official else "")
     scores = collect_scores(config, rows, reported=official is not None)
     model = config["model"]
     title = repository.partition("@")[0].rpartition("/")[2] if repository else model["name"]
-    metadata = _metadata(config, title, scores, official, example)
+    metadata = _metadata(config, title, scores, official, terms, example)
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip()
     lines = ["---", front, "---", "", f"# {_cell(title)}", ""]
     if text.strip():
@@ -78,7 +68,7 @@ def render_card(
     lines += _scores_section(scores, official)
     lines += ["## Model", "", "| | |", "|---|---|"]
     lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in _facts(config, rows).items()]
-    lines += ["", *_license_section(_license(config), official)]
+    lines += ["", *_license_section(terms, official)]
     training = config.get("training") or {}
     if training:
         lines += ["## Training", "", "| setting | value |", "|---|---|"]
@@ -107,10 +97,9 @@ def check_card(text: str) -> None:
 
     try:
         card = ModelCard(text)
-        again = ModelCard(str(card)).data.to_dict()
+        data, again = card.data.to_dict(), ModelCard(str(card)).data.to_dict()
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metadata of the card cannot be read: {one_line(error)}") from error
-    data = card.data.to_dict()
     if data != again:
         raise ValueError("metadata of the card changes when it is read and written")
     for key, value in {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"}.items():
@@ -119,16 +108,14 @@ def check_card(text: str) -> None:
     if data.get("license") in (None, "unknown"):
         raise ValueError("the card has no licence")
     if data["license"] == "other" and not (data.get("license_name") and data.get("license_link")):
-        raise ValueError(
-            f"licence {data.get('license_name')!r} is no id that the Hub knows; write a link after it, as "
-            "in 'my-terms https://example.org/terms'"
-        )
-    if data["license"] not in HUB_LICENSES | {"other"}:
+        advice = "write a link after it, as in 'my-terms https://example.org/terms'"
+        raise ValueError(f"licence {data.get('license_name')!r} is no id that the Hub knows; {advice}")
+    if data["license"] not in card_facts.HUB_LICENSES | {"other"}:
         raise ValueError(f"licence {data['license']!r} is no id that the Hub knows")
     for key in ("datasets", "base_model"):
         ids = data.get(key, [])
         for name in [ids] if isinstance(ids, str) else ids:
-            if not HUB_ID.fullmatch(name):
+            if not card_facts.HUB_ID.fullmatch(name):
                 raise ValueError(f"{key} of the card: {name!r} is no Hub id 'owner/name'")
     tags = data.get("tags") or []
     if "fapn-zoo" not in tags or not all(isinstance(tag, str) for tag in tags):
@@ -140,7 +127,7 @@ def check_card(text: str) -> None:
         raise ValueError("the card lacks its title or the lines that load the model")
 
 
-def official_release(config: Mapping[str, Any]) -> WeightsSpec | None:
+def official_release(config: Config) -> WeightsSpec | None:
     """The registered release that the weights come from, where the configuration's source names it."""
     source = str(config.get("source") or "")
     known = registered(config["model"]["name"]).values() if source else ()
@@ -156,18 +143,17 @@ def registered(name: str) -> Mapping[str, WeightsSpec]:
 
 
 def _metadata(
-    config: Mapping[str, Any], title: str, scores: Sequence[Score], official: WeightsSpec | None, example: str | None
+    config: Config, title: str, scores: list[Score], official: WeightsSpec | None, terms: dict, example: str | None
 ) -> dict[str, Any]:
     model = config["model"]
     tags = ["image-segmentation", f"{model['task']}-segmentation", "fapn-zoo", model["head"], model["neck"]]
-    metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"}
-    metadata |= license_metadata(_license(config), official.page if official else "")
+    metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"} | terms
     metadata["tags"] = list(dict.fromkeys(map(one_line, tags)))
     base = _base_model(config, official)
-    if base and HUB_ID.fullmatch(base):
+    if base and card_facts.HUB_ID.fullmatch(base):
         metadata["base_model"] = base
     # A folder's name is no id of the Hub; only the data sets of the official models are known for certain.
-    dataset = DATASETS.get(model.get("label_set") or "", ("", None))[1] if official else None
+    dataset = card_facts.DATASETS.get(model.get("label_set") or "", ("", None))[1] if official else None
     if dataset:
         metadata["datasets"] = [dataset]
     if example:
@@ -179,7 +165,7 @@ def _metadata(
     return metadata
 
 
-def _base_model(config: Mapping[str, Any], official: WeightsSpec | None) -> str | None:
+def _base_model(config: Config, official: WeightsSpec | None) -> str | None:
     training, backbone = config.get("training") or {}, config["model"]["backbone"]
     if training.get("pretrained"):
         start = str(training.get("model") or config["model"]["name"])
@@ -202,23 +188,19 @@ def _timm_repository(backbone: str) -> str | None:
 
 def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -> list[dict[str, Any]]:
     """The model-index: one entry per data set and split. Where a split was measured, reported values stay out."""
-    types = {metric: kind for metric, kind in METRICS.values()}
+
+    def type_of(score: Score) -> str:
+        return dict(card_facts.METRICS.values())[score.metric.removesuffix(card_facts.MULTI_SCALE)]
+
     results = []
     for data, split in dict.fromkeys((score.data, score.split) for score in scores):
         here = [score for score in scores if (score.data, score.split) == (data, split)]
         here = [score for score in here if score.origin != "release"] or here
-        known = next((id for title, id in DATASETS.values() if title == data and id), None)
+        known = next((id for title, id in card_facts.DATASETS.values() if title == data and id), None)
         result = {
             "task": {"type": "image-segmentation", "name": f"{one_line(task).capitalize()} segmentation"},
             "dataset": {"name": data, "type": known or re.sub(r"[^\w.+-]+", "-", data.lower()), "split": split},
-            "metrics": [
-                {
-                    "type": types[score.metric.removesuffix(MULTI_SCALE)],
-                    "value": round(score.value, 2),
-                    "name": score.metric,
-                }
-                for score in here
-            ],
+            "metrics": [{"type": type_of(s), "value": round(s.value, 2), "name": s.metric} for s in here],
         }
         if official and official.page and here[0].origin == "release":
             result["source"] = {"url": official.page, "name": _reporters(official)}
@@ -226,26 +208,16 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
     return results
 
 
-def _usage(config: Mapping[str, Any], repository: str | None, pointer: WeightsSpec | None) -> list[str]:
+def _usage(config: Config, repository: str | None, pointer: WeightsSpec | None) -> list[str]:
     name = f"hf-hub:{repository}" if repository else "local-dir:PATH/OF/THIS/FOLDER"
     lines = ["## Use", ""]
     if pointer:
         name = config["model"]["name"]
-        lines += [
-            f"No weights are kept here. `create_model` fetches the authors' file from [their release]({pointer.page}), "
-            "checks and converts it on your machine, and keeps the result in the cache.",
-            "",
-        ]
-    return [
-        *lines,
-        "```python",
-        "import fapn_zoo",
-        "",
-        f'model = fapn_zoo.create_model("{name}", pretrained=True)',
-        'model.predict("photo.jpg").overlay().save("overlay.png")',
-        "```",
-        "",
-    ]
+        words = "No weights are kept here. `create_model` fetches the authors' file from"
+        more = "checks and converts it on your machine, and keeps the result in the cache."
+        lines += [f"{words} [their release]({pointer.page}), {more}", ""]
+    lines += ["```python", "import fapn_zoo", "", f'model = fapn_zoo.create_model("{name}", pretrained=True)']
+    return [*lines, 'model.predict("photo.jpg").overlay().save("overlay.png")', "```", ""]
 
 
 def _scores_section(scores: Sequence[Score], official: WeightsSpec | None) -> list[str]:
@@ -264,7 +236,7 @@ def _reporters(official: WeightsSpec) -> str:
     return official.note.partition(";")[0] or "reported by the authors"
 
 
-def _facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _facts(config: Config, rows: Rows) -> dict[str, Any]:
     model, data = config["model"], config["model"]["data"]
     facts = {"name": model["name"], "head, neck, backbone": f"{model['head']}, {model['neck']}, {model['backbone']}"}
     params = {row["params"] for row in rows if row.get("params")}
@@ -285,15 +257,10 @@ def _facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict
     return facts
 
 
-def _license(config: Mapping[str, Any]) -> str:
-    return str(config.get("license") or "")
-
-
-def _license_section(license: str, official: WeightsSpec | None) -> list[str]:
-    fields = license_metadata(license, official.page if official else "")
+def _license_section(fields: Mapping[str, str], official: WeightsSpec | None) -> list[str]:
     if fields["license"] == "unknown":
         return ["## Licence", "", "Unknown: nobody has stated yet what may be done with these weights.", ""]
-    if fields.get("license_name") in NO_LICENSE and official:
+    if fields.get("license_name") in card_facts.NO_LICENSE and official:
         return ["## Licence", "", f"[The release]({official.page}) states none; ask its authors.", ""]
     text = _cell(fields.get("license_name") or fields["license"])
     if "license_link" in fields:

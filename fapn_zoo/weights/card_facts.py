@@ -27,6 +27,9 @@ METRICS = {
     "pixel_acc": ("pixel accuracy", "accuracy"),
     "mean_acc": ("mean accuracy", "mean_accuracy"),
     "fwiou": ("frequency-weighted IoU", "frequency_weighted_iou"),
+    "pq": ("PQ", "panoptic_quality"),
+    "ap": ("AP", "mean_average_precision"),
+    "box_ap": ("box AP", "box_mean_average_precision"),
 }
 MULTI_SCALE = " multi-scale"
 # Label set -> title of the data set, and its id on the Hub where this very data set is there.
@@ -38,7 +41,10 @@ DATASETS = {
     "cocostuff10k": ("COCO-Stuff-10K", None),
     "mapillary_vistas": ("Mapillary Vistas", None),
 }
-_NAMED = re.compile(rf"(.+) (\S+) ((?:{'|'.join(re.escape(name) for name, _ in METRICS.values())})(?:{MULTI_SCALE})?)")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+Config = Mapping[str, Any]  # of a weights folder
+Rows = Sequence[Mapping[str, str]]  # of a result table, by column
+_NAMED = re.compile(rf"(.+?) (\S+) ((?:{'|'.join(re.escape(name) for name, _ in METRICS.values())})(?:{MULTI_SCALE})?)")
 
 
 class Score(NamedTuple):
@@ -70,9 +76,7 @@ def parse_metric(name: str, value: Any, origin: str = "config") -> Score | None:
     return Score(dataset_title(match[1]), match[2], match[3], float(value), origin)
 
 
-def collect_scores(
-    config: Mapping[str, Any], rows: Sequence[Mapping[str, str]] = (), reported: bool = False
-) -> list[Score]:
+def collect_scores(config: Config, rows: Rows = (), reported: bool = False) -> list[Score]:
     """The scores of result rows, then those that the configuration holds under names like `"CamVid test mIoU"`.
 
     Rows of several scales are called so; rows in windows, of class maps or only mirrored have no name here.
@@ -102,10 +106,8 @@ def collect_scores(
         if twin is None or reported:
             scores.append(score)
         elif abs(twin.value - score.value) > 0.0051:  # rows keep two digits
-            raise ValueError(
-                f"{' '.join(score[:3])} of {config['model']['name']}: config.json says "
-                f"{score.value:.2f}, the result row {twin.value:.2f}"
-            )
+            name = f"{' '.join(score[:3])} of {config['model']['name']}"
+            raise ValueError(f"{name}: config.json says {score.value:.2f}, the result row {twin.value:.2f}")
     return scores
 
 

@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fapn_zoo.runtime.files import cache_root, write_text
 
 REMEMBERED = 2**20  # bytes; smaller files are hashed every time, which takes milliseconds
-_BLOCK = 2**20
 
 
 def has_digest(path: Path, digest: str) -> bool:
@@ -48,19 +49,14 @@ def has_digest(path: Path, digest: str) -> bool:
 def digests(path: Path, length: int) -> list[str]:
     """Hexadecimal digests of that length which could name a file's content; see `has_digest`."""
     if length == 64:
-        hashers = [hashlib.sha256()]
-    elif length == 40:
-        hashers = [hashlib.sha1(b"blob %d\0" % os.path.getsize(path)), hashlib.sha1()]
-    else:
-        raise ValueError(f"a digest of {length} hexadecimal digits; expected 64 (sha256) or 40 (git)")
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            for hasher in hashers:
-                hasher.update(block)
-    return [hasher.hexdigest() for hasher in hashers]
+        return [file_digest(path)]
+    if length == 40:
+        git = hashlib.sha1(b"blob %d\0" % os.path.getsize(path))
+        return [file_digest(path, lambda: git), file_digest(path, "sha1")]
+    raise ValueError(f"a digest of {length} hexadecimal digits; expected 64 (sha256) or 40 (git)")
 
 
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
+def file_digest(path: Path, algorithm: str | Callable[[], Any] = "sha256") -> str:
     """Hex digest of a file, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()

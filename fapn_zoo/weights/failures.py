@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Failure(Exception):
     """Why something could not be had.
 
-    Args:
+    Attributes:
         reason: what is wrong.
         advice: what to do about it.
         passing: another attempt may help.
@@ -33,17 +35,15 @@ class Failure(Exception):
         kind: the built-in error that fits, for callers who raise one.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        advice: str = "",
-        *,
-        passing: bool = False,
-        pause: float | None = None,
-        kind: type[OSError] = OSError,
-    ) -> None:
-        super().__init__("; ".join(filter(None, (reason, advice))))
-        self.reason, self.passing, self.pause, self.kind = reason, passing, pause, kind
+    reason: str
+    advice: str = ""
+    _: KW_ONLY
+    passing: bool = False
+    pause: float | None = None
+    kind: type[OSError] = OSError
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, (self.reason, self.advice)))
 
 
 class Local(Failure):

@@ -31,6 +31,7 @@ from fapn_zoo.zoo.spec import ModelSpec
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+Tensors = Mapping[str, Tensor]
 PACKAGES = ("torch", "torchvision", "timm")  # that decide what the weights compute
 
 
@@ -52,7 +53,7 @@ class LoadReport:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The parsed `config.json`. Raises FileNotFoundError or ValueError naming the file."""
     path = Path(folder) / CONFIG
-    if not Path(folder).is_dir():
+    if not path.parent.is_dir():
         raise FileNotFoundError(f"no weights folder {str(folder)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}")
@@ -94,8 +95,7 @@ def load_weights(
     """
     path = Path(source)
     path = path / WEIGHTS if path.is_dir() else path
-    tensors = read_tensors(path)
-    state = model.state_dict()
+    tensors, state = read_tensors(path), model.state_dict()
     adapted, fresh = [], []
     if saved is not None and saved.num_classes != model.num_classes:
         fresh = classifier_keys(model)
@@ -122,9 +122,7 @@ class WithoutInit(TorchFunctionMode):
     weights must have them. As modes are per thread, models made meanwhile in other threads are whole.
     """
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = getattr(function, "__name__", "")
         if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
             target = args[0] if args else kwargs.get("tensor")  # torch.nn.init hands its tensor on by name
@@ -134,12 +132,7 @@ class WithoutInit(TorchFunctionMode):
 
 
 def assign_tensors(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    origin: str | Path,
-    *,
-    fresh: Sequence[str] = (),
-    share: bool = False,
+    model: nn.Module, tensors: Tensors, origin: str | Path, *, fresh: Sequence[str] = (), share: bool = False
 ) -> None:
     """Gives a model the values of tensors, all or none.
 
@@ -157,7 +150,7 @@ def assign_tensors(
         ValueError: tensors missing, unexpected or of another shape, naming up to five.
     """
     state = model.state_dict()
-    _check(tensors, state, set(fresh), Path(origin))
+    _check(tensors, state, fresh, origin)
     if share:
         fitting = {key: value.to(state[key].dtype) for key, value in tensors.items()}
         model.load_state_dict(fitting, strict=not fresh, assign=True)
@@ -209,6 +202,11 @@ def save_model(
     for key, value in model.state_dict().items():
         value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
         tensors[key] = value.contiguous().clone()
+    try:
+        outputs = probe(model, dtype)
+    except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
+        logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
+        outputs = {}
     made_with = versions()
     config = {
         "format": FORMAT,
@@ -219,7 +217,7 @@ def save_model(
         "source": source,
         "training": dict(training or {}),
         "versions": {"fapn_zoo": made_with["fapn-zoo"]} | {name: made_with[name] for name in PACKAGES},
-        "probe": _probe_of(model, dtype),
+        "probe": outputs,
     }
     make_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
@@ -234,46 +232,28 @@ def save_model(
     return folder
 
 
-def _probe_of(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
-    try:
-        return probe(model, dtype)
-    except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
-        logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
-        return {}
-
-
-def _adapt_input(tensors: dict[str, Tensor], state: Mapping[str, Tensor], saved: int, wanted: int) -> list[str]:
+def _adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted: int) -> list[str]:
     """Fits the one tensor that reads the image to another number of channels, as timm does for its own weights."""
     from timm.models import adapt_input_conv
 
-    keys = [
-        key
-        for key, value in tensors.items()
-        if key.startswith("backbone.")
-        and key in state
-        and value.dim() == 4
-        and value.shape != state[key].shape
-        and value.shape[1] == saved
-        and state[key].shape[1] == wanted
-    ]
+    def reads_image(key: str) -> bool:
+        shapes = [tuple(side[key].shape) for side in (tensors, state) if key in side]
+        return [shape[1:2] for shape in shapes if len(shape) == 4] == [(saved,), (wanted,)]
+
+    keys = [key for key in tensors if key.startswith("backbone.") and reads_image(key)]
     for key in keys:
-        weight = tensors[key]
         if saved == 3:
-            tensors[key] = adapt_input_conv(wanted, weight)
+            tensors[key] = adapt_input_conv(wanted, tensors[key])
         else:  # repeat cyclically, and keep the sum over channels
-            index = torch.arange(wanted) % saved
-            tensors[key] = weight[:, index] * (saved / wanted)
+            tensors[key] = tensors[key][:, torch.arange(wanted) % saved] * (saved / wanted)
     return keys
 
 
-def _check(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: set[str], path: Path) -> None:
+def _check(tensors: Tensors, state: Tensors, fresh: Sequence[str], path: str | Path) -> None:
     problems = [f"{key} is missing" for key in state if key not in tensors and key not in fresh]
     problems += [f"{key} is unexpected" for key in tensors if key not in state]
-    problems += [
-        f"{key} has shape {tuple(value.shape)}, the model {tuple(state[key].shape)}"
-        for key, value in tensors.items()
-        if key in state and value.shape != state[key].shape
-    ]
+    shapes = {key: (tuple(value.shape), tuple(state[key].shape)) for key, value in tensors.items() if key in state}
+    problems += [f"{key} has shape {mine}, the model {its}" for key, (mine, its) in shapes.items() if mine != its]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{path} does not fit the model: {shown}")

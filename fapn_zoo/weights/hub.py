@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fapn_zoo import __version__
 from fapn_zoo.runtime.files import write_text
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import digests, file_digest, has_digest
@@ -26,6 +27,7 @@ from fapn_zoo.weights.hub_errors import Absent, Download, Missing, Offline, expl
 logger = logging.getLogger(__name__)
 
 STALE = 3600.0  # seconds without a write after which the partial file of a killed download is removed
+LIBRARY = {"library_name": "fapn-zoo", "library_version": __version__}  # for the Hub's counts of downloads
 REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path in the cache
 
 
@@ -37,7 +39,6 @@ class _Source:
     repo_id: str
     revision: str
     cache_dir: str | None
-    token: str | None
 
     @property
     def pinned(self) -> bool:
@@ -56,19 +57,12 @@ class _Source:
         """The file in the cache, whatever the Hub says."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(
-            self.repo_id, filename, cache_dir=self.cache_dir, revision=commit or self.revision
-        )
+        found = try_to_load_from_cache(self.repo_id, filename, self.cache_dir, commit or self.revision)
         return Path(found) if isinstance(found, str) else None
 
 
 def download(
-    repository: str,
-    *,
-    cache_dir: str | Path | None = None,
-    sha256: str | None = None,
-    weights: bool = True,
-    token: str | None = None,
+    repository: str, *, cache_dir: str | Path | None = None, sha256: str | None = None, weights: bool = True
 ) -> Path:
     """Fetches a weights folder through huggingface_hub's cache and returns its path.
 
@@ -81,18 +75,19 @@ def download(
             are honoured by the client.
         sha256: expected digest of `model.safetensors`, in addition to the one that the Hub gives for each file.
         weights: False fetches the description only.
-        token: of a Hub account; None is the client's own (`HF_TOKEN` or the one that was logged in with).
 
     Raises:
         ValueError: a malformed name, or a repository, revision or file that cannot be had, in one line that says why
             and what to do. What is whole stays in the cache, what is damaged does not.
     """
-    source = _source(repository, cache_dir, token)
+    source = _source(repository, cache_dir)
     try:
         commit = _commit(source, [CONFIG, WEIGHTS][: 1 + weights])
         folder = _file(source, commit, CONFIG).parent
         if weights:
-            _check_registered(source, _file(source, commit, WEIGHTS, sha256), sha256)
+            path = _file(source, commit, WEIGHTS, sha256)
+            if sha256 is not None and _blob(path).name != sha256 and not has_digest(path, sha256):
+                raise _other_digest(source, path.name, file_digest(path), sha256)
         with contextlib.suppress(Failure):  # nothing needs the card to run
             _file(source, commit, CARD, attempts=1)
         _point(source, folder)
@@ -101,11 +96,9 @@ def download(
     return folder
 
 
-def download_file(
-    repository: str, filename: str, *, cache_dir: str | Path | None = None, token: str | None = None
-) -> Path | None:
+def download_file(repository: str, filename: str, *, cache_dir: str | Path | None = None) -> Path | None:
     """One file of any repository, in the same way as `download`; None where the repository holds no such file."""
-    source = _source(repository, cache_dir, token)
+    source = _source(repository, cache_dir)
     try:
         commit = _commit(source, [filename])
         path = _file(source, commit, filename)
@@ -117,12 +110,12 @@ def download_file(
     return path
 
 
-def _source(repository: str, cache_dir: str | Path | None, token: str | None) -> _Source:
+def _source(repository: str, cache_dir: str | Path | None) -> _Source:
     repo_id, at, revision = repository.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or (at and not REVISION.fullmatch(revision)):
         raise ValueError(f"Hub repository {repository!r}; expected 'owner/name' or 'owner/name@revision'")
     cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
-    return _Source(repository, repo_id, revision or "main", cache, token)
+    return _Source(repository, repo_id, revision or "main", cache)
 
 
 def _commit(source: _Source, wanted: list[str]) -> str:
@@ -132,11 +125,9 @@ def _commit(source: _Source, wanted: list[str]) -> str:
     known = source.cached(wanted[0])
     commit = known.parent.name if known else None
     missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
+    asked = (missing or wanted)[0]
     try:
-        found = patiently(
-            lambda: _metadata(source, source.revision, (missing or wanted)[0]), ATTEMPTS if missing else 1
-        )
-        return found.commit_hash
+        return patiently(lambda: _metadata(source, source.revision, asked), ATTEMPTS if missing else 1).commit_hash
     except Failure as failure:
         if missing or isinstance(failure, Absent):
             raise
@@ -165,14 +156,19 @@ def _file(source: _Source, commit: str, filename: str, sha256: str | None = None
 
 def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
     """A file that is not in the cache, from Xet storage where it lies there, and over HTTP where that fails."""
+    from huggingface_hub import constants
+
     try:
         return _transfer(source, commit, filename, found)
     except Failure as failure:
         if getattr(found, "xet_file_data", None) is None or isinstance(failure, Local):
             raise
         logger.warning("%s; trying without Xet storage", failure.reason)
-    with _without_xet():
+    before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True  # the client has no other means
+    try:
         return _transfer(source, commit, filename, found)
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def _metadata(source: _Source, revision: str, filename: str) -> Any:
@@ -180,9 +176,7 @@ def _metadata(source: _Source, revision: str, filename: str) -> Any:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     with source.explained(filename), _without_clients_pauses():
-        found = get_hf_file_metadata(
-            hf_hub_url(source.repo_id, filename, revision=revision), token=source.token, **_library()
-        )
+        found = get_hf_file_metadata(hf_hub_url(source.repo_id, filename, revision=revision), **LIBRARY)
     if found.commit_hash is None or found.etag is None:
         raise Failure(f"{constants.ENDPOINT} does not answer as a Hub does", "check HF_ENDPOINT, proxy and firewall")
     return found
@@ -193,11 +187,8 @@ def _transfer(source: _Source, commit: str, filename: str, found: Any) -> Path:
     from huggingface_hub import hf_hub_download
 
     with source.explained(filename, found.size), _without_clients_pauses():
-        path = Path(
-            hf_hub_download(
-                source.repo_id, filename, revision=commit, cache_dir=source.cache_dir, token=source.token, **_library()
-            )
-        )
+        place = {"revision": commit, "cache_dir": source.cache_dir}
+        path = Path(hf_hub_download(source.repo_id, filename, **place, **LIBRARY))
     _check_content(path, found.etag)
     blob = _blob(path)
     for part in blob.parent.glob(f"{blob.name}.*.incomplete"):
@@ -205,13 +196,6 @@ def _transfer(source: _Source, commit: str, filename: str, found: Any) -> Path:
             if time.time() - part.stat().st_mtime > STALE:
                 part.unlink()
     return path
-
-
-def _library() -> dict[str, str]:
-    """Who asks, for the Hub's counts of downloads per library."""
-    from fapn_zoo import __version__
-
-    return {"library_name": "fapn-zoo", "library_version": __version__}
 
 
 @contextlib.contextmanager
@@ -235,19 +219,6 @@ def _without_clients_pauses() -> Iterator[None]:
         yield
     finally:
         hooks.remove(refuse)
-
-
-@contextlib.contextmanager
-def _without_xet() -> Iterator[None]:
-    """Makes the client fetch over HTTP, for which it has no other means than this setting."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
 
 
 def _blob(path: Path) -> Path:
@@ -276,24 +247,14 @@ def _check_content(path: Path, etag: str | None) -> None:
                 place.unlink(missing_ok=True)
     except FileNotFoundError as error:  # another process that found the same
         raise Failure(f"{path.name} has vanished from the cache", "try again", passing=True) from error
-    raise Failure(
-        f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away",
-        "try again later or over another connection",
-        passing=True,
-    )
-
-
-def _check_registered(source: _Source, path: Path, sha256: str | None) -> None:
-    if sha256 is not None and _blob(path).name != sha256 and not has_digest(path, sha256):
-        raise _other_digest(source, path.name, file_digest(path), sha256)
+    said = f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away"
+    raise Failure(said, "try again later or over another connection", passing=True)
 
 
 def _other_digest(source: _Source, filename: str, found: str, expected: str) -> Failure:
-    return Failure(
-        f"{filename} has sha256 {found}, expected {expected}",
-        "the repository has changed since this "
-        f"version of fapn-zoo: update that, or take the repository as it is with 'hf-hub:{source.name}'",
-    )
+    advice = f"update that, or take the repository as it is with 'hf-hub:{source.name}'"
+    said = f"{filename} has sha256 {found}, expected {expected}"
+    return Failure(said, f"the repository has changed since this version of fapn-zoo: {advice}")
 
 
 def _point(source: _Source, folder: Path) -> None:

@@ -36,8 +36,7 @@ def explained(wish: Download | Upload) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        failure = _failure(error, wish)
-        if failure is None:
+        if (failure := _failure(error, wish)) is None:
             raise
         raise failure from error
 
@@ -80,36 +79,25 @@ class Download:
 
         repo_id, page = self.repo_id, f"{constants.ENDPOINT}/{self.repo_id}"
         if isinstance(error, errors.GatedRepoError):
-            return Failure(
-                f"{repo_id} is gated",
-                f"accept its terms at {page} and set HF_TOKEN to a token of that account that may read gated "
-                "repositories",
-            )
+            advice = f"accept its terms at {page} and set HF_TOKEN to a token of that account that may read"
+            return Failure(f"{repo_id} is gated", f"{advice} gated repositories")
         if isinstance(error, errors.RevisionNotFoundError):
             return Absent(f"{repo_id} has no revision {self.revision!r}", f"{page} lists its branches and tags")
         if isinstance(error, errors.EntryNotFoundError):
             return Missing(f"{repo_id} holds no {self.filename}", f"{page} lists its files")
         if status == 401 and "Invalid credentials" in str(error):
-            return Failure(
-                "the token is not valid",
-                f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens, or unset it for a public repository",
-            )
+            advice = f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens"
+            return Failure("the token is not valid", f"{advice}, or unset it for a public repository")
         if isinstance(error, errors.RepositoryNotFoundError):
-            return Failure(
-                f"there is no repository {repo_id}, or it is private",
-                "check the name, or set HF_TOKEN to a token that may read it",
-            )
+            advice = "check the name, or set HF_TOKEN to a token that may read it"
+            return Failure(f"there is no repository {repo_id}, or it is private", advice)
         if status in (401, 403):
             return Failure(f"the Hub refuses {self.filename} ({status})", "set HF_TOKEN to a token that may read it")
         if status == 429:
             seconds = _asked_pause(error)
             wait = "a while" if seconds is None else f"{seconds} s"
-            return Failure(
-                "the Hub limits requests from here (429)",
-                f"wait {wait}, or set HF_TOKEN for a higher limit",
-                passing=True,
-                pause=seconds,
-            )
+            advice = f"wait {wait}, or set HF_TOKEN for a higher limit"
+            return Failure("the Hub limits requests from here (429)", advice, passing=True, pause=seconds)
         reason = f"the Hub answers {status} for {self.filename}"
         return Failure(reason, "try again later", passing=status in PASSING_STATUS)
 
@@ -120,31 +108,24 @@ class Download:
         elsewhere = "name another place with cache_dir= or HF_HOME"
         number = system_number(error)
         if isinstance(error, errors.OfflineModeIsEnabled):
-            return Offline(
-                f"HF_HUB_OFFLINE is set and {self.filename} is not in the cache {str(self.cache)!r}",
-                "unset it, or name a cache that has the file with cache_dir= or HF_HOME",
-            )
+            reason = f"HF_HUB_OFFLINE is set and {self.filename} is not in the cache {str(self.cache)!r}"
+            return Offline(reason, "unset it, or name a cache that has the file with cache_dir= or HF_HOME")
         if number in NO_ROOM:
-            return Local(self._no_room(), f"make room, or {elsewhere}")
+            needed = f"{self.filename} of {self.size / 1e6:.1f} MB" if self.size else self.filename
+            free = ""
+            with contextlib.suppress(OSError):
+                free = f" ({shutil.disk_usage(self.cache).free / 1e6:.1f} MB free)"
+            return Local(f"no room for {needed} in {str(self.cache)!r}{free}", f"make room, or {elsewhere}")
         if broken:
-            return Failure(
-                f"no answer from {constants.ENDPOINT} for {self.filename} ({said[:150]})",
-                "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept",
-                passing=not is_unresolved(error),
-            )
+            reason = f"no answer from {constants.ENDPOINT} for {self.filename} ({said[:150]})"
+            advice = "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept"
+            return Failure(reason, advice, passing=not is_unresolved(error))
         if number in NOT_WRITABLE:
             return Local(f"the cache {str(self.cache)!r} cannot be written ({said})", elsewhere)
         if isinstance(error, OSError) and "Consistency check failed" in said:
             advice = "try again later or over another connection"
             return Failure(f"{self.filename} arrived with a wrong length", advice, passing=True)
         return Failure(said) if isinstance(error, (OSError, errors.HFValidationError)) else None
-
-    def _no_room(self) -> str:
-        needed = f"{self.filename} of {self.size / 1e6:.1f} MB" if self.size else self.filename
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(self.cache).free / 1e6:.1f} MB free)"
-        return f"no room for {needed} in {str(self.cache)!r}{free}"
 
 
 @dataclass(frozen=True)
@@ -154,48 +135,33 @@ class Upload:
     repo_id: str
 
     def refused(self, error: Any, status: int, said: str) -> Failure:
-        """An answer of the Hub that is no success."""
         if status == 401:
-            return Failure(
-                "the Hub does not accept the token (401)",
-                f"run `hf auth login`, or set HF_TOKEN to one that may write to {self.repo_id}",
-                kind=PermissionError,
-            )
+            advice = f"run `hf auth login`, or set HF_TOKEN to one that may write to {self.repo_id}"
+            return Failure("the Hub does not accept the token (401)", advice, kind=PermissionError)
         if status == 403:
-            return Failure(
-                f"the token may not write to {self.repo_id} (403: {said})",
-                "name a repository of your own, or set HF_TOKEN to a token with write access",
-                kind=PermissionError,
-            )
+            reason = f"the token may not write to {self.repo_id} (403: {said})"
+            advice = "name a repository of your own, or set HF_TOKEN to a token with write access"
+            return Failure(reason, advice, kind=PermissionError)
         if status == 404:
             reason = f"the Hub finds no {self.repo_id} that this token may write to (404: {said})"
             return Failure(reason, kind=FileNotFoundError)
         if status in (409, 412):
             return Failure(f"{self.repo_id} was changed by someone else at the same time ({status})", "push again")
         if status in PASSING_STATUS:
-            return Failure(
-                f"the Hub answers {status} ({said})",
-                "nothing is half there, push again later",
-                passing=True,
-                pause=_asked_pause(error),
-                kind=ConnectionError,
-            )
+            manner = {"passing": True, "pause": _asked_pause(error), "kind": ConnectionError}
+            return Failure(f"the Hub answers {status} ({said})", "nothing is half there, push again later", **manner)
         return Failure(f"the Hub refuses the upload to {self.repo_id} ({status}: {said})")
 
     def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
-        """All that is no answer. `broken`: the connection is, or there is none."""
         from huggingface_hub import constants
 
         if isinstance(error, ValueError):
             return Failure(f"the Hub refuses the upload to {self.repo_id} (card: {said})")
-        if broken:
-            return Failure(
-                f"no connection to {constants.ENDPOINT}, or it broke ({said})",
-                "nothing is half there, push again",
-                passing=not is_unresolved(error),
-                kind=ConnectionError,
-            )
-        return None
+        if not broken:
+            return None
+        manner = {"passing": not is_unresolved(error), "kind": ConnectionError}
+        reason = f"no connection to {constants.ENDPOINT}, or it broke ({said})"
+        return Failure(reason, "nothing is half there, push again", **manner)
 
 
 def _asked_pause(error: Any) -> int | None:

@@ -30,14 +30,12 @@ def probe(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Any]:
     plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
     if not plain or dtype not in (None, torch.float32):
         model = copy.deepcopy(model).to("cpu", dtype or torch.float32).float()
-    outputs = [output.double() for output in _run(model)]
-    return {
-        "size": list(SIZE),
-        "outputs": [
-            {"shape": list(output.shape), "std": output.std().item(), "values": _samples(output).tolist()}
-            for output in outputs
-        ],
-    }
+    outputs = []
+    for output in (output.double() for output in _run(model)):
+        index = torch.linspace(0, output.numel() - 1, SAMPLES).round().long()
+        facts = {"shape": list(output.shape), "std": output.std().item(), "values": output.flatten()[index].tolist()}
+        outputs.append(facts)
+    return {"size": list(SIZE), "outputs": outputs}
 
 
 def check(model: nn.Module, stored: Mapping[str, Any]) -> float:
@@ -63,10 +61,8 @@ def check(model: nn.Module, stored: Mapping[str, Any]) -> float:
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the stored outputs cannot be read: {type(error).__name__} {error}") from error
     if not worst <= TOLERANCE:  # also where a value is not a number
-        raise ValueError(
-            f"the model no longer computes its stored outputs: they differ by {worst:.2g} standard "
-            f"deviations, {TOLERANCE} is allowed"
-        )
+        found = f"they differ by {worst:.2g} standard deviations, {TOLERANCE} is allowed"
+        raise ValueError(f"the model no longer computes its stored outputs: {found}")
     return worst
 
 
@@ -93,8 +89,3 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (Mapping, Sequence)):  # not the stride, a number
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
-
-
-def _samples(output: Tensor) -> Tensor:
-    index = torch.linspace(0, output.numel() - 1, SAMPLES).round().long()
-    return output.flatten()[index]

@@ -35,11 +35,7 @@ BACKBONES: dict[str, str] = {
 # to 32, and the divisor that images are padded to. Swins and deep ResNets take up to a second to rehearse, in every
 # process; a test compares the table with the rehearsal. What is not listed is rehearsed.
 REHEARSED: dict[str, tuple[tuple[int, ...], int]] = {
-    "resnet18": ((1, 2, 3, 4), 1),
-    "resnet34": ((1, 2, 3, 4), 1),
-    "resnet50": ((1, 2, 3, 4), 1),
-    "resnet101": ((1, 2, 3, 4), 1),
-    "resnet101s": ((1, 2, 3, 4), 1),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet101s"), ((1, 2, 3, 4), 1)),
     "swin_tiny_patch4_window7_224": ((0, 1, 2, 3), 4),
     "swin_small_patch4_window7_224": ((0, 1, 2, 3), 4),
     "swin_base_patch4_window12_384": ((0, 1, 2, 3), 4),

@@ -10,34 +10,23 @@ import dataclasses
 import json
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 
 from fapn_zoo.zoo.spec import ModelSpec
 
-_SUFFIX = ".json"
-
-
-def _folder() -> Traversable:
-    return files("fapn_zoo") / "zoo" / "label_sets"
+_FOLDER = files("fapn_zoo") / "zoo" / "label_sets"
 
 
 @cache
 def list_label_sets() -> tuple[str, ...]:
     """Names that `label_set` accepts, sorted."""
-    return tuple(sorted(f.name.removesuffix(_SUFFIX) for f in _folder().iterdir() if f.name.endswith(_SUFFIX)))
+    return tuple(sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json")))
 
 
 @cache
 def _read(name: str) -> dict:
-    raw = json.loads((_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))
-    return {
-        "names": tuple(raw["names"]),
-        "palette": tuple(tuple(colour) for colour in raw["palette"]),
-        "things": tuple(raw["things"]),
-        "ignore_index": raw["ignore_index"],
-        "source": tuple(raw["source"]),
-        "licence_note": raw["licence_note"],
-    }
+    raw = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    lists = {key: tuple(raw[key]) for key in ("names", "things", "source")}
+    return raw | lists | {"palette": tuple(map(tuple, raw["palette"]))}
 
 
 def label_set(name: str) -> dict:
@@ -66,11 +55,5 @@ def with_labels(spec: ModelSpec) -> ModelSpec:
     if spec.label_set is None or spec.data.labels:
         return spec
     table = label_set(spec.label_set)
-    data = dataclasses.replace(
-        spec.data,
-        labels=tuple(table["names"]),
-        palette=tuple(map(tuple, table["palette"])),
-        things=tuple(table["things"]),
-        ignore_index=table["ignore_index"],
-    )
-    return dataclasses.replace(spec, data=data)
+    facts = {key: table[key] for key in ("palette", "things", "ignore_index")}
+    return dataclasses.replace(spec, data=dataclasses.replace(spec.data, labels=table["names"], **facts))

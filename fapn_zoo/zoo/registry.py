@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
+from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
-
-FAMILIES = ("official", "realtime", "embedded")
 
 _registered: dict[str, ModelSpec] = {}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _shipped() -> dict[str, ModelSpec]:
-    specs: dict[str, ModelSpec] = {}
-    for family in FAMILIES:
-        for spec in importlib.import_module(f"fapn_zoo.zoo.{family}").MODELS:
-            if spec.name in specs:
-                raise ValueError(f"model {spec.name!r} is declared twice")
-            specs[spec.name] = spec
-    return specs
+    from fapn_zoo.zoo import official, small
+
+    return {spec.name: spec for spec in [*official.MODELS, *small.MODELS]}
 
 
 def _all() -> dict[str, ModelSpec]:
@@ -139,8 +133,6 @@ def _parse_architecture(name: str) -> ModelSpec | None:
 
 
 def _is_backbone(name: str) -> bool:
-    from fapn_zoo.zoo.backbones import BACKBONES
-
     if name in BACKBONES:
         return True
     import timm  # only an unusual name costs this import, and building it needs timm anyhow

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fapn_zoo.cli.main import PIPE_CLOSED
+from fapn_zoo.cli import PIPE_CLOSED
 
 COMMAND = [sys.executable, "-m", "fapn_zoo.cli"]
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}

@@ -20,8 +20,7 @@ from fapn_zoo.predict import predict, windows
 from fapn_zoo.predict.run import merged_bands, score_sources
 from fapn_zoo.predict.views import Views, views_for
 from fapn_zoo.predict.windows import step_spans, window_scores
-from fapn_zoo.zoo.official import MODELS
-from fapn_zoo.zoo.scales import FACTORS, OFFICIAL
+from fapn_zoo.zoo.official import FACTORS, MODELS, SCALES
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 pytestmark = pytest.mark.unit
@@ -224,7 +223,7 @@ def test_the_mean_takes_bands_whatever_the_size_of_the_photo(monkeypatch, window
 
 def test_official_sizes():
     listed = {(m.label_set, m.data.test_size): m for m in MODELS}
-    for key, (shorts, limit) in OFFICIAL.items():
+    for key, (shorts, limit) in SCALES.items():
         data = listed[key].data
         assert shorts == tuple(int(f * data.test_size) for f in FACTORS)
         assert limit == (4096 if key[0] == "cityscapes" else 1.75 * data.test_max_size)

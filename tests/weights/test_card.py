@@ -17,8 +17,9 @@ from huggingface_hub.repocard import metadata_load
 
 import fapn_zoo
 from fapn_zoo.cli.common import EMBEDDED
+from fapn_zoo.tasks import TASKS
 from fapn_zoo.weights.card import check_card, own_words, render_card
-from fapn_zoo.weights.card_facts import HUB_LICENSES, collect_scores, license_metadata
+from fapn_zoo.weights.card_facts import HUB_LICENSES, METRICS, collect_scores, license_metadata
 from fapn_zoo.zoo.labels import label_set
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
@@ -119,6 +120,24 @@ def test_repository_revision_and_example() -> None:
     assert "\n# streets\n" in card and "| name | perpixel_fapn_resnet50 |" in card
     assert metadata(card)["model-index"][0]["name"] == "streets"
     assert metadata(card)["widget"] == [{"src": url, "example_title": "Example"}] and "](overlay.png)" in card
+
+
+@pytest.mark.parametrize("task, column", [("panoptic", "pq"), ("instance", "ap"), ("instance", "box_ap")])
+def test_scores_of_objects(task: str, column: str) -> None:
+    """What training stores under the task's own names, and rows of result tables."""
+    shown = TASKS[task].columns.means[column]
+    assert METRICS[column][0] == shown and column in TASKS[task].columns.table
+    row = {"data": "coco", "split": "val", column: "30.00"}
+    for found in (
+        collect_scores(config(metrics={f"coco val {shown}": 30.0})),
+        collect_scores(config(metrics={}), [row]),
+    ):
+        assert [score[:4] for score in found] == [("coco", "val", shown, 30.0)]
+    card = render_card(config(metrics={f"two words val {shown}": 30.0}))
+    check_card(card)
+    (result,) = ModelCard(card).data.to_dict()["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "two words" and result["metrics"][0]["name"] == shown
+    assert collect_scores(config(metrics={"coco val box AP50": 1.0, "coco val AP small": 1.0})) == []
 
 
 def test_where_a_fine_tune_started(monkeypatch: pytest.MonkeyPatch) -> None:

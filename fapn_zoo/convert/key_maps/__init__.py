@@ -1,6 +1,6 @@
 """Which official names a model's tensors have: one small table over heads, necks and backbones, the rules beside it.
 
-Rules are pairs of templates (`_template.py`), official name first. Sources: FACTS sections 1 to 3.
+Rules are pairs of templates (`template.py`), official name first. Sources: FACTS sections 1 to 3.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fapn_zoo.convert.key_maps import detectron2, maskformer, resnet, swin
-from fapn_zoo.convert.key_maps.template import KeyMap, Rule
+from fapn_zoo.convert.key_maps import backbones, detectron2, maskformer
+from fapn_zoo.convert.key_maps.template import KeyMap, Pairs, Rule, below
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.spec import ModelSpec
-
-Pairs = list[tuple[str, str]]
 
 # head -> dialect of its release, rules
 HEADS: dict[str, tuple[str, Pairs]] = {
@@ -28,16 +26,16 @@ HEADS: dict[str, tuple[str, Pairs]] = {
 }
 # dialect, neck -> rules, second names of shared tensors
 NECKS: dict[tuple[str, str], tuple[Pairs, Pairs]] = {
-    ("maskformer", "fpn"): (maskformer.PIXEL_DECODER + maskformer.FPN, []),
-    ("maskformer", "fapn"): (maskformer.PIXEL_DECODER + maskformer.FAPN, maskformer.FAPN_ALIASES),
+    ("maskformer", "fpn"): (maskformer.FPN, []),
+    ("maskformer", "fapn"): (maskformer.FAPN, maskformer.FAPN_ALIASES),
     ("detectron2", "fpn"): (detectron2.FPN, []),
     ("detectron2", "fapn"): (detectron2.FAN, []),
 }
 # timm architecture -> rules, prefix of this package's names
 BACKBONE_FAMILIES: list[tuple[str, Pairs, str]] = [
-    (r"resnet\d+", resnet.PLAIN_STEM + resnet.STAGES, "backbone.body."),
-    (r"resnet\d+s", resnet.DEEP_STEM + resnet.STAGES, "backbone.body."),
-    (r"swin_(tiny|small|base|large)_patch4_window\d+_\d+", swin.BACKBONE, "backbone."),
+    (r"resnet\d+", backbones.PLAIN_STEM + backbones.STAGES, "backbone.body."),
+    (r"resnet\d+s", backbones.DEEP_STEM + backbones.STAGES, "backbone.body."),
+    (r"swin_(tiny|small|base|large)_patch4_window\d+_\d+", backbones.SWIN, "backbone."),
 ]
 # detectron2 keeps the network that a pyramid reads one level deeper
 BACKBONE_PREFIXES = {"maskformer": "backbone.", "detectron2": "backbone.bottom_up."}
@@ -68,20 +66,17 @@ def relative_position_index(table: Tensor) -> Tensor:
     """
     side = round(len(table) ** 0.5)
     window = (side + 1) // 2
-    row, column = torch.arange(window**2, device=table.device) // window, torch.arange(window**2) % window
-    column = column.to(table.device)
+    place = torch.arange(window**2, device=table.device)
+    row, column = place // window, place % window
     down, right = row[:, None] - row[None], column[:, None] - column[None]
     return side * (down + window - 1) + right + window - 1
 
 
+_POSITIONS = "backbone.layers.{stage}.blocks.{block}.attn.relative_position_"
 # Tensors of official files that follow from others: name of the source, own name, how.
 DERIVED: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
     ("sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight", empty_weight),
-    (
-        "backbone.layers.{stage}.blocks.{block}.attn.relative_position_bias_table",
-        "backbone.layers.{stage}.blocks.{block}.attn.relative_position_index",
-        relative_position_index,
-    ),
+    (f"{_POSITIONS}bias_table", f"{_POSITIONS}index", relative_position_index),
 ]
 
 
@@ -113,5 +108,5 @@ def backbone_pairs(backbone: str, prefix: str) -> Pairs:
     architecture = BACKBONES.get(backbone, backbone).partition(".")[0]
     for pattern, pairs, ours in BACKBONE_FAMILIES:
         if re.fullmatch(pattern, architecture):
-            return [(prefix + official, ours + name) for official, name in pairs]
+            return below(prefix, ours, pairs)
     raise ValueError(f"no official release has the backbone {backbone!r}; those that have are ResNets and Swins")

@@ -1,4 +1,4 @@
-"""Detectron2's FPN and FAN necks and its semantic FPN head (FACTS section 3). Templates are whole names.
+"""Detectron2's FPN and FAN necks and its semantic FPN head (FACTS section 3).
 
 Levels are called by the logarithm of their stride there (2 to 5) and counted from 0 here.
 """
@@ -10,15 +10,13 @@ FPN = [
     ("backbone.fpn_output{level:2..5}.{what:weight|bias}", "neck.output.{level-2}.conv.{what}"),
 ]
 
+_ALIGN = "backbone.fan_align{level:2..4}."
 FAN = [
-    ("backbone.fan_align{level:2..4}.lateral_conv.conv_atten.weight", "neck.lateral.{level-2}.gate.conv.weight"),
-    ("backbone.fan_align{level:2..4}.lateral_conv.conv.weight", "neck.lateral.{level-2}.reduce.conv.weight"),
-    ("backbone.fan_align{level:2..4}.offset.weight", "neck.align.{level-2}.guide.conv.weight"),
-    ("backbone.fan_align{level:2..4}.dcpack_L2.{what:weight|bias}", "neck.align.{level-2}.dcn.{what}"),
-    (
-        "backbone.fan_align{level:2..4}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
-        "neck.align.{level-2}.dcn.offset_mask.{what}",
-    ),
+    (_ALIGN + "lateral_conv.conv_atten.weight", "neck.lateral.{level-2}.gate.conv.weight"),
+    (_ALIGN + "lateral_conv.conv.weight", "neck.lateral.{level-2}.reduce.conv.weight"),
+    (_ALIGN + "offset.weight", "neck.align.{level-2}.guide.conv.weight"),
+    (_ALIGN + "dcpack_L2.{what:weight|bias}", "neck.align.{level-2}.dcn.{what}"),
+    (_ALIGN + "dcpack_L2.conv_offset_mask.{what:weight|bias}", "neck.align.{level-2}.dcn.offset_mask.{what}"),
     ("backbone.fan_align5.{what:weight|bias}", "neck.top.{what}"),
     ("backbone.fpn_output{level:2..4}.{what:weight|bias}", "neck.output.{level-2}.conv.{what}"),
 ]

@@ -1,75 +1,56 @@
-"""MaskFormer's pixel decoders and predictors (FACTS section 2). Templates are whole names.
+"""MaskFormer's pixel decoders and predictors (FACTS section 2).
 
 Level 1 is the finest there, level 0 here.
 """
 
 from __future__ import annotations
 
-PIXEL_DECODER = [
-    ("sem_seg_head.pixel_decoder.adapter_{level:1..3}.weight", "neck.lateral.{level-1}.conv.weight"),
-    ("sem_seg_head.pixel_decoder.adapter_{level:1..3}.norm.{what:weight|bias}", "neck.lateral.{level-1}.norm.{what}"),
-    ("sem_seg_head.pixel_decoder.mask_features.{what:weight|bias}", "head.mask_features.conv.{what}"),
-]
+from fapn_zoo.convert.key_maps.template import below
 
+_DECODER, _PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+
+_SHARED = [
+    ("adapter_{level:1..3}.weight", "neck.lateral.{level-1}.conv.weight"),
+    ("adapter_{level:1..3}.norm.{what:weight|bias}", "neck.lateral.{level-1}.norm.{what}"),
+    ("mask_features.{what:weight|bias}", "head.mask_features.conv.{what}"),
+]
 # the coarsest level counts among the outputs
-FPN = [
-    ("sem_seg_head.pixel_decoder.layer_{level:1..4}.weight", "neck.output.{level-1}.conv.weight"),
-    ("sem_seg_head.pixel_decoder.layer_{level:1..4}.norm.{what:weight|bias}", "neck.output.{level-1}.norm.{what}"),
+_OUTPUTS = [
+    ("layer_{level:1..4}.weight", "neck.output.{level-1}.conv.weight"),
+    ("layer_{level:1..4}.norm.{what:weight|bias}", "neck.output.{level-1}.norm.{what}"),
 ]
-
-FAPN = [
-    ("sem_seg_head.pixel_decoder.layer_{level:1..3}.weight", "neck.output.{level-1}.conv.weight"),
-    ("sem_seg_head.pixel_decoder.layer_{level:1..3}.norm.{what:weight|bias}", "neck.output.{level-1}.norm.{what}"),
-    ("sem_seg_head.pixel_decoder.layer_4.weight", "neck.top.conv.weight"),
-    ("sem_seg_head.pixel_decoder.layer_4.norm.{what:weight|bias}", "neck.top.norm.{what}"),
-    ("sem_seg_head.pixel_decoder.align_{level:1..3}.offset.weight", "neck.align.{level-1}.guide.conv.weight"),
-    ("sem_seg_head.pixel_decoder.align_{level:1..3}.dcpack_L2.{what:weight|bias}", "neck.align.{level-1}.dcn.{what}"),
-    (
-        "sem_seg_head.pixel_decoder.align_{level:1..3}.dcpack_L2.conv_offset_mask.{what:weight|bias}",
-        "neck.align.{level-1}.dcn.offset_mask.{what}",
-    ),
+_ALIGNED = [
+    ("layer_{level:1..3}.weight", "neck.output.{level-1}.conv.weight"),
+    ("layer_{level:1..3}.norm.{what:weight|bias}", "neck.output.{level-1}.norm.{what}"),
+    ("layer_4.weight", "neck.top.conv.weight"),
+    ("layer_4.norm.{what:weight|bias}", "neck.top.norm.{what}"),
+    ("align_{level:1..3}.offset.weight", "neck.align.{level-1}.guide.conv.weight"),
+    ("align_{level:1..3}.dcpack_L2.{what:weight|bias}", "neck.align.{level-1}.dcn.{what}"),
+    ("align_{level:1..3}.dcpack_L2.conv_offset_mask.{what:weight|bias}", "neck.align.{level-1}.dcn.offset_mask.{what}"),
 ]
-
+FPN, FAPN = (below(_DECODER, "", _SHARED + pairs) for pairs in (_OUTPUTS, _ALIGNED))
 # a second name of one norm, with the same values
-FAPN_ALIASES = [
-    (
-        "sem_seg_head.pixel_decoder.align_{level:1..3}.offset.norm.{what:weight|bias}",
-        "sem_seg_head.pixel_decoder.layer_{level}.norm.{what}",
-    )
+FAPN_ALIASES = below(
+    _DECODER, _DECODER, [("align_{level:1..3}.offset.norm.{what:weight|bias}", "layer_{level}.norm.{what}")]
+)
+
+PER_PIXEL = below(_PREDICTOR, "head.", [("{what:weight|bias}", "predictor.{what}")])
+
+_LAYER = [
+    ("self_attn.in_proj_{what:weight|bias}", "self_attn.in_proj_{what}"),
+    ("self_attn.out_proj.{what:weight|bias}", "self_attn.out_proj.{what}"),
+    ("multihead_attn.in_proj_{what:weight|bias}", "cross_attn.in_proj_{what}"),
+    ("multihead_attn.out_proj.{what:weight|bias}", "cross_attn.out_proj.{what}"),
+    ("linear{n:1..2}.{what:weight|bias}", "linear{n}.{what}"),
+    ("norm{n:1..3}.{what:weight|bias}", "norm{n}.{what}"),
 ]
-
-PER_PIXEL = [("sem_seg_head.predictor.{what:weight|bias}", "head.predictor.{what}")]
-
-TRANSFORMER = [
-    ("sem_seg_head.predictor.input_proj.{what:weight|bias}", "head.decoder.input_proj.conv.{what}"),
-    ("sem_seg_head.predictor.query_embed.weight", "head.decoder.query_embed.weight"),
-    (
-        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.self_attn.in_proj_{what:weight|bias}",
-        "head.decoder.layers.{layer}.self_attn.in_proj_{what}",
-    ),
-    (
-        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.self_attn.out_proj.{what:weight|bias}",
-        "head.decoder.layers.{layer}.self_attn.out_proj.{what}",
-    ),
-    (
-        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.multihead_attn.in_proj_{what:weight|bias}",
-        "head.decoder.layers.{layer}.cross_attn.in_proj_{what}",
-    ),
-    (
-        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.multihead_attn.out_proj.{what:weight|bias}",
-        "head.decoder.layers.{layer}.cross_attn.out_proj.{what}",
-    ),
-    (
-        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.linear{n:1..2}.{what:weight|bias}",
-        "head.decoder.layers.{layer}.linear{n}.{what}",
-    ),
-    (
-        "sem_seg_head.predictor.transformer.decoder.layers.{layer}.norm{n:1..3}.{what:weight|bias}",
-        "head.decoder.layers.{layer}.norm{n}.{what}",
-    ),
-    ("sem_seg_head.predictor.transformer.decoder.norm.{what:weight|bias}", "head.decoder.norm.{what}"),
+_QUERIES = [
+    ("input_proj.{what:weight|bias}", "decoder.input_proj.conv.{what}"),
+    ("query_embed.weight", "decoder.query_embed.weight"),
+    *below("transformer.decoder.layers.{layer}.", "decoder.layers.{layer}.", _LAYER),
+    ("transformer.decoder.norm.{what:weight|bias}", "decoder.norm.{what}"),
     # activations between the linear layers count here
-    ("sem_seg_head.predictor.mask_embed.layers.{layer}.{what:weight|bias}", "head.mask_embed.{2*layer}.{what}"),
+    ("mask_embed.layers.{layer}.{what:weight|bias}", "mask_embed.{2*layer}.{what}"),
 ]
-
-CLASSES = [("sem_seg_head.predictor.class_embed.{what:weight|bias}", "head.class_embed.{what}")]
+TRANSFORMER = below(_PREDICTOR, "head.", _QUERIES)
+CLASSES = below(_PREDICTOR, "head.", [("class_embed.{what:weight|bias}", "class_embed.{what}")])
