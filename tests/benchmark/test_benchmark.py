@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import fapn_zoo
-from fapn_zoo import tasks
 from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render
 from fapn_zoo.benchmark import run as run_module
 from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
@@ -263,7 +262,7 @@ def test_what_cannot_be_measured(folders: dict[str, str], monkeypatch: pytest.Mo
     def no_kernel(*_: Any, **options: Any) -> None:
         raise RuntimeError("not implemented for 'Half'\nand a long trace")
 
-    monkeypatch.setattr(tasks.semantic, "decode", no_kernel)
+    monkeypatch.setattr(inference, "decode", no_kernel)
     with pytest.raises(ValueError, match=r"cannot run at 64x96, batch 1, fp32: not implemented for 'Half'$"):
         benchmark(job, memory=False, device="cpu")
 
