@@ -48,7 +48,7 @@ Network = Callable[[Sequence[Tensor]], Output]  # pixels (C, h, w) of equal padd
 
 @dataclass(frozen=True)
 class ModelNetwork:
-    """A model as a `Network`, computing in `amp`, a key of `runtime.precision.AMP`."""
+    """Runs a model on prepared images, computing in `amp`, a key of `runtime.precision.AMP`."""
 
     model: nn.Module
     amp: str
