@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Sequence
 from functools import cache
 
-from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
@@ -118,6 +116,8 @@ def resolve(name: str, weights: bool = False) -> tuple[ModelSpec, WeightsSpec | 
 
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
     """`"; nearest: a, b"` for an error message, or nothing when no known name is similar."""
+    import difflib  # not above: only errors need it
+
     matches = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     return f"; nearest: {', '.join(matches)}" if matches else ""
 
@@ -133,6 +133,8 @@ def _parse_architecture(name: str) -> ModelSpec | None:
 
 
 def _is_backbone(name: str) -> bool:
+    from fapn_zoo.zoo.backbones import BACKBONES  # not above: listing names does without
+
     if name in BACKBONES:
         return True
     import timm  # only an unusual name costs this import, and building it needs timm anyhow
