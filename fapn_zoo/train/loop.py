@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,8 +26,11 @@ from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import write_json
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import on_cpu
+from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
-from fapn_zoo.train.checkpoint import RunLog, add_row, claim_folder, load_checkpoint, save_checkpoint, starting_point
+from fapn_zoo.train.checkpoint import load_checkpoint, save_checkpoint
+from fapn_zoo.train.folder import claim_folder, starting_point
+from fapn_zoo.train.log import RunLog, add_row
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, train_mode
@@ -292,24 +293,3 @@ def on_main(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     if isinstance(found, Exception):
         raise found
     return found
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM append to the list instead of ending the process; a second one ends it."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in seen:  # torchrun adds a SIGTERM of its own to the first SIGINT
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    try:
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are someone else's business
-        before = {}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
