@@ -145,10 +145,11 @@ class Run:
         return dict(zip(names, sums, strict=True))
 
     def _backward(self, parts: list[Batch], totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of all micro-batches; returns the sums of their losses."""
+        """Gradients of all micro-batches, whose true masks live no longer than their turn; the sums of their losses."""
         acc, sums = self.accelerator, {}
-        for i, part in enumerate(parts):
-            with acc.no_sync(self.model) if i < len(parts) - 1 else contextlib.nullcontext():
+        while parts:
+            part = parts.pop(0)
+            with acc.no_sync(self.model) if parts else contextlib.nullcontext():
                 losses = self._losses(part, totals)
                 acc.backward(losses["loss"] * self.world)  # DDP averages over processes; the loss is already a share
             for name, value in losses.items():

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
+from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.train import loop
 from fapn_zoo.train.loop import in_background, step_seed, train
 from fapn_zoo.train.settings import Settings
@@ -107,6 +109,39 @@ def test_two_processes_equal_one(tiny: Settings, tmp_path: Path, start):
     torch.testing.assert_close(losses_of(two.out), losses_of(one.out), rtol=1e-4, atol=1e-5)
     scores = [json.loads((Path(s.out) / "eval.json").read_text())["miou"] for s in (one, two)]
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
+
+
+def test_more_objects_than_queries_however_the_batch_is_spread(tiny: Settings, tmp_path: Path, start):
+    """Two queries for up to three classes: in micro-batches and on two processes each image counts for itself."""
+    fixed = NO_BATCH_NORM | {"head_num_queries": 2, "head_layers": 2, "head_dropout": 0.0}
+    # Rounding grows where Adam divides it by its own size, so descent is plain.
+    one = tiny.replace(
+        model="maskformer_fpn", model_args=fixed, steps=4, val_data="none", optimizer="sgd", lr=1e-3, clip_norm=0.1
+    )
+    ones, two = one.replace(micro_batch=1, out=str(tmp_path / "ones")), one.replace(out=str(tmp_path / "two"))
+    process = start(two, processes=2)
+    for settings in (one, ones):
+        train(settings)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    for settings in (ones, two):
+        torch.testing.assert_close(losses_of(settings.out), losses_of(one.out), rtol=1e-4, atol=1e-5)
+
+
+def test_true_masks_are_made_once_a_step_and_for_one_micro_batch_at_a_time(tiny: Settings, monkeypatch):
+    real, alive, most = Targets.segments, weakref.WeakSet(), []
+
+    def watched(self: Targets) -> list:
+        fresh = self._segments is None
+        made = real(self)
+        if fresh:
+            alive.add(self)
+            most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(Targets, "segments", watched)
+    train(tiny.replace(model="maskformer_fpn", model_args=MASKFORMER, steps=3, micro_batch=1, val_data="none"))
+    assert most == [1] * (3 * tiny.batch_size)
 
 
 def test_maskformer_trains_by_the_same_loop(tiny: Settings):

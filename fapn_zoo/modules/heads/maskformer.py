@@ -143,6 +143,7 @@ class MaskFormerHead(QueryMaskHead):
     ) -> None:
         decoder = feature_channels, num_queries, layers, heads, feedforward, dropout
         super().__init__(in_channels, mask_channels, num_classes + 1, channels, *decoder)
+        self.num_queries = num_queries
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""

@@ -61,6 +61,7 @@ class Targets:
     classes: tuple[Tensor, ...] = ()  # of every image its objects' classes (M,) int64; M may be 0
     masks: tuple[Tensor, ...] = ()  # of every image its objects' masks (M, H, W) bool
     ignore_index: int = 255
+    _classes: tuple[Tensor, ...] | None = field(default=None, repr=False)
     _segments: list[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -83,20 +84,28 @@ class Targets:
         labels = None if self.labels is None else change(self.labels)
         return Targets(labels, tuple(map(change, self.classes)), tuple(map(change, self.masks)), self.ignore_index)
 
+    def object_classes(self) -> tuple[Tensor, ...]:
+        """Of every image the classes (M,) of `segments`, for which no mask is made; found once and kept."""
+        if self._classes is None:
+            if self.labels is None or self.classes:
+                self._classes = self.classes
+            else:
+                known = (labels[labels != self.ignore_index] for labels in self.labels)
+                self._classes = tuple(torch.bincount(ids).nonzero().flatten() for ids in known)
+        return self._classes
+
     def segments(self) -> list[tuple[Tensor, Tensor]]:
         """Of every image classes (M,) and masks (M, H, W): its objects, or one mask per class of its labels.
 
         The masks are made once and kept.
         """
         if self._segments is None:
+            classes = self.object_classes()
             if self.labels is None or self.classes:
-                self._segments = list(zip(self.classes, self.masks, strict=True))
+                masks = self.masks
             else:
-                self._segments = []
-                for labels in self.labels:
-                    classes = labels.unique()
-                    classes = classes[classes != self.ignore_index]
-                    self._segments.append((classes, labels[None] == classes[:, None, None]))
+                masks = [labels[None] == ids[:, None, None] for labels, ids in zip(self.labels, classes, strict=True)]
+            self._segments = list(zip(classes, masks, strict=True))
         return self._segments
 
     def padded(self, height: int, width: int) -> Targets:

@@ -36,7 +36,7 @@ def match(
     if len(classes) == 0:
         empty = torch.zeros(0, dtype=torch.int64)
         return empty, empty
-    target = F.interpolate(masks[None].float(), size=mask_logits.shape[-2:], mode="nearest")[0].flatten(1)
+    target = F.interpolate(masks[None].byte(), size=mask_logits.shape[-2:], mode="nearest")[0].flatten(1).float()
     logits = mask_logits.flatten(1).float()
     costs = {
         "class": -class_weight * class_logits.float().softmax(-1)[:, classes],

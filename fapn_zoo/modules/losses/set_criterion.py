@@ -24,6 +24,7 @@ class SetCriterion(Loss):
 
     Args:
         num_classes: K.
+        num_queries: Q, which `count` needs where an image may have more objects than queries; None: it has not.
         class_weight, mask_weight, dice_weight: of the loss terms, and of the matching costs.
         no_object_weight: weight of "no object" in the class-weighted mean of the cross-entropy.
     """
@@ -31,6 +32,7 @@ class SetCriterion(Loss):
     def __init__(
         self,
         num_classes: int,
+        num_queries: int | None = None,
         *,
         class_weight: float = 1.0,
         mask_weight: float = 20.0,
@@ -38,7 +40,7 @@ class SetCriterion(Loss):
         no_object_weight: float = 0.1,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.num_queries = num_classes, num_queries
         self.weights = {"class": class_weight, "mask": mask_weight, "dice": dice_weight}
         self.no_object_weight = no_object_weight
 
@@ -47,32 +49,51 @@ class SetCriterion(Loss):
         """Raises ValueError for class weights: this loss balances masks, not pixels."""
         if class_weights:
             raise ValueError("class_weights is for per-pixel heads; MaskFormer's loss balances masks, not pixels")
-        return cls(model.num_classes)
+        return cls(model.num_classes, getattr(model.head, "num_queries", None))
 
     def count(self, targets: Targets) -> dict[str, Tensor]:
-        """`images`, and `masks`: how many true ones they have."""
-        masks = sum(len(classes) for classes, _ in targets.segments())
-        counts = {"images": len(targets), "masks": masks}
+        """`images`; `masks`, how many true ones they have; `matched`, how many of these get a query.
+
+        An image matches no more masks than it has queries, so `matched` is a sum over images. Focal and dice loss are
+        divided by all true masks, as in the official code, also by those for which no query is left.
+        """
+        return self._count(targets, self.num_queries)
+
+    def _count(self, targets: Targets, queries: int | None) -> dict[str, Tensor]:
+        masks = [len(classes) for classes in targets.object_classes()]
+        matched = sum(masks if queries is None else (min(count, queries) for count in masks))
+        counts = {"images": len(targets), "masks": sum(masks), "matched": matched}
         return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
 
     def forward(
         self, output: MaskFormerOutput, targets: Targets, totals: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """`loss` and its unweighted terms `class`, `mask`, `dice` (last layer), `class_0` ... (aux)."""
-        totals = totals or self.count(targets)
-        images, masks = totals["images"].item(), totals["masks"].item()
-        segments = targets.segments()
+        """`loss` and its unweighted terms `class`, `mask`, `dice` (last layer), `class_0` ... (aux).
+
+        Raises ValueError where the output has another number of queries than `totals` were counted with.
+        """
+        queries, segments = output.class_logits.shape[1], targets.segments()
+        self._check(queries, max((len(classes) for classes, _ in segments), default=0), totals)
+        counts = {name: count.item() for name, count in (totals or self._count(targets, queries)).items()}
         layers = [("", (output.class_logits, output.mask_logits))]
         layers += [(f"_{i}", pair) for i, pair in enumerate(output.aux)]
         losses, total = {}, 0
         for suffix, (class_logits, mask_logits) in layers:
-            terms = self._layer(class_logits, mask_logits, segments, images, masks)
+            terms = self._layer(class_logits, mask_logits, segments, counts)
             total = total + sum(self.weights[name] * value for name, value in terms.items())
             losses |= {name + suffix: value for name, value in terms.items()}
         return {"loss": total} | losses
 
+    def _check(self, queries: int, most: int, totals: dict[str, Tensor] | None) -> None:
+        if self.num_queries not in (None, queries):
+            raise ValueError(f"the output has {queries} queries, the loss was made for {self.num_queries}")
+        if totals and self.num_queries is None and most > queries:
+            raise ValueError(
+                f"an image has {most} objects for {queries} queries; give SetCriterion num_queries={queries}"
+            )
+
     def _layer(
-        self, class_logits: Tensor, mask_logits: Tensor, segments: Segments, images: float, masks: float
+        self, class_logits: Tensor, mask_logits: Tensor, segments: Segments, counts: dict[str, float]
     ) -> dict[str, Tensor]:
         matches = [
             match(
@@ -92,18 +113,13 @@ class SetCriterion(Loss):
                 focal, dice = _mask_losses(mask_logits[i][queries.to(mask_logits.device)], target)
                 mask_loss, dice_loss = mask_loss + focal, dice_loss + dice
         return {
-            "class": self._class_loss(class_logits, segments, matches, images, masks),
-            "mask": mask_loss / max(masks, 1),
-            "dice": dice_loss / max(masks, 1),
+            "class": self._class_loss(class_logits, segments, matches, counts),
+            "mask": mask_loss / max(counts["masks"], 1),
+            "dice": dice_loss / max(counts["masks"], 1),
         }
 
     def _class_loss(
-        self,
-        class_logits: Tensor,
-        segments: Segments,
-        matches: list[tuple[Tensor, Tensor]],
-        images: float,
-        masks: float,
+        self, class_logits: Tensor, segments: Segments, matches: list[tuple[Tensor, Tensor]], counts: dict[str, float]
     ) -> Tensor:
         """Class-weighted mean. The sum of weights follows from the counts, so it is known for the whole batch."""
         target = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)
@@ -112,9 +128,8 @@ class SetCriterion(Loss):
         weight = torch.ones(self.num_classes + 1, device=class_logits.device)
         weight[-1] = self.no_object_weight
         loss = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), weight, reduction="sum")
-        queries = images * class_logits.shape[1]
-        matched = min(masks, queries)
-        return loss / (matched + self.no_object_weight * (queries - matched))
+        unmatched = counts["images"] * class_logits.shape[1] - counts["matched"]
+        return loss / max(counts["matched"] + self.no_object_weight * unmatched, 1e-6)
 
 
 def _mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

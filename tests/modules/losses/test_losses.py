@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 import fapn_zoo
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput, Targets
@@ -112,11 +113,90 @@ def test_all_ignored_and_one_class(fill):
         assert loss.isfinite() and first.grad.isfinite().all()
 
 
-def test_more_masks_than_queries():
-    classes = torch.arange(9) % 4
-    masks = torch.rand(9, 32, 48) > 0.5
-    output = random_output(n=1)
-    assert SetCriterion(4)(output, Targets(classes=(classes,), masks=(masks,)))["loss"].isfinite()
+def objects(*counts: int, k: int = 4) -> Targets:
+    """Images of so many objects each."""
+    g = torch.Generator().manual_seed(1)
+    classes = tuple(torch.randint(0, k, (count,), generator=g) for count in counts)
+    return Targets(classes=classes, masks=tuple(torch.rand(count, 32, 48, generator=g) > 0.5 for count in counts))
+
+
+CROWDED = [(6, 1), (1, 6), (9, 0, 2), (0, 0, 0), (4, 4), (5, 9), (0, 7), (30, 1, 1)]
+
+
+@pytest.mark.parametrize("counts", CROWDED)
+def test_class_loss_is_the_weighted_mean_over_queries(counts: tuple[int, ...]):
+    """As torch's own mean has it, for images with more objects than queries too, aux layers included."""
+    last, first = random_output(len(counts), q=4), random_output(len(counts), q=4, seed=1)
+    output, targets = last._replace(aux=((first.class_logits, first.mask_logits),)), objects(*counts)
+    losses = SetCriterion(4)(output, targets)
+    for suffix, (logits, masks) in {"": last[:2], "_0": first[:2]}.items():
+        target = torch.full((len(counts), 4), 4)
+        for i, pair in enumerate(zip(targets.classes, targets.masks, strict=True)):
+            queries, chosen = match(logits[i], masks[i], *pair)
+            target[i, queries] = pair[0][chosen]
+        weight = torch.tensor([1.0, 1, 1, 1, 0.1])
+        expected = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight)
+        assert losses["class" + suffix].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", CROWDED)
+def test_parts_with_more_objects_than_queries_add_up(counts: tuple[int, ...]):
+    """Gradients too, in micro-batches of one and of two, whose counts are added as training adds them."""
+    criterion, targets = SetCriterion(4, num_queries=4), objects(*counts)
+
+    def gradients(size: int) -> list[torch.Tensor]:
+        output = random_output(len(counts), q=4)
+        leaves = [output.class_logits.requires_grad_(), output.mask_logits.requires_grad_()]
+        bounds = [(i, min(i + size, len(counts))) for i in range(0, len(counts), size)]
+        parts = [criterion.count(targets.part(*bound)) for bound in bounds]
+        totals = {name: sum(part[name] for part in parts) for name in parts[0]}
+        for a, b in bounds:
+            criterion(MaskFormerOutput(leaves[0][a:b], leaves[1][a:b]), targets.part(a, b), totals)["loss"].backward()
+        return [leaf.grad for leaf in leaves]
+
+    whole = gradients(len(counts))
+    for size in (1, 2):
+        torch.testing.assert_close(gradients(size), whole)
+    matched = sum(min(count, 4) for count in counts)
+    assert {name: value.item() for name, value in criterion.count(targets).items()} == {
+        "images": len(counts), "masks": sum(counts), "matched": matched,
+    }  # fmt: skip
+
+
+def test_masks_are_averaged_over_all_true_ones_as_officially():
+    """Seven masks divide the losses of the five that a query is left for."""
+    output, targets = random_output(2, q=4), objects(6, 1)
+    losses = SetCriterion(4)(output, targets)
+    focal = dice = 0
+    for i, (classes, masks) in enumerate(targets.segments()):
+        queries, chosen = match(output.class_logits[i], output.mask_logits[i], classes, masks)
+        logits = F.interpolate(output.mask_logits[i : i + 1, queries], size=(32, 48), mode="bilinear")[0].flatten(1)
+        focal = focal + sigmoid_focal_loss(logits, masks[chosen].flatten(1).float(), 0.25, 2).mean(1).sum()
+        p, t = logits.sigmoid(), masks[chosen].flatten(1).float()
+        dice = dice + (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).sum()
+    assert losses["mask"].item() == pytest.approx(focal.item() / 7, rel=1e-5)
+    assert losses["dice"].item() == pytest.approx(dice.item() / 7, rel=1e-5)
+
+
+def test_the_number_of_queries_comes_from_the_model():
+    args = {"head_num_queries": 7, "head_layers": 1, "head_channels": 16, "head_heads": 2, "neck_out_channels": 16}
+    model = fapn_zoo.create_model("maskformer_fpn", backbone="resnet10t", num_classes=2, **args)
+    assert SetCriterion.of(model).count(objects(9, 3))["matched"] == 10
+    with pytest.raises(ValueError, match="the output has 6 queries, the loss was made for 7"):
+        SetCriterion.of(model)(random_output(1), objects(1))
+    criterion, targets = SetCriterion(4), objects(9, 3)
+    with pytest.raises(ValueError, match="an image has 9 objects for 6 queries; give SetCriterion num_queries=6"):
+        criterion(random_output(2), targets, criterion.count(targets))
+
+
+def test_counting_makes_no_masks():
+    targets = Targets(labels())
+    targets.labels[0, :16] = 255
+    SetCriterion(4).count(targets)
+    assert targets._segments is None
+    made = targets.segments()
+    assert [ids.tolist() for ids in targets.object_classes()] == [ids.tolist() for ids, _ in made]
+    assert Targets(torch.full((2, 4, 4), 255)).object_classes()[1].tolist() == []
 
 
 def test_a_cost_that_is_not_finite_names_its_term():
