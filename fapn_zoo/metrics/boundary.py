@@ -1,5 +1,10 @@
 """Scores near boundaries: mIoU in bands around them, Boundary IoU, and the F-score of contours.
 
+Ignored pixels ("void") have one convention: what is predicted there is put aside before anything is looked for, so it
+changes no score, and a prediction that equals the truth elsewhere scores 1 whatever shape void has. Void pixels count
+nowhere. Where a class meets void its mask ends: for Boundary IoU and the F-score that edge is part of its boundary, in
+truth and prediction alike; for the bands it is one if asked for.
+
 All classes are handled at once: a square window over a label map shows two classes just where its largest and smallest
 label differ. The results are, pixel for pixel, those of the definitions applied class by class.
 """
@@ -123,8 +128,10 @@ class BoundaryIoU(_OfClassMaps):
     at least 1. This is `mask_to_boundary` of the authors' boundary-iou-api. For a class, the IoU is that of
     the pixels in its true region and those in its predicted region, both summed over all images before dividing.
 
-    The authors' code has no semantic evaluation; ignored pixels are treated as in their panoptic one: not of any class,
-    so that true regions lie along them too, and left out where predicted regions are counted.
+    The authors' code has no semantic evaluation. Its panoptic one leaves void out of the union, but finds regions of
+    predictions that reach into void: what is predicted there moves them, and a class that continues across a strip of
+    void misses the true regions along it. Here ignored pixels are of no class in the prediction too, as in the official
+    code of the F-score: regions lie along void in both.
 
     Args:
         num_classes: K; class ids run 0..K-1.
@@ -178,7 +185,7 @@ class BoundaryFScore(_OfClassMaps):
     `db_eval_boundary` of DAVIS 2016). The contour of a class are the pixels where it differs from, or begins at, the
     right, lower or lower right neighbour. Precision is the share of predicted contour pixels with a true contour pixel
     of the class within the tolerance (Euclidean distance), recall the reverse, F = 2 P R / (P + R) per image and class.
-    Ignored pixels are of no class, in the prediction too.
+    Ignored pixels are of no class, in the prediction too, as in that code.
 
     Args:
         num_classes: K; class ids run 0..K-1.
@@ -199,8 +206,7 @@ class BoundaryFScore(_OfClassMaps):
 
     def update(self, pred: Ids, target: Ids) -> None:
         """Adds one or more class maps, each an image; arguments and errors as for `BoundaryBands.update`."""
-        for found, truth, void in _compact_maps(pred, target, self.num_classes, self.ignore_index):
-            found[truth == void] = void
+        for found, truth, _ in _compact_maps(pred, target, self.num_classes, self.ignore_index):
             precision, recall, present = self._match(found, truth)
             total = precision + recall
             f = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
@@ -314,7 +320,10 @@ def _without(ignore_index: int, values: Tensor) -> Tensor:
 
 
 def _compact_maps(pred: Ids, target: Ids, num_classes: int, ignore_index: int) -> Iterator[tuple[Any, ...]]:
-    """Checked maps (H, W) of prediction and truth in the smallest dtype that holds classes and void; and void."""
+    """Checked maps (H, W) of prediction and truth in the smallest dtype that holds classes and void; and void.
+
+    Where the truth is void the prediction becomes void: whatever it says there, no measure sees it.
+    """
     from fapn_zoo.metrics import kernels
 
     pred, target = as_ids(pred, "pred").cpu(), as_ids(target, "target").cpu()
@@ -328,6 +337,7 @@ def _compact_maps(pred: Ids, target: Ids, num_classes: int, ignore_index: int) -
         raise bad_prediction(pred, num_classes)
     if kernels.compact(flat(target), num_classes, True, ignore_index, void, truth.reshape(-1)):
         raise bad_truth(target, num_classes, ignore_index)
+    np.copyto(found, void, where=truth == void)
     if pred.numel():
         size = pred.shape[-2:]
         for one, other in zip(found.reshape(-1, *size), truth.reshape(-1, *size), strict=True):

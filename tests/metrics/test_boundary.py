@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +105,7 @@ def test_boundary_iou_equals_the_authors_code(key: str):
     """Stored pixels of `mask_to_boundary` of boundary-iou-api (commit 37d25586, opencv 5.0.0) for each class.
 
     The key is seed and size of `scene_pair`; the rows are the pixels in both regions, in the truth's and in the
-    prediction's, pixels with void truth left out.
+    prediction's, of which pixels with void truth were taken away first.
     """
     seed, size = key.split()
     pred, truth = scene_pair(int(seed), tuple(map(int, size.split("x"))))
@@ -173,6 +175,80 @@ def test_f_score_equals_gated_scnn(key: str):
         for f, n in zip(found["classes"][float(key)], found["images"], strict=True)
     ]
     np.testing.assert_allclose(means, official["per_class"], rtol=0, atol=1e-9)
+
+
+def means(result: dict) -> list[float]:
+    """The means of whatever boundary metric made the result."""
+    if "boundary_iou" in result:
+        return [result["boundary_iou"]]
+    return [*result["f"].values()] if "f" in result else [band["miou"] for band in result.values()]
+
+
+def voids(size: tuple[int, int] = (60, 90)) -> dict[str, np.ndarray]:
+    """Shapes of ignored pixels: through objects, along borders, as islands, everywhere, nowhere."""
+    rng = np.random.default_rng(3)
+    rows, columns = np.indices(size)
+    return {
+        "strip": abs(columns - 40) < 3,
+        "one pixel wide": columns == 45,
+        "border": (rows < 4) | (columns > 80),
+        "frame": (rows < 2) | (rows > 57) | (columns < 2) | (columns > 87),
+        "islands": np.kron(rng.random((10, 15)) < 0.2, np.ones((6, 6))) > 0,
+        "noise": rng.random(size) < 0.3,
+        "all but a corner": (rows > 5) | (columns > 5),
+        "everywhere": rows >= 0,
+        "nowhere": rows < 0,
+    }
+
+
+VOIDS = voids()
+
+
+@pytest.mark.parametrize("metric", [*METRICS, functools.partial(BoundaryBands, void_borders=True)])
+@pytest.mark.parametrize("name", VOIDS)
+def test_perfect_outside_void_is_one_whatever_void_and_its_prediction_are(name: str, metric: Callable):
+    """Discs and noise of 6 classes, one of them absent; void has the usual id, a class's, and a far one."""
+    rng = np.random.default_rng(4)
+    rows, columns = np.indices(VOIDS[name].shape)
+    discs = 1 + ((rows - 30) ** 2 + (columns - 40) ** 2 < 500) + 2 * (abs(rows - 20) + abs(columns - 60) < 15)
+    for labels in (discs, rng.integers(0, 5, discs.shape), np.full_like(discs, 2)):
+        for ignore in (255, 0, 65535):
+            truth = np.where(VOIDS[name], ignore, np.maximum(labels, 1))
+            inside = [np.maximum(labels, 1), rng.integers(0, 6, truth.shape), np.full_like(truth, 5)]
+            results = []
+            for guess in inside:
+                found = metric(6, ignore_index=ignore)
+                found.update(np.where(VOIDS[name], guess, truth), truth)
+                results.append(found.compute())
+            assert all(math.isnan(mean) or mean == pytest.approx(1, abs=1e-9) for mean in means(results[0]))
+            assert {repr(result) for result in results} == {repr(results[0])}
+            if name == "everywhere":
+                assert all(math.isnan(mean) for mean in means(results[0]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", [name for name in VOIDS if name not in ("everywhere", "nowhere")])
+def test_what_is_predicted_in_void_changes_no_score_of_a_bad_prediction(name: str, metric: type):
+    rng = np.random.default_rng(5)
+    truth = np.where(VOIDS[name], 255, np.kron(rng.integers(0, 6, (10, 15)), np.ones((6, 6), int)))
+    pred = np.roll(truth, 2, 1) % 6
+    results = []
+    for guess in (pred, (pred + 1) % 6, rng.integers(0, 6, truth.shape)):
+        found = metric(6)
+        found.update(np.where(VOIDS[name], guess, pred), truth)
+        results.append(repr(found.compute()))
+    assert len(set(results)) == 1 and not any(mean >= 1 for mean in means(found.compute()))
+
+
+def test_a_class_across_a_strip_of_void_is_found_whole():
+    """The truth's region lies along the strip; so does that of the prediction, which has no strip."""
+    truth = np.zeros((40, 60), np.uint8)
+    truth[10:30, 10:50] = 1
+    pred = truth.copy()
+    truth[:, 28:32] = 255
+    found = BoundaryIoU(2, dilation_ratio=0.04)
+    found.update(pred, truth)
+    assert found.compute()["iou"] == [1, 1] and found.counts[0].tolist() == found.counts[1].tolist()
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -245,13 +321,7 @@ def test_nothing_counted_is_nan(metric: type):
     empty = metric(3)
     empty.update(np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8))
     empty.update(np.zeros((4, 5), np.uint8), np.full((4, 5), 255))
-    result = empty.compute()
-    means = {
-        BoundaryBands: lambda: [row["miou"] for row in result.values()],
-        BoundaryIoU: lambda: [result["boundary_iou"]],
-        BoundaryFScore: lambda: result["f"].values(),
-    }[metric]()
-    assert all(math.isnan(mean) for mean in means)
+    assert all(math.isnan(mean) for mean in means(empty.compute()))
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -88,7 +88,7 @@ def region_counts(pred: np.ndarray, truth: np.ndarray, classes: int, ignore: int
     """(3, classes): pixels in both regions, in the true one, in the predicted one."""
     out = np.zeros((3, classes), np.int64)
     for k in range(classes):
-        t, p = region(truth == k), region(pred == k) & (truth != ignore)
+        t, p = region(truth == k), region((pred == k) & (truth != ignore))
         out[:, k] = (t & p).sum(), t.sum(), p.sum()
     return out
 
