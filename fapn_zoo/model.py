@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.modules.heads.outputs import Output, Targets
+from fapn_zoo.runtime.exporting import to_tensors_only
 from fapn_zoo.weights.folder import WithoutInit
 from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
 from fapn_zoo.zoo.registry import nearest
@@ -52,9 +53,14 @@ class ZooModel(nn.Module):
 
         Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
         images without padding, `targets` the truth while training: only heads that choose among proposals read them.
+
+        Exported to ONNX or TorchScript, which hold no numbers, the output is a tuple of its tensors alone.
         """
         features = self.backbone(x)
-        return self.head(self.neck(features), features, sizes, targets)
+        output = self.head(self.neck(features), features, sizes, targets)
+        if to_tensors_only(x) and isinstance(output, tuple):
+            return tuple(value for value in output if isinstance(value, Tensor))
+        return output
 
     def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **rest: Any) -> Any:
         """Predicts on images of any kind and size; see `fapn_zoo.predict.predict`."""

@@ -111,7 +111,7 @@ def active_backend(device: str | torch.device = "cpu") -> str:
 
 @contextlib.contextmanager
 def deform_conv_backend(name: str) -> Iterator[None]:
-    """Use the backend `name` inside the block; 'reference' puts torchvision's operator in exports.
+    """Use the backend `name` inside the block. Exports hold torchvision's operator unless another one is chosen here.
 
     The choice holds for the whole process, so that threads of data or gradients follow it.
     Raises ValueError where `name` is none of auto, reference, pytorch, numba, triton.

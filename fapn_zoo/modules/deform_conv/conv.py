@@ -2,7 +2,8 @@
 
 The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, pytorch, numba or triton) chooses at import,
 `deform_conv_backend` for a while. `auto` takes the fastest that works: on the CPU numba, or PyTorch's operators where
-numba does not work; Triton on CUDA for shapes that fill its blocks; else torchvision's operator.
+numba does not work; Triton on CUDA for shapes that fill its blocks; else torchvision's operator. In a graph that is
+exported `auto` is torchvision's operator, call by call: calls beside it stay fast.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from fapn_zoo.modules.deform_conv import backends
+from fapn_zoo.modules.deform_conv import backends, onnx
 from fapn_zoo.modules.deform_conv import ops as ops  # registers the operators
 from fapn_zoo.modules.deform_conv.backends import active_backend, available_backends, deform_conv_backend
 from fapn_zoo.modules.deform_conv.geometry import Pairs, output_sizes, useful_share
+from fapn_zoo.runtime.exporting import exporting, to_onnx
 
 __all__ = ["active_backend", "available_backends", "deform_conv2d", "deform_conv_backend"]
 
@@ -92,6 +94,22 @@ def _fills_blocks(input: Tensor, offset: Tensor, weight: Tensor) -> bool:
     return useful_share(channels, channels // group_channels, offset_groups, out_channels) >= _LEAST_USEFUL_SHARE
 
 
+def _backend(input: Tensor, offset: Tensor, weight: Tensor, dtype: torch.dtype) -> str:
+    """The backend of one call.
+
+    In a call that is exported `auto` means torchvision's operator, so that what leaves needs nothing of ours. A backend
+    that was chosen stays where its operator can be stored, which is anywhere but in ONNX.
+    """
+    onnx_file = to_onnx(input)
+    if onnx_file and torch.jit.is_tracing():
+        onnx.register()
+    if onnx_file or (backends.selected() == "auto" and exporting(input)):
+        return "reference"
+    device = input.device
+    well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
+    return backends.resolve(backends.selected(), device.type, device.index, dtype, well_filled)
+
+
 @torch.compiler.assume_constant_result
 def _has_autocast(device_type: str) -> bool:
     # Not in line: PyTorch 2.11 cannot compile it. False for meta, which `is_autocast_enabled` refuses to answer for.
@@ -134,8 +152,7 @@ def deform_conv2d(
     for tensor in (offset, weight, bias, mask):
         if tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)
-    well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
-    backend = backends.resolve(backends.selected(), device.type, device.index, dtype, well_filled)
+    backend = _backend(input, offset, weight, dtype)
     enabled = _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
     autocast = dtype != torch.float64 and enabled
     result = torch.get_autocast_dtype(device.type) if autocast else input.dtype
