@@ -36,6 +36,17 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RowsOf]
     torch.set_num_threads(threads)
 
 
+def test_half_precision(rows_of: RowsOf) -> None:
+    rows = rows_of("half_precision.py", "--shapes", "plain", "groups", "--seeds", "1")
+    found = {(row["dtype"], row["offsets"], row["contender"]): row for row in rows}
+    assert len(found) == len(rows) == 18
+    for offsets in ("2 px", "50 px"):
+        ours, theirs = (found["float16", offsets, name] for name in ("numba", "torchvision"))
+        assert float(ours["output_percent"]) < float(theirs["output_percent"]) < 5
+    with open(ROOT / "hub" / "results" / "deform_conv_half.csv", newline="") as file:
+        assert set(next(csv.reader(file))) == set(rows[0])
+
+
 def test_deform_conv(rows_of: RowsOf) -> None:
     rows = rows_of("deform_conv.py", "--shapes", "7", "--rounds", "1", "--threads", "1")
     assert [(row["contender"], row["dtype"]) for row in rows[:5]] == [

@@ -97,6 +97,22 @@ def run(
     return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))]
 
 
+def half_errors(function: Callable, tensors: list[Tensor | None], shape: Shape) -> list[tuple[float, float]]:
+    """Mean and largest error of output and gradients against float64 of the same numbers in half precision."""
+    dtype = tensors[0].dtype
+    exact = [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = run(torchvision.ops.deform_conv2d, exact, shape, grad_dtype=dtype)
+    found = run(function, tensors, shape, grad_dtype=dtype)
+    errors = [(a.double() - b).abs() for a, b in zip(found, truth, strict=True)]
+    return [(error.mean().item(), error.max().item()) for error in errors]
+
+
+def rounded_once(*args: Tensor | None, mask: Tensor | None, **pairs: tuple[int, int]) -> Tensor:
+    """The half precision that could not be nearer: computed in float64, then rounded."""
+    double = [None if tensor is None else tensor.double() for tensor in (*args, mask)]
+    return torchvision.ops.deform_conv2d(*double[:4], **pairs, mask=double[4]).to(args[0].dtype)
+
+
 def assert_equals_torchvision(tensors: list[Tensor | None], shape: Shape) -> None:
     ours = run(deform_conv2d, tensors, shape)
     theirs = run(torchvision.ops.deform_conv2d, tensors, shape)

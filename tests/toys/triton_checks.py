@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor
-from toys.deform_conv_cases import SHAPES, Shape, make_tensors, run
+from toys.deform_conv_cases import SHAPES, Shape, half_errors, make_tensors, run
 
 from fapn_zoo.modules.deform_conv.conv import active_backend, deform_conv2d, deform_conv_backend
 from fapn_zoo.modules.deform_conv.cuda import tuning
@@ -81,6 +81,15 @@ def check(
     tensors = moved(make_tensors(shape, dtype, offsets, **options), device)
     values = ours(tensors, shape, dtype)
     assert_close(values, exact(tensors, shape, dtype), device, [dtype] * len(values))
+
+
+def check_nearer_than_torchvision(device: str, shape: str) -> None:
+    """float16, whose errors are those of the numbers, not of sums and positions in float16."""
+    tensors = moved(make_tensors(TRITON_SHAPES[shape], torch.float16), device)
+    with deform_conv_backend("triton"):
+        found = half_errors(deform_conv2d, tensors, TRITON_SHAPES[shape])
+    theirs = half_errors(torchvision.ops.deform_conv2d, moved(tensors, "cpu"), TRITON_SHAPES[shape])
+    assert all(mean <= other for (mean, _), (other, _) in zip(found, theirs, strict=True)), (found, theirs)
 
 
 def check_wide_index(device: str, shape: str) -> None:

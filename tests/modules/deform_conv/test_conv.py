@@ -8,7 +8,17 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
-from toys.deform_conv_cases import OFFSETS, SHAPES, Shape, assert_equals_torchvision, make_tensors, run, threads
+from toys.deform_conv_cases import (
+    OFFSETS,
+    SHAPES,
+    Shape,
+    assert_equals_torchvision,
+    half_errors,
+    make_tensors,
+    rounded_once,
+    run,
+    threads,
+)
 
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
 
@@ -153,6 +163,36 @@ def check_half_precision(tensors: list[Tensor | None], shape: Shape, wide: torch
 @pytest.mark.parametrize("name", ["plain", "one_offset_group", "many_pieces", "wide_groups"])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     check_half_precision(make_tensors(SHAPES[name], dtype), SHAPES[name])
+
+
+@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("offsets", ["random", "far", "whole"])
+@pytest.mark.parametrize("name", [*SHAPES])
+def test_half_precision_is_nearer_to_float64_than_torchvisions(name: str, offsets: str, given: bool) -> None:
+    """In mean and maximum, output and gradients: torchvision computes positions and sums in float16 too."""
+    tensors = make_tensors(SHAPES[name], torch.float16, offsets, mask=given, bias=given)
+    ours = half_errors(deform_conv2d, tensors, SHAPES[name])
+    theirs = half_errors(torchvision.ops.deform_conv2d, tensors, SHAPES[name])
+    for (mean, largest), (their_mean, their_largest) in zip(ours, theirs, strict=True):
+        assert mean <= their_mean and largest <= their_largest
+
+
+@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("offsets", ["random", "far"])
+@pytest.mark.parametrize("name", [*SHAPES])
+def test_half_precision_is_as_near_to_float64_as_can_be(
+    name: str, offsets: str, dtype: torch.dtype, _cpu_backend: str
+) -> None:
+    """But numba's output in bfloat16, whose samples are rounded before the product, as a convolution's inputs are."""
+    tensors = make_tensors(SHAPES[name], dtype, offsets)
+    (mean, largest), *gradients = half_errors(deform_conv2d, tensors, SHAPES[name])
+    (best, best_largest), *best_gradients = half_errors(rounded_once, tensors, SHAPES[name])
+    loss = 1.6 if _cpu_backend == "numba" and dtype == torch.bfloat16 else 1.01
+    assert mean <= loss * best and largest <= 2 * best_largest
+    for (mean, _), (best, _) in zip(gradients, best_gradients, strict=True):
+        assert mean <= 1.01 * best + 1e-7
 
 
 @pytest.mark.parametrize("positions", [torch.float32, torch.bfloat16])

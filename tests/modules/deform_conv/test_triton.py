@@ -60,6 +60,12 @@ def test_half_precision(perform: Callable, name: str, dtype: torch.dtype) -> Non
     perform(checks.check, name, dtype)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["plain", "pieces", "stride_dilation"])
+def test_float16_is_nearer_to_float64_than_torchvisions(interpreter: concurrent.futures.Executor, name: str) -> None:
+    interpreter.submit(checks.check_nearer_than_torchvision, "cpu", name).result()
+
+
 @pytest.mark.parametrize(
     "precision, index",
     [*((torch.bfloat16, index) for index in range(9)), *((torch.float32, index) for index in range(3)),
