@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fapn_zoo.data.decoding import Decoded, header, upright_size
-from fapn_zoo.data.images import ImageError, decode_safely, white_of
+from fapn_zoo.data.images import ImageError, UnknownWhite, decode_safely, white_of
 from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
 from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
 
@@ -37,6 +38,7 @@ class _Range:
     file: Path = Path()
     white: float | None = None
     stated: bool = False
+    real: bool = False
 
 
 @dataclass
@@ -110,11 +112,12 @@ class PictureFacts:
         """A picture as (C, H, W), whatever its bands; only its shape is as in training. Raises UnreadableFile."""
         try:
             found = decode_safely(path, str(path), None)
-            self._add(found, path)
             if not isinstance(found.values, Image.Image):
-                white_of(found, self.reading.white_level, str(path))
+                with contextlib.suppress(UnknownWhite):  # said once, of all of them
+                    white_of(found, self.reading.white_level, str(path))
         except (ImageError, FileNotFoundError) as error:
             raise UnreadableFile(str(error)) from error
+        self._add(found, path)
         values = found.values
         size = (values.height, values.width) if isinstance(values, Image.Image) else values.shape[1:]
         height, width = upright_size(size, found.orientation if self.reading.turns else 1)
@@ -138,7 +141,7 @@ class PictureFacts:
         here.count += 1
         if high > here.high:
             here.high, here.file = high, path
-        here.stated = found.stated
+        here.stated, here.real = found.stated, found.values.dtype.kind == "f"
         level = self.reading.white_level
         here.white = found.white if found.stated or level is None else level
 
@@ -147,7 +150,8 @@ class PictureFacts:
         if said := self.turned.sentence(self.reading):
             yield Fact("EXIF orientation", self.turned.file, said)
         for container, found in self.ranges.items():
-            yield Fact("range of pictures", found.file, self._range(container, found, root))
+            said, error = self._range(container, found, root)
+            yield Fact("white level unknown" if error else "range of pictures", found.file, said, error)
         if len(self.bands) > 1:
             counts = ", ".join(f"{len(files)} of {n} (such as {files[0]})" for n, files in sorted(self.bands.items()))
             yield Fact("different numbers of bands", min(self.bands.values(), key=len)[0], f"pictures: {counts}", True)
@@ -155,23 +159,25 @@ class PictureFacts:
             (count, files), *_ = self.bands.items()
             yield Fact("bands", files[0], f"pictures have {count} bands: train with in_chans={count}")
 
-    def _range(self, container: str, found: _Range, root: Path) -> str:
+    def _range(self, container: str, found: _Range, root: Path) -> tuple[str, bool]:
+        """What to say of the pictures of one container, and whether they cannot be read so."""
+        level, proposed = self.reading.white_level, proposed_level(found.high, found.real)
         text = f"{_pictures(found.count)} ({container}): highest value {found.high:.10g} in {found.file}"
-        level = self.reading.white_level
-        if found.white is None:
-            return f"{text}; set white_level={proposed_level(found.high)} ({EXIF_WHERE})"
-        where = "stated in the files" if found.stated else "the container's"
-        if level is not None and not found.stated:
+        if found.white is None or (level is None and not found.stated and found.high > found.white):
+            return f"{text}, and nobody says which is white: set white_level={proposed} ({EXIF_WHERE})", True
+        where = "the container's"
+        if found.stated:
+            where = "stated in the files"
+        elif level is not None:
             where = f"from {root / 'classes.json'}"
         text += f", white is {found.white:.10g} ({where})"
         if found.high > found.white:
-            return f"{text}; higher values are clipped: is white_level={proposed_level(found.high)} meant?"
-        proposed = proposed_level(found.high)
-        if level is None and not found.stated and found.white == 65535 and found.high * 2 < found.white:
+            text += f"; higher values are clipped: is white_level={proposed} meant?"
+        elif level is None and not found.stated and found.high * 2 < found.white == 65535:
             text += f"; if they hold fewer bits, set white_level={proposed} ({EXIF_WHERE})"
         elif level is not None and not found.stated and found.high * 8 < found.white:
             text += f"; nearly black: is white_level={proposed} meant?"
-        return text
+        return text, False
 
 
 def turned_pictures(dataset: Any) -> str:

@@ -7,13 +7,14 @@ takes signed integers for unsigned ones and knows no bands but colours: torchvis
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from PIL import Image
 MAX_PIXELS = "FAPN_ZOO_MAX_PIXELS"  # environment variable: larger pictures are refused
 ORIENTATION = 0x0112  # EXIF tag
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _FLIP = Image.Transpose
 _BACK = {  # from upright to an orientation
@@ -143,13 +145,14 @@ def upright_size(size: tuple[int, int], turned: int) -> tuple[int, int]:
 
 
 def header(path: Path) -> tuple[tuple[int, int], int]:
-    """((height, width) as stored, EXIF orientation) of a file, not decoded; errors are Pillow's, or ImageError."""
+    """((height, width) as stored, EXIF orientation) of a file, not decoded; raises what a decoder raises."""
+    with path.open("rb") as file:
+        if file.read(4) in _TIFF:  # of which Pillow does not open all, and whose size it turns
+            with _tiff_file(file, str(path)) as tiff:
+                page = tiff.pages.first
+                return (page.imagelength, page.imagewidth), _tag(page, ORIENTATION, 1)
     with opened(path, str(path)) as image:
-        turned = orientation(image)
-        height, width = image.size[1], image.size[0]
-        if image.format == "TIFF":  # whose size Pillow turns already
-            width, height = (int(image.tag_v2.get(tag, side)) for tag, side in ((256, width), (257, height)))
-        return (height, width), turned
+        return (image.height, image.width), orientation(image)
 
 
 # ---------------------------------------------------------------- files
@@ -181,7 +184,7 @@ def _exact(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     file.seek(0)
     head = file.read(26)
     file.seek(0)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in _TIFF:
         return _tiff(file, shown, in_chans)
     if head[:8] == _PNG and len(head) == 26 and head[24] == 16:
         return _deep_png(file, shown)
@@ -279,7 +282,7 @@ def _jpeg2000(data: bytes, shown: str) -> Decoded | None:
     return Decoded(values, kind, 2**bits - 1, bits != 16, f"{bits}-bit JPEG 2000", turned)
 
 
-def _imagecodecs(what: str) -> object:
+def _imagecodecs(what: str) -> Any:
     try:
         import imagecodecs
     except ImportError:
@@ -295,16 +298,10 @@ _FORMATS = {1: "", 2: "signed ", 3: "floating point "}  # SampleFormat
 
 def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     """What Pillow would not read as it is stored; None for the rest."""
-    import logging
-
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files, our error says
-    with tifffile.TiffFile(file) as tiff:
+    with _tiff_file(file, shown) as tiff:
         page = tiff.pages.first
-        check_pixels(page.imagewidth, page.imagelength, shown)
         bits, form = page.bitspersample, int(page.sampleformat)
-        kind, turned = _tiff_kind(page, shown), _tag(page, 274, 1)
+        kind, turned = _tiff_kind(page, shown), _tag(page, ORIENTATION, 1)
         pages = _pages(tiff, in_chans) if kind == "L" else None
         small = form == 1 and bits in (1, 2, 4, 8)
         grey = kind == "L" and page.photometric == 1 and (bits, form) in ((16, 1), (32, 3))
@@ -333,12 +330,23 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     return Decoded(values, kind, white, stated, container, turned, page.photometric == 0)
 
 
-def _tag(page: object, code: int, default: int) -> int:
+def _tiff_file(file: BinaryIO, shown: str) -> Any:
+    """An opened TIFF, not decoded. ImageError for more pixels than allowed."""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files, our error says
+    file.seek(0)
+    tiff = tifffile.TiffFile(file)
+    check_pixels(tiff.pages.first.imagewidth, tiff.pages.first.imagelength, shown)
+    return tiff
+
+
+def _tag(page: Any, code: int, default: int) -> int:
     tag = page.tags.get(code)
     return int(tag.value) if tag is not None and isinstance(tag.value, int) else default
 
 
-def _tiff_kind(page: object, shown: str) -> str:
+def _tiff_kind(page: Any, shown: str) -> str:
     """What the samples of a pixel are: a mode of Pillow, or "bands"."""
     extra = tuple(int(one) for one in page.extrasamples)
     colours, what = page.samplesperpixel - len(extra), int(page.photometric)
@@ -357,7 +365,7 @@ def _tiff_kind(page: object, shown: str) -> str:
     raise ImageError(f"{shown} is a TIFF of kind {name} with {page.samplesperpixel} samples a pixel, which is not read")
 
 
-def _pages(tiff: object, in_chans: int | None) -> np.ndarray | None:
+def _pages(tiff: Any, in_chans: int | None) -> np.ndarray | None:
     """(C, H, W) of a grey TIFF whose pages are bands; None where they are pictures of their own.
 
     They are bands where there are as many as the model takes, or where tifffile wrote an array of three dimensions.

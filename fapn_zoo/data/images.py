@@ -30,6 +30,10 @@ ARRAY = "floating point in memory"
 WHERE = "as a setting of train, in classes.json, or with --white-level of predict and eval"
 
 
+class UnknownWhite(ImageError):
+    """Nobody has said which value is white, and the container does not tell."""
+
+
 class LoadedImage(NamedTuple):
     """`pixels` (C, H, W), uint8 or float32, 0..255, RGB order; `name`, the file name or a word for it."""
 
@@ -244,15 +248,15 @@ def white_of(found: Decoded, white_level: float | None, shown: str) -> tuple[flo
     low, high = values.min().item(), values.max().item()
     assumed = white_level is None and not found.stated
     white = found.white if found.stated or assumed else white_level
-    advice = f"say which value is white, {f'white_level={proposed_level(high)}: ' if high > 0 else ''}{WHERE}"
+    advice = f"say which value is white, {f'white_level={proposed_level(high, real)}: ' if high > 0 else ''}{WHERE}"
     if white is None:
-        raise ImageError(f"{shown}: {found.container}, values {low:.10g}..{high:.10g}; {advice}")
+        raise UnknownWhite(f"{shown}: {found.container}, values {low:.10g}..{high:.10g}; {advice}")
     outside = low < -1e-3 * white or high > white * (1 + 1e-3)  # the rounding of earlier resizes is forgiven
     if outside and found.container == ARRAY:
         span = f"values {low:g}..{high:g}; floating point images are 0..1"
         raise ImageError(f"{shown}: {span} (or pass 0..255 as uint8)")
     if outside and assumed:
-        raise ImageError(f"{shown}: {found.container}, values {low:g}..{high:g}, not 0..{white:g}; {advice}")
+        raise UnknownWhite(f"{shown}: {found.container}, values {low:g}..{high:g}, not 0..{white:g}; {advice}")
     if outside:
         clipped = f"values {low:.10g}..{high:.10g} are clipped to 0..{white:.10g}, the white level"
         return white, ("clipped", f"{shown}: {clipped}")

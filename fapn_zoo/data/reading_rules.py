@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,11 @@ def joined_reading(parts: Sequence[Reading]) -> Reading:
     return Reading(level, exif, parts[0].in_chans)
 
 
-def proposed_level(high: float) -> str:
-    """The white level to propose for pictures whose highest value this is: that of the fewest bits that hold it."""
-    fitting = next((level for level in LEVELS if level >= high), high) if high == int(high) else high
-    return f"{fitting:.10g}"
+def proposed_level(high: float, real: bool = False) -> str:
+    """The white level to propose where this is the highest value: that of the fewest bits that hold it.
+
+    Of floating point (`real`) it is the value itself, rounded up.
+    """
+    if real and high > 1:
+        return f"{math.ceil(high)}"
+    return f"{next((level for level in LEVELS if level >= high), high):.10g}"

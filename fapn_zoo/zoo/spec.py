@@ -20,7 +20,9 @@ def check_reading(white_level: float | None, exif: str) -> None:
     """ValueError naming what is out of its range of these two rules for reading pictures."""
     number = isinstance(white_level, (int, float)) and not isinstance(white_level, bool)
     if white_level is not None and not (number and 0 < white_level < math.inf):
-        raise ValueError(f"white_level={white_level!r}; expected the stored value that is white, such as 4095 of 12 bits")
+        raise ValueError(
+            f"white_level={white_level!r}; expected the stored value that is white, such as 4095 of 12 bits"
+        )
     if exif not in ("apply", "ignore"):
         raise ValueError(f"exif={exif!r}; expected 'apply' or 'ignore'")
 
