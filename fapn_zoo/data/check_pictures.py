@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fapn_zoo.data.images import ImageError, UnknownWhite, decode_safely, white_
 from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
 from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
 
+logger = logging.getLogger(__name__)
 SCANNED = 200  # pictures whose headers are looked at before a training
 
 
@@ -78,8 +80,9 @@ class Turned:
             )
         parts = []
         if self.alone:
-            verb = "is" if self.alone == 1 else "are"
-            text = f"{_pictures(self.alone)}{of} {verb} turned by EXIF orientation, the labels have none"
+            whose = ("is", "its") if self.alone == 1 else ("are", "their")
+            text = "{} turned by {} EXIF orientation, {} labels have none".format(*whose, whose[1])
+            text = f"{_pictures(self.alone)}{of} {text}"
             advice = f"if the labels were drawn on the stored pixels, set exif=ignore ({EXIF_WHERE})"
             if self.fits_stored and not self.fits_turned:
                 advice = f"the sizes of {self.fits_stored} fit exif=ignore only: set it ({EXIF_WHERE})"
@@ -91,7 +94,7 @@ class Turned:
                 f"{self.labels} label files{of} are turned by an EXIF orientation that their pictures have not"
             )
         if self.both:
-            parts.append(f"{_pictures(self.both)}{of} and their labels are turned alike by EXIF orientation")
+            parts.append(f"{_pictures(self.both)}{of} and their labels are turned alike by their EXIF orientation")
         return "; ".join(parts)
 
 
@@ -196,8 +199,16 @@ def turned_pictures(dataset: Any) -> str:
         except Exception:  # what is wrong with them, reading them says
             continue
         turned.add(one, other, image_size, label_size, files[0])
-    if not (turned.alone or turned.labels):
+    if turned.alone == turned.fits_turned and not turned.labels:
         return ""
     of = f" of {-(-count // step)} that were looked at" if step > 1 else ""
     reading = reading_of(dataset)
     return turned.sentence(reading, of) if reading.turns else ""
+
+
+def warn_of_turned(*datasets: Any) -> None:
+    """Logs the line of the first data set that has one."""
+    for dataset in datasets:
+        if said := turned_pictures(dataset):
+            logger.warning("%s %s: %s", dataset.name, getattr(dataset, "split", ""), said)
+            return

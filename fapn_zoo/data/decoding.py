@@ -305,7 +305,8 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
         pages = _pages(tiff, in_chans) if kind == "L" else None
         small = form == 1 and bits in (1, 2, 4, 8)
         grey = kind == "L" and page.photometric == 1 and (bits, form) in ((16, 1), (32, 3))
-        if pages is None and (grey or small and kind not in ("La", "bands")):
+        changed = kind in ("La", "bands") or (kind == "RGBa" and in_chans == 4)
+        if pages is None and (grey or small and not changed):
             return None
         if kind in ("P", "YCbCr") or form not in _FORMATS:
             raise ImageError(

@@ -165,7 +165,9 @@ def decode_safely(source: Image.Image | Path | io.BytesIO, shown: str, in_chans:
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{shown} is not an image that can be read") from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise ImageError(f"cannot read {shown}: {str(error) or type(error).__name__}".splitlines()[0]) from error
+        plain = isinstance(error, (OSError, ValueError, SyntaxError, EOFError)) and str(error)
+        reason = str(error).splitlines()[0] if plain else f"the file is damaged ({type(error).__name__})"
+        raise ImageError(f"cannot read {shown}: {reason}") from error
 
 
 def to_pixels(found: Decoded, reading: Reading, shown: str) -> Tensor:
@@ -209,12 +211,15 @@ def _deep(found: Decoded, reading: Reading, shown: str) -> Tensor:
     if in_chans in (1, 3):
         if kind == "bands" and bands not in (1, in_chans):
             advice = f"a multispectral picture is read with in_chans={bands}, in training and by the model"
-            raise ImageError(f"{shown} is a {found.container}, the model takes {in_chans} channels; {advice}")
+            raise ImageError(
+                f"{shown} ({found.container}) has {bands} bands, the model takes {in_chans} channels; {advice}"
+            )
         if kind == "CMYK":
             pixels = _like(pixels, (255 - pixels[:3].float()) * (255 - pixels[3:].float()) / 255)
         elif kind.endswith(("A", "a")):
             colour, alpha = pixels[:-1].float(), pixels[-1:].float() / 255
-            pixels = _like(pixels, (colour if kind.endswith("a") else colour * alpha) + 255 * (1 - alpha))
+            colour = colour if kind.endswith("a") else colour * alpha
+            pixels = _like(pixels, (colour + 255 * (1 - alpha)).clamp(max=255))
     elif kind == "CMYK":
         raise ImageError(f"{shown} (CMYK, which is read as RGB) has 3 channels, the model takes {in_chans}")
     return with_channels(pixels, in_chans, shown)
@@ -230,7 +235,7 @@ def scaled(found: Decoded, white_level: float | None, shown: str) -> Tensor:
         _once(*warning)
     out = np.empty(values.shape, np.float32)
     for plane, band in zip(out, values, strict=True):  # band by band, for the memory
-        plane[:] = (band * 255.0 / white).clip(0, 255)
+        plane[:] = (np.multiply(band, 255.0, dtype=np.float64) / white).clip(0, 255)
     return torch.from_numpy(out)
 
 

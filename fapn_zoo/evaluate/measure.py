@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import Classes, match_classes
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.reading_rules import Reading, reading_of
@@ -214,6 +215,7 @@ def _job(model: nn.Module, data: Any, options: Options) -> Job:
         own = Reading.of_model(model.data)
         reading = Reading(options.white_level, options.exif, own.in_chans, otherwise=own)
         dataset, source = open_dataset(data, options.split, task.needs, reading=reading), str(data)
+        warn_of_turned(dataset)
     total = min(len(dataset), options.limit or len(dataset))
     if not total:
         raise ValueError(f"{dataset.name} has no image to evaluate")

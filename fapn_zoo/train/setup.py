@@ -11,7 +11,7 @@ from functools import partial
 from torch import nn
 
 from fapn_zoo.create import create_model
-from fapn_zoo.data.check_pictures import turned_pictures
+from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import check_classes
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading_rules import Reading
@@ -63,8 +63,7 @@ def prepare(settings: Settings) -> Parts:
         reading = reading.replace(in_chans=model.spec.in_chans)
         dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes, reading=reading)
     val = _validation_set(s, reading.replace(otherwise=dataset.reading))
-    if turned := turned_pictures(dataset):
-        logger.warning("%s: %s", dataset.name, turned)
+    warn_of_turned(*filter(None, (dataset, val)))
     task, data = task_for(model.spec), model.spec.data
     for opened in (dataset, val):
         if opened is not None:
