@@ -253,7 +253,7 @@ def _pnm(data: bytes, shown: str) -> Decoded | None:
     bands = 3 if kind in (3, 6) else 1
     count, rest = width * height * bands, data[match.end() :]
     if kind > 3:
-        values = np.frombuffer(rest[: 2 * count], ">u2")
+        values = np.frombuffer(rest[: min(2 * count, len(rest) // 2 * 2)], ">u2")
     else:
         values = np.array(re.sub(rb"#[^\n]*", b"", rest).split()[:count], np.uint16)
     if len(values) < count or not count:
@@ -306,7 +306,7 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
         small = form == 1 and bits in (1, 2, 4, 8)
         grey = kind == "L" and page.photometric == 1 and (bits, form) in ((16, 1), (32, 3))
         changed = kind in ("La", "bands") or (kind == "RGBa" and in_chans == 4)
-        if pages is None and (grey or small and not changed):
+        if pages is None and (grey or small and not changed) and _pillow_knows(file):
             return None
         if kind in ("P", "YCbCr") or form not in _FORMATS:
             raise ImageError(
@@ -340,6 +340,15 @@ def _tiff_file(file: BinaryIO, shown: str) -> Any:
     tiff = tifffile.TiffFile(file)
     check_pixels(tiff.pages.first.imagewidth, tiff.pages.first.imagelength, shown)
     return tiff
+
+
+def _pillow_knows(file: BinaryIO) -> bool:
+    file.seek(0)
+    try:
+        Image.open(file)  # which leaves a file that it was handed open
+        return True
+    except Image.UnidentifiedImageError:  # such as big-endian BigTIFF
+        return False
 
 
 def _tag(page: Any, code: int, default: int) -> int:
