@@ -76,7 +76,7 @@ def test_twelve_bits_in_sixteen(tmp_path, quick):
     file, truth = (root / "val" / kind / "0.png" for kind in ("images", "labels"))
     for source in (file, Image.open(file), file.read_bytes()):
         assert (model.predict(source).labels == np.asarray(Image.open(truth))).mean() > 0.9
-    assert (model.predict(file, white_level=65535).labels == 0).all()
+    assert model.predict(file, white_level=65535).labels.mean() < 0.05
     assert np.array_equal(model.predict(file).labels, model.predict(file, white_level=4095).labels)
     item = next(iter(data_items(model, root, "val")))
     pixels = load_image(file, **Reading.of_model(model.data).options).pixels
