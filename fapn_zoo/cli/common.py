@@ -30,6 +30,13 @@ def add_device(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
 
 
+def add_reading(verb: argparse.ArgumentParser) -> None:
+    text = "stored value that is white in pictures deeper than 8 bits, such as 4095; default: as the model was trained"
+    verb.add_argument("--white-level", type=float, metavar="N", help=text)
+    text = "turn pictures by their EXIF orientation or not; default: as the model was trained"
+    verb.add_argument("--exif", choices=("apply", "ignore"), help=text)
+
+
 def size(text: str) -> tuple[int, int]:
     """`512` or `512x1024` -> (height, width) in pixels; a type for argparse."""
     parts = text.lower().split("x")

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from fapn_zoo.cli.common import MODEL, Verbs, add_device, add_verb, load_model, size, speaks
+from fapn_zoo.cli.common import MODEL, Verbs, add_device, add_reading, add_verb, load_model, size, speaks
 
 
 def add(verbs: Verbs) -> None:
@@ -31,6 +31,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--map", dest="class_map", metavar="FILE", help=text)
     verb.add_argument("--batch-size", type=int, default=1, help="images of equal size, or windows, run together")
     verb.add_argument("--amp", default="no", help="bf16 or fp16; no: full precision, the same on every processor")
+    add_reading(verb)
     verb.add_argument("--limit", type=int, help="only the first so many images")
     verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
     verb.add_argument("--resamples", type=int, default=1000, help="of the bootstrap that compares models (1000)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fapn_zoo.cli.common import EMBEDDED, MODEL, Verbs, add_device, add_verb, load_model, size
+from fapn_zoo.cli.common import EMBEDDED, MODEL, Verbs, add_device, add_reading, add_verb, load_model, size
 
 
 def add(verbs: Verbs) -> None:
@@ -23,6 +23,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--tile", type=size, help="window in pixels, 512 or 512x1024, for large images")
     verb.add_argument("--batch-size", type=int, default=1)
     verb.add_argument("--amp", default="auto", help="bf16, fp16 or no; auto: bf16 where the processor is fast in it")
+    add_reading(verb)
     add_device(verb)
 
 
@@ -53,7 +54,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from fapn_zoo.predict.files import predict_files
 
     model = load_model(args.model, args.device)
-    options = {name: getattr(args, name) for name in ("task", "tile", "batch_size", "amp")}
+    options = {name: getattr(args, name) for name in ("task", "tile", "batch_size", "amp", "white_level", "exif")}
     summary = predict_files(model, args.paths, args.out, **options)
     print(f"{len(summary['images'])} done, {len(summary['failed'])} failed; see {args.out / 'summary.json'}")
     return 1 if summary["failed"] else 0

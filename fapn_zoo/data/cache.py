@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fapn_zoo.data.reading_rules import reading_of
 from fapn_zoo.data.sample import Dataset, Objects, Sample
 
 CACHE_BYTES = 1 << 30
@@ -20,7 +21,7 @@ MOST_OBJECTS = 1024  # of a sample that is kept
 class CachedDataset:
     """Keeps decoded samples in memory that forked loader workers share; filled as samples are first asked for.
 
-    What a sample takes is known before it is decoded: three bytes of a pixel for its colours, one for its label (four
+    What a sample takes is known before it is decoded: a byte for each colour of a pixel, one for its label (four
     where class ids or the ignore index need more than 8 bits), four for its segment where segments are kept. Samples
     are kept, in index order, as far as `max_bytes` reaches; the others are read each time, as are images of more than
     8 bits and samples of very many objects. Where workers are started afresh instead of forked, each has its own.
@@ -32,6 +33,7 @@ class CachedDataset:
     def __init__(self, dataset: Dataset, needs: Collection[str], max_bytes: int = CACHE_BYTES) -> None:
         self.dataset, self.labels, self.name = dataset, dataset.labels, dataset.name
         self.needs, self.holds = frozenset(needs), dataset.holds & frozenset(needs)
+        self.reading = reading_of(dataset)
         wide = max(self.labels.num_classes - 1, self.labels.ignore_index) > 255
         self._label_type = np.dtype(np.int32 if wide else np.uint8)
         self._records: list[np.dtype] = []
@@ -54,7 +56,14 @@ class CachedDataset:
             fields += [*table, ("ids", np.int32, size)]
         if "labels" in self.needs:
             fields.append(("labels", self._label_type, size))
-        return np.dtype([*fields, ("image", np.uint8, (3, *size)), ("name", f"S{NAME_BYTES}"), ("whole", np.uint8)])
+        return np.dtype(
+            [
+                *fields,
+                ("image", np.uint8, (self.reading.in_chans, *size)),
+                ("name", f"S{NAME_BYTES}"),
+                ("whole", np.uint8),
+            ]
+        )
 
     def _open(self) -> None:
         # An anonymous shared mapping: the system gives pages when they are written, and /dev/shm limits do not apply.

@@ -7,12 +7,15 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_image, read_labels
+from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
+from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.sources import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_files, lossy_labels, read_label_map
 from fapn_zoo.runtime.progress import bar
@@ -50,6 +53,7 @@ class CheckReport:
     labels: LabelMap | None  # None: no classes.json and no num_classes, or they disagree
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    pictures: PictureFacts = field(default_factory=lambda: PictureFacts(Reading()))
 
     @property
     def ok(self) -> bool:
@@ -114,6 +118,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     report = CheckReport(root, None)
     try:
         report.labels = read_label_map(root, num_classes)
+        report.pictures = PictureFacts(read_rules(root, None))
     except ValueError as error:
         report.problems.append(Problem("classes unknown", "classes.json", str(error)))
     splits = find_splits(root)
@@ -131,6 +136,8 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     if report.labels is None and ids:
         report.add("ids found in the labels", root, _ranges(sorted(ids)), error=False)
     _check_repeats(report, seen)
+    for fact in report.pictures.facts(root):
+        report.add(fact.kind, fact.file, fact.detail, fact.error)
     if report.labels is not None:
         _check_classes(report)
     return report
@@ -162,8 +169,10 @@ def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
 
 def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: Path, seen: Seen) -> set[int]:
     """Check one picture with its labels, count its classes, remember its bytes; returns the label ids found."""
-    image = _read(report, read_image, image_path)
-    labels = _read(report, read_labels, label_path)
+    pictures = report.pictures
+    image = _read(report, pictures.read, image_path)
+    labels = _read(report, partial(read_labels, reading=pictures.reading), label_path)
+    pictures.pair(image_path, label_path)
     if image is not None:
         digest = hashlib.blake2b(image_path.read_bytes(), digest_size=16).digest()
         seen[digest].append((split, image_path))
@@ -171,7 +180,7 @@ def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: P
         return set()
     if image is not None:
         try:
-            check_sizes(image.shape[1:], labels.shape, image_path, label_path)
+            check_sizes(image.shape[1:], labels.shape, image_path, label_path, pictures.reading)
         except DataError as error:
             report.add("size mismatch", label_path, error)
     if report.labels is None:

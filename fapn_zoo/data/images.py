@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from fapn_zoo.data.decoding import Decoded, ImageError, decode, upright
+from fapn_zoo.data.reading_rules import Reading, proposed_level
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 URL_TIMEOUT = 30.0  # seconds without an answer
 URL_MAX_BYTES = 64 * 2**20
+ARRAY = "floating point in memory"
+WHERE = "as a setting of train, in classes.json, or with --white-level of predict and eval"
 
 
-class ImageError(ValueError):
-    """An image that cannot be read or used; the message names the file, the URL or the array's shape."""
+class UnknownWhite(ImageError):
+    """Nobody has said which value is white, and the container does not tell."""
 
 
 class LoadedImage(NamedTuple):
@@ -34,47 +41,77 @@ class LoadedImage(NamedTuple):
     name: str
 
 
-def load_image(source: Any, in_chans: int = 3, name: str | None = None) -> LoadedImage:
+def load_image(
+    source: Any, in_chans: int = 3, name: str | None = None, *, white_level: float | None = None, exif: str = "apply"
+) -> LoadedImage:
     """Reads one image.
 
     Args:
-        source: a path; an http(s) URL; a PIL image; a numpy array (H, W) or (H, W, C); a torch tensor (H, W) or
-            (C, H, W). Arrays are RGB and uint8 (0..255), uint16 (0..65535), bool, or floating point (0..1).
+        source: a path; an http(s) URL; the bytes of a file, or a binary file object such as `BytesIO`, read from its
+            beginning where it can be rewound; a PIL image; a numpy array (H, W) or (H, W, C); a torch tensor (H, W) or
+            (C, H, W). Arrays are RGB and uint8 (0..255), uint16, wider integers, bool, or floating point (0..1).
         in_chans: channels to return.
         name: what to call the image in results and errors; by default the file's name, or `"image"`.
+        white_level: the stored value that is white, see `fapn_zoo.data.reading_rules`.
+        exif: "apply" or "ignore": whether files and PIL images are turned as their EXIF orientation says.
 
     Returns:
-        Pixels of 0..255: uint8 wherever the source has 8 bits, else float32 (16-bit values are divided by 257).
+        Pixels of 0..255: uint8 wherever the source has 8 bits, else float32, value * 255 / white at full precision.
 
     How each kind is treated:
-        * Files and PIL images are turned as their EXIF orientation says; of an animation the first frame is used.
+        * White is 255 of 8 bits. Of other integers and of floating point files it is `white_level`; without one 65535
+          of 16 bits, 1 of floating point, and wider integers are refused. What is above white becomes 255 (a warning).
+        * Of an animation the first frame is used.
         * Transparency is laid over white. Palettes, CMYK and the like become RGB (without colour management).
         * Grey becomes three equal channels for `in_chans` 3; colour becomes luma for `in_chans` 1.
-        * With any other `in_chans`, images must have that many channels already and pass unchanged (a PIL or file
-          RGBA image fits 4).
+        * With any other `in_chans`, images must have that many channels already and pass unchanged: a multispectral
+          TIFF, or RGBA for 4. Other bands are never taken for transparency.
 
     Raises:
         FileNotFoundError: if a path does not exist.
         ImageError: if the source is no image or its kind, shape, size or values are not as above.
     """
+    reading = Reading(white_level, exif, in_chans)
+    if isinstance(source, LoadedImage):
+        return LoadedImage(with_channels(source.pixels, in_chans, source.name), name or source.name)
     if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
         name = name or Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name or "image"
-        return LoadedImage(_from_pil(io.BytesIO(_download(source)), source, in_chans), name)
+        return LoadedImage(_from_file(io.BytesIO(_download(source)), source, reading), name)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image")
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-        return LoadedImage(_from_pil(path, str(path), in_chans), name or path.name)
+        return LoadedImage(_from_file(path, str(path), reading), name or path.name)
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")
         shown = file or f"PIL image of mode {source.mode} and size {source.size}"
-        return LoadedImage(_from_pil(source, shown, in_chans), name or Path(file or "image").name)
+        return LoadedImage(_from_file(source, shown, reading), name or Path(file or "image").name)
     if isinstance(source, (Tensor, np.ndarray)):
-        return LoadedImage(_from_numbers(source, in_chans), name or "image")
-    kinds = "a path, URL, PIL image, numpy array or tensor"
+        return LoadedImage(_from_numbers(source, reading), name or "image")
+    if isinstance(source, (bytes, bytearray, memoryview)) or callable(getattr(source, "read", None)):
+        data, shown = _contents(source)
+        return LoadedImage(_from_file(io.BytesIO(data), shown, reading), name or Path(shown).name)
+    kinds = "a path, URL, file object, bytes, PIL image, numpy array or tensor"
     raise ImageError(f"cannot read an image from {type(source).__name__}; expected {kinds}")
+
+
+def _contents(source: Any) -> tuple[bytes, str]:
+    """All bytes of a binary file object, and what to call it."""
+    if not hasattr(source, "read"):
+        return bytes(source), "image"
+    named = getattr(source, "name", None)
+    shown = named if isinstance(named, str) and named else "image"
+    try:
+        if source.seekable():
+            source.seek(0)  # a buffer that was just written to stands at its end
+    except (AttributeError, OSError):
+        pass
+    data = source.read()
+    if not isinstance(data, (bytes, bytearray)):
+        raise ImageError(f"{shown} is a file of {type(data).__name__}, not of bytes; open it with mode 'rb'")
+    return bytes(data), shown
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -114,39 +151,138 @@ def _download(url: str) -> bytes:
     return data
 
 
-def _from_pil(source: Image.Image | Path | io.BytesIO, shown: str, in_chans: int) -> Tensor:
+def _from_file(source: Image.Image | Path | io.BytesIO, shown: str, reading: Reading) -> Tensor:
     """Decodes, turns and converts a PIL image or a file of one to (in_chans, H, W)."""
+    return to_pixels(decode_safely(source, shown, reading.in_chans), reading, shown)
+
+
+def decode_safely(source: Image.Image | Path | io.BytesIO, shown: str, in_chans: int | None) -> Decoded:
+    """`decode` whose every error is an `ImageError` that names the file."""
     try:
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
-            if not image.width or not image.height:
-                raise ImageError(f"{shown} has no pixels: width {image.width}, height {image.height}")
-            image.load()
-            image = ImageOps.exif_transpose(image)
+        return decode(source, shown, in_chans)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{shown} is not an image that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{shown}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what PIL raises for damaged files
-        raise ImageError(f"cannot read {shown}: {error}") from error
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        read = _unit_float if image.mode == "F" else _sixteen_bit
-        return with_channels(read(np.asarray(image), shown)[None], in_chans, shown)
-    bands = len(image.getbands())
-    if in_chans not in (1, 3) and bands == in_chans and image.mode != "P":
-        return torch.from_numpy(np.array(image).reshape(image.height, image.width, bands)).permute(2, 0, 1)
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        plain = isinstance(error, (OSError, ValueError, SyntaxError, EOFError)) and str(error)
+        reason = str(error).splitlines()[0] if plain else f"the file is damaged ({type(error).__name__})"
+        raise ImageError(f"cannot read {shown}: {reason}") from error
+
+
+def to_pixels(found: Decoded, reading: Reading, shown: str) -> Tensor:
+    """(in_chans, H, W) of 0..255, turned, by the rules of `load_image`."""
+    small = isinstance(found.values, Image.Image)
+    pixels = _small(found.values, reading.in_chans, shown) if small else _deep(found, reading, shown)
+    if reading.turns and found.orientation != 1:
+        pixels = torch.from_numpy(np.ascontiguousarray(upright(pixels.numpy(), found.orientation)))
+    return pixels
+
+
+def _small(image: Image.Image, in_chans: int, shown: str) -> Tensor:
+    """A PIL image of 8 bits -> (in_chans, H, W) uint8."""
+    bands, mode = len(image.getbands()), image.mode
+    if in_chans not in (1, 3):
+        if bands == in_chans and mode in ("RGBA", "RGBa", "LA", "La"):
+            return _tensor(np.array(image).reshape(image.height, image.width, bands))
+        what = {"CMYK": "CMYK, which is read as RGB", "P": "a palette, which is read as RGB"}.get(mode, mode)
+        bands = 3 if mode in ("CMYK", "P", "PA", "YCbCr", "LAB", "HSV", "RGBX") else bands
+        raise ImageError(f"{shown} ({what}) has {bands} channel{'s' * (bands > 1)}, the model takes {in_chans}")
+    if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if in_chans == 1 else "RGB")
-    pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
+    try:
+        image = image.convert("L" if in_chans == 1 else "RGB")
+    except ValueError as error:  # such as LAB
+        raise ImageError(f"cannot read {shown}: {error}") from error
+    return with_channels(_tensor(np.array(image).reshape(image.height, image.width, -1)), in_chans, shown)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def _deep(found: Decoded, reading: Reading, shown: str) -> Tensor:
+    """Numbers of another kind than 8-bit colour -> (in_chans, H, W)."""
+    bands, kind, in_chans = found.bands, found.kind, reading.in_chans
+    pixels = scaled(found, reading.white_level, shown)
+    if found.inverted:
+        pixels = 255 - pixels
+    if in_chans in (1, 3):
+        if kind == "bands" and bands not in (1, in_chans):
+            advice = f"a multispectral picture is read with in_chans={bands}, in training and by the model"
+            raise ImageError(
+                f"{shown} ({found.container}) has {bands} bands, the model takes {in_chans} channels; {advice}"
+            )
+        if kind == "CMYK":
+            pixels = _like(pixels, (255 - pixels[:3].float()) * (255 - pixels[3:].float()) / 255)
+        elif kind.endswith(("A", "a")):
+            colour, alpha = pixels[:-1].float(), pixels[-1:].float() / 255
+            colour = colour if kind.endswith("a") else colour * alpha
+            pixels = _like(pixels, (colour + 255 * (1 - alpha)).clamp(max=255))
+    elif kind == "CMYK":
+        raise ImageError(f"{shown} (CMYK, which is read as RGB) has 3 channels, the model takes {in_chans}")
     return with_channels(pixels, in_chans, shown)
 
 
-def _from_numbers(values: np.ndarray | Tensor, in_chans: int) -> Tensor:
+def scaled(found: Decoded, white_level: float | None, shown: str) -> Tensor:
+    """The values (C, H, W) of a picture as pixels: value * 255 / white, clipped to 0..255; 8 bits as they are."""
+    values = found.values
+    if values.dtype == np.uint8 and found.stated:
+        return torch.from_numpy(np.array(values))
+    white, warning = white_of(found, white_level, shown)
+    if warning:
+        _once(*warning)
+    out = np.empty(values.shape, np.float32)
+    for plane, band in zip(out, values, strict=True):  # band by band, for the memory
+        plane[:] = (np.multiply(band, 255.0, dtype=np.float64) / white).clip(0, 255)
+    return torch.from_numpy(out)
+
+
+def white_of(found: Decoded, white_level: float | None, shown: str) -> tuple[float, tuple[str, str] | None]:
+    """The value that is white, and a warning (kind, text) where it spoils the picture.
+
+    Raises ImageError where the values are no picture, or white cannot be known.
+    """
+    values = found.values
+    real = np.issubdtype(values.dtype, np.floating)
+    if not (real or np.issubdtype(values.dtype, np.integer)):
+        raise ImageError(f"{shown} holds {values.dtype} values, which are no picture")
+    if real and not np.isfinite(values).all():
+        raise ImageError(f"{shown} has NaN or infinite values")
+    low, high = values.min().item(), values.max().item()
+    assumed = white_level is None and not found.stated
+    white = found.white if found.stated or assumed else white_level
+    advice = f"say which value is white, {f'white_level={proposed_level(high, real)}: ' if high > 0 else ''}{WHERE}"
+    if white is None:
+        raise UnknownWhite(f"{shown}: {found.container}, values {low:.10g}..{high:.10g}; {advice}")
+    outside = low < -1e-3 * white or high > white * (1 + 1e-3)  # the rounding of earlier resizes is forgiven
+    if outside and found.container == ARRAY:
+        span = f"values {low:g}..{high:g}; floating point images are 0..1"
+        raise ImageError(f"{shown}: {span} (or pass 0..255 as uint8)")
+    if outside and assumed:
+        raise UnknownWhite(f"{shown}: {found.container}, values {low:g}..{high:g}, not 0..{white:g}; {advice}")
+    if outside:
+        clipped = f"values {low:.10g}..{high:.10g} are clipped to 0..{white:.10g}, the white level"
+        return white, ("clipped", f"{shown}: {clipped}")
+    if assumed and white == 65535 and 0 < high < white / 8:
+        dark = f"the highest value is {high} of 65535, nearly black; if its white is not 65535, {advice}"
+        return white, ("dark", f"{shown}: {dark}")
+    return white, None
+
+
+_SAID: set[str] = set()  # kinds of warnings that this process has given
+
+
+def _once(kind: str, text: str) -> None:
+    if kind not in _SAID:
+        _SAID.add(kind)
+        logger.warning("%s; further images are not named", text)
+
+
+def _from_numbers(values: np.ndarray | Tensor, reading: Reading) -> Tensor:
     """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W) -> (in_chans, H, W)."""
-    kind, axis, form, order = "array", 2, "(H, W, C)", "last in arrays, first in tensors"
+    kind, axis, form, order, in_chans = "array", 2, "(H, W, C)", "last in arrays, first in tensors", reading.in_chans
     if isinstance(values, Tensor):
         kind, axis, form, order = "tensor", 0, "(C, H, W)", "first in tensors, last in arrays"
     shown = f"{kind} of shape {tuple(values.shape)} and type {str(values.dtype).removeprefix('torch.')}"
@@ -163,37 +299,24 @@ def _from_numbers(values: np.ndarray | Tensor, in_chans: int) -> Tensor:
     if values.shape[axis] not in counts:
         hint = f"; channels come {order}" if values.shape[2 - axis] in counts else ""
         raise ImageError(f"{shown}: expected {str(counts)[1:-1]} channels, not {values.shape[axis]}{hint}")
-    return with_channels(_to_pixels(np.moveaxis(values, axis, 0), shown), in_chans, shown)
+    return with_channels(_numbers_to_pixels(np.moveaxis(values, axis, 0), reading, shown), in_chans, shown)
 
 
-def _to_pixels(array: np.ndarray, shown: str) -> Tensor | np.ndarray:
-    """Values of any accepted type -> (C, H, W) tensor of 0..255."""
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.array(array))
+def _numbers_to_pixels(array: np.ndarray, reading: Reading, shown: str) -> Tensor:
+    """Values of any accepted type -> (C, H, W) tensor of 0..255. Floating point is always 0..1."""
     if array.dtype == np.bool_:
-        return torch.from_numpy(array.astype(np.uint8) * 255)
+        array = array.astype(np.uint8) * 255
+    real = np.issubdtype(array.dtype, np.floating)
+    if real or array.dtype == np.uint8:
+        return scaled(Decoded(array.astype(np.float32) if real else array, "bands", 1, True, ARRAY), None, shown)
     if array.dtype == np.uint16:
-        return _sixteen_bit(array, shown)
-    if np.issubdtype(array.dtype, np.floating):
-        return _unit_float(array, shown)
-    raise ImageError(f"{shown}: expected uint8 (0..255), uint16 (0..65535), bool or floating point (0..1)")
-
-
-def _sixteen_bit(array: np.ndarray, shown: str) -> Tensor:
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:  # PIL opens some 16-bit files as 32-bit integers
-        raise ImageError(f"{shown}: values {low}..{high}; expected 0..65535")
-    return torch.from_numpy(array.astype(np.float32) / 257)
-
-
-def _unit_float(array: np.ndarray, shown: str) -> Tensor:
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ImageError(f"{shown} has NaN or infinite values")
-    low, high = float(array.min()), float(array.max())
-    if low < -1e-3 or high > 1 + 1e-3:  # rounding of earlier resizes is forgiven, another range is not guessed at
-        raise ImageError(f"{shown}: values {low:g}..{high:g}; floating point images are 0..1 (or pass 0..255 as uint8)")
-    return torch.from_numpy(array.clip(0, 1) * np.float32(255))
+        return scaled(Decoded(array, "bands", 65535, False, "16 bits"), reading.white_level, shown)
+    if np.issubdtype(array.dtype, np.integer) and reading.white_level is not None:
+        return scaled(Decoded(array, "bands", None, False, "wide integers"), reading.white_level, shown)
+    advice = "expected uint8 (0..255), uint16 (0..65535), bool or floating point (0..1)"
+    integers = np.issubdtype(array.dtype, np.integer)
+    level = f", or for other integers white_level={proposed_level(array.max().item())}" if integers else ""
+    raise ImageError(f"{shown}: {advice}{level}")
 
 
 def with_channels(pixels: Tensor, in_chans: int, shown: str) -> Tensor:

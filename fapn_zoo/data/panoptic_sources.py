@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import read_ids, read_image
+from fapn_zoo.data.reading import read_ids, read_image, turn_hint
+from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
 
@@ -23,7 +24,8 @@ class CocoPanoptic:
     its `annotations`; a folder without splits has `panoptic.json`, which serves whatever split is asked for. Beside
     it lies a folder of its name with the segments as PNG files. Pictures are in `{split}2017`,
     `images/{split}2017` or `images`. Class ids are the places of the file's categories, in the order of their
-    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out.
+    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out. A `classes.json` in the
+    folder may hold `white_level` and `exif` (see `FolderDataset`).
 
     Raises:
         FileNotFoundError: no such folder, annotation file, or folder of segments or pictures; the message names what
@@ -33,10 +35,13 @@ class CocoPanoptic:
 
     holds = SEGMENTS
 
-    def __init__(self, root: str | Path, split: str, num_classes: int | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
+    ) -> None:
         self.root, self.split = Path(root).expanduser(), split
         self.name = self.root.resolve().name
         self.file = _annotation_file(self.root, split)
+        self.reading = read_rules(self.root, reading)
         self._png_folder = _one_folder([self.file.with_suffix("")], f"the segments of {self.file}")
         part = self.file.stem.removeprefix("panoptic").removeprefix("_")
         names = [part, f"images/{part}", "images"] if part else ["images"]
@@ -62,12 +67,13 @@ class CocoPanoptic:
 
     def sample(self, index: int) -> Sample:
         image_path, png_path, _ = self.files(index)
-        image = read_image(image_path)
+        image = read_image(image_path, self.reading)
         objects = self._objects(png_path, self._entries[index][1]["segments_info"])
         for path, size in ((image_path, tuple(image.shape[1:])), (png_path, objects.ids.shape)):
             if size != self.size(index):
                 (h, w), (height, width) = size, self.size(index)
-                raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}")
+                hint = turn_hint(image_path, png_path, self.reading) if (w, h) == (height, width) else ""
+                raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}{hint}")
         table = np.array([self.labels.ignore_index, *objects.classes])
         labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[objects.ids]
         return Sample(image, image_path.stem, labels, objects)
@@ -75,7 +81,7 @@ class CocoPanoptic:
     def _objects(self, path: Path, listed: list[dict[str, Any]]) -> Objects:
         """The segments of a PNG file in the order of the list."""
         try:
-            colours = read_ids(path)
+            colours = read_ids(path, self.reading)
         except FileNotFoundError:
             raise DataError(f"{path} is missing, which {self.file} lists") from None
         except ValueError as error:

@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from fapn_zoo.data.images import ImageError, load_image
+from fapn_zoo.data.decoding import ImageError, check_pixels, header, opened, orientation, upright, upright_size
+from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
+
+EXIF_WHERE = "in classes.json or as a setting"
+READING = Reading()  # the usual rules
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 class UnreadableFile(DataError):
     """An image or label file that cannot be decoded at all."""
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as (3, H, W) of 0..255 RGB, read as `predict` reads it. Raises UnreadableFile, naming the file."""
+def read_image(path: Path, reading: Reading = READING) -> Tensor:
+    """An image file as (in_chans, H, W) of 0..255, as `predict` reads it. Raises UnreadableFile, naming the file."""
     try:
-        return load_image(path).pixels
+        return load_image(path, **reading.options).pixels
     except (ImageError, FileNotFoundError) as error:
         raise UnreadableFile(str(error)) from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise _unreadable(path, "image", error) from error
 
 
-def read_labels(path: Path) -> np.ndarray:
+def read_labels(path: Path, reading: Reading = READING) -> np.ndarray:
     """A label PNG as (H, W) class ids: the stored pixel values, uint8, or int32 for 16-bit files.
+
+    It is turned as its own EXIF orientation says, unless pictures are not either.
 
     Raises:
         DataError: naming the file; colour pictures are refused, since a colour is no class id.
     """
     try:
-        with Image.open(path) as file:
+        with opened(path, str(path)) as file:
             file.load()
             mode, kind, values = file.mode, file.format, np.asarray(file)
+            turned = orientation(file) if reading.turns else 1
         depth = _grey_depth(path) if mode == "L" and kind == "PNG" else 8
     except Exception as error:
         raise _unreadable(path, "label file", error) from error
     if kind != "PNG":
         raise DataError(f"{path} is a {kind} file with another ending; only PNG keeps class ids as they are")
+    if turned != 1:
+        values = np.ascontiguousarray(upright(values, turned))
     if mode in ("L", "P", "1"):
         # Pillow stretches 2- and 4-bit greys to 0..255 (3 -> 255, 15 -> 255); take the stored values back.
         return values.astype(np.uint8) // (255 // (2**depth - 1))
@@ -60,26 +70,38 @@ def _grey_depth(path: Path) -> int:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> UnreadableFile:
+    if isinstance(error, ImageError):
+        return UnreadableFile(str(error))
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "not a picture in a known format" if unknown else (str(error) or type(error).__name__).splitlines()[0]
     return UnreadableFile(f"cannot read {what} {path}: {reason}")
 
 
-def read_ids(path: str | os.PathLike) -> np.ndarray:
+def read_ids(path: str | os.PathLike, reading: Reading = READING) -> np.ndarray:
     """The segment ids of a COCO panoptic PNG file, int32 (H, W): red + 256 green + 65536 blue.
+
+    It is turned as its own EXIF orientation says, unless pictures are not either.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or not one of 8-bit RGB (or RGBA, whose alpha is not read).
+        ValueError: it is no image, has too many pixels, or is not one of 8-bit RGB (or RGBA, whose alpha is not read).
     """
     from torchvision.io import decode_png, read_file  # takes seconds
 
     path = os.fspath(path)
+    turned = 1
     try:
-        pixels = decode_png(read_file(path)).numpy()  # a fifth faster than Pillow
-    except RuntimeError:  # another format, a damaged file, or a torchvision without libpng: Pillow knows
+        data = read_file(path)
+        if data[:8].numpy().tobytes() == PNG_MAGIC:
+            check_pixels(*struct.unpack(">II", data[16:24].numpy().tobytes()), path)  # torchvision has no guard
+            turned = header(Path(path))[1] if reading.turns and _has_facts(data) else 1
+        pixels = decode_png(data).numpy()  # a fifth faster than Pillow
+    except (
+        RuntimeError,
+        struct.error,
+    ):  # another format, a damaged file, or a torchvision without libpng: Pillow knows
         try:
-            with Image.open(path) as image:
+            with opened(Path(path), path) as image:
                 pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
         except UnidentifiedImageError:
             raise ValueError(f"{path} is not an image") from None
@@ -89,12 +111,18 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
             raise ValueError(f"{path} cannot be read: {error}") from None
     if pixels.dtype != np.uint8 or len(pixels) < 3:
         raise ValueError(f"{path} must be 8-bit RGB, got {len(pixels)} channels of {pixels.dtype}")
-    red, green, blue = pixels[:3]
+    red, green, blue = upright(pixels[:3], turned)
     ids = blue.astype(np.int32)
     for channel in (green, red):
         ids <<= 8
         ids |= channel
     return ids
+
+
+def _has_facts(data: Tensor) -> bool:
+    """Whether the bytes of a PNG may hold EXIF: looking is cheap, opening the file again is not."""
+    text = data.numpy().tobytes()
+    return b"eXIf" in text or b"iTXt" in text
 
 
 def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
@@ -111,20 +139,37 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
         raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}")
 
 
-def label_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a label file, which is not decoded for it."""
+def label_size(path: Path, reading: Reading = READING) -> tuple[int, int]:
+    """(height, width) of a label file as `read_labels` turns it; it is not decoded for it."""
     try:
-        with Image.open(path) as file:
-            return file.size[1], file.size[0]
+        size, turned = header(path)
     except Exception as error:
         raise _unreadable(path, "label file", error) from error
+    return upright_size(size, turned) if reading.turns else size
 
 
-def check_sizes(image: Sequence[int], labels: Sequence[int], image_path: Path, label_path: Path) -> None:
+def check_sizes(
+    image: Sequence[int], labels: Sequence[int], image_path: Path, label_path: Path, reading: Reading = READING
+) -> None:
     """DataError with both files where the sizes (height, width) of image and labels differ."""
     if tuple(image) == tuple(labels):
         return
     (h, w), (lh, lw) = image, labels
-    turned = (w, h) == (lh, lw)
-    hint = " (a picture is turned as its EXIF orientation says; its labels must be turned alike)" if turned else ""
+    hint = turn_hint(image_path, label_path, reading) if (w, h) == (lh, lw) else ""
     raise DataError(f"sizes differ: {label_path} is {lw}x{lh}, {image_path} is {w}x{h}{hint}")
+
+
+def turn_hint(image_path: Path, label_path: Path, reading: Reading) -> str:
+    """What would make a picture fit labels whose sides are exchanged."""
+    try:
+        image, labels = (header(Path(path))[1] for path in (image_path, label_path))
+    except Exception:  # the picture may be a URL
+        image = labels = 1
+    if (image > 4) == (labels > 4):
+        return " (their sides are exchanged, and no EXIF orientation says so: turn the labels)"
+    if not reading.turns:
+        return " (their EXIF orientations differ and exif=ignore leaves both out; exif=apply would fit)"
+    turned = f"the picture is turned by its EXIF orientation {image}, its labels are not"
+    if labels > 4:
+        turned = f"the labels are turned by their EXIF orientation {labels}, the picture is not"
+    return f" ({turned}; if the labels were drawn on the stored pixels, set exif=ignore, {EXIF_WHERE})"

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.reading_rules import Reading
 
 
 class DataError(ValueError):
@@ -44,7 +45,7 @@ class Sample:
     """One image and what is known of it.
 
     Attributes:
-        image: (C, H, W), uint8 or float32, 0..255, RGB, as `load_image` gives it.
+        image: (C, H, W), uint8 or float32, 0..255, RGB or bands, as `load_image` gives it.
         name: of the image's file, without its ending.
         labels: (H, W) class ids (uint8 or int32), the data set's ignore index where no class is; None if not asked for.
         objects: its segments; None if not asked for.
@@ -73,11 +74,13 @@ class Dataset(Protocol):
         name: for reports and errors.
         labels: names, colours and things of the classes.
         holds: what its samples have: "labels", "segments".
+        reading: how its pictures are read.
     """
 
     name: str
     labels: LabelMap
     holds: frozenset[str]
+    reading: Reading
 
     def __len__(self) -> int: ...
 

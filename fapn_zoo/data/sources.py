@@ -11,12 +11,14 @@ import torch
 
 from fapn_zoo.data import scenes
 from fapn_zoo.data.classes import class_difference
+from fapn_zoo.data.images import EXTENSIONS as IMAGE_SUFFIXES
+from fapn_zoo.data.images import with_channels
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
+from fapn_zoo.data.reading_rules import Reading, joined_reading, read_rules, reading_of
 from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
 SCENE_SIDES = (32, 4096)
 SCENE_GRAMMAR = (
@@ -68,10 +70,11 @@ def read_label_map(root: Path, num_classes: int | None = None) -> LabelMap:
 
 
 class FolderDataset:
-    """`{root}/{split}/images/NAME.jpg` (or png, bmp, webp, tif) with `{root}/{split}/labels/NAME.png`.
+    """`{root}/{split}/images/NAME.jpg` (or any of `IMAGE_SUFFIXES`) with `{root}/{split}/labels/NAME.png`.
 
     The value of a label pixel is the class id (8-bit grey or palette, 16-bit grey); `{root}/classes.json` has the
-    names, or `num_classes` says how many there are.
+    names, or `num_classes` says how many there are. `reading` says how pictures are read; what it leaves open,
+    `classes.json` fills with its `white_level` and `exif`.
 
     Raises:
         FileNotFoundError: no such root or split; the message names the splits there are.
@@ -80,7 +83,9 @@ class FolderDataset:
 
     holds = LABELS
 
-    def __init__(self, root: str | Path, split: str, num_classes: int | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
+    ) -> None:
         self.root, self.split = Path(root).expanduser(), split
         self.name = self.root.resolve().name
         if not self.root.is_dir():
@@ -90,6 +95,7 @@ class FolderDataset:
             found = f"it has {', '.join(splits)}" if splits else "expected {train,val,test}/{images,labels}/ in it"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")
         self.labels = read_label_map(self.root, num_classes)
+        self.reading = read_rules(self.root, reading)
         folder = self.root / split
         images = list_files(folder / "images", IMAGE_SUFFIXES)
         labels = list_files(folder / "labels", (LABEL_SUFFIX,))
@@ -116,12 +122,12 @@ class FolderDataset:
         return self._pairs[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        return label_size(self._pairs[index][1])  # of the label: it needs no turning
+        return label_size(self._pairs[index][1], self.reading)  # of the label: a header is read faster than a JPEG's
 
     def sample(self, index: int) -> Sample:
         image_path, label_path = self._pairs[index]
-        image, labels = read_image(image_path), read_labels(label_path)
-        check_sizes(image.shape[1:], labels.shape, image_path, label_path)
+        image, labels = read_image(image_path, self.reading), read_labels(label_path, self.reading)
+        check_sizes(image.shape[1:], labels.shape, image_path, label_path, self.reading)
         check_ids(labels, self.labels, f"{label_path}: ")
         return Sample(image, image_path.stem, labels)
 
@@ -135,7 +141,8 @@ class ScenesDataset:
 
     holds = SEGMENTS
 
-    def __init__(self, spec: str, split: str, num_classes: int | None = None) -> None:
+    def __init__(self, spec: str, split: str, num_classes: int | None = None, reading: Reading | None = None) -> None:
+        self.reading = (reading or Reading()).plain()
         spec = spec.strip()
         match = re.fullmatch(r"scenes:(\d{1,9})(?:@(\d{1,5})x(\d{1,5}))?", spec)
         count = int(match[1]) if match else 0
@@ -171,6 +178,7 @@ class ScenesDataset:
         classes = np.array([segment["category_id"] for segment in scene.segments], np.int64)
         objects = Objects(scene.panoptic, classes, np.zeros(len(classes), bool))
         image = torch.from_numpy(scene.image).permute(2, 0, 1)
+        image = with_channels(image, self.reading.in_chans, self.name)
         return Sample(image, f"scene_{seed:09d}", scene.semantic, objects)
 
 
@@ -180,6 +188,7 @@ class JoinedDataset:
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = tuple(parts)
         self.labels = parts[0].labels
+        self.reading = joined_reading([reading_of(part) for part in parts])
         self.holds = frozenset.intersection(*(part.holds for part in parts))
         self.name = "+".join(p.name for p in parts)
         self._ends = np.cumsum([len(p) for p in parts])
@@ -216,7 +225,11 @@ class JoinedDataset:
 
 
 def open_dataset(
-    source: str | Path, split: str, needs: Collection[str] = ("labels",), num_classes: int | None = None
+    source: str | Path,
+    split: str,
+    needs: Collection[str] = ("labels",),
+    num_classes: int | None = None,
+    reading: Reading | None = None,
 ) -> Dataset:
     """Opens a data set by its name.
 
@@ -227,6 +240,7 @@ def open_dataset(
         split: "train", "val", "test", or another that the folder has; "train+val" joins two.
         needs: what samples must hold: "labels", "segments".
         num_classes: number of classes; needed for a folder without `classes.json`, else it must agree.
+        reading: how pictures are read; what it leaves open, each folder's `classes.json` says.
 
     Raises:
         FileNotFoundError: no such folder or split. DataError: everything else; both name the thing.
@@ -235,7 +249,8 @@ def open_dataset(
     names = [text] if Path(text).is_dir() else [p.strip() for p in text.split(",")]  # a folder may hold a comma
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
-    opened = [_kind(name, needs)(name, part, num_classes) for name in names for part in split.split("+")]
+    parts = [(name, part) for name in names for part in split.split("+")]
+    opened = [_kind(name, needs)(name, part, num_classes, reading) for name, part in parts]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
 
 

@@ -34,9 +34,10 @@ class TrainTransform:
         scale: smallest and largest resize factor; drawn evenly on the log scale.
         flip: probability of the left-right flip.
         brightness, contrast, saturation: factor drawn from [1 - v, 1 + v]; 0 switches it off.
-        hue: turn of the colour plane drawn from [-v, v], in full turns (0.05 = 18 degrees), at most 0.5.
+        hue: turn of the colour plane drawn from [-v, v], in full turns (0.05 = 18 degrees), at most 0.5. Saturation
+            and hue change RGB only; brightness and contrast change any number of bands alike.
         ignore_index: label of the padding; where there are segments, it is void.
-        fill: RGB (0..255) of the padding; the default is the ImageNet mean, which normalises to zero.
+        fill: of the padding, a value (0..255) per channel; the default is the ImageNet mean, which normalises to zero.
         rare_classes, rare_prob: with this probability, and where the picture holds one of these classes, the window
             is put around a random pixel of one of them; needs labels.
         needs: what of a sample is kept: "labels", "segments".
@@ -53,7 +54,7 @@ class TrainTransform:
     saturation: float = 0.3
     hue: float = 0.03
     ignore_index: int = 255
-    fill: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    fill: tuple[float, ...] = (123.675, 116.28, 103.53)
     rare_classes: tuple[int, ...] = ()
     rare_prob: float = 0.0
     needs: frozenset[str] = LABELS
@@ -69,27 +70,27 @@ class TrainTransform:
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name} must be in 0..{limit}, not {getattr(self, name)!r}")
-        if len(self.fill) != 3:
-            raise ValueError(f"fill must be three numbers (RGB), not {self.fill!r}")
+        if not self.fill:
+            raise ValueError("fill must be a number per channel, not ()")
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """Transforms one sample.
 
         Args:
-            sample: image (3, H, W) of 0..255, which is rounded to 8 bits.
+            sample: image (C, H, W) of 0..255, uint8 or float32; C is the length of `fill`.
             seed: integer >= 0.
 
         Returns:
-            The sample with an image (3, h, w) float32 of 0..255, (h, w) = `crop_size`, and with labels int64 and
+            The sample with an image (C, h, w) float32 of 0..255, (h, w) = `crop_size`, and with labels int64 and
             segments of that size, as far as they are needed. Objects that are not seen any more have no pixel.
         """
         image = sample.image
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"image must be (3, H, W), not {tuple(image.shape)}")
+        if image.ndim != 3 or image.shape[0] != len(self.fill):
+            raise ValueError(f"image must be ({len(self.fill)}, H, W), not {tuple(image.shape)}")
         if sample.labels is not None and sample.labels.shape != sample.size:
             raise ValueError(f"labels {sample.labels.shape} do not fit the image {sample.size}")
         if image.dtype != torch.uint8:
-            image = image.round().clamp(0, 255).to(torch.uint8)
+            image = image.float().clamp(0, 255)
         rng, size = np.random.default_rng(seed), sample.size
         factor = math.exp(rng.uniform(*np.log(self.scale)))
         resized = tuple(max(1, round(n * factor)) for n in size)
@@ -105,7 +106,7 @@ class TrainTransform:
         if mirror:
             pixels, cols, left = pixels[..., ::-1], cols[::-1], self.crop_size[1] - left - len(cols)
         inside = (slice(top, top + len(rows)), slice(left, left + len(cols)))
-        out = np.empty((3, *self.crop_size), np.float32)
+        out = np.empty((len(image), *self.crop_size), np.float32)
         if pixels.shape[1:] != self.crop_size:
             out[:] = np.asarray(self.fill, np.float32)[:, None, None]
         _change_colour(pixels, colour, out[:, inside[0], inside[1]])
@@ -152,7 +153,7 @@ def _source_index(first: int, last: int, size: int, resized: int) -> np.ndarray:
 
 
 def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, int, int, int]) -> np.ndarray:
-    """The rows y0:y1 and columns x0:x1 of `image` (3, H, W) resized (bilinear with antialias), (3, h, w) uint8."""
+    """The rows y0:y1 and columns x0:x1 of `image` (C, H, W) resized (bilinear with antialias), (C, h, w), same type."""
     y0, y1, x0, x1 = part
     height, width = image.shape[1:]
     if resized == (height, width):
@@ -165,13 +166,20 @@ def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, i
 
 
 def _change_colour(pixels: np.ndarray, factors: Sequence[float], out: np.ndarray) -> None:
-    """Brightness, contrast, saturation and hue, in this order: (3, h, w) uint8 -> `out` float32 in 0..255.
+    """Brightness, contrast, saturation and hue, in this order: (C, h, w) -> `out` float32 in 0..255.
 
-    Each of the four is affine in RGB, so they are one 3x3 matrix and one offset, and each pixel is touched once.
+    Each of the four is affine in RGB, so they are one 3x3 matrix and one offset, and each pixel is touched once. Other
+    bands than RGB have neither saturation nor hue; each goes towards its own mean.
     """
     brightness, contrast, saturation, hue = factors
     if [*factors] == [1, 1, 1, 0]:
         out[:] = pixels
+        return
+    if len(pixels) != 3:
+        for band, plane in zip(pixels, out, strict=True):
+            np.multiply(band, np.float32(brightness * contrast), out=plane)
+            plane += np.float32((1 - contrast) * brightness * float(band.mean()))
+        np.clip(out, 0, 255, out=out)
         return
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     turn = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import Classes, match_classes
 from fapn_zoo.data.images import load_image
+from fapn_zoo.data.reading_rules import Reading, reading_of
 from fapn_zoo.data.sample import Dataset, check_holds
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.evaluate.loading import ahead, in_blocks, load_batch, plan_batches
@@ -55,6 +57,8 @@ class Options:
             two thirds of the window if not given. The scores of all windows over a pixel are averaged.
         class_map: how to score where model and data have other classes: see `fapn_zoo.evaluate.match_classes`.
         boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score.
+        white_level, exif: how pictures are read, for an opened data set without effect; None = as the data's
+            `classes.json` says, and where that says nothing as the model was trained.
         threads: that read images, ahead of the model where it leaves a core free; None = one per core, up to 4.
     """
 
@@ -71,6 +75,8 @@ class Options:
     stride: int | Sequence[int] | None = None
     class_map: Any = None
     boundary: bool = False
+    white_level: float | None = None
+    exif: str | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -140,6 +146,7 @@ class Job:
             "weights": weights_fingerprint(self.model),
             "preprocessing": self.model.data.to_dict(),
             "data": self.source if self.source == self.dataset.name else Path(self.source).name,
+            "reading": reading_of(self.dataset).options,
             "split": options.split,
             "images": self.total,
             "files": data_fingerprint(self.dataset),
@@ -203,8 +210,12 @@ def measure(
 
 def _job(model: nn.Module, data: Any, options: Options) -> Job:
     task = TASKS[options.task]
-    dataset = open_dataset(data, options.split, task.needs) if isinstance(data, (str, os.PathLike)) else data
-    source = dataset.name if data is dataset else str(data)
+    dataset, source = data, getattr(data, "name", str(data))
+    if isinstance(data, (str, os.PathLike)):
+        own = Reading.of_model(model.data)
+        reading = Reading(options.white_level, options.exif, own.in_chans, otherwise=own)
+        dataset, source = open_dataset(data, options.split, task.needs, reading=reading), str(data)
+        warn_of_turned(dataset)
     total = min(len(dataset), options.limit or len(dataset))
     if not total:
         raise ValueError(f"{dataset.name} has no image to evaluate")

@@ -34,14 +34,14 @@ def predict_files(
     tile: int | tuple[int, int] | None = None,
     progress: bool = True,
     *,
-    overlap: float = 0.25,
     batch_size: int = 1,
     amp: str = "auto",
+    **options: Any,
 ) -> dict[str, Any]:
     """Predicts on files and writes `NAME_overlay.png`, `NAME_labels.png` and `summary.json` to `out_dir`.
 
     Args:
-        model, task, tile, overlap, batch_size, amp: see `fapn_zoo.predict.predict`.
+        model, task, tile, batch_size, amp, and options (overlap, white_level, exif): see `fapn_zoo.predict.predict`.
         paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each is done once.
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
 
@@ -69,7 +69,7 @@ def predict_files(
         shown.write(f"error: {error}", file=sys.stderr)
         shown.update()
 
-    stream = predict_each(model, inputs, task, tile, overlap=overlap, batch_size=batch_size, amp=amp, on_error=on_error)
+    stream = predict_each(model, inputs, task, tile, batch_size=batch_size, amp=amp, on_error=on_error, **options)
     make_folder(out_dir)
     try:
         with bar(progress, total=len(inputs), unit="image") as shown:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fapn_zoo.data.classes import full_names
 from fapn_zoo.data.images import ImageError, LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import default_palette
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.predict.run import ModelNetwork, Shown, answers, device_and_type
 from fapn_zoo.predict.views import tiles, views_for
 from fapn_zoo.runtime.precision import resolve_amp
@@ -35,13 +36,15 @@ def predict(
     scales: str | Sequence[float] | None = None,
     flip: bool = False,
     amp: str = "auto",
+    white_level: float | None = None,
+    exif: str | None = None,
 ) -> Result | list[Result]:
     """Predicts on one image or many.
 
     Args:
         model: a `ZooModel`, on any device; its training flags are put back afterwards. Threads may share it.
-        x: what `data.images.load_image` takes (path, URL, PIL image, array, tensor), or a folder of images, or a
-            list or tuple of all these, or a tensor (N, C, H, W).
+        x: what `data.images.load_image` takes (path, URL, bytes, file object, PIL image, array, tensor), or a folder
+            of images, or a list or tuple of all these, or a tensor (N, C, H, W).
         task: `"semantic"`; for mask classification models also `"panoptic"` and `"instance"`. None is the
             model's own.
         tile: semantic only. Run the image at its own resolution (without the model's test size) in overlapping
@@ -55,6 +58,7 @@ def predict(
             factors of the test size, or short sides in pixels; see `fapn_zoo.predict.views`.
         amp: `"bf16"`, `"fp16"` (GPUs) or `"no"`: what the network multiplies in. `"auto"` is bfloat16 where
             the processor has instructions for it and the weights are float32, else as the weights are.
+        white_level, exif: how images are read, see `load_image`; None: as the model was trained.
 
     Returns:
         A `Result` for one image; a list, in order, for a folder, list or batch. Every `Result` holds its image: for
@@ -65,9 +69,10 @@ def predict(
         ImageError: if an image is unreadable or a folder has none; the message names it.
         ValueError: for a task the model does not have, or other arguments out of range.
     """
-    several = isinstance(x, (list, tuple))
+    several = isinstance(x, (list, tuple)) and not isinstance(x, LoadedImage)
     items = [item for entry in (x if several else [x]) for item in _expand(entry)]
     options = {"overlap": overlap, "batch_size": batch_size, "scales": scales, "flip": flip, "amp": amp}
+    options |= {"white_level": white_level, "exif": exif}
     results = [result for _, result in predict_each(model, items, task, tile, **options)]
     return results if several or _is_batch(x) else results[0]
 
@@ -83,6 +88,8 @@ def predict_each(
     scales: str | Sequence[float] | None = None,
     flip: bool = False,
     amp: str = "auto",
+    white_level: float | None = None,
+    exif: str | None = None,
     on_error: Callable[[int, Exception], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """`predict` as a stream that holds at most one batch: yields (index, `Result`) in order.
@@ -105,7 +112,7 @@ def predict_each(
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")
     network = ModelNetwork(model, resolve_amp(amp, *device_and_type(model)))
     data = named(model)
-    images = _load_each(items, len(data.mean), on_error)
+    images = _load_each(items, Reading.of_model(data, white_level, exif), on_error)
     shown = (Shown((i, image), tuple(image.pixels.shape[1:]), views.prepare(data, image.pixels)) for i, image in images)
     found = answers(network, data, asked, views, shown, batch_size)
     return ((index, asked.result(answer, image, data)) for (index, image), answer in found)
@@ -119,11 +126,11 @@ def named(model: nn.Module) -> DataSpec:
 
 
 def _load_each(
-    items: Iterable[Any], in_chans: int, on_error: Callable[[int, Exception], None] | None
+    items: Iterable[Any], reading: Reading, on_error: Callable[[int, Exception], None] | None
 ) -> Iterator[tuple[int, LoadedImage]]:
     for index, item in enumerate(items):
         try:
-            image = load_image(item, in_chans)
+            image = load_image(item, **reading.options)
         except (ImageError, FileNotFoundError) as error:
             if on_error is None:
                 raise

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.train.overrides import check_key, read_words
 from fapn_zoo.train.recipes import find_recipe, run_recipe
 
@@ -49,6 +50,9 @@ class Settings:
     train_split: str = _setting("train", "splits to train on, joined with '+'")
     val_data: str = _setting("", "where val_split is; empty: in data, if it has it; none: never evaluate")
     val_split: str = _setting("val", "split to evaluate on")
+    white_level: float | None = _setting(None, "stored value that is white; none: as classes.json or the files say")
+    exif: str | None = _setting(None, "apply or ignore EXIF orientations; none: as classes.json says, or apply")
+    in_chans: int | None = _setting(None, "bands of the pictures, for multispectral ones; none: the model's own")
     crop: tuple[int, int] = _setting((512, 512), "height, width in pixels of training images")
     scale: tuple[float, float] = _setting((0.5, 2.0), "range of the random resize")
     flip: float = _setting(0.5, "probability of mirroring")
@@ -94,6 +98,9 @@ class Settings:
                 raise ValueError(f"{f.name} must be one of {', '.join(one_of)}, got {value!r}")
             if least is not None and not value >= least:  # also refuses nan
                 raise ValueError(f"{f.name} must be at least {least}, got {value}")
+        Reading(
+            self.white_level, self.exif, 3 if self.in_chans is None else self.in_chans
+        )  # refuses what makes no sense
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in 0..1 (1 excluded), got {self.ema}")
         if min(self.crop) < 1:

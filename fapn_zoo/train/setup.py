@@ -11,8 +11,10 @@ from functools import partial
 from torch import nn
 
 from fapn_zoo.create import create_model
+from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import check_classes
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import Dataset, Sample, check_holds
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.data.transforms import TrainTransform
@@ -54,9 +56,14 @@ def prepare(settings: Settings) -> Parts:
     s = settings
     if not s.data:
         raise ValueError("data= is missing: a folder, scenes:N, or several joined with ','")
-    dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes)
-    val = _validation_set(s)
-    model = build_model(s, dataset.labels)
+    reading = Reading(s.white_level, s.exif, s.in_chans or s.model_args.get("in_chans", 3))
+    dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes, reading=reading)
+    model = build_model(s, dataset.labels, dataset.reading)
+    if model.spec.in_chans != reading.in_chans:  # nobody asked for another number than the model's own
+        reading = reading.replace(in_chans=model.spec.in_chans)
+        dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes, reading=reading)
+    val = _validation_set(s, reading.replace(otherwise=dataset.reading))
+    warn_of_turned(*filter(None, (dataset, val)))
     task, data = task_for(model.spec), model.spec.data
     for opened in (dataset, val):
         if opened is not None:
@@ -69,22 +76,21 @@ def prepare(settings: Settings) -> Parts:
     return Parts(model, loss, task, dataset, val, _transform(s, data, task), joined)
 
 
-def build_model(settings: Settings, labels: LabelMap) -> nn.Module:
-    """The model of the settings for the classes of the data, which it takes into its DataSpec.
+def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Module:
+    """The model of the settings for the classes of the data, which it takes into its DataSpec with how it is read.
 
     Raises:
-        ValueError: `num_classes` or the number of channels contradicts the data, or `freeze` names no module.
+        ValueError: `num_classes` contradicts the data, or `freeze` names no module.
     """
     s = settings
     if s.num_classes is not None and s.num_classes != labels.num_classes:
         raise ValueError(f"num_classes={s.num_classes}, but the data has {labels.num_classes} classes")
     arguments = {"backbone": s.backbone, "neck": s.neck, "checkpoint_path": s.checkpoint_path}
-    arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone}
+    arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
     given = {name: value for name, value in arguments.items() if value is not None}
-    model = create_model(s.model, num_classes=labels.num_classes, **given, **s.model_args)
-    if model.spec.in_chans != 3:
-        raise ValueError(f"the data is RGB, but {s.model} takes {model.spec.in_chans} channels")
+    model = create_model(s.model, num_classes=labels.num_classes, **(s.model_args | given))
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
+    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply"}
     if s.test_size is not None:
         data["test_size"] = s.test_size or None
     data = dataclasses.replace(model.spec.data, things=labels.things, **data)
@@ -99,11 +105,12 @@ def build_model(settings: Settings, labels: LabelMap) -> nn.Module:
     return model
 
 
-def _validation_set(settings: Settings) -> Dataset | None:
+def _validation_set(settings: Settings, reading: Reading) -> Dataset | None:
     if settings.val_data == "none":
         return None
+    options = {"num_classes": settings.num_classes, "reading": reading}
     try:
-        return open_dataset(settings.val_data or settings.data, settings.val_split, num_classes=settings.num_classes)
+        return open_dataset(settings.val_data or settings.data, settings.val_split, **options)
     except FileNotFoundError as error:
         if settings.val_data:
             raise
@@ -115,7 +122,7 @@ def _transform(settings: Settings, data: DataSpec, task: Task) -> TrainTransform
     """The random change of training samples; padding is the model's mean colour, which normalises to zero."""
     s, jitter = settings, settings.colour_jitter
     colours = {"brightness": 0.3 * jitter, "contrast": 0.3 * jitter, "saturation": 0.3 * jitter, "hue": 0.03 * jitter}
-    fill = tuple(data.mean[::-1] if data.channel_order == "bgr" else data.mean)
+    fill = tuple(data.mean[::-1] if data.channel_order == "bgr" and len(data.mean) == 3 else data.mean)
     rare = {"rare_classes": s.rare_classes, "rare_prob": s.rare_prob, "needs": task.needs}
     return TrainTransform(s.crop, s.scale, s.flip, **colours, ignore_index=data.ignore_index, fill=fill, **rare)
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.data.images import load_image
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.modules.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
 from fapn_zoo.predict.inputs import input_size, network_input, resized
 from fapn_zoo.predict.run import device_and_type, inference
@@ -101,7 +102,7 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
         kinds = "fapn, fam, fam_se, fam_noref_fsm or deconv_fsm"
         what = f"{model.spec.name} aligns no features (its neck is {type(neck).__name__})"
         raise ValueError(f"{what}; choose a model whose neck is {kinds}")
-    loaded = load_image(image, len(model.data.mean))
+    loaded = load_image(image, **Reading.of_model(model.data).options)
     pixels = resized(loaded.pixels, input_size(model.data, tuple(loaded.pixels.shape[1:])))
     found: list[dict[str, Tensor]] = [{} for _ in neck.align]
     with inference(model), _listening(neck, found):

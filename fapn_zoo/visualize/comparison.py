@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from fapn_zoo.data.classes import class_difference, full_names
-from fapn_zoo.data.images import list_images, load_image
+from fapn_zoo.data.images import LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
@@ -127,13 +128,14 @@ def image_items(model: nn.Module, images: Sequence[str | Path], labels: Sequence
 
 
 def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
-    loaded = load_image(path, len(model.data.mean))
+    reading = Reading.of_model(model.data)
+    loaded = load_image(path, **reading.options)
     if file is None:
         return Item(path, None, loaded.name)
     if not file.is_file():
         raise FileNotFoundError(f"no label file {file}")
-    labels = read_labels(file)
-    check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file)
+    labels = read_labels(file, reading)
+    check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file, reading)
     table = LabelMap(full_names(model.data.labels, model.num_classes), (), model.data.ignore_index)
     check_ids(labels, table, f"{file}: ")
     return Item(path, labels, loaded.name)
@@ -145,7 +147,8 @@ def data_items(model: nn.Module, source: str | Path, split: str = "test", limit:
     Raises:
         ValueError: the data set's classes are not the model's. FileNotFoundError, DataError: as opening it does.
     """
-    dataset = open_dataset(source, split)
+    own = Reading.of_model(model.data)
+    dataset = open_dataset(source, split, reading=Reading(None, None, own.in_chans, otherwise=own))
     names, named = full_names(model.data.labels, model.num_classes), bool(model.data.labels)
     if found := class_difference("the model", names, dataset.name, dataset.labels.names, named):
         raise ValueError(found)
@@ -159,7 +162,7 @@ def _sample(dataset: Any, index: int, ignore_index: int) -> Item:
     labels = sample.labels
     if dataset.labels.ignore_index != ignore_index:
         labels = np.where(labels == dataset.labels.ignore_index, ignore_index, labels.astype(np.int32))
-    return Item(sample.image, labels, sample.name)
+    return Item(LoadedImage(sample.image, sample.name), labels, sample.name)
 
 
 def render(report: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Nothing here imports torch, so that names can be listed without it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,17 @@ from typing import Any
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def check_reading(white_level: float | None, exif: str) -> None:
+    """ValueError naming what is out of its range of these two rules for reading pictures."""
+    number = isinstance(white_level, (int, float)) and not isinstance(white_level, bool)
+    if white_level is not None and not (number and 0 < white_level < math.inf):
+        raise ValueError(
+            f"white_level={white_level!r}; expected the stored value that is white, such as 4095 of 12 bits"
+        )
+    if exif not in ("apply", "ignore"):
+        raise ValueError(f"exif={exif!r}; expected 'apply' or 'ignore'")
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,9 @@ class DataSpec:
         test_size: short side, in pixels, that an image is resized to before the network; None keeps its size.
         test_max_size: upper limit of the long side after that resize.
         size_divisor: the normalised image is zero-padded at the bottom and right to a multiple of this.
+        white_level, exif: how files were read in training, see `fapn_zoo.data.reading_rules`: the stored value that is
+            white in pictures deeper than 8 bits (None: not said), and whether pictures are turned by their EXIF
+            orientation, `"apply"` or `"ignore"`.
     """
 
     labels: tuple[str, ...] = ()
@@ -41,6 +56,8 @@ class DataSpec:
     test_size: int | None = None
     test_max_size: int | None = None
     size_divisor: int = 1
+    white_level: float | None = None
+    exif: str = "apply"
 
     def __post_init__(self) -> None:
         if self.palette and len(self.palette) != len(self.labels):
@@ -51,9 +68,12 @@ class DataSpec:
             raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}")
         if self.size_divisor < 1:
             raise ValueError(f"size_divisor {self.size_divisor}; expected 1 or more")
+        check_reading(self.white_level, self.exif)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Without `white_level` and `exif` where they are the usual ones: older versions know neither."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if (k, v) not in (("white_level", None), ("exif", "apply"))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:

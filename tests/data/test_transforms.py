@@ -233,7 +233,7 @@ def test_colour_change_keeps_what_it_must():
         dict(hue=0.6),
         dict(brightness=-0.1),
         dict(rare_prob=2),
-        dict(fill=(1, 2)),
+        dict(fill=()),
     ],
 )
 def test_bad_settings_are_named(setting):
@@ -271,9 +271,38 @@ def test_segments_move_with_their_labels():
     assert TrainTransform((32, 48))(sample, 0).objects is None
 
 
-def test_images_of_more_than_8_bits_are_rounded():
+def test_images_of_more_than_8_bits_keep_them():
     image, labels = picture(40, 40)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    transform = TrainTransform((32, 32))
-    exact = transform(Sample(pixels, "x", labels), 1).image
-    assert torch.equal(transform(Sample(pixels + 0.3, "x", labels), 1).image, exact)
+    pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 3 + 0.125
+    found = TrainTransform((40, 40), scale=(1, 1), **PLAIN)(Sample(pixels, "x", labels), 1).image
+    assert torch.equal(found, pixels)
+    other = TrainTransform((32, 32), scale=(0.6, 0.9), **PLAIN)(Sample(pixels, "x", labels), 1).image
+    small = TrainTransform((32, 32), scale=(0.6, 0.9), **PLAIN)(Sample(pixels.round().byte(), "x", labels), 1).image
+    assert 0 < (other - small).abs().max() <= 1.5 and not torch.equal(other, other.round())
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_any_number_of_bands(bands, kind):
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(100, 256, (bands, 40, 48), dtype=np.uint8)).to(kind)
+    labels, fill = rng.integers(0, 9, (40, 48), dtype=np.uint8), tuple(range(10, 10 + bands))
+    plain = TrainTransform((56, 56), scale=(1, 1), fill=fill, **PLAIN)(Sample(pixels, "x", labels), 5)
+    inside = torch.from_numpy(plain.labels != 255)
+    assert torch.equal(plain.image[:, inside], pixels.float().flatten(1))
+    assert torch.equal(plain.image[:, ~inside], torch.tensor(fill).float()[:, None].expand(-1, int((~inside).sum())))
+    for seed in range(10):
+        found = TrainTransform((32, 32), fill=fill)(Sample(pixels, "x", labels), seed)
+        assert found.image.shape == (bands, 32, 32) and 0 <= found.image.min() and found.image.max() <= 255
+    with pytest.raises(ValueError, match=rf"image must be \({bands}, H, W\)"):
+        TrainTransform((32, 32), fill=fill)(Sample(pixels.repeat(2, 1, 1), "x", labels), 0)
+
+
+def test_brightness_and_contrast_change_bands_alike():
+    bands = np.random.default_rng(0).integers(60, 100, (4, 20, 20), dtype=np.uint8)
+    out = np.empty(bands.shape, np.float32)
+    _change_colour(bands, (1.5, 1, 0.2, 0.4), out)
+    np.testing.assert_allclose(out, bands * 1.5, rtol=1e-5)
+    _change_colour(bands, (1, 0.5, 1, 0), out)
+    mean = bands.mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(out, mean + (bands - mean) * 0.5, rtol=1e-5)

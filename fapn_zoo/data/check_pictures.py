@@ -1,0 +1,214 @@
+"""Facts of the pictures of a data set that no single file tells: their range, their bands, and which are turned."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fapn_zoo.data.decoding import Decoded, header, upright_size
+from fapn_zoo.data.images import ImageError, UnknownWhite, decode_safely, white_of
+from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
+from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
+
+logger = logging.getLogger(__name__)
+SCANNED = 200  # pictures whose headers are looked at before a training
+
+
+class Fact(NamedTuple):
+    """One thing worth knowing: `kind` groups them, `file` is an example, `error` whether it stops a training."""
+
+    kind: str
+    file: Path
+    detail: str
+    error: bool = False
+
+
+@dataclass
+class _Range:
+    """Pictures of one container: how many, their highest value and its file, and the white that they are read with."""
+
+    count: int = 0
+    high: float = -np.inf
+    file: Path = Path()
+    white: float | None = None
+    stated: bool = False
+    real: bool = False
+
+
+@dataclass
+class Turned:
+    """Pictures that are turned, or not, by EXIF, against labels that have the same tag or not."""
+
+    alone: int = 0  # without the tag in their labels
+    fits_stored: int = 0  # of these: where the sizes say that the labels were drawn on the stored pixels
+    fits_turned: int = 0  # or on the turned ones
+    both: int = 0  # with the same tag
+    labels: int = 0  # labels with a tag that their picture has not
+    file: Path = Path()
+
+    def add(
+        self, image: int, labels: int, image_size: tuple[int, int], label_size: tuple[int, int], file: Path
+    ) -> None:
+        """Orientations and stored (height, width) of a picture and its labels."""
+        if image == labels == 1:
+            return
+        self.file = file
+        if image == labels:
+            self.both += 1
+        elif image == 1:
+            self.labels += 1
+        else:
+            self.alone += 1
+            if image > 4 and image_size[0] != image_size[1]:
+                self.fits_stored += label_size == image_size
+                self.fits_turned += label_size == image_size[::-1]
+
+    def sentence(self, reading: Reading, of: str = "") -> str:
+        """What to say of them; "" if nothing is turned."""
+        if not reading.turns:
+            count = self.alone + self.both + self.labels
+            return f"{count} pictures or labels{of} have an EXIF orientation, which exif=ignore leaves out" * bool(
+                count
+            )
+        parts = []
+        if self.alone:
+            whose = ("is", "its") if self.alone == 1 else ("are", "their")
+            text = "{} turned by {} EXIF orientation, {} labels have none".format(*whose, whose[1])
+            text = f"{_pictures(self.alone)}{of} {text}"
+            advice = f"if the labels were drawn on the stored pixels, set exif=ignore ({EXIF_WHERE})"
+            if self.fits_stored and not self.fits_turned:
+                advice = f"the sizes of {self.fits_stored} fit exif=ignore only: set it ({EXIF_WHERE})"
+            elif self.fits_turned and not self.fits_stored:
+                advice = f"the sizes of {self.fits_turned} fit the turned pictures: exif=apply is right"
+            parts.append(f"{text}: {advice}")
+        if self.labels:
+            parts.append(
+                f"{self.labels} label files{of} are turned by an EXIF orientation that their pictures have not"
+            )
+        if self.both:
+            parts.append(f"{_pictures(self.both)}{of} and their labels are turned alike by their EXIF orientation")
+        return "; ".join(parts)
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"
+
+
+@dataclass
+class PictureFacts:
+    """Reads pictures as a training would, and gathers what is to be said of all of them together."""
+
+    reading: Reading
+    turned: Turned = field(default_factory=Turned)
+    ranges: dict[str, _Range] = field(default_factory=dict)
+    bands: dict[int, list[Path]] = field(default_factory=lambda: defaultdict(list))
+
+    def read(self, path: Path) -> np.ndarray:
+        """A picture as (C, H, W), whatever its bands; only its shape is as in training. Raises UnreadableFile."""
+        try:
+            found = decode_safely(path, str(path), None)
+            if not isinstance(found.values, Image.Image):
+                with contextlib.suppress(UnknownWhite):  # said once, of all of them
+                    white_of(found, self.reading.white_level, str(path))
+        except (ImageError, FileNotFoundError) as error:
+            raise UnreadableFile(str(error)) from error
+        self._add(found, path)
+        values = found.values
+        size = (values.height, values.width) if isinstance(values, Image.Image) else values.shape[1:]
+        height, width = upright_size(size, found.orientation if self.reading.turns else 1)
+        return np.broadcast_to(np.uint8(0), (found.bands, height, width))
+
+    def pair(self, image: Path, labels: Path) -> None:
+        """Compares the EXIF orientations of a picture and its labels, both readable."""
+        try:
+            (image_size, one), (label_size, other) = header(image), header(labels)
+        except Exception:  # what is wrong with them, others say
+            return
+        self.turned.add(one, other, image_size, label_size, image)
+
+    def _add(self, found: Decoded, path: Path) -> None:
+        self.bands[found.bands if found.kind == "bands" else 3].append(path)
+        if isinstance(found.values, Image.Image) or (found.stated and found.white == 255):
+            return
+        container = found.container.split(" of ")[0]
+        here = self.ranges.setdefault(container, _Range())
+        high = found.values.max().item()
+        here.count += 1
+        if high > here.high:
+            here.high, here.file = high, path
+        here.stated, here.real = found.stated, found.values.dtype.kind == "f"
+        level = self.reading.white_level
+        here.white = found.white if found.stated or level is None else level
+
+    def facts(self, root: Path) -> Iterator[Fact]:
+        """Everything that is to be said; `root` is the data folder."""
+        if said := self.turned.sentence(self.reading):
+            yield Fact("EXIF orientation", self.turned.file, said)
+        for container, found in self.ranges.items():
+            said, error = self._range(container, found, root)
+            yield Fact("white level unknown" if error else "range of pictures", found.file, said, error)
+        if len(self.bands) > 1:
+            counts = ", ".join(f"{len(files)} of {n} (such as {files[0]})" for n, files in sorted(self.bands.items()))
+            yield Fact("different numbers of bands", min(self.bands.values(), key=len)[0], f"pictures: {counts}", True)
+        elif self.bands and 3 not in self.bands:
+            (count, files), *_ = self.bands.items()
+            yield Fact("bands", files[0], f"pictures have {count} bands: train with in_chans={count}")
+
+    def _range(self, container: str, found: _Range, root: Path) -> tuple[str, bool]:
+        """What to say of the pictures of one container, and whether they cannot be read so."""
+        level, proposed = self.reading.white_level, proposed_level(found.high, found.real)
+        text = f"{_pictures(found.count)} ({container}): highest value {found.high:.10g} in {found.file}"
+        if found.white is None or (level is None and not found.stated and found.high > found.white):
+            return f"{text}, and nobody says which is white: set white_level={proposed} ({EXIF_WHERE})", True
+        where = "the container's"
+        if found.stated:
+            where = "stated in the files"
+        elif level is not None:
+            where = f"from {root / 'classes.json'}"
+        text += f", white is {found.white:.10g} ({where})"
+        if found.high > found.white:
+            text += f"; higher values are clipped: is white_level={proposed} meant?"
+        elif level is None and not found.stated and found.high * 2 < found.white == 65535:
+            text += f"; if they hold fewer bits, set white_level={proposed} ({EXIF_WHERE})"
+        elif level is not None and not found.stated and found.high * 8 < found.white:
+            text += f"; nearly black: is white_level={proposed} meant?"
+        return text, False
+
+
+def turned_pictures(dataset: Any) -> str:
+    """One line on pictures that EXIF turns otherwise than their labels; "" if there are none.
+
+    Only headers are read; of large sets of `SCANNED` pictures, evenly spread.
+    """
+    count, turned = len(dataset), Turned()
+    step = max(1, -(-count // SCANNED))
+    for index in range(0, count, step):
+        files = dataset.files(index)
+        if len(files) < 2:
+            continue
+        try:
+            (image_size, one), (label_size, other) = header(files[0]), header(files[1])
+        except Exception:  # what is wrong with them, reading them says
+            continue
+        turned.add(one, other, image_size, label_size, files[0])
+    if turned.alone == turned.fits_turned and not turned.labels:
+        return ""
+    of = f" of {-(-count // step)} that were looked at" if step > 1 else ""
+    reading = reading_of(dataset)
+    return turned.sentence(reading, of) if reading.turns else ""
+
+
+def warn_of_turned(*datasets: Any) -> None:
+    """Logs the line of the first data set that has one."""
+    for dataset in datasets:
+        if said := turned_pictures(dataset):
+            logger.warning("%s %s: %s", dataset.name, getattr(dataset, "split", ""), said)
+            return

@@ -1,0 +1,159 @@
+"""What `check-data` and the start of a training say of range, bands and EXIF orientations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from toys.deep import png16, ppm, tag
+
+from fapn_zoo.data.check import check_data
+from fapn_zoo.data.check_pictures import turned_pictures
+from fapn_zoo.data.sources import open_dataset
+
+pytestmark = pytest.mark.unit
+SIZE = (12, 16)
+
+
+def folder(root: Path, white: int, write, count: int = 3, size=SIZE, **said) -> Path:
+    """Pictures 0..white by `write(path without ending, values (H, W))`, labels of two classes."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (root / "train" / kind).mkdir(parents=True)
+    for i in range(count):
+        labels = rng.integers(0, 2, size, dtype=np.uint8)
+        values = (rng.random(size) * 0.5 + labels * 0.5) * white
+        values[0, 0] = white - i
+        write(root / f"train/images/{i}", values)
+        Image.fromarray(labels).save(root / f"train/labels/{i}.png")
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], **said}))
+    return root
+
+
+def grey8(file, values):
+    Image.fromarray(values.astype(np.uint8)).save(f"{file}.png")
+
+
+def deep(file, values):
+    png16(Path(f"{file}.png"), values.astype(np.uint16))
+
+
+def bands(kind, count):
+    def write(file, values):
+        many = np.stack([values] * count, 2).astype(kind)
+        tifffile.imwrite(f"{file}.tif", many, photometric="minisblack", planarconfig="contig")
+
+    return write
+
+
+def said(root: Path, **options) -> str:
+    return check_data(root, progress=False, **options).render()
+
+
+WHERE = "(in classes.json or as a setting)"
+
+
+@pytest.mark.parametrize("white, level", [(255, 255), (1000, 1023), (4095, 4095), (16000, 16383)])
+def test_range_is_reported_and_a_level_proposed(tmp_path, white, level):
+    root = folder(tmp_path / "d", white, deep)
+    line = f"  3 pictures (16-bit PNG): highest value {white} in train/images/0.png, white is 65535 (the container's)"
+    line += f"; if they hold fewer bits, set white_level={level} {WHERE}"
+    assert line in said(root) and check_data(root, progress=False).ok
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": level}))
+    assert f"white is {level} (from classes.json)\n" in said(root)
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": white - 5}))
+    assert (
+        f"white is {white - 5} (from classes.json); higher values are clipped: is white_level={level} meant?"
+        in said(root)
+    )
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": white * 10}))
+    assert f"nearly black: is white_level={level} meant?" in said(root)
+
+
+def test_ranges_that_need_no_word(tmp_path):
+    assert "range of" not in said(folder(tmp_path / "a", 255, grey8, white_level=4095))
+    assert "white is 65535 (the container's)\n" in said(folder(tmp_path / "b", 65535, deep))
+    states = folder(tmp_path / "c", 1023, lambda f, v: ppm(Path(f"{f}.ppm"), v.astype(int), 1023))
+    assert "(10-bit PPM): highest value 1023 in train/images/0.ppm, white is 1023 (stated in the files)\n" in said(
+        states
+    )
+
+
+@pytest.mark.parametrize("kind", ["int32", "float32"])
+def test_an_unknown_white_is_one_error(tmp_path, kind):
+    root = folder(tmp_path / "d", 4095, lambda f, v: tifffile.imwrite(f"{f}.tif", v.astype(kind)))
+    report = check_data(root, progress=False)
+    (problem,) = [p for p in report.problems if p.error]
+    assert problem.kind == "white level unknown" and f"set white_level=4095 {WHERE}" in problem.detail
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": 4095}))
+    assert check_data(root, progress=False).ok
+
+
+def test_bands_are_counted(tmp_path):
+    root = folder(tmp_path / "d", 255, bands("uint8", 5))
+    assert "pictures have 5 bands: train with in_chans=5" in said(root) and check_data(root, progress=False).ok
+    grey8(root / "train/images/1", np.zeros(SIZE))
+    (root / "train/images/1.tif").unlink()
+    report = check_data(root, progress=False)
+    assert not report.ok and "pictures: 1 of 3 (such as train/images/1.png), 2 of 5 (such as train/images/0.tif)" in (
+        report.render()
+    )
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 6])
+def test_turned_pictures_are_told(tmp_path, orientation, caplog):
+    root = folder(tmp_path / "d", 255, grey8, count=4, size=(12, 12))
+    for i in range(3):
+        tag(root / f"train/images/{i}.png", orientation)
+    line = "3 pictures{} are turned by their EXIF orientation, their labels have none: if the labels were drawn on the"
+    line += f" stored pixels, set exif=ignore {WHERE}"
+    assert line.format("") in said(root)
+    assert turned_pictures(open_dataset(root, "train")) == line.format("")
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "exif": "ignore"}))
+    assert "3 pictures or labels have an EXIF orientation, which exif=ignore leaves out" in said(root)
+    assert turned_pictures(open_dataset(root, "train")) == ""
+
+
+def test_labels_with_the_tag_are_turned_alike(tmp_path):
+    root = folder(tmp_path / "d", 255, grey8)
+    plain = open_dataset(root, "train").sample(0)
+    for file in root.rglob("*.png"):
+        tag(file, 6)
+    dataset = open_dataset(root, "train")
+    sample = dataset.sample(0)
+    assert np.array_equal(sample.labels, np.rot90(plain.labels, -1)) and dataset.size(0) == SIZE[::-1]
+    assert np.array_equal(sample.image, np.rot90(plain.image, -1, (1, 2)))
+    assert "3 pictures and their labels are turned alike" in said(root) and check_data(root, progress=False).ok
+    assert turned_pictures(dataset) == ""
+    grey8(root / "train/images/0", np.zeros(SIZE))
+    assert "1 label files are turned by an EXIF orientation that their pictures have not" in said(root)
+
+
+def test_sizes_tell_which_setting_fits(tmp_path):
+    root = folder(tmp_path / "d", 255, grey8)
+    for i in range(3):
+        tag(root / f"train/images/{i}.png", 8)
+    text = said(root)
+    assert f"the sizes of 3 fit exif=ignore only: set it {WHERE}" in text
+    assert "train/images/0.png is 12x16 (the picture is turned by its EXIF orientation 8, its labels are not" in text
+    with pytest.raises(ValueError, match="set exif=ignore, in classes.json or as a setting"):
+        open_dataset(root, "train").sample(0)
+    for i in range(3):
+        Image.fromarray(np.zeros(SIZE[::-1], np.uint8)).save(root / f"train/labels/{i}.png")
+    assert "the sizes of 3 fit the turned pictures: exif=apply is right" in said(root)
+    assert turned_pictures(open_dataset(root, "train")) == ""
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "exif": "ignore"}))
+    with pytest.raises(ValueError, match="exif=apply would fit"):
+        open_dataset(root, "train").sample(0)
+
+
+def test_large_sets_are_sampled(tmp_path, monkeypatch):
+    root = folder(tmp_path / "d", 255, grey8, count=9)
+    for i in range(9):
+        tag(root / f"train/images/{i}.png", 3)
+    monkeypatch.setattr("fapn_zoo.data.check_pictures.SCANNED", 3)
+    assert turned_pictures(open_dataset(root, "train")).startswith("3 pictures of 3 that were looked at are turned")
