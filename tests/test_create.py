@@ -220,7 +220,7 @@ class TestWeightsFolders:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("{", "config.json is no valid JSON"),
+            ("{", "config.json is not readable JSON"),
             ("{}", "has no 'model' entry"),
             ('{"model": {}, "format": 9}', "has format 9, this version reads 1"),
             ('{"model": {"name": "x"}, "format": 1}', "config.json: the model description lacks head"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -10,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.listing import list_folder, missing, printable, told
 from fapn_zoo.data.reading import read_ids, read_image
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
+from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
+
+logger = logging.getLogger(__name__)
 
 
 class CocoPanoptic:
@@ -46,9 +52,40 @@ class CocoPanoptic:
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} categories")
         self._entries = _entries(self.file, table, self._class_of)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """DataError where a listed file is missing; a warning names files that are not used."""
+        shared = self._image_folder.name == "images" and self.file.stem != "panoptic"  # by several splits
+        for folder, place in ((self._image_folder, 0), (self._png_folder, 1)):
+            names = {os.path.normpath(pair[place]["file_name"]) for pair in self._entries}
+            found = list_folder(folder, EXTENSIONS)
+            there = {str(path.relative_to(folder)) for path in found.files}
+            gone = [folder / name for name in sorted(names - there) if not (folder / name).is_file()]
+            if gone:
+                more = f"; {len(gone) - 1:,} others too" if len(gone) > 1 else ""
+                raise DataError(f"{missing(gone[0], self.file)}{more}")
+            rest = [] if shared and place == 0 else sorted(there - names)
+            parts = [f"{len(rest)} without annotation: {some(map(printable, rest))}"] if rest else []
+            parts += [told(found.unused, folder)] if found.unused else []
+            if parts:
+                logger.warning("%s: not used: %s", folder, "; ".join(parts))
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def listed(self, index: int, crowds: bool) -> np.ndarray:
+        """(K + 1,) int64: what the annotation file says of sample `index`: pixels by class, or segments; 0 at the end.
+
+        Args:
+            crowds: pixels (1 of a segment whose area is not given), crowds included; else segments that are no crowds.
+        """
+        row = np.zeros(self.labels.num_classes + 1, np.int64)
+        for segment in self._entries[index][1]["segments_info"]:
+            if crowds or not segment.get("iscrowd", 0):
+                area = segment.get("area")
+                row[self._class_of[segment["category_id"]]] += area if crowds and type(area) is int and area > 0 else 1
+        return row
 
     def files(self, index: int) -> tuple[Path, Path, Path]:
         """The picture, the segments and the annotations of sample `index`."""
@@ -70,7 +107,8 @@ class CocoPanoptic:
                 raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}")
         table = np.array([self.labels.ignore_index, *objects.classes])
         labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[objects.ids]
-        return Sample(image, image_path.stem, labels, objects)
+        name = printable(PurePath(self._entries[index][0]["file_name"]).with_suffix("").as_posix())
+        return Sample(image, name, labels, objects)
 
     def _objects(self, path: Path, listed: list[dict[str, Any]]) -> Objects:
         """The segments of a PNG file in the order of the list."""
@@ -132,9 +170,11 @@ def _one_folder(folders: list[Path], what: str) -> Path:
 def _read_table(file: Path) -> dict[str, Any]:
     """The annotation file, a dict with the lists images, annotations and categories."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        table = load_json(file)
+    except OSError as error:
         raise DataError(f"{file} is not readable JSON: {error}") from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
     keys = ("images", "annotations", "categories")
     if not isinstance(table, Mapping) or not all(isinstance(table.get(key), list) for key in keys):
         raise DataError(f"{file} is no COCO panoptic file: expected an object with lists {', '.join(keys)}")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import ImageError, load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import DataError
@@ -108,7 +109,8 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
     found = [f"{v} ({n} pixels)" for v, n in zip(values.tolist(), number.tolist(), strict=True) if v not in known]
     if found:
         allowed = f"allowed: 0..{label_map.num_classes - 1}, ignore_index {label_map.ignore_index}"
-        raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}")
+        hint = f"; {hint}" if (hint := id_hint(values.tolist(), label_map)) else ""
+        raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}{hint}")
 
 
 def label_size(path: Path) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def test_json_needs_only_names(tmp_path: Path):
     assert LabelMap.from_json(write(tmp_path / "c.json", names=["a", "b"])) == LabelMap(("a", "b"))
     many = [f"n{i}" for i in range(300)]
     assert LabelMap.from_json(write(tmp_path / "c.json", names=many)).ignore_index == 65535
-    extra = write(tmp_path / "c.json", names=["a"], ignore_index=9, num_classes=1, void_name="Void")
+    extra = write(tmp_path / "c.json", names=["a"], ignore_index=9, num_classes=1, white_level=4095, exif="ignore")
     assert LabelMap.from_json(extra).ignore_index == 9
 
 
@@ -120,7 +120,7 @@ def test_json_errors_name_the_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="classes.json"):
         LabelMap.from_json(file)
     for content, says in [
-        ("{", "not valid JSON"),
+        ("{", "is not readable JSON"),
         ("[1]", '"names"'),
         ('{"names": "road"}', '"names"'),
         ('{"names": ["a", "b"], "num_classes": 3}', "num_classes is 3, but names lists 2"),
