@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.check_segments import check_segments
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.listing import printable
+from fapn_zoo.data.listing import list_folder, printable
 from fapn_zoo.data.pairs import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_pairs, near, twins
+from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_image, read_labels
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.sources import read_label_map
 from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
 from fapn_zoo.runtime.progress import bar
+from fapn_zoo.runtime.tables import some
 
 Seen = dict[bytes, list[tuple[str, Path]]]  # split and file of every picture, by a digest of its bytes
 
@@ -112,14 +115,17 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
-    report = CheckReport(root, None)
+    report, splits = CheckReport(root, None), find_splits(root)
+    if not splits and is_panoptic(root):
+        report.labels, report.splits = check_segments(root, report.add, progress)
+        if report.labels is not None:
+            _check_classes(report)
+        return report
     try:
         report.labels = read_label_map(root, num_classes)
     except ValueError as error:
         report.problems.append(Problem("classes unknown", "classes.json", str(error)))
-    splits = find_splits(root)
-    if not splits:
-        report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}")
+    _check_places(report, splits)
     pairs = {split: _pair_files(report, split) for split in splits}
     shown = bar(progress, total=sum(map(len, pairs.values())), desc="check", unit="image")
     seen: Seen = defaultdict(list)
@@ -135,6 +141,24 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     if report.labels is not None:
         _check_classes(report)
     return report
+
+
+def _check_places(report: CheckReport, splits: list[str]) -> None:
+    """What lies beside the splits, and in them beside `images` and `labels`: it is not read."""
+    root = report.root
+    if not splits:
+        there = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+        hint = f"; it has {some(there)}" if there else ""
+        report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}{hint}")
+        return
+    for folder, read in ((root, splits), *((root / split, ["images", "labels"]) for split in splits)):
+        beside = list_folder(folder, IMAGE_SUFFIXES, deep=False)
+        folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in read and p.name[0] != "."]
+        for path in folders:
+            report.add("folder that is not read", path, f"{path}: only {', '.join(read)} are read", error=False)
+        if beside.files:
+            text = f"{folder}: {len(beside.files)} outside of images and labels: {some(p.name for p in beside.files)}"
+            report.add("pictures that are not read", folder, text, error=False)
 
 
 def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
@@ -225,7 +249,8 @@ def _check_classes(report: CheckReport) -> None:
             kind = "nothing to score" if found.stops and split not in trained else found.kind
             report.add(kind, report.root / split, found.text, error=kind == NOTHING)
         values = sorted({*counts.others, *_values(report.labels, counts)})
-        if counts.others and (hint := id_hint(values, report.labels)):
+        hint = id_hint(values, report.labels) if counts.others else ""
+        if hint and not any(hint in problem.detail for problem in report.problems):
             report.add("values that may mean other ids", report.root / split, f"{split}: {hint}", error=False)
     whole = sum(report.splits[split].pixels for split in trained)
     for split, counts in report.splits.items():

@@ -62,10 +62,13 @@ def full_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
     return tuple(names) or tuple(f"class_{i}" for i in range(num_classes))
 
 
-def model_labels(model: nn.Module) -> LabelMap:
-    """The classes of a model, for data that names none."""
+def model_labels(model: nn.Module) -> LabelMap | None:
+    """The classes of a model, for data that names none; None where they are no table of a data set (a name twice)."""
     data = model.data
-    return LabelMap(full_names(data.labels, model.num_classes), data.palette, data.ignore_index, data.things)
+    try:
+        return LabelMap(full_names(data.labels, model.num_classes), data.palette, data.ignore_index, data.things)
+    except ValueError:
+        return None
 
 
 def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Classes:

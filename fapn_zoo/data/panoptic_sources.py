@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,8 +18,6 @@ from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
 
-logger = logging.getLogger(__name__)
-
 
 class CocoPanoptic:
     """A folder in COCO's panoptic format, as COCO, ADE20K and Cityscapes are offered or converted.
@@ -29,7 +26,7 @@ class CocoPanoptic:
     its `annotations`; a folder without splits has `panoptic.json`, which serves whatever split is asked for. Beside
     it lies a folder of its name with the segments as PNG files. Pictures are in `{split}2017`,
     `images/{split}2017` or `images`. Class ids are the places of the file's categories, in the order of their
-    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out.
+    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out; `unused` names them.
 
     Raises:
         FileNotFoundError: no such folder, annotation file, or folder of segments or pictures; the message names what
@@ -52,10 +49,10 @@ class CocoPanoptic:
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} categories")
         self._entries = _entries(self.file, table, self._class_of)
-        self._check_files()
+        self.unused = tuple(self._left_over())
 
-    def _check_files(self) -> None:
-        """DataError where a listed file is missing; a warning names files that are not used."""
+    def _left_over(self) -> Iterator[str]:
+        """Words for each kind of file that is not used. DataError where a listed one is missing."""
         shared = self._image_folder.name == "images" and self.file.stem != "panoptic"  # by several splits
         for folder, place in ((self._image_folder, 0), (self._png_folder, 1)):
             names = {os.path.normpath(pair[place]["file_name"]) for pair in self._entries}
@@ -66,10 +63,10 @@ class CocoPanoptic:
                 more = f"; {len(gone) - 1:,} others too" if len(gone) > 1 else ""
                 raise DataError(f"{missing(gone[0], self.file)}{more}")
             rest = [] if shared and place == 0 else sorted(there - names)
-            parts = [f"{len(rest)} without annotation: {some(map(printable, rest))}"] if rest else []
-            parts += [told(found.unused, folder)] if found.unused else []
-            if parts:
-                logger.warning("%s: not used: %s", folder, "; ".join(parts))
+            if rest:
+                yield f"{folder}: not used: {len(rest)} without annotation: {some(map(printable, rest))}"
+            if found.unused:
+                yield f"{folder}: not used: {told(found.unused, folder)}"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -115,7 +112,7 @@ class CocoPanoptic:
         try:
             colours = read_ids(path)
         except FileNotFoundError:
-            raise DataError(f"{path} is missing, which {self.file} lists") from None
+            raise DataError(missing(path, self.file)) from None
         except ValueError as error:
             raise DataError(str(error)) from None
         known = np.array([0, *(s["id"] for s in listed)])
@@ -142,11 +139,21 @@ def is_panoptic(root: Path) -> bool:
     return any(next(folder.glob("panoptic*.json"), None) for folder in (root, root / "annotations"))
 
 
+def panoptic_splits(root: Path) -> list[str]:
+    """The splits of such a folder, "" for one without splits."""
+    found = sorted(_split_files(root))
+    return found or [""] * any((folder / "panoptic.json").is_file() for folder in (root, root / "annotations"))
+
+
+def _split_files(root: Path) -> dict[str, Path]:
+    folders = (root, root / "annotations")
+    return {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
+
+
 def _annotation_file(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
-    folders = (root, root / "annotations")
-    found = {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
+    folders, found = (root, root / "annotations"), _split_files(root)
     fitting = [split] if split in found else [n for n in found if re.fullmatch(re.escape(split) + r"\d+", n)]
     plain = [folder / "panoptic.json" for folder in folders if (folder / "panoptic.json").is_file()]
     if len(fitting) == 1:

@@ -20,6 +20,7 @@ from fapn_zoo.data.pairs import IMAGE_SUFFIXES, Pairs, find_splits, list_pairs, 
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
+from fapn_zoo.runtime.processes import processes
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class FolderDataset:
     """`{root}/{split}/images/NAME.jpg` (or png, bmp, webp, tif) with `{root}/{split}/labels/NAME.png`.
 
     NAME may lie in subfolders, the same ones on both sides, and is then "aachen/x". What lies there and is no pair is
-    named in a warning, and refused where a pair was meant.
+    refused where one was meant, and else named in `unused`.
 
     The value of a label pixel is the class id (8-bit grey or palette, 16-bit grey); `{root}/classes.json` has the
     names, or `num_classes` says how many there are, or they are those of `table`.
@@ -99,8 +100,7 @@ class FolderDataset:
             raise DataError(f"{folder}: {'; '.join(problems)}")
         if not found.images:
             raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})")
-        if found.unused:
-            logger.warning("%s: not used: %s", folder, told(found.unused, folder))
+        self.unused = (f"{folder}: not used: {told(found.unused, folder)}",) if found.unused else ()
         self._names = sorted(found.images)
         self._pairs = [(found.images[name][0], found.labels[name][0]) for name in self._names]
 
@@ -266,7 +266,10 @@ def open_dataset(
 def _open(name: str, split: str, needs: Collection[str], num_classes: int | None, table: LabelMap | None) -> Dataset:
     kind = _kind(name, needs)
     options = {"table": table} if kind is FolderDataset else {}
-    return kind(name, split, num_classes, **options)
+    opened = kind(name, split, num_classes, **options)
+    for text in getattr(opened, "unused", ()) if processes().main else ():
+        logger.warning("%s", text)
+    return opened
 
 
 def _kind(name: str, needs: Collection[str]) -> type[Dataset]:

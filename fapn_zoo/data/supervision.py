@@ -161,7 +161,6 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     present = [i for i in scored if counts.pixels[i]]
     absent = [i for i in scored if not counts.pixels[i]]
     least = 2 if unit == "pixel" else 1
-    ignored = int(counts.pixels[-1])
     seen = "" if counts.seen == counts.samples else f" (counted {counts.seen:,} of {counts.samples:,} files)"
     value = labels.ignore_index
     if len(present) < least:
@@ -217,7 +216,7 @@ def check_supervision(dataset: Dataset, val: Dataset | None, segments: bool) -> 
     unit = "segment" if segments else "pixel"
     counts = count_classes(dataset, unit)
     said = []
-    for found in findings(f"{dataset.name} train", dataset.labels, counts):
+    for found in findings(f"{dataset.name}, to train on", dataset.labels, counts):
         if found.stops:
             raise DataError(f"{found.kind}: {found.text}")
         said.append(f"{found.kind}: {found.text}")
@@ -233,9 +232,10 @@ def _of_validation(val: Dataset, train: SplitCounts, counts: SplitCounts) -> Ite
     present = [i for i in scored if counts.pixels[i]]
     seen = "" if counts.seen == counts.samples else f" (counted {counts.seen:,} of {counts.samples:,} files)"
     if not present:
-        yield f"nothing to score: {val.name} val has no {counts.unit} of any class{seen}; there will be no scores"
+        what = f"{val.name}, to evaluate on, has no {counts.unit} of any class{seen}"
+        yield f"nothing to score: {what}; there will be no scores"
     elif len(present) == 1 and counts.unit == "pixel":
-        yield f"little to score: only {names[present[0]]!r} has pixels in {val.name} val{seen}"
+        yield f"little to score: only {names[present[0]]!r} has pixels in {val.name}, to evaluate on{seen}"
     strange = [names[i] for i in present if not train.pixels[i] and train.seen == train.samples]
     if strange:
-        yield f"{val.name} val has classes that the training set lacks: {', '.join(strange)}"
+        yield f"{val.name}, to evaluate on, has classes that the training set lacks: {', '.join(strange)}"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.data.classes import Classes, match_classes
+from fapn_zoo.data.classes import Classes, match_classes, model_labels
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.sample import Dataset, check_holds
 from fapn_zoo.data.sources import open_dataset
@@ -105,6 +105,7 @@ class Job:
     task: Task
     scorer: Scorer
     options: Options
+    notes: tuple[str, ...] = ()  # for the report
 
     def answers(self, shown: Iterable[Shown]) -> Iterator[tuple[Any, Any]]:
         """The way of `predict`."""
@@ -203,7 +204,9 @@ def measure(
 
 def _job(model: nn.Module, data: Any, options: Options) -> Job:
     task = TASKS[options.task]
-    dataset = open_dataset(data, options.split, task.needs) if isinstance(data, (str, os.PathLike)) else data
+    dataset, own = data, model_labels(model) if options.class_map is None else None
+    if isinstance(data, (str, os.PathLike)):
+        dataset = open_dataset(data, options.split, task.needs, table=own)
     source = dataset.name if data is dataset else str(data)
     total = min(len(dataset), options.limit or len(dataset))
     if not total:
@@ -218,7 +221,8 @@ def _job(model: nn.Module, data: Any, options: Options) -> Job:
         raise ValueError(f"scales, flip and window work for {averaging_tasks()} only, not {task.name!r}")
     check_holds(dataset, task.needs, f"task {task.name!r}")
     scorer = task.scorer(dataset, classes, named(model), boundary=options.boundary)
-    return Job(model, source, dataset, total, classes, views, task, scorer, options)
+    notes = ("the data names no classes: taken from the model",) if own is not None and dataset.labels is own else ()
+    return Job(model, source, dataset, total, classes, views, task, scorer, options, notes)
 
 
 def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:
