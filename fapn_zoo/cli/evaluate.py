@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"go on with --resume {args.resume}" if args.resume else "") from None
     for one in reports:
         if one[TASKS[one["task"]].columns.main] is None:  # a table of nothing would look like a success
-            raise ValueError("; ".join(one["notes"]) or "nothing is scored: no class has a score")
+            raise ValueError(one["notes"][-1] if one["notes"] else "nothing is scored: no class has a score")
     if not speaks():
         return
     print(text)

@@ -78,6 +78,31 @@ def _walk(folder: Path, suffixes: frozenset[str], deep: bool, above: set[tuple[i
                 yield Unused(path, DEAD_LINK if path.is_symlink() else LOCKED, shown)
 
 
+def subfolders(folder: Path, suffixes: Collection[str], leave_out: Path | None = None) -> list[Unused]:
+    """Its subfolders that hold such files, however deep, but for `leave_out` and what is in there."""
+    found = []
+    with os.scandir(folder) as entries:
+        paths = [folder / one.name for one in entries if os.path.isdir(one) and not _is_leaving(one.name)]
+    out = os.path.join(os.path.realpath(leave_out), "") if leave_out else ""
+    for path in sorted(paths):
+        try:
+            above = {_identity(os.stat(one)) for one in (folder, path)}
+            files = [one for one in _walk(path, frozenset(suffixes), True, above) if isinstance(one, Path)]
+        except OSError as error:
+            found.append(Unused(path, LOCKED, f"{path}: {error.strerror}"))
+            continue
+        if out.startswith(os.path.join(os.path.realpath(path), "")):
+            files = [file for file in files if not os.path.realpath(file).startswith(out)]
+        if files:
+            kind = f"subfolder with {len(files)} image{'s' * (len(files) > 1)}, not searched"
+            found.append(Unused(path, kind, f"{path}: {kind}"))
+    return found
+
+
+def _is_leaving(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEAVINGS
+
+
 def _subfolder(entry: os.DirEntry, suffixes: frozenset[str], above: set[tuple[int, int]]) -> Iterator[Path | Unused]:
     path, here = Path(entry.path), _identity(entry.stat())
     if here in above:
@@ -118,7 +143,7 @@ def missing(path: Path, listed: Path | None = None) -> str:
     """
     by = f", which {listed} lists" if listed else ""
     if path.is_symlink() and not os.path.exists(path):
-        loop = path.resolve() == path.absolute()
+        loop = os.path.realpath(path) == os.path.abspath(path)
         return f"{path}{by}: {_dead(path, loop)}"
     if os.path.lexists(path):
         return f"{path} is {SPECIAL}{by}"
@@ -126,16 +151,18 @@ def missing(path: Path, listed: Path | None = None) -> str:
 
 
 def told(unused: Iterable[Unused], root: Path | None = None) -> str:
-    """The things that are not used, in one line: how many of each kind, and the first few by name."""
-    parts = []
+    """The things that are not used, in one line: of each kind how many, and the first few by name."""
     groups: dict[str, list[Path]] = {}
     for one in unused:
         groups.setdefault(one.kind, []).append(one.path)
+    parts = []
     for kind, paths in groups.items():
-        shown = [printable(str(p.relative_to(root) if root else p)) for p in paths]
-        endings = Counter(p.suffix.lower() or "none" for p in paths)
-        of = f" ({', '.join(f'{n} {e}' for e, n in endings.most_common(5))})" if kind == ENDING else ""
-        parts.append(f"{len(paths)} {kind}{of}: {some(shown)}")
+        endings = Counter(path.suffix.lower() or "none" for path in paths).most_common(5)
+        count = ", ".join(f"{n} {ending}" for ending, n in endings) if kind == ENDING else len(paths)
+        names = [str(path.relative_to(root) if root else path) for path in paths]
+        if kind == DEAD_LINK:
+            names = [f"{name} -> {os.readlink(path)}" for name, path in zip(names, paths, strict=True)]
+        parts.append(f"{kind} ({count}): {printable(some(names))}")
     return "; ".join(parts)
 
 

@@ -38,7 +38,7 @@ class CocoPanoptic:
 
     def __init__(self, root: str | Path, split: str, num_classes: int | None = None) -> None:
         self.root, self.split = Path(root).expanduser(), split
-        self.name = self.root.resolve().name
+        self.name = os.path.basename(os.path.realpath(self.root))
         self.file = _annotation_file(self.root, split)
         self._png_folder = _one_folder([self.file.with_suffix("")], f"the segments of {self.file}")
         part = self.file.stem.removeprefix("panoptic").removeprefix("_")

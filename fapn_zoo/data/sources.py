@@ -86,7 +86,7 @@ class FolderDataset:
         self, root: str | Path, split: str, num_classes: int | None = None, table: LabelMap | None = None
     ) -> None:
         self.root, self.split = Path(root).expanduser(), split
-        self.name = self.root.resolve().name
+        self.name = os.path.basename(os.path.realpath(self.root))
         if not self.root.is_dir():
             raise FileNotFoundError(f"no data folder {self.root}")
         splits = find_splits(self.root)

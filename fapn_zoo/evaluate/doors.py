@@ -132,12 +132,12 @@ def compare(
     chosen = Options(**options)
     if out is not None:
         check_folder(out, worst)
-    names = list(names or [""] * len(models))
-    reports, tables = [], []
+    names, reports, tables = list(names or [""] * len(models)), [], []
     for place, (model, name) in enumerate(zip(models, names, strict=True), 1):
         own = f"{place}_{re.sub(r'[^A-Za-z0-9.-]+', '_', model.spec.name)}"
         started = time.perf_counter()
-        measured = measure(model, data, chosen, None if resume is None else Path(resume) / own, compact=True)
+        state = None if resume is None else Path(resume) / own
+        measured = measure(model, data, chosen, state, compact=True, first=models[0])
         reports.append(make_report(measured, time.perf_counter() - started, seed, name))
         tables.append(np.stack([image.compact for image in measured.images]))
         if out is not None and measured.group.main:

@@ -166,13 +166,19 @@ class Measured(NamedTuple):
 
 
 def measure(
-    model: nn.Module, data: Any, options: Options, resume: str | os.PathLike | None = None, compact: bool = False
+    model: nn.Module,
+    data: Any,
+    options: Options,
+    resume: str | os.PathLike | None = None,
+    compact: bool = False,
+    first: nn.Module | None = None,
 ) -> Measured:
     """Counts all images of a data set; arguments and errors as for `evaluate`.
 
-    `compact` keeps for every image what models are compared by.
+    `compact` keeps for every image what models are compared by; `first` is the model that has the classes of a folder
+    that names none, if that is not `model`.
     """
-    job = _job(model, data, options)
+    job = _job(model, data, options, model if first is None else first)
     scorer = job.scorer
     if compact and not scorer.measures:
         raise ValueError(f"task {job.task.name!r} cannot be compared: its scores are no sums over images")
@@ -202,9 +208,9 @@ def measure(
     return Measured(job, whole, sorted(group.gather(images), key=lambda image: image.index), group)
 
 
-def _job(model: nn.Module, data: Any, options: Options) -> Job:
+def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job:
     task = TASKS[options.task]
-    dataset, own = data, model_labels(model) if options.class_map is None else None
+    dataset, own = data, model_labels(first) if options.class_map is None else None
     if isinstance(data, (str, os.PathLike)):
         dataset = open_dataset(data, options.split, task.needs, table=own)
     source = dataset.name if data is dataset else str(data)
