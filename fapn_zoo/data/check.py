@@ -15,7 +15,7 @@ from fapn_zoo.data.check_segments import check_segments
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import list_folder, printable
-from fapn_zoo.data.pairs import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_pairs, near, twins
+from fapn_zoo.data.pairs import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, instead, list_pairs, near, twins
 from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_image, read_labels
 from fapn_zoo.data.sample import DataError
@@ -178,7 +178,8 @@ def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
         if others:
             report.add("name used twice", file, f"{file} and {', '.join(f.name for f in others)} share one label")
     for name in orphans:
-        report.add("label without picture", labels[name][0], f"{labels[name][0]} has no {split}/images/{name}.*")
+        text = f"{labels[name][0]} has no {split}/images/{name}.*{instead(name, folder, found.unused)}"
+        report.add("label without picture", labels[name][0], text)
     for file in found.lossy:
         report.add("label that is no PNG", file, f"{file}: only PNG keeps class ids as they are")
     for name, others in twins(images).items():

@@ -62,6 +62,13 @@ def _by_name(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
     return found
 
 
+def instead(name: str, split: Path, unused: Iterable[Unused]) -> str:
+    """Words about a file of this name that is not used as a picture; or ""."""
+    start = os.fspath(split / "images" / name)
+    found = [one for one in unused if os.path.splitext(one.path)[0] == start]
+    return f"; {found[0].reason}" if found else ""
+
+
 def near(name: str, among: Collection[str]) -> str:
     """Words about a name that is nearly the one that is missing: written otherwise, or in another folder; or ""."""
     plain, last = folded(name), name.rpartition("/")[2]

@@ -16,7 +16,7 @@ from fapn_zoo.data import scenes
 from fapn_zoo.data.classes import class_difference
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import ERRORS, missing, printable, told
-from fapn_zoo.data.pairs import IMAGE_SUFFIXES, Pairs, find_splits, list_pairs, near
+from fapn_zoo.data.pairs import IMAGE_SUFFIXES, Pairs, find_splits, instead, list_pairs, near
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
@@ -138,7 +138,7 @@ def _problems(folder: Path, found: Pairs) -> list[str]:
         below = sorted(printable(path.relative_to(folder).as_posix().partition("/")[2]) for path in paths)
         problems.append(f"{len(below)} {what}: {', '.join(below[:5])}{', ...' * (len(below) > 5)}" if below else "")
     hints = [near(name, orphans["labels"]) for name in orphans["images"][:1]]
-    problems[-1] += "".join(hints)
+    problems[-1] += "".join(hints or [instead(name, folder, found.unused) for name in orphans["labels"][:1]])
     twice = [" and ".join(path.name for path in files) for files in images.values() if len(files) > 1]
     problems.append(f"{len(twice)} pictures with the same name: {', '.join(twice[:5])}" if twice else "")
     return [text for text in problems if text]

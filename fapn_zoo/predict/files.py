@@ -50,9 +50,8 @@ def predict_files(
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after Ctrl-C),
         `seconds`, `images` (of each `input`, `overlay`, `labels`, `size` [H, W], `seconds`, `classes`
-        name -> share of the image, and for panoptic and instance `segments`), `failed` (`input` and `error` of
-        images that cannot be read; the rest is still done) and `skipped` (`input` and `reason` of what else lies in
-        the folders); stderr names these two. Files appear whole or not at all.
+        name -> share of the image, and for panoptic and instance `segments`), `failed` (`input` and `error` of what
+        cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
