@@ -217,6 +217,11 @@ class TestWeightsFolders:
         with pytest.raises(FileNotFoundError, match="has no config.json"):
             fapn_zoo.create_model(f"local-dir:{tmp_path}")
 
+    def test_a_config_with_a_byte_order_mark(self, folder):
+        file = folder / "config.json"
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert fapn_zoo.create_model(f"local-dir:{folder}").num_classes == 4
+
     @pytest.mark.parametrize(
         "text, message",
         [

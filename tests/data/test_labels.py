@@ -137,6 +137,48 @@ def test_json_errors_name_the_file(tmp_path: Path):
         LabelMap.from_json(file)
 
 
+def test_json_as_windows_writes_it(tmp_path: Path):
+    file = tmp_path / "classes.json"
+    text = '{"names": ["Straße", "car"]}'
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert LabelMap.from_json(file).names == ("Straße", "car")
+    for coding, says in [
+        ("utf-16", "it is UTF-16 text; save it as UTF-8"),
+        ("utf-16-le", "it is UTF-16 text; save it as UTF-8"),
+        ("cp1252", "line 1 is no UTF-8 text; save it as UTF-8"),
+    ]:
+        file.write_bytes(text.encode(coding))
+        with pytest.raises(ValueError, match=f"classes.json is not readable JSON: {says}"):
+            LabelMap.from_json(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            '{"names": ["a"], "ignore_label": 0}',
+            "unknown key 'ignore_label'; nearest: ignore_index; known keys: names, ",
+        ),
+        ('{"names": ["a"], "pallete": []}', "unknown key 'pallete'; nearest: palette"),
+        ('{"names": ["a"], "Names": ["b"]}', "unknown key 'Names'; nearest: names"),
+        ('{"names": ["a"], "names": ["b"]}', "the key 'names' is there twice"),
+        ('{"names": ["a"],\n}', "line 2"),
+        ('{"names": {"0": "a"}}', "names is {'0': 'a'}; expected an object with a list"),
+        ('{"names": null}', "names is None; expected"),
+        ('{"names": ["a", null]}', r"non-empty strings, at least one; got \[None\]"),
+        ('{"names": ["a"], "ignore_index": 255.0}', "an integer in 0..65535, not 255.0"),
+        ("", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+    ],
+)
+def test_json_mistakes_are_told_apart(tmp_path: Path, text: str, says: str):
+    file = tmp_path / "classes.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"classes.json.*{says}") as caught:
+        LabelMap.from_json(file)
+    assert "\n" not in str(caught.value)
+
+
 def test_reading_labels_imports_no_torch():
     code = "import sys, fapn_zoo.data.labels; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
