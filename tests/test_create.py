@@ -217,10 +217,15 @@ class TestWeightsFolders:
         with pytest.raises(FileNotFoundError, match="has no config.json"):
             fapn_zoo.create_model(f"local-dir:{tmp_path}")
 
+    def test_a_config_with_a_byte_order_mark(self, folder):
+        file = folder / "config.json"
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert fapn_zoo.create_model(f"local-dir:{folder}").num_classes == 4
+
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("{", "config.json is no valid JSON"),
+            ("{", "config.json is not readable JSON"),
             ("{}", "has no 'model' entry"),
             ('{"model": {}, "format": 9}', "has format 9, this version reads 1"),
             ('{"model": {"name": "x"}, "format": 1}', "config.json: the model description lacks head"),

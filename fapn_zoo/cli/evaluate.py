@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from fapn_zoo.evaluate.measure import Options
     from fapn_zoo.evaluate.report import check_csv
     from fapn_zoo.runtime.files import check_writable, write_json
+    from fapn_zoo.tasks import TASKS
 
     if args.csv is not None:
         check_csv(args.csv)
@@ -62,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
             reports, text = report["reports"], render_comparison(report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with --resume {args.resume}" if args.resume else "") from None
+    for one in reports:
+        if one[TASKS[one["task"]].columns.main] is None:  # a table of nothing would look like a success
+            raise ValueError(one["notes"][-1] if one["notes"] else "nothing is scored: no class has a score")
     if not speaks():
         return
     print(text)

@@ -56,5 +56,7 @@ def run_predict(args: argparse.Namespace) -> int:
     model = load_model(args.model, args.device)
     options = {name: getattr(args, name) for name in ("task", "tile", "batch_size", "amp", "white_level", "exif")}
     summary = predict_files(model, args.paths, args.out, **options)
-    print(f"{len(summary['images'])} done, {len(summary['failed'])} failed; see {args.out / 'summary.json'}")
+    skipped = f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""
+    counts = f"{len(summary['images'])} done, {len(summary['failed'])} failed{skipped}"
+    print(f"{counts}; see {args.out / 'summary.json'}")
     return 1 if summary["failed"] else 0

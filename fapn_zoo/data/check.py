@@ -13,12 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from fapn_zoo.data.check_pictures import PictureFacts
+from fapn_zoo.data.check_segments import check_segments
+from fapn_zoo.data.hints import id_hint
+from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, twins
+from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import IMAGE_SUFFIXES, LABEL_SUFFIX, find_splits, list_files, lossy_labels, read_label_map
+from fapn_zoo.data.sources import read_label_map
+from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
 from fapn_zoo.runtime.progress import bar
+from fapn_zoo.runtime.tables import some
 
 Seen = dict[bytes, list[tuple[str, Path]]]  # split and file of every picture, by a digest of its bytes
 
@@ -34,15 +42,6 @@ class Problem:
     file: str
     detail: str
     error: bool = True
-
-
-@dataclass
-class SplitCounts:
-    """What one split holds: sample count, and per class (last entry: ignored) the pixels and the images with it."""
-
-    samples: int
-    pixels: np.ndarray
-    images: np.ndarray
 
 
 @dataclass
@@ -77,8 +76,14 @@ class CheckReport:
             lines += [f"  {p.detail}" for p in found[:limit]]
             if len(found) > limit:
                 lines.append(f"  ... and {len(found) - limit} more")
+        return printable("\n".join([*lines, "", self._verdict()]))
+
+    def _verdict(self) -> str:
         errors = sum(p.error for p in self.problems)
-        return "\n".join([*lines, "", "all good" if self.ok else f"{errors} error{'s' if errors > 1 else ''} found"])
+        notes = len(self.problems) - errors
+        if errors:
+            return f"{errors} error{'s' if errors > 1 else ''} found"
+        return f"no errors, {notes} note{'s' if notes > 1 else ''}" if notes else "all good"
 
     def _table(self) -> list[str]:
         rows = [["id", "class", *self.splits]]
@@ -115,15 +120,18 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
-    report = CheckReport(root, None)
+    report, splits = CheckReport(root, None), find_splits(root)
+    if not splits and is_panoptic(root):
+        report.labels, report.splits = check_segments(root, report.add, progress)
+        if report.labels is not None:
+            _check_classes(report)
+        return report
     try:
         report.labels = read_label_map(root, num_classes)
         report.pictures = PictureFacts(read_rules(root, None))
     except ValueError as error:
         report.problems.append(Problem("classes unknown", "classes.json", str(error)))
-    splits = find_splits(root)
-    if not splits:
-        report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}")
+    _check_places(report, splits)
     pairs = {split: _pair_files(report, split) for split in splits}
     shown = bar(progress, total=sum(map(len, pairs.values())), desc="check", unit="image")
     seen: Seen = defaultdict(list)
@@ -143,27 +151,50 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     return report
 
 
+def _check_places(report: CheckReport, splits: list[str]) -> None:
+    """What lies beside the splits, and in them beside `images` and `labels`: it is not read."""
+    root = report.root
+    if not splits:
+        there = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+        hint = f"; it has {some(there)}" if there else ""
+        report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}{hint}")
+        return
+    for folder, read in ((root, splits), *((root / split, ["images", "labels"]) for split in splits)):
+        beside = list_folder(folder, EXTENSIONS, deep=False)
+        folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in read and p.name[0] != "."]
+        for path in folders:
+            report.add("folder that is not read", path, f"{path}: only {', '.join(read)} are read", error=False)
+        if beside.files:
+            text = f"{folder}: {len(beside.files)} outside of images and labels: {some(p.name for p in beside.files)}"
+            report.add("pictures that are not read", folder, text, error=False)
+
+
 def _pair_files(report: CheckReport, split: str) -> list[tuple[Path, Path]]:
     folder = report.root / split
-    images = list_files(folder / "images", IMAGE_SUFFIXES)
-    labels = list_files(folder / "labels", (LABEL_SUFFIX,))
+    found = list_pairs(folder)
+    images, labels = found.images, found.labels
+    for one in found.unused:
+        report.add(one.kind, one.path, one.reason, error=one.error)
     if not images:
-        looked = f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})"
+        looked = f"no pictures in {folder / 'images'} (looked for {', '.join(EXTENSIONS)})"
         report.add("no pictures", folder / "images", looked)
-    for stem, (file, *others) in images.items():
-        if stem not in labels:
-            report.add("picture without label", file, f"{file} has no {split}/labels/{stem}{LABEL_SUFFIX}")
+    orphans = [name for name in labels if name not in images]
+    for name, (file, *others) in images.items():
+        if name not in labels:
+            text = f"{file} has no {split}/labels/{name}{LABEL_SUFFIX}{near(name, orphans)}"
+            report.add("picture without label", file, text)
         if others:
             report.add("name used twice", file, f"{file} and {', '.join(f.name for f in others)} share one label")
-    for stem, (file, *_) in labels.items():
-        if stem not in images:
-            report.add("label without picture", file, f"{file} has no {split}/images/{stem}.*")
-    for name in lossy_labels(folder / "labels"):
-        file = folder / "labels" / name
+    for name in orphans:
+        text = f"{labels[name][0]} has no {split}/images/{name}.*{instead(name, folder, found.unused)}"
+        report.add("label without picture", labels[name][0], text)
+    for file in found.lossy:
         report.add("label that is no PNG", file, f"{file}: only PNG keeps class ids as they are")
-    both = [(file, labels[stem][0]) for stem, files in sorted(images.items()) if stem in labels for file in files]
-    size = (report.labels.num_classes if report.labels else 0) + 1
-    report.splits[split] = SplitCounts(len(both), np.zeros(size, np.int64), np.zeros(size, np.int64))
+    for name, others in twins(images).items():
+        text = f"{images[name][0]} and {', '.join(str(images[other][0]) for other in others)} are one file elsewhere"
+        report.add("names that differ in case only", images[name][0], text, error=False)
+    both = [(file, labels[name][0]) for name, files in sorted(images.items()) if name in labels for file in files]
+    report.splits[split] = SplitCounts.of(len(both), report.labels.num_classes if report.labels else 0)
     return both
 
 
@@ -189,7 +220,7 @@ def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: P
         check_ids(labels, report.labels, f"{label_path}: ")
     except DataError as error:
         report.add("ids out of range", label_path, error)
-    _count(report.splits[split], labels, report.labels)
+    report.splits[split].add_labels(labels, report.labels)
     return set()
 
 
@@ -201,15 +232,6 @@ def _read(report: CheckReport, reader: Callable[[Path], np.ndarray], path: Path)
     except DataError as error:
         report.add("file without class ids", path, error)
     return None
-
-
-def _count(counts: SplitCounts, labels: np.ndarray, label_map: LabelMap) -> None:
-    number = np.bincount(labels.ravel(), minlength=max(label_map.num_classes, label_map.ignore_index + 1))
-    here = np.append(number[: label_map.num_classes], number[label_map.ignore_index])
-    if label_map.ignore_index == 0:  # named and ignored at once: count it as ignored
-        here[0] = 0
-    counts.pixels += here
-    counts.images += here > 0
 
 
 def _ranges(values: list[int]) -> str:
@@ -231,8 +253,23 @@ def _check_repeats(report: CheckReport, seen: Seen) -> None:
 
 
 def _check_classes(report: CheckReport) -> None:
+    """Whether there is something to learn from splits for training, and what the others lack."""
+    trained = [split for split in report.splits if split.startswith("train")] or list(report.splits)
     for split, counts in report.splits.items():
-        named = enumerate(report.labels.names)
-        never = [n for i, n in named if not counts.pixels[i] and i != report.labels.ignore_index]
-        if never and counts.samples:
-            report.add("classes that never occur", report.root / split, f"{split}: {', '.join(never)}", error=False)
+        for found in findings(split, report.labels, counts) if counts.samples else ():
+            kind = "nothing to score" if found.stops and split not in trained else found.kind
+            report.add(kind, report.root / split, found.text, error=kind == NOTHING)
+        values = sorted({*counts.others, *_values(report.labels, counts)})
+        hint = id_hint(values, report.labels) if counts.others else ""
+        if hint and not any(hint in problem.detail for problem in report.problems):
+            report.add("values that may mean other ids", report.root / split, f"{split}: {hint}", error=False)
+    whole = sum(report.splits[split].pixels for split in trained)
+    for split, counts in report.splits.items():
+        strange = [name for i, name in enumerate(report.labels.names) if counts.pixels[i] and not whole[i]]
+        if strange and split not in trained:
+            text = f"{split}: {', '.join(strange)} (in no split for training)"
+            report.add("classes that are never trained", report.root / split, text, error=False)
+
+
+def _values(labels: LabelMap, counts: SplitCounts) -> list[int]:
+    return [i if i < labels.num_classes else labels.ignore_index for i in np.flatnonzero(counts.pixels).tolist()]

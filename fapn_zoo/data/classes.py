@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids
+from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
@@ -58,6 +60,15 @@ class Classes:
 def full_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
     """The names, or class_0, class_1, ... for a model that has none."""
     return tuple(names) or tuple(f"class_{i}" for i in range(num_classes))
+
+
+def model_labels(model: nn.Module) -> LabelMap | None:
+    """The classes of a model, for data that names none; None where they are no table of a data set (a name twice)."""
+    data = model.data
+    try:
+        return LabelMap(full_names(data.labels, model.num_classes), data.palette, data.ignore_index, data.things)
+    except ValueError:
+        return None
 
 
 def match_classes(model: nn.Module, dataset: Any, class_map: Any = None) -> Classes:
@@ -142,10 +153,7 @@ def _resolved(class_map: Any, ours: Sequence[str], theirs: Sequence[str], data: 
         where, path = str(class_map), Path(class_map)
         if not path.is_file():
             raise FileNotFoundError(f"no class map {path}; write a JSON file, or names to pair equal names")
-        try:
-            class_map = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not readable JSON: {error}") from None
+        class_map = load_json(path, strict=True)
     if not isinstance(class_map, Mapping):
         raise ValueError(f"{where}: expected an object from classes of the model to classes of the data")
     found = {}

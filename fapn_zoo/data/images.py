@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fapn_zoo.data.decoding import Decoded, ImageError, decode, upright
+from fapn_zoo.data.listing import DEAD_LINK, SPECIAL, Unused, list_folder, missing, subfolders, told
 from fapn_zoo.data.reading_rules import Reading, proposed_level
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ def load_image(
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image")
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file")
+        if not path.is_file():  # reading a pipe would wait for somebody to write
+            raise (ImageError if path.exists() else FileNotFoundError)(missing(path))
         return LoadedImage(_from_file(path, str(path), reading), name or path.name)
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")
@@ -117,20 +118,34 @@ def _contents(source: Any) -> tuple[bytes, str]:
 def list_images(folder: str | Path) -> list[Path]:
     """Image files directly inside `folder` (hidden ones left out), in natural order: 2.png before 10.png.
 
+    A link to nowhere or a pipe is among them, so that reading it fails; what else is left out is named in a warning.
+
     Raises:
         FileNotFoundError: if the folder does not exist.
         ImageError: if it is not a folder or has no image; the message lists the extensions looked for.
     """
+    files, unused = folder_images(folder)
+    if unused:
+        logger.warning("%s: not read: %s", folder, told(unused))
+    return files
+
+
+def folder_images(folder: str | Path, leave_out: Path | None = None) -> tuple[list[Path], list[Unused]]:
+    """`list_images`, and what else was seen there but for `leave_out`: other files, and subfolders that hold images."""
     folder = Path(folder)
     if not folder.exists():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise FileNotFoundError(missing(folder) if folder.is_symlink() else f"{folder}: no such folder")
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder")
-    shown = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
-    files = [path for path in shown if path.is_file()]
-    if not files:
-        raise ImageError(f"no images in folder {folder} (looked for {' '.join(EXTENSIONS)})")
-    return sorted(files, key=lambda path: _natural_key(path.name))
+    files, rest = list_folder(folder, EXTENSIONS, deep=False)
+    meant = (one.path for one in rest if one.kind in (DEAD_LINK, SPECIAL))
+    dead = [path for path in meant if path.suffix.lower() in EXTENSIONS]
+    below = subfolders(folder, EXTENSIONS, leave_out)
+    if not files and not dead:
+        more = f"; {told(below)}" if below else ""
+        raise ImageError(f"no images in folder {folder} (looked for {' '.join(EXTENSIONS)}){more}")
+    unused = [one for one in rest if one.path not in dead] + below
+    return sorted([*files, *dead], key=lambda path: _natural_key(path.name)), unused
 
 
 def _natural_key(name: str) -> tuple[list, str]:

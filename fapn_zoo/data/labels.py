@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import colorsys
-import json
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fapn_zoo.runtime.files import load_json
+
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
+KEYS = ("names", "palette", "ignore_index", "num_classes", "things", "white_level", "exif")  # of a classes.json
 
 
 def default_palette(n: int) -> tuple[Colour, ...]:
@@ -88,6 +91,8 @@ class LabelMap:
     def from_json(cls, path: str | os.PathLike) -> LabelMap:
         """Read a `classes.json`: `names`, and optionally `palette`, `ignore_index`, `num_classes`, `things`.
 
+        `white_level` and `exif` may be there too; they are of the pictures, not of the classes. Other keys are refused.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: naming the file and what is wrong in it; `num_classes` must equal the number of names.
@@ -95,13 +100,18 @@ class LabelMap:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no class file {path}")
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(data, dict) or not isinstance(data.get("names"), list):
-            raise ValueError(f'{path}: expected an object with a list "names", such as {{"names": ["road", "car"]}}')
-        names, count = data["names"], data.get("num_classes")
+        data = load_json(path, strict=True)
+        names = data.get("names") if isinstance(data, dict) else None
+        if not isinstance(names, list):
+            found = f"names is {names!r}; " if isinstance(data, dict) and "names" in data else ""
+            form = '{"names": ["road", "car"]}'
+            raise ValueError(f'{path}: {found}expected an object with a list "names", such as {form}')
+        for key in data:
+            if key not in KEYS:
+                close = difflib.get_close_matches(key.lower(), KEYS, 1, 0.5)
+                nearest = f"; nearest: {close[0]}" if close else ""
+                raise ValueError(f"{path}: unknown key {key!r}{nearest}; known keys: {', '.join(KEYS)}")
+        count = data.get("num_classes")
         if count is not None and count != len(names):
             raise ValueError(f"{path}: num_classes is {count!r}, but names lists {len(names)}")
         ignore = data.get("ignore_index")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.listing import list_folder, missing, printable, told
 from fapn_zoo.data.reading import read_ids, read_image, turn_hint
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
+from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
 
 
@@ -24,8 +27,8 @@ class CocoPanoptic:
     its `annotations`; a folder without splits has `panoptic.json`, which serves whatever split is asked for. Beside
     it lies a folder of its name with the segments as PNG files. Pictures are in `{split}2017`,
     `images/{split}2017` or `images`. Class ids are the places of the file's categories, in the order of their
-    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out. A `classes.json` in the
-    folder may hold `white_level` and `exif` (see `FolderDataset`).
+    COCO ids. Pictures without annotation are left out, as COCO's evaluation leaves them out; `unused` names them. A
+    `classes.json` in the folder may hold `white_level` and `exif` (see `FolderDataset`).
 
     Raises:
         FileNotFoundError: no such folder, annotation file, or folder of segments or pictures; the message names what
@@ -39,7 +42,7 @@ class CocoPanoptic:
         self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
     ) -> None:
         self.root, self.split = Path(root).expanduser(), split
-        self.name = self.root.resolve().name
+        self.name = os.path.basename(os.path.realpath(self.root))
         self.file = _annotation_file(self.root, split)
         self.reading = read_rules(self.root, reading)
         self._png_folder = _one_folder([self.file.with_suffix("")], f"the segments of {self.file}")
@@ -51,9 +54,40 @@ class CocoPanoptic:
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} categories")
         self._entries = _entries(self.file, table, self._class_of)
+        self.unused = tuple(self._left_over())
+
+    def _left_over(self) -> Iterator[str]:
+        """Words for each kind of file that is not used. DataError where a listed one is missing."""
+        shared = self._image_folder.name == "images" and self.file.stem != "panoptic"  # by several splits
+        for folder, place in ((self._image_folder, 0), (self._png_folder, 1)):
+            names = {os.path.normpath(pair[place]["file_name"]) for pair in self._entries}
+            found = list_folder(folder, EXTENSIONS)
+            there = {str(path.relative_to(folder)) for path in found.files}
+            gone = [folder / name for name in sorted(names - there) if not (folder / name).is_file()]
+            if gone:
+                more = f"; {len(gone) - 1:,} others too" if len(gone) > 1 else ""
+                raise DataError(f"{missing(gone[0], self.file)}{more}")
+            rest = [] if shared and place == 0 else sorted(there - names)
+            if rest:
+                yield f"{folder}: not used: {len(rest)} without annotation: {some(map(printable, rest))}"
+            if found.unused:
+                yield f"{folder}: not used: {told(found.unused, folder)}"
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def listed(self, index: int, crowds: bool) -> np.ndarray:
+        """(K + 1,) int64: what the annotation file says of sample `index`: pixels by class, or segments; 0 at the end.
+
+        Args:
+            crowds: pixels (1 of a segment whose area is not given), crowds included; else segments that are no crowds.
+        """
+        row = np.zeros(self.labels.num_classes + 1, np.int64)
+        for segment in self._entries[index][1]["segments_info"]:
+            if crowds or not segment.get("iscrowd", 0):
+                area = segment.get("area")
+                row[self._class_of[segment["category_id"]]] += area if crowds and type(area) is int and area > 0 else 1
+        return row
 
     def files(self, index: int) -> tuple[Path, Path, Path]:
         """The picture, the segments and the annotations of sample `index`."""
@@ -76,14 +110,15 @@ class CocoPanoptic:
                 raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}{hint}")
         table = np.array([self.labels.ignore_index, *objects.classes])
         labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[objects.ids]
-        return Sample(image, image_path.stem, labels, objects)
+        name = printable(PurePath(self._entries[index][0]["file_name"]).with_suffix("").as_posix())
+        return Sample(image, name, labels, objects)
 
     def _objects(self, path: Path, listed: list[dict[str, Any]]) -> Objects:
         """The segments of a PNG file in the order of the list."""
         try:
             colours = read_ids(path, self.reading)
         except FileNotFoundError:
-            raise DataError(f"{path} is missing, which {self.file} lists") from None
+            raise DataError(missing(path, self.file)) from None
         except ValueError as error:
             raise DataError(str(error)) from None
         known = np.array([0, *(s["id"] for s in listed)])
@@ -110,11 +145,21 @@ def is_panoptic(root: Path) -> bool:
     return any(next(folder.glob("panoptic*.json"), None) for folder in (root, root / "annotations"))
 
 
+def panoptic_splits(root: Path) -> list[str]:
+    """The splits of such a folder, "" for one without splits."""
+    found = sorted(_split_files(root))
+    return found or [""] * any((folder / "panoptic.json").is_file() for folder in (root, root / "annotations"))
+
+
+def _split_files(root: Path) -> dict[str, Path]:
+    folders = (root, root / "annotations")
+    return {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
+
+
 def _annotation_file(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
-    folders = (root, root / "annotations")
-    found = {f.stem.removeprefix("panoptic_"): f for folder in folders for f in sorted(folder.glob("panoptic_*.json"))}
+    folders, found = (root, root / "annotations"), _split_files(root)
     fitting = [split] if split in found else [n for n in found if re.fullmatch(re.escape(split) + r"\d+", n)]
     plain = [folder / "panoptic.json" for folder in folders if (folder / "panoptic.json").is_file()]
     if len(fitting) == 1:
@@ -138,9 +183,11 @@ def _one_folder(folders: list[Path], what: str) -> Path:
 def _read_table(file: Path) -> dict[str, Any]:
     """The annotation file, a dict with the lists images, annotations and categories."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        table = load_json(file)
+    except OSError as error:
         raise DataError(f"{file} is not readable JSON: {error}") from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
     keys = ("images", "annotations", "categories")
     if not isinstance(table, Mapping) or not all(isinstance(table.get(key), list) for key in keys):
         raise DataError(f"{file} is no COCO panoptic file: expected an object with lists {', '.join(keys)}")

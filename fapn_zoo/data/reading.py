@@ -12,6 +12,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from fapn_zoo.data.decoding import ImageError, check_pixels, header, opened, orientation, upright, upright_size
+from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading_rules import Reading
@@ -136,7 +137,8 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
     found = [f"{v} ({n} pixels)" for v, n in zip(values.tolist(), number.tolist(), strict=True) if v not in known]
     if found:
         allowed = f"allowed: 0..{label_map.num_classes - 1}, ignore_index {label_map.ignore_index}"
-        raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}")
+        hint = f"; {hint}" if (hint := id_hint(values.tolist(), label_map)) else ""
+        raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}{hint}")
 
 
 def label_size(path: Path, reading: Reading = READING) -> tuple[int, int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fapn_zoo.runtime.files import read_json
 from fapn_zoo.zoo.spec import DataSpec, check_reading
 
 LEVELS = (255, 1023, 4095, 16383, 65535)  # white of 8, 10, 12, 14 and 16 bits
@@ -59,7 +59,7 @@ class Reading:
             ValueError: `classes.json` says something else than these rules, or something that makes no sense.
         """
         file, last = root / "classes.json", self.otherwise or Reading()
-        said = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+        said = read_json(file) if file.is_file() else {}
         found = {}
         for name in ("white_level", "exif"):
             mine, theirs = getattr(self, name), said.get(name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,15 +14,18 @@ import torch
 
 from fapn_zoo.data import scenes
 from fapn_zoo.data.classes import class_difference
-from fapn_zoo.data.images import EXTENSIONS as IMAGE_SUFFIXES
-from fapn_zoo.data.images import with_channels
+from fapn_zoo.data.images import EXTENSIONS, with_channels
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.listing import ERRORS, missing, printable, told
+from fapn_zoo.data.pairs import Pairs, find_splits, instead, list_pairs, near
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.reading_rules import Reading, joined_reading, read_rules, reading_of
 from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
+from fapn_zoo.runtime.processes import processes
 
-LABEL_SUFFIX = ".png"
+logger = logging.getLogger(__name__)
+
 SCENE_SIDES = (32, 4096)
 SCENE_GRAMMAR = (
     "scenes:N or scenes:N@HxW, N >= 1 scenes of height H and width W, "
@@ -29,37 +35,18 @@ _SCENE_SPLITS = {"train": 0, "val": 1, "test": 2}
 _SCENES_PER_SPLIT = 100_000_000  # seeds of different splits never meet
 
 
-def find_splits(root: Path) -> list[str]:
-    """Names of the folders under `root` that hold `images` or `labels`: train, val, test, then the others."""
-    names = [p.name for p in root.iterdir() if (p / "images").is_dir() or (p / "labels").is_dir()]
-    usual = ["train", "val", "test"]
-    return sorted(names, key=lambda n: (usual.index(n) if n in usual else len(usual), n))
-
-
-def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """{stem: files} of one folder, sorted, hidden files left out."""
-    found: dict[str, list[Path]] = {}
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
-                found.setdefault(path.stem, []).append(path)
-    return found
-
-
-def lossy_labels(folder: Path) -> list[str]:
-    """Names of picture files in a label folder that are no PNG, and therefore not taken for labels."""
-    others = [suffix for suffix in IMAGE_SUFFIXES if suffix != LABEL_SUFFIX]
-    return [path.name for files in list_files(folder, others).values() for path in files]
-
-
-def read_label_map(root: Path, num_classes: int | None = None) -> LabelMap:
-    """The label map of a folder: its `classes.json`, or plain names where only `num_classes` is known."""
+def read_label_map(root: Path, num_classes: int | None = None, table: LabelMap | None = None) -> LabelMap:
+    """The label map of a folder: its `classes.json`, else plain names for `num_classes`, else `table`, said once."""
     file = root / "classes.json"
     if not file.is_file():
-        if num_classes is None:
-            form = '{"names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}'
-            raise DataError(f"how many classes has {root}? Either write {file} ({form}) or give num_classes")
-        return LabelMap.default(num_classes)
+        if num_classes is not None:
+            return LabelMap.default(num_classes)
+        if table is not None and not os.path.lexists(file):
+            logger.warning(
+                "%s has no classes.json: its classes are taken to be the %d of the model", root, table.num_classes
+            )
+            return table
+        raise DataError(_classes_wanted(root, file))
     try:
         labels = LabelMap.from_json(file)
     except ValueError as error:
@@ -69,12 +56,27 @@ def read_label_map(root: Path, num_classes: int | None = None) -> LabelMap:
     return labels
 
 
+def _classes_wanted(root: Path, file: Path) -> str:
+    form = '{"names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}'
+    fix = f"Either write {file} ({form}) or give num_classes (train: num_classes=N, check-data: --num-classes N)"
+    if os.path.lexists(file):
+        fix = f"{missing(file)}. {fix}"
+    else:
+        names = {path.name.lower(): path.name for path in root.iterdir()}
+        close = difflib.get_close_matches(file.name, names, 1, 0.7)
+        fix += f"; is {names[close[0]]} meant to be it?" if close else ""
+    return f"how many classes has {root}? {fix}"
+
+
 class FolderDataset:
-    """`{root}/{split}/images/NAME.jpg` (or any of `IMAGE_SUFFIXES`) with `{root}/{split}/labels/NAME.png`.
+    """`{root}/{split}/images/NAME.jpg` (or any of `data.images.EXTENSIONS`) with `{root}/{split}/labels/NAME.png`.
+
+    NAME may lie in subfolders, the same ones on both sides, and is then "aachen/x". What lies there and is no pair is
+    refused where one was meant, and else named in `unused`.
 
     The value of a label pixel is the class id (8-bit grey or palette, 16-bit grey); `{root}/classes.json` has the
-    names, or `num_classes` says how many there are. `reading` says how pictures are read; what it leaves open,
-    `classes.json` fills with its `white_level` and `exif`.
+    names, or `num_classes` says how many there are, or they are those of `table`. `reading` says how pictures are
+    read; what it leaves open, `classes.json` fills with its `white_level` and `exif`.
 
     Raises:
         FileNotFoundError: no such root or split; the message names the splits there are.
@@ -84,35 +86,32 @@ class FolderDataset:
     holds = LABELS
 
     def __init__(
-        self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
+        self,
+        root: str | Path,
+        split: str,
+        num_classes: int | None = None,
+        reading: Reading | None = None,
+        table: LabelMap | None = None,
     ) -> None:
         self.root, self.split = Path(root).expanduser(), split
-        self.name = self.root.resolve().name
+        self.name = os.path.basename(os.path.realpath(self.root))
         if not self.root.is_dir():
             raise FileNotFoundError(f"no data folder {self.root}")
         splits = find_splits(self.root)
         if split not in splits:
             found = f"it has {', '.join(splits)}" if splits else "expected {train,val,test}/{images,labels}/ in it"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")
-        self.labels = read_label_map(self.root, num_classes)
+        self.labels = read_label_map(self.root, num_classes, table)
         self.reading = read_rules(self.root, reading)
         folder = self.root / split
-        images = list_files(folder / "images", IMAGE_SUFFIXES)
-        labels = list_files(folder / "labels", (LABEL_SUFFIX,))
-        if not images:
-            raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(IMAGE_SUFFIXES)})")
-        twice = [" and ".join(p.name for p in files) for files in images.values() if len(files) > 1]
-        problems = {
-            "label files that are no PNG": lossy_labels(folder / "labels"),
-            "pictures without label": [f[0].name for s, f in images.items() if s not in labels],
-            "labels without picture": [f[0].name for s, f in labels.items() if s not in images],
-            "pictures with the same name": twice,
-        }
-        shown = {what: ", ".join(sorted(names)[:5]) + ", ..." * (len(names) > 5) for what, names in problems.items()}
-        found = [f"{len(names)} {what}: {shown[what]}" for what, names in problems.items() if names]
-        if found:
-            raise DataError(f"{folder}: {'; '.join(found)}")
-        self._pairs = [(images[stem][0], labels[stem][0]) for stem in sorted(images)]
+        found = list_pairs(folder)
+        if problems := _problems(folder, found):
+            raise DataError(f"{folder}: {'; '.join(problems)}")
+        if not found.images:
+            raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(EXTENSIONS)})")
+        self.unused = (f"{folder}: not used: {told(found.unused, folder)}",) if found.unused else ()
+        self._names = sorted(found.images)
+        self._pairs = [(found.images[name][0], found.labels[name][0]) for name in self._names]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -129,7 +128,29 @@ class FolderDataset:
         image, labels = read_image(image_path, self.reading), read_labels(label_path, self.reading)
         check_sizes(image.shape[1:], labels.shape, image_path, label_path, self.reading)
         check_ids(labels, self.labels, f"{label_path}: ")
-        return Sample(image, image_path.stem, labels)
+        return Sample(image, printable(self._names[index]), labels)
+
+
+def _problems(folder: Path, found: Pairs) -> list[str]:
+    """What makes a split unusable: how many, of what, and the first few by name."""
+    images, labels = found.images, found.labels
+    orphans = {"images": [n for n in images if n not in labels], "labels": [n for n in labels if n not in images]}
+    lists = {
+        "label files that are no PNG": found.lossy,
+        "pictures without label": [images[name][0] for name in orphans["images"]],
+        "labels without picture": [labels[name][0] for name in orphans["labels"]],
+    }
+    problems = [told([one for one in found.unused if one.kind == kind], folder) for kind in ERRORS]
+    if not images and not any(problems):
+        return []  # said in other words
+    for what, paths in lists.items():
+        below = sorted(printable(path.relative_to(folder).as_posix().partition("/")[2]) for path in paths)
+        problems.append(f"{len(below)} {what}: {', '.join(below[:5])}{', ...' * (len(below) > 5)}" if below else "")
+    hints = [near(name, orphans["labels"]) for name in orphans["images"][:1]]
+    problems[-1] += "".join(hints or [instead(name, folder, found.unused) for name in orphans["labels"][:1]])
+    twice = [" and ".join(path.name for path in files) for files in images.values() if len(files) > 1]
+    problems.append(f"{len(twice)} pictures with the same name: {', '.join(twice[:5])}" if twice else "")
+    return [text for text in problems if text]
 
 
 class ScenesDataset:
@@ -202,7 +223,8 @@ class JoinedDataset:
             if found:
                 raise DataError(f"cannot join {first} and {part.name}: {found}")
 
-    def _where(self, index: int) -> tuple[Dataset, int]:
+    def where(self, index: int) -> tuple[Dataset, int]:
+        """The part that sample `index` is of, and its index there."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         part = int(np.searchsorted(self._ends, index, side="right"))
@@ -212,15 +234,15 @@ class JoinedDataset:
         return int(self._ends[-1])
 
     def size(self, index: int) -> tuple[int, int]:
-        part, i = self._where(index)
+        part, i = self.where(index)
         return part.size(i)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        part, i = self._where(index)
+        part, i = self.where(index)
         return part.files(i)
 
     def sample(self, index: int) -> Sample:
-        part, i = self._where(index)
+        part, i = self.where(index)
         return part.sample(i)
 
 
@@ -230,6 +252,7 @@ def open_dataset(
     needs: Collection[str] = ("labels",),
     num_classes: int | None = None,
     reading: Reading | None = None,
+    table: LabelMap | None = None,
 ) -> Dataset:
     """Opens a data set by its name.
 
@@ -239,8 +262,9 @@ def open_dataset(
             be equal.
         split: "train", "val", "test", or another that the folder has; "train+val" joins two.
         needs: what samples must hold: "labels", "segments".
-        num_classes: number of classes; needed for a folder without `classes.json`, else it must agree.
+        num_classes: number of classes; for a folder without `classes.json`, else it must agree.
         reading: how pictures are read; what it leaves open, each folder's `classes.json` says.
+        table: the classes of a folder that says nothing of them, where `num_classes` is not known either.
 
     Raises:
         FileNotFoundError: no such folder or split. DataError: everything else; both name the thing.
@@ -249,9 +273,24 @@ def open_dataset(
     names = [text] if Path(text).is_dir() else [p.strip() for p in text.split(",")]  # a folder may hold a comma
     if not all(names):
         raise DataError(f"empty name in data source {text!r}; write a folder, {SCENE_GRAMMAR}, or several with commas")
-    parts = [(name, part) for name in names for part in split.split("+")]
-    opened = [_kind(name, needs)(name, part, num_classes, reading) for name, part in parts]
+    opened = [_open(name, part, needs, num_classes, reading, table) for name in names for part in split.split("+")]
     return opened[0] if len(opened) == 1 else JoinedDataset(opened)
+
+
+def _open(
+    name: str,
+    split: str,
+    needs: Collection[str],
+    num_classes: int | None,
+    reading: Reading | None,
+    table: LabelMap | None,
+) -> Dataset:
+    kind = _kind(name, needs)
+    options = {"table": table} if kind is FolderDataset else {}
+    opened = kind(name, split, num_classes, reading, **options)
+    for text in getattr(opened, "unused", ()) if processes().main else ():
+        logger.warning("%s", text)
+    return opened
 
 
 def _kind(name: str, needs: Collection[str]) -> type[Dataset]:

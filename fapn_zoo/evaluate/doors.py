@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from fapn_zoo.evaluate.measure import Measured, Options, measure
-from fapn_zoo.evaluate.report import check_folder, manner, write_folder
+from fapn_zoo.evaluate.report import check_folder, doubts, manner, write_folder
 from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.files import write_json, write_text
 from fapn_zoo.runtime.provenance import circumstances
@@ -55,7 +55,8 @@ def evaluate(
 
     Returns:
         The report: plain JSON types; scores are fractions 0..1, undefined ones None. "data" is the data set's name,
-        "source" what was opened, "boundary" (where asked for) the means near boundaries.
+        "source" what was opened, "boundary" (where asked for) the means near boundaries, "notes" sentences about what
+        the scores cannot say: nothing is scored, or one class only.
 
     Raises:
         ValueError: an argument that makes no sense, an empty data set, class tables that differ between model and data
@@ -86,7 +87,8 @@ def make_report(measured: Measured, seconds: float, seed: int | None, weights: s
     report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}
     report |= {"window": list(views.window or ()), "stride": list(views.stride or ())}
     report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 4)}
-    return report | job.scorer.scores(measured.tally)
+    report |= job.scorer.scores(measured.tally)
+    return report | {"notes": [*job.notes, *doubts(report)]}
 
 
 def compare(
@@ -130,12 +132,12 @@ def compare(
     chosen = Options(**options)
     if out is not None:
         check_folder(out, worst)
-    names = list(names or [""] * len(models))
-    reports, tables = [], []
+    names, reports, tables = list(names or [""] * len(models)), [], []
     for place, (model, name) in enumerate(zip(models, names, strict=True), 1):
         own = f"{place}_{re.sub(r'[^A-Za-z0-9.-]+', '_', model.spec.name)}"
         started = time.perf_counter()
-        measured = measure(model, data, chosen, None if resume is None else Path(resume) / own, compact=True)
+        state = None if resume is None else Path(resume) / own
+        measured = measure(model, data, chosen, state, compact=True, first=models[0])
         reports.append(make_report(measured, time.perf_counter() - started, seed, name))
         tables.append(np.stack([image.compact for image in measured.images]))
         if out is not None and measured.group.main:
@@ -202,7 +204,7 @@ def render_comparison(comparison: dict[str, Any]) -> str:
     lines = [
         f"{first['data']} {first['split']}: {first['images']} images; {comparison['resamples']} resamples, "
         f"{comparison['confidence']:.0%} intervals, * where zero lies outside",
-        *filter(None, [manner(first)]),
+        *filter(None, [manner(first), *first.get("notes", ())]),
     ]
     labels = ["ABCDEFGHIJ"[i] if i < 10 else str(i) for i in range(len(reports))]
     lines += [f"{label}  {r['model']}  {r['weights']}".rstrip() for label, r in zip(labels, reports, strict=True)]

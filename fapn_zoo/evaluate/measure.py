@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo.data.check_pictures import warn_of_turned
-from fapn_zoo.data.classes import Classes, match_classes
+from fapn_zoo.data.classes import Classes, match_classes, model_labels
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.reading_rules import Reading, reading_of
 from fapn_zoo.data.sample import Dataset, check_holds
@@ -111,6 +111,7 @@ class Job:
     task: Task
     scorer: Scorer
     options: Options
+    notes: tuple[str, ...] = ()  # for the report
 
     def answers(self, shown: Iterable[Shown]) -> Iterator[tuple[Any, Any]]:
         """The way of `predict`."""
@@ -172,13 +173,19 @@ class Measured(NamedTuple):
 
 
 def measure(
-    model: nn.Module, data: Any, options: Options, resume: str | os.PathLike | None = None, compact: bool = False
+    model: nn.Module,
+    data: Any,
+    options: Options,
+    resume: str | os.PathLike | None = None,
+    compact: bool = False,
+    first: nn.Module | None = None,
 ) -> Measured:
     """Counts all images of a data set; arguments and errors as for `evaluate`.
 
-    `compact` keeps for every image what models are compared by.
+    `compact` keeps for every image what models are compared by; `first` is the model that has the classes of a folder
+    that names none, if that is not `model`.
     """
-    job = _job(model, data, options)
+    job = _job(model, data, options, model if first is None else first)
     scorer = job.scorer
     if compact and not scorer.measures:
         raise ValueError(f"task {job.task.name!r} cannot be compared: its scores are no sums over images")
@@ -208,13 +215,14 @@ def measure(
     return Measured(job, whole, sorted(group.gather(images), key=lambda image: image.index), group)
 
 
-def _job(model: nn.Module, data: Any, options: Options) -> Job:
+def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job:
     task = TASKS[options.task]
     dataset, source = data, getattr(data, "name", str(data))
+    table = model_labels(first) if options.class_map is None else None
     if isinstance(data, (str, os.PathLike)):
         own = Reading.of_model(model.data)
         reading = Reading(options.white_level, options.exif, own.in_chans, otherwise=own)
-        dataset, source = open_dataset(data, options.split, task.needs, reading=reading), str(data)
+        dataset, source = open_dataset(data, options.split, task.needs, reading=reading, table=table), str(data)
         warn_of_turned(dataset)
     total = min(len(dataset), options.limit or len(dataset))
     if not total:
@@ -229,7 +237,10 @@ def _job(model: nn.Module, data: Any, options: Options) -> Job:
         raise ValueError(f"scales, flip and window work for {averaging_tasks()} only, not {task.name!r}")
     check_holds(dataset, task.needs, f"task {task.name!r}")
     scorer = task.scorer(dataset, classes, named(model), boundary=options.boundary)
-    return Job(model, source, dataset, total, classes, views, task, scorer, options)
+    notes = (
+        ("the data names no classes: taken from the model",) if table is not None and dataset.labels is table else ()
+    )
+    return Job(model, source, dataset, total, classes, views, task, scorer, options, notes)
 
 
 def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:

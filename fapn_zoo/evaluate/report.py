@@ -56,6 +56,19 @@ def manner(report: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
+def doubts(report: dict[str, Any]) -> list[str]:
+    """Sentences about scores that say little, because the truth holds nothing, or one class only."""
+    columns, where = TASKS[report["task"]].columns, f"{report['data']} {report['split']}"
+    if not columns.truth:
+        return []
+    present = [row["name"] for row in report["classes"] if sum(row[name] for name in columns.truth)]
+    if not present:
+        return [f"nothing is scored: {where} has no {columns.unit} of a class that is scored"]
+    if len(present) == 1 and columns.unit == "pixel":
+        return [f"only {present[0]!r} has pixels in {where}: the scores do not say whether classes are told apart"]
+    return []
+
+
 def render(report: dict[str, Any]) -> str:
     """The report as a text table, in percent."""
     near, names = report.get("boundary", {}), TASKS[report["task"]].columns
@@ -66,7 +79,7 @@ def render(report: dict[str, Any]) -> str:
     lines = [
         f"{report['model']}  {report['weights']}".rstrip(),
         f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
-        *filter(None, [manner(report)]),
+        *filter(None, [manner(report), *report.get("notes", ())]),
         "",
         f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()) + extra,
     ]

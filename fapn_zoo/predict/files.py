@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from torch import nn
 
-from fapn_zoo.data.images import list_images
+from fapn_zoo.data.images import folder_images
+from fapn_zoo.data.listing import Unused, told
 from fapn_zoo.predict.predict import predict_each
 from fapn_zoo.predict.run import device_and_type
 from fapn_zoo.runtime.files import make_folder, write_whole
@@ -42,24 +44,24 @@ def predict_files(
 
     Args:
         model, task, tile, batch_size, amp, and options (overlap, white_level, exif): see `fapn_zoo.predict.predict`.
-        paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each is done once.
+        paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each path is done once.
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after Ctrl-C),
         `seconds`, `images` (of each `input`, `overlay`, `labels`, `size` [H, W], `seconds`, `classes`
-        name -> share of the image, and for panoptic and instance `segments`) and `failed` (`input` and `error`
-        of images that cannot be read; stderr names them too, the rest is still done). Files appear whole or not at all.
+        name -> share of the image, and for panoptic and instance `segments`), `failed` (`input` and `error` of what
+        cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
         ValueError: no paths, arguments that `predict` refuses, or `out_dir` is one of the folders to read.
     """
     task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
-    inputs = expand_paths(paths, out_dir)
+    inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
-    summary |= {"images": [], "failed": []}
+    summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
     started = before = time.perf_counter()
 
     def on_error(index: int, error: Exception) -> None:
@@ -87,8 +89,10 @@ def predict_files(
     return summary
 
 
-def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> list[str | Path]:
-    """Files and URLs in the order given, folders replaced by their images, repeats left out.
+def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> tuple[list[str | Path], list[Unused]]:
+    """Files and URLs in the order given, folders replaced by their images, repeats left out; and what is not read.
+
+    A link is an input of its own, one to nowhere too, whose error is told like that of any other file.
 
     Raises as `predict_files` says.
     """
@@ -96,16 +100,34 @@ def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> lis
     if not paths:
         raise ValueError("no images to predict on: the list of paths is empty")
     found: dict[str, str | Path] = {}
+    skipped: dict[str, Unused] = {}
     for path in paths:
         if _is_url(path):
             found.setdefault(str(path), path)
             continue
-        path = Path(path)
-        if path.is_dir() and path.resolve() == out_dir.resolve():
-            raise ValueError(f"the output folder {out_dir} is also an input; results would be read as images next time")
-        for file in list_images(path) if path.is_dir() else [path]:
-            found.setdefault(str(file.resolve()), file)
-    return list(found.values())
+        path, files = Path(path), [Path(path)]
+        if path.is_dir():
+            if path.resolve() == out_dir.resolve():
+                what = f"the output folder {out_dir} is also an input"
+                raise ValueError(f"{what}; results would be read as images next time")
+            files, unused = folder_images(path, leave_out=out_dir)
+            skipped |= {_place(one.path): one for one in unused}
+        for file in files:
+            found.setdefault(_place(file), file)
+    given = {_place(Path(path)) for path in paths if not _is_url(path)}  # a subfolder that is given too is read
+    return list(found.values()), [one for place, one in skipped.items() if place not in given | found.keys()]
+
+
+def _told(skipped: Sequence[Unused]) -> list[dict[str, str]]:
+    """What the summary says of things that are not read; stderr gets a line about them."""
+    if skipped:
+        print(f"skipped: {told(skipped)}", file=sys.stderr)
+    return [{"input": str(one.path), "reason": one.reason.removeprefix(f"{one.path}: ")} for one in skipped]
+
+
+def _place(path: Path) -> str:
+    """Equal for one path written in two ways; a link is not what it leads to."""
+    return os.path.join(os.path.realpath(path.parent), path.name) if ".." in path.parts else os.path.abspath(path)
 
 
 def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
@@ -114,12 +136,14 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
     The plain name if it is free, else with the folder's name in front (b_x), else with a number behind (x_2).
     Names are compared without case, as some file systems do, and an output never falls on an input.
     """
-    taken = {str(Path(path).resolve()).casefold() for path in inputs if not _is_url(path)}
+    files = [Path(path) for path in inputs if not _is_url(path)]
+    real, own = map(os.path.realpath, files), (os.path.join(os.path.realpath(f.parent), f.name) for f in files)
+    taken = {path.casefold() for path in (*real, *own)}
     stems = []
     for path in inputs:
         file = Path(unquote(urlsplit(str(path)).path) if _is_url(path) else path)
         stem = file.stem or "image"
-        parent = file.resolve().parent.name
+        parent = os.path.basename(os.path.dirname(os.path.abspath(file)))
         numbered = (f"{stem}_{number}" for number in itertools.count(2))
         for candidate in itertools.chain([stem, f"{parent}_{stem}" if parent else stem], numbered):
             files = {str((out_dir / name).resolve()).casefold() for name in _file_names(candidate)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import uuid
@@ -37,10 +38,37 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError, which names the file, where it is none."""
+    value = load_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not readable JSON: it holds no object")
+    return value
+
+
+def load_json(path: Path, strict: bool = False) -> Any:
+    """The value in a JSON file, UTF-8 with a byte-order mark or without; ValueError, which names the file and its line.
+
+    `strict` also refuses a key that an object has twice: the first of its values would be lost.
+    """
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:4]:
+        raise ValueError(f"{path} is not readable JSON: it is UTF-16 text; save it as UTF-8")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unlike_keys if strict else None)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is not readable JSON: line {line} is no UTF-8 text; save it as UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not readable JSON: its brackets are nested too deep") from None
+    except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from None
+
+
+def _unlike_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return value
 
 
 def read_text(path: Path) -> str:

@@ -49,6 +49,7 @@ class InstanceTask:
         },
         by_class={"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "box_ap": "box AP"},
         table=("ap", "ap50", "ap75", "aps", "apm", "apl", "ar", "box_ap"),
+        truth=("truth",),
     )
 
     def result(self, answer: Instances, image: LoadedImage, data: DataSpec) -> Result:

@@ -36,6 +36,7 @@ class PanopticTask:
         },
         by_class={"pq": "PQ", "sq": "SQ", "rq": "RQ"},
         table=("pq", "sq", "rq", "pq_things", "pq_stuff"),
+        truth=("tp", "fn"),
     )
 
     def result(self, answer: Panoptic, image: LoadedImage, data: DataSpec) -> Result:

@@ -30,12 +30,15 @@ class Columns(NamedTuple):
         by_class: of every class; the first is what the main score is the mean of.
         table: those that have a column in tables of results.
         near: scores near boundaries, which are only there when asked for.
+        truth, unit: keys of a class's row whose sum is how much of it is in the data, and what that counts.
     """
 
     means: Mapping[str, str]
     by_class: Mapping[str, str]
     table: tuple[str, ...]
     near: Mapping[str, str] = {}
+    truth: tuple[str, ...] = ()
+    unit: str = "segment"
 
     @property
     def main(self) -> str:

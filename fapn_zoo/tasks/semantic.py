@@ -37,6 +37,8 @@ class SemanticTask:
         near={f"band_{width}": f"mIoU, {width} px band" for width in BAND_WIDTHS}
         | {"boundary_iou": "Boundary IoU"}
         | {f"boundary_f_{tolerance}": f"boundary F, {tolerance} px" for tolerance in F_TOLERANCES},
+        truth=("pixels",),
+        unit="pixel",
     )
 
     def result(self, answer: ClassMap, image: LoadedImage, data: DataSpec) -> Result:

@@ -235,7 +235,7 @@ class Run:
         if self.main:
             add_row(self.out / "metrics.csv", self.step, {name: report[name] for name in self.parts.task.columns.means})
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
-            logger.info("step %d: %s", self.step, told)
+            logger.info("step %d: %s", self.step, "; ".join(filter(None, [told, *report["notes"]])))
         return report
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:

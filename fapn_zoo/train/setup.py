@@ -17,6 +17,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import Dataset, Sample, check_holds
 from fapn_zoo.data.sources import open_dataset
+from fapn_zoo.data.supervision import check_supervision
 from fapn_zoo.data.transforms import TrainTransform
 from fapn_zoo.modules.losses import Loss
 from fapn_zoo.tasks import task_for
@@ -70,6 +71,7 @@ def prepare(settings: Settings) -> Parts:
             check_holds(opened, task.needs, f"task {task.name!r}")
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
+    check_supervision(dataset, val, "segments" in task.needs)
     options = {"class_weights": s.class_weights} if s.class_weights else {}
     loss = load_part(HEADS[model.spec.head].loss).of(model, **options)
     joined = partial(collate, task=task, labels=dataset.labels, divisor=data.size_divisor)

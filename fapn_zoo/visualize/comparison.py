@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from fapn_zoo.data.classes import class_difference, full_names
+from fapn_zoo.data.classes import class_difference, full_names, model_labels
 from fapn_zoo.data.images import LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
@@ -148,7 +148,8 @@ def data_items(model: nn.Module, source: str | Path, split: str = "test", limit:
         ValueError: the data set's classes are not the model's. FileNotFoundError, DataError: as opening it does.
     """
     own = Reading.of_model(model.data)
-    dataset = open_dataset(source, split, reading=Reading(None, None, own.in_chans, otherwise=own))
+    reading = Reading(None, None, own.in_chans, otherwise=own)
+    dataset = open_dataset(source, split, reading=reading, table=model_labels(model))
     names, named = full_names(model.data.labels, model.num_classes), bool(model.data.labels)
     if found := class_difference("the model", names, dataset.name, dataset.labels.names, named):
         raise ValueError(found)
@@ -180,6 +181,8 @@ def render(report: Mapping[str, Any]) -> str:
         values = [row["agree"], *(value for one in found for value in one.values())]
         table.append([row["name"], *map(percent, values)])
     lines += aligned(table)
+    if scored and all(one["miou"] is None for one in rows[-1]["scores"].values()):
+        lines.append("nothing is scored: no pixel of the labels has a class")
     if scored:
         lines.append(f"near: at most {report['band']} rows and columns from another true class")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.predict import predict
 from fapn_zoo.runtime.files import make_folder, write_json, write_whole
 from fapn_zoo.runtime.progress import bar
@@ -97,6 +98,7 @@ def side_by_side(
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    stem = Path(name).stem or "image"
+    path = Path(name.replace("/", "_"))  # a sample in a subfolder is called "aachen/x"
+    stem = (path.stem if path.suffix.lower() in EXTENSIONS else path.name) or "image"
     numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
     return next(file for file in itertools.chain([f"{stem}.png"], numbered) if file not in taken)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fapn_zoo.runtime.files import make_folder
+from fapn_zoo.runtime.files import load_json, make_folder
 from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
@@ -57,10 +57,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no weights folder {str(folder)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    config = load_json(path)
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"{path} has no 'model' entry; is it the config of another library?")
     if config.get("format") != FORMAT:

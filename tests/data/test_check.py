@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from toys.panoptic import write_coco
 
 from fapn_zoo.data.check import check_data
 
@@ -61,7 +63,7 @@ def test_counts(root):
     assert report.splits["test"].images.tolist() == [2, 0, 1, 2]
     note = only(report, "classes that never occur")
     assert not note.error and note.detail == "test: car" and report.ok
-    assert "note: classes that never occur" in report.render()
+    assert "note: classes that never occur" in report.render() and report.render().endswith("no errors, 1 note")
 
 
 def test_everything_is_found_in_one_go(root):
@@ -150,17 +152,133 @@ def test_folders_without_data(tmp_path):
 
 
 def test_ignored_zero_counts_as_ignored(tmp_path):
-    put(tmp_path, "train", "a", [[0, 1], [0, 0]], size=(2, 2))
-    (tmp_path / "classes.json").write_text(json.dumps({"names": ["none", "cell"], "ignore_index": 0}))
+    put(tmp_path, "train", "a", [[0, 1], [0, 2]], size=(2, 2))
+    (tmp_path / "classes.json").write_text(json.dumps({"names": ["none", "cell", "wall"], "ignore_index": 0}))
     report = check_data(tmp_path)
-    assert report.ok and report.problems == [] and report.splits["train"].pixels.tolist() == [0, 1, 3]
+    assert report.ok and report.problems == [] and report.splits["train"].pixels.tolist() == [0, 1, 1, 2]
+
+
+def test_nothing_to_learn_is_an_error_of_the_split_to_train_on(root):
+    for split in ("train", "val"):
+        for name in "abc":
+            put(root, split, name, np.where(np.arange(48).reshape(6, 8) % 3, 0, 255))
+    (root / "classes.json").write_text(json.dumps({"names": ["ground", "disc"]}))
+    report = check_data(root)
+    error = only(report, "nothing to learn")
+    assert error.error and error.detail == (
+        "train: every label holds only 0 and 255, and 255 is ignored: 255 is probably 'disc'; save it as 1"
+    )
+    assert not only(report, "nothing to score").error  # the labels of a test split may be kept secret
+    assert "all good" not in report.render()
+    put(root, "train", "a")
+    (root / "classes.json").write_text(json.dumps({"names": NAMES}))
+    put(root, "train", "b", np.full((6, 8), 255))
+    put(root, "val", "a", np.full((6, 8), 1))
+    assert check_data(root).ok
+
+
+def test_values_of_all_labels_together_say_what_they_mean(root):
+    for name, value in zip("abc", (0, 100, 200), strict=True):
+        put(root, "train", name, np.full((6, 8), value))
+    assert "Save 0 as 0, 100 as 1, 200 as 2" in only(check_data(root), "values that may mean other ids").detail
+
+
+def test_classes_that_only_other_splits_have(root):
+    for name in "abc":
+        put(root, "train", name, np.arange(48).reshape(6, 8) % 2)
+    assert only(check_data(root), "classes that are never trained").detail == "val: tree (in no split for training)"
+
+
+def test_what_is_not_used_is_named(root):
+    for name in ("a.heic", "x.npy", ".DS_Store"):
+        (root / "train/images" / name).touch()
+    (root / "train/masks").mkdir()
+    (root / "extra").mkdir()
+    (root / "val" / "stray.png").touch()
+    report = check_data(root)
+    assert report.ok and report.render().endswith("no errors, 5 notes") and report.splits["train"].samples == 3
+    assert {p.file for p in report.problems if p.kind == "another ending"} == {
+        "train/images/a.heic",
+        "train/images/x.npy",
+    }
+    assert {p.file for p in report.problems if p.kind == "folder that is not read"} == {"train/masks", "extra"}
+    assert only(report, "pictures that are not read").detail == "val: 1 outside of images and labels: stray.png"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+def test_links_to_nowhere_and_pipes_are_errors(root):
+    (root / "train/images/d.png").symlink_to("gone.png")
+    (root / "train/labels/d.png").symlink_to("gone.png")
+    os.mkfifo(root / "val/images/pipe.png")
+    report = check_data(root)
+    assert kinds(report) == ["dead link", "dead link", "no regular file"] and not report.ok
+    assert "train/images/d.png: a link to gone.png, which is not there" in report.render()
+
+
+def test_pairs_in_subfolders(root):
+    for part in ("images", "labels"):
+        (root / "train" / part / "city").mkdir()
+        (root / "train" / part / "a.png").rename(root / "train" / part / "city" / "a.png")
+    assert check_data(root).problems == [] and check_data(root).splits["train"].samples == 3
+    (root / "train/labels/city/a.png").rename(root / "train/labels/a.png")
+    detail = only(check_data(root), "picture without label").detail
+    assert detail.endswith("there is a: images and labels must lie in subfolders of the same names")
+
+
+def test_what_lies_in_the_place_of_a_picture_is_told(root):
+    (root / "train/images/a.png").rename(root / "train/images/a.heic")
+    detail = only(check_data(root), "label without picture").detail
+    assert detail == "train/labels/a.png has no train/images/a.*; train/images/a.heic: another ending (.heic)"
+    (root / "val/labels/b.png").rename(root / "val/labels/B.png")
+    if not (root / "val/labels/b.png").exists():
+        assert "differs from b in upper and lower case" in only(check_data(root), "picture without label").detail
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_text_can_be_printed(root):
+    name = os.fsdecode(b"caf\xe9.png")
+    for part in ("images", "labels"):
+        (root / "train" / part / "a.png").rename(root / "train" / part / name)
+    (root / "train/images" / name).write_bytes(b"broken")
+    assert "caf\\udce9.png" in check_data(root).render().encode().decode()
+    put(root, "train", "café")
+    for part in ("images", "labels"):
+        (root / "train" / part / "café.png").rename(
+            root / "train" / part / ("café.png" if part == "images" else "cafe\u0301.png")
+        )
+    assert "in how its letters are stored" in only(check_data(root), "picture without label").detail
+
+
+def test_splits_in_another_order_are_told(tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part / "train").mkdir(parents=True)
+    assert only(check_data(tmp_path, 2), "no splits").detail.endswith("; it has images, labels")
+
+
+def test_folders_of_segments(tmp_path):
+    write_coco(tmp_path, range(3))
+    file = write_coco(tmp_path, range(3, 6), split="train2017")
+    report = check_data(tmp_path, progress=False)
+    assert report.ok and {s: c.samples for s, c in report.splits.items()} == {"train2017": 3, "val2017": 3}
+    assert report.splits["val2017"].pixels.sum() == 3 * 48 * 64
+    table = json.loads(file.read_text())
+    for annotation in table["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = 1
+    file.write_text(json.dumps(table))
+    shutil.copy(tmp_path / "val2017/000000.png", tmp_path / "val2017/more.png")
+    report = check_data(tmp_path, progress=False)
+    assert only(report, "nothing to learn of objects").detail == "train2017: all segments are crowds"
+    assert only(report, "files that are not used").detail == "val2017: not used: 1 without annotation: more.png"
+    (tmp_path / "val2017/000000.png").unlink()
+    assert "000000.png is missing, which" in only(check_data(tmp_path), "split that cannot be opened").detail
 
 
 def test_16_bit_labels(tmp_path):
     put(tmp_path, "train", "a")
-    Image.fromarray(np.full((6, 8), 300, np.uint16)).save(tmp_path / "train/labels/a.png")
+    Image.fromarray(np.arange(300, 252, -1).reshape(6, 8).astype(np.uint16)).save(tmp_path / "train/labels/a.png")
     report = check_data(tmp_path, num_classes=301)
-    assert report.ok and report.splits["train"].pixels[300] == 48
+    assert report.ok and report.splits["train"].pixels[300] == 1
 
 
 def test_the_bar_shows_on_a_terminal_only(root, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -226,3 +228,16 @@ def test_list_images_is_natural_and_flat(tmp_path):
         list_images(tmp_path / "nowhere")
     with pytest.raises(ImageError, match="a.png is not a folder"):
         list_images(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+def test_pipes_and_dead_links_are_refused_at_once(tmp_path, caplog):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="pipe.png is no regular file"):
+        load_image(tmp_path / "pipe.png")
+    (tmp_path / "dead.png").symlink_to("gone.png")
+    with pytest.raises(FileNotFoundError, match="dead.png: a link to gone.png, which is not there"):
+        load_image(tmp_path / "dead.png")
+    (tmp_path / "b.txt").touch()
+    assert [path.name for path in list_images(tmp_path)] == ["dead.png", "pipe.png"]  # to be told of, one by one
+    assert caplog.messages == [f"{tmp_path}: not read: another ending (1 .txt): {tmp_path}/b.txt"]

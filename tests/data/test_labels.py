@@ -111,7 +111,7 @@ def test_json_needs_only_names(tmp_path: Path):
     assert LabelMap.from_json(write(tmp_path / "c.json", names=["a", "b"])) == LabelMap(("a", "b"))
     many = [f"n{i}" for i in range(300)]
     assert LabelMap.from_json(write(tmp_path / "c.json", names=many)).ignore_index == 65535
-    extra = write(tmp_path / "c.json", names=["a"], ignore_index=9, num_classes=1, void_name="Void")
+    extra = write(tmp_path / "c.json", names=["a"], ignore_index=9, num_classes=1, white_level=4095, exif="ignore")
     assert LabelMap.from_json(extra).ignore_index == 9
 
 
@@ -120,7 +120,7 @@ def test_json_errors_name_the_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="classes.json"):
         LabelMap.from_json(file)
     for content, says in [
-        ("{", "not valid JSON"),
+        ("{", "is not readable JSON"),
         ("[1]", '"names"'),
         ('{"names": "road"}', '"names"'),
         ('{"names": ["a", "b"], "num_classes": 3}', "num_classes is 3, but names lists 2"),
@@ -135,6 +135,48 @@ def test_json_errors_name_the_file(tmp_path: Path):
     file.write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(ValueError, match="classes.json"):
         LabelMap.from_json(file)
+
+
+def test_json_as_windows_writes_it(tmp_path: Path):
+    file = tmp_path / "classes.json"
+    text = '{"names": ["Straße", "car"]}'
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert LabelMap.from_json(file).names == ("Straße", "car")
+    for coding, says in [
+        ("utf-16", "it is UTF-16 text; save it as UTF-8"),
+        ("utf-16-le", "it is UTF-16 text; save it as UTF-8"),
+        ("cp1252", "line 1 is no UTF-8 text; save it as UTF-8"),
+    ]:
+        file.write_bytes(text.encode(coding))
+        with pytest.raises(ValueError, match=f"classes.json is not readable JSON: {says}"):
+            LabelMap.from_json(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            '{"names": ["a"], "ignore_label": 0}',
+            "unknown key 'ignore_label'; nearest: ignore_index; known keys: names, ",
+        ),
+        ('{"names": ["a"], "pallete": []}', "unknown key 'pallete'; nearest: palette"),
+        ('{"names": ["a"], "Names": ["b"]}', "unknown key 'Names'; nearest: names"),
+        ('{"names": ["a"], "names": ["b"]}', "the key 'names' is there twice"),
+        ('{"names": ["a"],\n}', "line 2"),
+        ('{"names": {"0": "a"}}', "names is {'0': 'a'}; expected an object with a list"),
+        ('{"names": null}', "names is None; expected"),
+        ('{"names": ["a", null]}', r"non-empty strings, at least one; got \[None\]"),
+        ('{"names": ["a"], "ignore_index": 255.0}', "an integer in 0..65535, not 255.0"),
+        ("", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+    ],
+)
+def test_json_mistakes_are_told_apart(tmp_path: Path, text: str, says: str):
+    file = tmp_path / "classes.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"classes.json.*{says}") as caught:
+        LabelMap.from_json(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_reading_labels_imports_no_torch():

@@ -186,3 +186,22 @@ def test_bad_files_are_named_with_their_segments(tmp_path: Path):
     refused(r"val2017.000000\.png is not an image that can be read")
     file.write_text("{")
     refused(r"panoptic_val2017\.json is not readable JSON")
+
+
+def test_files_that_are_not_used_or_missing_are_named_when_it_opens(tmp_path: Path, caplog):
+    file = write_coco(tmp_path, range(2))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # a byte-order mark
+    Image.new("RGB", (4, 4)).save(tmp_path / "val2017" / "more.png")
+    (tmp_path / "val2017" / "x.heic").touch()
+    assert len(open_panoptic(tmp_path, "val")) == 2
+    assert caplog.messages == [
+        f"{tmp_path}/val2017: not used: 1 without annotation: more.png",
+        f"{tmp_path}/val2017: not used: another ending (1 .heic): x.heic",
+    ]
+    for name in ("000000.png", "000001.png"):
+        (tmp_path / "val2017" / name).unlink()
+    (tmp_path / "val2017" / "000000.png").symlink_to("gone.png")
+    with pytest.raises(
+        DataError, match=r"000000.png, which .*2017.json lists: a link to gone.png, which .*; 1 others too"
+    ):
+        open_panoptic(tmp_path, "val")

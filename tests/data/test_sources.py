@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -175,6 +177,58 @@ def test_unreadable_files_are_named(folder, kind, content):
 
 def test_a_folder_whose_name_holds_a_comma(tmp_path):
     assert len(open_dataset(make_folder(tmp_path / "a,b"), "train")) == 3
+
+
+def test_pairs_in_subfolders_are_named_by_them(folder):
+    for part in ("images", "labels"):
+        (folder / "train" / part / "aachen" / "deep").mkdir(parents=True)
+        (folder / "train" / part / "p1.png").rename(folder / "train" / part / "aachen" / "p0.png")
+        (folder / "train" / part / "p2.png").rename(folder / "train" / part / "aachen" / "deep" / "p0.png")
+    data = open_dataset(folder, "train")
+    assert [data.sample(i).name for i in range(3)] == ["aachen/deep/p0", "aachen/p0", "p0"]
+    assert data.files(1)[1] == folder / "train/labels/aachen/p0.png"
+    (folder / "train/labels/aachen/p0.png").rename(folder / "train/labels/p9.png")
+    with pytest.raises(DataError, match="1 pictures without label: aachen/p0.png; 1 labels without picture: p9.png$"):
+        open_dataset(folder, "train")
+    (folder / "train/labels/p9.png").rename(folder / "train/labels/aachen/P0.png")
+    if not (folder / "train/labels/aachen/p0.png").exists():
+        with pytest.raises(DataError, match="aachen/P0 differs from aachen/p0 in upper and lower case"):
+            open_dataset(folder, "train")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+def test_what_was_meant_to_be_there_is_refused_and_the_rest_is_said(folder, caplog):
+    (folder / "train/images/x.png").symlink_to("gone.png")
+    (folder / "train/labels/x.png").symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"train: dead link \(2\): images/x.png -> gone.png, labels/x.png -> gone.png$"):
+        open_dataset(folder, "train")
+    for part in ("images", "labels"):
+        (folder / "train" / part / "x.png").unlink()
+    (folder / "train/images/x.heic").touch()
+    (folder / "train/images/again").symlink_to(".")
+    assert len(open_dataset(folder, "train")) == 3
+    text = "link to a folder above it (1): images/again; another ending (1 .heic): images/x.heic"
+    assert caplog.messages == [f"{folder}/train: not used: {text}"]
+    os.mkfifo(folder / "val/images/pipe.png")
+    with pytest.raises(DataError, match="no regular file .*pipe.png"):
+        open_dataset(folder, "val")
+    (folder / "train/images/p0.png").rename(folder / "train/images/p0.gif")
+    with pytest.raises(DataError, match=r"labels without picture: p0.png; .*images/p0.gif: another ending \(.gif\)"):
+        open_dataset(folder, "train")
+
+
+def test_the_classes_of_another_table_are_taken_and_said(folder, caplog):
+    table = LabelMap(("a", "b", "c"))
+    assert open_dataset(folder, "train", table=table).labels.names == ("road", "car", "tree") and not caplog.messages
+    (folder / "classes.json").unlink()
+    assert open_dataset(folder, "train", table=table).labels is table
+    assert caplog.messages == [f"{folder} has no classes.json: its classes are taken to be the 3 of the model"]
+    assert open_dataset(folder, "train", num_classes=4, table=table).labels == LabelMap.default(4)
+    (folder / "Classes.json.txt").touch()
+    with pytest.raises(
+        DataError, match=r"train: num_classes=N, check-data: --num-classes N\); is Classes.json.txt meant"
+    ):
+        open_dataset(folder, "train")
 
 
 # ------------------------------------------------------------------ single files

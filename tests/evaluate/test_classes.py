@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toys.evaluation import Noise, small_model
 
-from fapn_zoo.evaluate import class_maps, evaluate, render
+from fapn_zoo.cli import main
+from fapn_zoo.evaluate import class_maps, compare, evaluate, render, render_comparison
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
@@ -123,3 +125,60 @@ def test_truth_of_another_size_is_named(model: torch.nn.Module):
 def test_models_without_names_are_mapped_by_id():
     nameless = small_model(names=("class_0", "class_1", "class_2"))
     assert evaluate(nameless, Noise(), class_map={0: "ground", 1: "tree", "2": "sign"}, progress=False)["miou"]
+
+
+def write_folder(root: Path, labels: np.ndarray, classes: str | None = None) -> Path:
+    for part in ("images", "labels"):
+        (root / "test" / part).mkdir(parents=True)
+    Image.fromarray(np.zeros((*labels.shape, 3), np.uint8)).save(root / "test/images/a.png")
+    Image.fromarray(labels.astype(np.uint8)).save(root / "test/labels/a.png")
+    if classes:
+        (root / "classes.json").write_text(classes)
+    return root
+
+
+def test_a_folder_that_names_no_classes_has_those_of_the_model(model: torch.nn.Module, tmp_path: Path, caplog):
+    labels = np.arange(40 * 56).reshape(40, 56) % 3
+    named = write_folder(tmp_path / "named", labels, '{"names": ["ground", "tree", "sign"]}')
+    bare = write_folder(tmp_path / "bare", labels)
+    expected = evaluate(model, named, progress=False)
+    assert expected["notes"] == [] and not caplog.messages
+    report = evaluate(model, bare, progress=False)
+    assert report["notes"] == ["the data names no classes: taken from the model"]
+    assert "the data names no classes: taken from the model\n" in render(report)
+    assert caplog.messages == [f"{bare} has no classes.json: its classes are taken to be the 3 of the model"]
+    assert report["classes"] == expected["classes"] and report["miou"] == expected["miou"]
+    both = compare([model, small_model(1)], bare, resamples=10, progress=False)
+    assert "the data names no classes" in render_comparison(both)
+    with pytest.raises(ValueError, match="class 0 is 'a' for the model and 'ground' for bare"):  # of the first
+        compare([model, small_model(1, ("a", "tree", "sign"))], bare, progress=False)
+    with pytest.raises(ValueError, match="how many classes has"):  # a map speaks of names
+        evaluate(model, bare, class_map="names", progress=False)
+    strange = write_folder(tmp_path / "strange", labels + 1)
+    with pytest.raises(ValueError, match="class ids out of range: 3 .*subtract 1"):
+        evaluate(model, strange, progress=False)
+
+
+def test_a_map_with_a_byte_order_mark(model: torch.nn.Module, tmp_path: Path):
+    file = tmp_path / "map.json"
+    file.write_bytes(b"\xef\xbb\xbf" + b'{"ground": "ground", "tree": null, "sign": "sign"}')
+    assert evaluate(model, Noise(names=("sign", "ground")), class_map=file, progress=False)["miou"] is not None
+
+
+def test_scores_of_nothing_and_of_one_class_say_so(model: torch.nn.Module, tmp_path: Path, capsys):
+    nothing = write_folder(tmp_path / "nothing", np.full((40, 56), 255), '{"names": ["ground", "tree", "sign"]}')
+    report = evaluate(model, nothing, progress=False, boundary=True)
+    assert report["miou"] is None
+    assert report["notes"] == ["nothing is scored: nothing test has no pixel of a class that is scored"]
+    assert "nothing is scored" in render(report)
+    one = write_folder(tmp_path / "one", np.zeros((40, 56)), '{"names": ["ground", "tree", "sign"]}')
+    report = evaluate(model, one, progress=False)
+    assert report["notes"] == [
+        "only 'ground' has pixels in one test: the scores do not say whether classes are told apart"
+    ]
+    folder = model.save(tmp_path / "model")
+    for words in ([folder], [folder, folder]):
+        assert main(["eval", *map(str, words), "--data", str(nothing), "--json", str(tmp_path / "r.json")]) == 1
+        out, err = capsys.readouterr()
+        assert "error: nothing is scored: nothing test has no pixel" in err and not out and "Traceback" not in err
+    assert not (tmp_path / "r.json").exists()

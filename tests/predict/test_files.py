@@ -187,3 +187,43 @@ def test_save_names_match_the_command(tmp_path):
     assert [p.name for p in result.save(tmp_path / "other")] == [
         summary["images"][0]["overlay"], summary["images"][0]["labels"],
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+def test_what_is_not_read_is_named_and_every_name_is_an_input(tmp_path, capsys):
+    folder = tmp_path / "in"
+    write_image(folder / "a.png")
+    write_image(folder / "city" / "deep" / "c.png")
+    (folder / "b.png").symlink_to("a.png")
+    (folder / "dead.png").symlink_to("gone.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
+    for name in ("x.heic", ".DS_Store"):
+        (folder / name).touch()
+    for _ in range(2):  # what the first run wrote is no input of the second
+        summary = predict_files(
+            BrightSquare(), [folder, folder / ".." / "in" / "a.png"], folder / "out", progress=False
+        )
+        assert [Path(entry["input"]).name for entry in summary["images"]] == ["a.png", "b.png"]
+        assert [entry["overlay"] for entry in summary["images"]] == ["a_overlay.png", "b_overlay.png"]
+        assert [entry["error"].removeprefix(f"{folder}/") for entry in summary["failed"]] == [
+            "dead.png: a link to gone.png, which is not there",
+            "loop.png: a link to loop.png, which leads back to it",
+            "pipe.png is no regular file",
+        ]
+        assert summary["skipped"] == [
+            {"input": str(folder / "x.heic"), "reason": "another ending (.heic)"},
+            {"input": str(folder / "city"), "reason": "subfolder with 1 image, not searched"},
+        ]
+        err = capsys.readouterr().err
+        assert f"skipped: another ending (1 .heic): {folder}/x.heic; subfolder with 1 image, not searched (1)" in err
+    summary = predict_files(BrightSquare(), [folder, folder / "city" / "deep"], tmp_path / "out", progress=False)
+    assert len(summary["images"]) == 3 and [Path(s["input"]).name for s in summary["skipped"]] == [
+        "x.heic",
+        "city",
+        "out",
+    ]
+    with pytest.raises(
+        ImageError, match="no images in folder .*; subfolder with 1 image, not searched .1.: .*city/deep"
+    ):
+        predict_files(BrightSquare(), folder / "city", tmp_path / "out")

@@ -226,3 +226,33 @@ def test_half_precision_on_the_cpu_and_back_in_one_process(tiny: Settings, tmp_p
     half, full = losses_of(tiny.out), losses_of(tmp_path / "full")
     assert half != full
     torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("values", ["two", "void", "one name"])
+def test_nothing_to_learn_is_refused_before_out_is_touched(tiny: Settings, pictures: Path, tmp_path: Path, values: str):
+    names = ["disc"] if values == "one name" else ["ground", "disc"]
+    root = shutil.copytree(pictures, tmp_path / "masks")
+    for file in root.glob("*/labels/*.png"):
+        labels = np.asarray(Image.open(file))
+        table = {"two": np.where(labels == 1, 255, 0), "void": labels * 0 + 255, "one name": labels * 0}
+        Image.fromarray(table[values].astype(np.uint8)).save(file)
+    (root / "classes.json").write_text(json.dumps({"names": names}))
+    out = Path(tiny.out)
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="^nothing to learn: masks, to train on: "):
+        train(tiny.replace(data=str(root), overwrite=True))
+    assert [p.name for p in out.rglob("*")] == ["model", "mine.txt"]
+
+
+def test_a_validation_set_of_nothing_ends_in_words_and_the_model_is_kept(tiny: Settings, pictures: Path, caplog):
+    void = shutil.copytree(pictures, Path(tiny.out).parent / "void")
+    for file in (void / "val" / "labels").iterdir():
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(file)
+    with caplog.at_level("INFO", "fapn_zoo"):
+        folder = train(tiny.replace(steps=1, val_data=str(void)))
+    assert (folder / "model.safetensors").exists()
+    assert (
+        "nothing to score: void, to evaluate on, has no pixel of any class; there will be no scores" in caplog.messages
+    )
+    assert "step 1: nothing is scored: void val has no pixel of a class that is scored" in caplog.messages

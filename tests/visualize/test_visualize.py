@@ -31,6 +31,7 @@ from fapn_zoo.visualize import (
 from fapn_zoo.visualize.alignment_pictures import feature_colours
 from fapn_zoo.visualize.comparison import Comparison, Item
 from fapn_zoo.visualize.comparison_pictures import WRONG, WRONG_NEAR, _errors
+from fapn_zoo.visualize.doors import _free_name
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 pytestmark = pytest.mark.unit
@@ -340,3 +341,13 @@ def test_verbs(
     ):
         code, _, err = run(capsys, "compare", *words)
         assert code == 1 and err.startswith("error: ") and told in err
+
+
+def test_names_of_samples_in_subfolders_make_file_names():
+    taken: set[str] = set()
+    for name, file in (
+        ("aachen/x", "aachen_x.png"), ("bonn/x", "bonn_x.png"), ("aachen_x", "aachen_x_2.png"), ("x.v2", "x.v2.png"),
+        ("photo.JPG", "photo.png"),
+    ):  # fmt: skip
+        assert _free_name(name, taken) == file
+        taken.add(file)

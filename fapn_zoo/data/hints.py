@@ -1,0 +1,59 @@
+"""What label values that make no sense were probably meant to be. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.runtime.tables import some
+
+FEW = 16  # values: more are no ids that somebody has scaled
+
+
+def id_hint(values: Sequence[int], labels: LabelMap) -> str:
+    """Words for label values of which some are out of range; "" where nothing is known of them.
+
+    Args:
+        values: all that occur, each once, in increasing order.
+    """
+    count, names = labels.num_classes, labels.names
+    plain = [v for v in values if v != labels.ignore_index]
+    if not plain or plain[-1] < count or plain[0] < 0:
+        return ""
+    if plain[-1] == count:
+        if 0 in values:
+            return f"0..{count} are {count + 1} ids for {count} names: is one missing, such as background for 0?"
+        return "do the ids start at 1? They start at 0: subtract 1"
+    if len(plain) > FEW:
+        return "so many values: was the label resized with interpolation, or are there more classes?"
+    if len(values) == count == 2:
+        return f"{values[1]} is probably {names[1]!r}: save it as 1"
+    for ids in (values, plain):
+        if _even(ids):
+            pairs = ", ".join(f"{value} as {i}" for i, value in enumerate(ids))
+            return (
+                f"grey values instead of ids? Save {pairs}"
+                if len(ids) == count
+                else f"{some(ids)} look like grey values"
+            )
+    return ""
+
+
+def _even(values: Sequence[int]) -> bool:
+    """Whether the values go in equal steps from 0, as ids do that were scaled to be seen."""
+    if len(values) < 2 or values[0] != 0:
+        return False
+    step = values[-1] / (len(values) - 1)
+    return step > 1 and all(abs(value - i * step) <= 1 for i, value in enumerate(values))
+
+
+def ignored_hint(absent: Sequence[int], labels: LabelMap) -> str:
+    """What the ignored value probably is, where it occurs and classes do not; `absent` are the ids of these."""
+    value = labels.ignore_index
+    if value < labels.num_classes:
+        return (
+            f"if {labels.names[value]!r} is a class of its own, set ignore_index to a value that no pixel has, as 255"
+        )
+    if len(absent) == 1:
+        return f"{value} is probably {labels.names[absent[0]]!r}; save it as {absent[0]}"
+    return f"if {value} is one of {some(labels.names[i] for i in absent)}, save it as that class's id" if absent else ""

@@ -1,0 +1,171 @@
+"""What lies in a folder: the files that are used, and every other with the reason why it is not. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fapn_zoo.runtime.tables import some
+
+# What systems leave behind in folders; names that begin with a dot are such leavings too.
+LEAVINGS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
+DEAD_LINK, LOCKED, SPECIAL = "dead link", "cannot be read", "no regular file"
+ENDING, HIDDEN, CIRCLE = "another ending", "hidden", "link to a folder above it"
+ERRORS = (DEAD_LINK, LOCKED, SPECIAL)  # something was meant to be there
+
+
+class Unused(NamedTuple):
+    """Something that was seen and is not used: one of the kinds above, and the same in a sentence about `path`."""
+
+    path: Path
+    kind: str
+    reason: str
+
+    @property
+    def error(self) -> bool:
+        return self.kind in ERRORS
+
+
+class Listing(NamedTuple):
+    """Of one folder: the files that are used, and what else was seen; both sorted by path."""
+
+    files: list[Path]
+    unused: list[Unused]
+
+
+def list_folder(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True) -> Listing:
+    """Regular files whose ending, in any case, is one of `suffixes`; links are followed. Opens no file.
+
+    Args:
+        deep: also in its subfolders; else these are neither searched nor named.
+
+    Raises:
+        OSError: `folder` itself cannot be read.
+    """
+    folder, listing = Path(folder), Listing([], [])
+    for found in _walk(folder, frozenset(suffixes), deep, {_identity(os.stat(folder))}):
+        listing[isinstance(found, Unused)].append(found)
+    listing.files.sort(key=os.fspath)
+    listing.unused.sort(key=lambda one: os.fspath(one.path))
+    return listing
+
+
+def _walk(folder: Path, suffixes: frozenset[str], deep: bool, above: set[tuple[int, int]]) -> Iterator[Path | Unused]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.lower() in LEAVINGS or name.startswith("._"):
+                continue
+            wanted = os.path.splitext(name)[1].lower() in suffixes
+            if name.startswith("."):
+                if wanted:
+                    yield _unused(folder / name, HIDDEN)
+                continue
+            try:
+                if entry.is_dir():
+                    if deep:
+                        yield from _subfolder(entry, suffixes, above)
+                elif wanted and entry.is_file():
+                    yield folder / name
+                else:
+                    yield _left_out(entry, wanted)
+            except OSError as error:  # of is_dir and is_file: a link that leads back to itself, or a broken disk
+                path = folder / name
+                shown = missing(path) if path.is_symlink() else f"{path}: {error.strerror}"
+                yield Unused(path, DEAD_LINK if path.is_symlink() else LOCKED, shown)
+
+
+def subfolders(folder: Path, suffixes: Collection[str], leave_out: Path | None = None) -> list[Unused]:
+    """Its subfolders that hold such files, however deep, but for `leave_out` and what is in there."""
+    found = []
+    with os.scandir(folder) as entries:
+        paths = [folder / one.name for one in entries if os.path.isdir(one) and not _is_leaving(one.name)]
+    out = os.path.join(os.path.realpath(leave_out), "") if leave_out else ""
+    for path in sorted(paths):
+        try:
+            above = {_identity(os.stat(one)) for one in (folder, path)}
+            files = [one for one in _walk(path, frozenset(suffixes), True, above) if isinstance(one, Path)]
+        except OSError as error:
+            found.append(Unused(path, LOCKED, f"{path}: {error.strerror}"))
+            continue
+        if out.startswith(os.path.join(os.path.realpath(path), "")):
+            files = [file for file in files if not os.path.realpath(file).startswith(out)]
+        if files:
+            kind = f"subfolder with {len(files)} image{'s' * (len(files) > 1)}, not searched"
+            found.append(Unused(path, kind, f"{path}: {kind}"))
+    return found
+
+
+def _is_leaving(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEAVINGS
+
+
+def _subfolder(entry: os.DirEntry, suffixes: frozenset[str], above: set[tuple[int, int]]) -> Iterator[Path | Unused]:
+    path, here = Path(entry.path), _identity(entry.stat())
+    if here in above:
+        yield _unused(path, CIRCLE)
+        return
+    try:
+        yield from _walk(path, suffixes, True, above | {here})
+    except OSError as error:
+        yield Unused(path, LOCKED, f"{path}: {error.strerror}")
+
+
+def _left_out(entry: os.DirEntry, wanted: bool) -> Unused:
+    path = Path(entry.path)
+    if entry.is_symlink() and not path.exists():
+        return Unused(path, DEAD_LINK, missing(path))
+    if not entry.is_file():
+        return _unused(path, SPECIAL if wanted else ENDING)
+    return _unused(path, ENDING)
+
+
+def _unused(path: Path, kind: str) -> Unused:
+    shown = f"{kind} ({path.suffix or 'none'})" if kind == ENDING else kind
+    return Unused(path, kind, f"{path}: {shown}")
+
+
+def _dead(path: Path, loop: bool) -> str:
+    return f"a link to {os.readlink(path)}, which {'leads back to it' if loop else 'is not there'}"
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
+
+
+def missing(path: Path, listed: Path | None = None) -> str:
+    """Words for a path that is no file: there is none, it is a link to nowhere, or a pipe or the like.
+
+    `listed` is the file that names it.
+    """
+    by = f", which {listed} lists" if listed else ""
+    if path.is_symlink() and not os.path.exists(path):
+        loop = os.path.realpath(path) == os.path.abspath(path)
+        return f"{path}{by}: {_dead(path, loop)}"
+    if os.path.lexists(path):
+        return f"{path} is {SPECIAL}{by}"
+    return f"{path} is missing{by}" if by else f"{path}: no such file"
+
+
+def told(unused: Iterable[Unused], root: Path | None = None) -> str:
+    """The things that are not used, in one line: of each kind how many, and the first few by name."""
+    groups: dict[str, list[Path]] = {}
+    for one in unused:
+        groups.setdefault(one.kind, []).append(one.path)
+    parts = []
+    for kind, paths in groups.items():
+        endings = Counter(path.suffix.lower() or "none" for path in paths).most_common(5)
+        count = ", ".join(f"{n} {ending}" for ending, n in endings) if kind == ENDING else len(paths)
+        names = [str(path.relative_to(root) if root else path) for path in paths]
+        if kind == DEAD_LINK:
+            names = [f"{name} -> {os.readlink(path)}" for name, path in zip(names, paths, strict=True)]
+        parts.append(f"{kind} ({count}): {printable(some(names))}")
+    return "; ".join(parts)
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be printed and stored: bytes that are no text become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
