@@ -212,8 +212,8 @@ def test_what_was_meant_to_be_there_is_refused_and_the_rest_is_said(folder, capl
     os.mkfifo(folder / "val/images/pipe.png")
     with pytest.raises(DataError, match="no regular file .*pipe.png"):
         open_dataset(folder, "val")
-    (folder / "train/images/p0.png").rename(folder / "train/images/p0.gif")
-    with pytest.raises(DataError, match=r"labels without picture: p0.png; .*images/p0.gif: another ending \(.gif\)"):
+    (folder / "train/images/p0.png").rename(folder / "train/images/p0.psd")
+    with pytest.raises(DataError, match=r"labels without picture: p0.png; .*images/p0.psd: another ending \(.psd\)"):
         open_dataset(folder, "train")
 
 
