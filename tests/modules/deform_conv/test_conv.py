@@ -165,34 +165,37 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     check_half_precision(make_tensors(SHAPES[name], dtype), SHAPES[name])
 
 
+HALF = ("plain", "one_offset_group", "many_pieces", "wide_groups", "depthwise", "stride_dilation", "even_kernel")
+
+
 @pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("offsets", ["random", "far", "whole"])
-@pytest.mark.parametrize("name", [*SHAPES])
-def test_half_precision_is_nearer_to_float64_than_torchvisions(name: str, offsets: str, given: bool) -> None:
+@pytest.mark.parametrize("name", HALF)
+def test_float16_is_nearer_to_float64_than_torchvisions(name: str, given: bool) -> None:
     """In mean and maximum, output and gradients: torchvision computes positions and sums in float16 too."""
-    tensors = make_tensors(SHAPES[name], torch.float16, offsets, mask=given, bias=given)
-    ours = half_errors(deform_conv2d, tensors, SHAPES[name])
-    theirs = half_errors(torchvision.ops.deform_conv2d, tensors, SHAPES[name])
-    for (mean, largest), (their_mean, their_largest) in zip(ours, theirs, strict=True):
-        assert mean <= their_mean and largest <= their_largest
+    for offsets in ("random", "far", "whole"):
+        tensors = make_tensors(SHAPES[name], torch.float16, offsets, mask=given, bias=given)
+        ours = half_errors(deform_conv2d, tensors, SHAPES[name])
+        theirs = half_errors(torchvision.ops.deform_conv2d, tensors, SHAPES[name])
+        for (mean, largest), (their_mean, their_largest) in zip(ours, theirs, strict=True):
+            # Whole positions without a mask leave the same rounding to both.
+            assert mean <= 1.001 * their_mean and largest <= their_largest
+        assert offsets == "whole" or ours[0][0] < 0.6 * theirs[0][0]
 
 
 @pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("offsets", ["random", "far"])
-@pytest.mark.parametrize("name", [*SHAPES])
-def test_half_precision_is_as_near_to_float64_as_can_be(
-    name: str, offsets: str, dtype: torch.dtype, _cpu_backend: str
-) -> None:
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_is_as_near_to_float64_as_can_be(name: str, dtype: torch.dtype, _cpu_backend: str) -> None:
     """But numba's output in bfloat16, whose samples are rounded before the product, as a convolution's inputs are."""
-    tensors = make_tensors(SHAPES[name], dtype, offsets)
-    (mean, largest), *gradients = half_errors(deform_conv2d, tensors, SHAPES[name])
-    (best, best_largest), *best_gradients = half_errors(rounded_once, tensors, SHAPES[name])
-    loss = 1.6 if _cpu_backend == "numba" and dtype == torch.bfloat16 else 1.01
-    assert mean <= loss * best and largest <= 2 * best_largest
-    for (mean, _), (best, _) in zip(gradients, best_gradients, strict=True):
-        assert mean <= 1.01 * best + 1e-7
+    loss = 2 if _cpu_backend == "numba" and dtype == torch.bfloat16 else 1.01
+    for offsets in ("random", "far"):
+        tensors = make_tensors(SHAPES[name], dtype, offsets)
+        (mean, largest), *gradients = half_errors(deform_conv2d, tensors, SHAPES[name])
+        (best, best_largest), *best_gradients = half_errors(rounded_once, tensors, SHAPES[name])
+        assert mean <= loss * best and largest <= 2 * best_largest
+        for (mean, _), (best, _) in zip(gradients, best_gradients, strict=True):
+            assert mean <= 1.01 * best + 1e-7
 
 
 @pytest.mark.parametrize("positions", [torch.float32, torch.bfloat16])
