@@ -56,4 +56,5 @@ def ignored_hint(absent: Sequence[int], labels: LabelMap) -> str:
         )
     if len(absent) == 1:
         return f"{value} is probably {labels.names[absent[0]]!r}; save it as {absent[0]}"
-    return f"if {value} is one of {some(labels.names[i] for i in absent)}, save it as that class's id" if absent else ""
+    few = " or ".join(repr(labels.names[i]) for i in absent) if len(absent) <= 3 else ""
+    return f"if {value} is {few}, save it as the id of that class" if few else ""

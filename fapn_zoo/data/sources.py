@@ -39,14 +39,12 @@ def read_label_map(root: Path, num_classes: int | None = None, table: LabelMap |
     """The label map of a folder: its `classes.json`, else plain names for `num_classes`, else `table`, said once."""
     file = root / "classes.json"
     if not file.is_file():
+        if os.path.lexists(file) or (num_classes is None and table is None):
+            raise DataError(_classes_wanted(root, file))
         if num_classes is not None:
             return LabelMap.default(num_classes)
-        if table is not None and not os.path.lexists(file):
-            logger.warning(
-                "%s has no classes.json: its classes are taken to be the %d of the model", root, table.num_classes
-            )
-            return table
-        raise DataError(_classes_wanted(root, file))
+        _warn(f"{root} has no classes.json: its classes are taken to be the {table.num_classes} of the model")
+        return table
     try:
         labels = LabelMap.from_json(file)
     except ValueError as error:
@@ -54,6 +52,11 @@ def read_label_map(root: Path, num_classes: int | None = None, table: LabelMap |
     if num_classes is not None and num_classes != labels.num_classes:
         raise DataError(f"num_classes is {num_classes}, but {file} names {labels.num_classes} classes")
     return labels
+
+
+def _warn(text: str) -> None:
+    if processes().main:  # one voice is enough
+        logger.warning("%s", text)
 
 
 def _classes_wanted(root: Path, file: Path) -> str:
@@ -288,8 +291,8 @@ def _open(
     kind = _kind(name, needs)
     options = {"table": table} if kind is FolderDataset else {}
     opened = kind(name, split, num_classes, reading, **options)
-    for text in getattr(opened, "unused", ()) if processes().main else ():
-        logger.warning("%s", text)
+    for text in getattr(opened, "unused", ()):
+        _warn(text)
     return opened
 
 
