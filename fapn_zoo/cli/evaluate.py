@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
             options |= {"resamples": args.resamples, "bootstrap_seed": args.bootstrap_seed}
             report = compare(models, args.data, args.model, **options)
             reports, text = report["reports"], render_comparison(report)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with --resume {args.resume}" if args.resume else "") from None
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"go on with --resume {args.resume}" if args.resume else "") from None
     if not speaks():
         return
     print(text)
