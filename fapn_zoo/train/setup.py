@@ -82,6 +82,8 @@ def build_model(settings: Settings, labels: LabelMap) -> nn.Module:
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone}
     given = {name: value for name, value in arguments.items() if value is not None}
     model = create_model(s.model, num_classes=labels.num_classes, **given, **s.model_args)
+    if model.load_report is not None:
+        logger.info("starting from %s: %s", s.checkpoint_path or s.model, model.load_report)
     if model.spec.in_chans != 3:
         raise ValueError(f"the data is RGB, but {s.model} takes {model.spec.in_chans} channels")
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}

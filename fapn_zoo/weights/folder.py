@@ -106,7 +106,8 @@ def load_weights(
         adapted = _adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
     assign_tensors(model, tensors, path, fresh=fresh, share=share)
     report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
-    logger.log(logging.WARNING if adapted or fresh else logging.INFO, "%s: %s", path, report)
+    if adapted or fresh:  # what fits needs no words
+        logger.warning("%s: %s", path, report)
     return report
 
 
