@@ -70,7 +70,10 @@ def fetch(spec: ModelSpec, weights: WeightsSpec, cache_dir: str | Path | None = 
             try:
                 _make(folder, root / f".{name}.partial", spec, weights)
             except (OSError, ValueError) as error:
-                raise type(error)(f"{fault}, and cannot be made again: {error}" if fault else str(error)) from error
+                if not fault:
+                    raise
+                kind = type(error) if isinstance(error, OSError) else ValueError
+                raise kind(f"{fault}, and cannot be made again: {error}") from error
     finally:
         lock.release()
     return folder
