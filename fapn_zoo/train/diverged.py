@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fapn_zoo.train.settings import Settings
@@ -34,7 +35,7 @@ def diverged(step: int, what: str, s: Settings) -> NotFinite:
     """The error of a run that has lost its numbers at a step, with the settings that could help."""
     clip = f"a clip_norm below {s.clip_norm:g}" if s.clip_norm else "clip_norm=1 (it is 0: gradients are not clipped)"
     ways = [f"an lr below {s.lr:g}", clip]
-    if s.amp in ("bf16", "fp16"):
+    if s.amp in ("bf16", "fp16") or (s.amp == "auto" and torch.cuda.is_available()):
         ways.append(f"amp=no instead of {s.amp}")
     advice = f"{', '.join(ways[:-1])} or {ways[-1]}"
-    return NotFinite(f"step {step}: {what}; training has diverged: try {advice}")
+    return NotFinite(f"{s.model}, step {step}: {what}; training has diverged: try {advice}")

@@ -241,7 +241,7 @@ def test_the_last_good_checkpoint_is_kept(tiny: Settings, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(loop.Run, "_descend", broken)
     settings = tiny.replace(steps=6, checkpoint_every=5, ema=0.5)
-    with pytest.raises(ValueError, match=f"^step 6: what was learned is not finite: inf in {where}"):
+    with pytest.raises(ValueError, match=f"^perpixel_fpn, step 6: what was learned is not finite: inf in {where}"):
         train(settings)
     assert [path.name for path in Path(settings.out, "checkpoint").iterdir()] == ["step-00000005"]
     assert not Path(settings.out, "model").exists()
