@@ -33,7 +33,10 @@ def create_model(
     data: DataSpec | None = None,
     **kwargs: Any,
 ) -> ZooModel:
-    """Builds a model, and loads weights where asked.
+    """Builds a model: in evaluation mode where its weights are loaded, in training mode where they are new.
+
+    So a model with weights is ready to predict, as those of `transformers` are (timm and torchvision leave theirs in
+    training mode, in which batch norms change with every image); `model.train()` before training it further.
 
     Args:
         name: a listed name, with or without `.tag`; an architecture (`"maskformer_fapn"` with `backbone=`, or
@@ -50,7 +53,8 @@ def create_model(
             `head_num_queries=50`. They win over those of the name.
 
     Returns:
-        A model in training mode, with `load_report` set where weights were loaded.
+        A model, with `load_report` and in evaluation mode where `pretrained` or `checkpoint_path` loaded its weights.
+        With none, or with those of the backbone alone (`pretrained_backbone`), it is in training mode.
 
     Raises:
         ValueError: unknown names, tags, keyword arguments or sources (with the nearest known ones), or weights that do
@@ -69,7 +73,7 @@ def create_model(
         model.load_report = load_weights(model, folder, saved=saved, share=in_cache)
     if checkpoint_path is not None:
         model.load_report = load_weights(model, checkpoint_path)
-    return model
+    return model.train(model.load_report is None)
 
 
 def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:

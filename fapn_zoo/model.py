@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.modules.heads.outputs import Output, Targets
 from fapn_zoo.runtime.exporting import to_tensors_only
-from fapn_zoo.weights.folder import WithoutInit
+from fapn_zoo.weights.folder import LoadReport, WithoutInit
 from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
 from fapn_zoo.zoo.registry import nearest
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
@@ -27,9 +30,15 @@ class ZooModel(nn.Module):
         head: pyramid and backbone maps -> raw output.
         spec: the description; its `data` says how images become input.
 
+    Attributes:
+        load_report: what loading weights did; None for a model with new ones.
+
     Raises:
         ValueError: channels of backbone and neck differ.
     """
+
+    load_report: LoadReport | None = None
+    _warned = False
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -54,13 +63,25 @@ class ZooModel(nn.Module):
         Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
         images without padding, `targets` the truth while training: only heads that choose among proposals read them.
 
-        Exported to ONNX or TorchScript, which hold no numbers, the output is a tuple of its tensors alone.
+        Exported to ONNX or TorchScript, which hold no numbers, the output is a tuple of its tensors alone. Warns once
+        where batch norms of a model with loaded weights are about to learn from images without targets.
         """
+        if not torch.compiler.is_compiling() and self.training and targets is None and not self._warned:
+            self._warn_of_training_mode()
         features = self.backbone(x)
         output = self.head(self.neck(features), features, sizes, targets)
         if to_tensors_only(x) and isinstance(output, tuple):
             return tuple(value for value in output if isinstance(value, Tensor))
         return output
+
+    def _warn_of_training_mode(self) -> None:
+        learning = (m for m in self.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats)
+        if self.load_report is None or torch.jit.is_tracing() or next(learning, None) is None:
+            return
+        self._warned = True
+        what = f"{self.spec.name} is in training mode: its batch norms normalise by this batch and change with it"
+        fix = "call model.eval() first, or model.predict(); where you mean to train, ignore this or pass targets="
+        warnings.warn(f"{what}; for the outputs of its loaded weights {fix}", UserWarning, stacklevel=5)
 
     def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **rest: Any) -> Any:
         """Predicts on images of any kind and size; see `fapn_zoo.predict.predict`."""

@@ -206,4 +206,12 @@ def test_a_head_a_loss_and_a_task_from_outside(registered: None, tmp_path: Path)
     fresh = fapn_zoo.create_model("shares_fpn", backbone="test_efficientnet", num_classes=11, **options)
     sides = compare([model, fresh], "scenes:4@64x96", task="shares", progress=False, resamples=20)
     assert sides["differences"][0]["measures"]["overlap"]["value"] is not None
+    with torch.no_grad():
+        model.head.predictor.bias[3] = float("nan")
+    with pytest.raises(ValueError, match="shares_fapn: no answer for image, .*: NaN in head.predictor.bias"):
+        model.predict(scene)
+    model.head.predictor.bias.requires_grad_(False)[3] = 0
+    model.head.register_forward_hook(lambda module, inputs, output: SharesOutput(output.logits / 0))
+    with pytest.raises(ValueError, match=r"shares_fapn: the output for scene\S+ is not finite \(inf in logits\)"):
+        evaluate(model, "scenes:4@64x96", "val", task="shares", progress=False)
     assert digest() == before

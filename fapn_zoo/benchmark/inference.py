@@ -19,6 +19,7 @@ from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.precision import autocast, resolve_amp
 from fapn_zoo.tasks import task_for
+from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.zoo.registry import get_spec
 
 # Of weights and input; "auto" is as in `predict`.
@@ -29,14 +30,17 @@ OFFSET_SPREAD = 2.0  # pixels; standard deviation of the drawn offsets
 def create_with_offsets(name: str, num_classes: int | None = None) -> nn.Module:
     """A model to time: random weights with drawn offsets, or a weights folder as it is.
 
-    Raises ValueError for an architecture without a label set where `num_classes` is None.
+    Raises ValueError for an architecture without a label set where `num_classes` is None, and for a folder whose
+    weights are not finite.
     """
     from fapn_zoo.create import create_model  # not above: timm takes seconds
 
     if Path(name).is_dir():
         name = f"local-dir:{name}"
     if name.startswith("local-dir:"):
-        return create_model(name, pretrained=True)
+        model = create_model(name, pretrained=True)
+        check_finite(model.state_dict().items(), f"{name}: nothing is measured, since its weights")
+        return model
     free = ":" not in name and get_spec(name)[0].num_classes is None
     if free and num_classes is None:
         raise ValueError(f"{name!r} has no label set: say how many classes, num_classes= or --num-classes")

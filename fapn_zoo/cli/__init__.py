@@ -2,7 +2,7 @@
 
 The other files hold the arguments of verbs beside what they do.
 Exit codes: 0 done, 1 an error (or, with `predict` and `check-data`, some input was bad), 2 wrong usage, 130 Ctrl-C,
-141 nobody reads the output any more.
+143 SIGTERM, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import sys
 
 from fapn_zoo import __version__
 from fapn_zoo.cli import benchmark, evaluate, models, pictures, predict, train, weights
+from fapn_zoo.runtime.signals import Terminated, sigterm_as_interrupt
 
+# 128 + the number of the signal, as shells have it.
+INTERRUPTED, TERMINATED = 130, 143
 PIPE_CLOSED = 141  # 128 + SIGPIPE: what shells report of a program that writes to a closed pipe
 
 
@@ -41,10 +44,11 @@ def _run(argv: list[str] | None) -> int:
     for noisy in ("httpx", "httpx2", "numba", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return args.run(args) or 0
+        with sigterm_as_interrupt():
+            return args.run(args) or 0
     except KeyboardInterrupt as stop:
         print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
-        return 130
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ArithmeticError) as error:

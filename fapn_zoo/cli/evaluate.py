@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
             options |= {"resamples": args.resamples, "bootstrap_seed": args.bootstrap_seed}
             report = compare(models, args.data, args.model, **options)
             reports, text = report["reports"], render_comparison(report)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with --resume {args.resume}" if args.resume else "") from None
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"go on with --resume {args.resume}" if args.resume else "") from None
     for one in reports:
         if one[TASKS[one["task"]].columns.main] is None:  # a table of nothing would look like a success
             raise ValueError(one["notes"][-1] if one["notes"] else "nothing is scored: no class has a score")

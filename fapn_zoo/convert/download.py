@@ -44,11 +44,11 @@ def download(source: Path, weights: WeightsSpec, model: str) -> None:
     """
     from huggingface_hub import constants
 
-    url = address(weights)
+    url, before = address(weights), ""
     for last in (False, True):
         if not source.is_file():
             if constants.HF_HUB_OFFLINE:
-                reason = f"{model} is not in the cache and HF_HUB_OFFLINE is set"
+                reason = f"{before}{model} is not in the cache and HF_HUB_OFFLINE is set"
                 raise FileNotFoundError(f"{reason}: unset it to download {url}, or {_by_hand(model)}")
             if not last:
                 terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
@@ -56,7 +56,7 @@ def download(source: Path, weights: WeightsSpec, model: str) -> None:
             try:
                 patiently(lambda: _attempt(url, source, model), ATTEMPTS, lambda: _arrived(source))
             except Failure as failure:
-                raise failure.kind(str(failure)) from failure
+                raise failure.kind(f"{before}{failure}") from failure
         with open(source, "rb") as file:
             head = file.read(512)
         if head.lstrip().startswith(b"<"):
@@ -70,6 +70,7 @@ def download(source: Path, weights: WeightsSpec, model: str) -> None:
         if last:
             raise ValueError(f"{url} {damage}; deleted after two downloads; {_by_hand(model)}")
         logger.warning("%s %s; downloading it again", url, damage)
+        before = f"what had arrived of {url} {damage} and was deleted; "
 
 
 def no_room(doing: str, number: int, need: str, folder: Path) -> OSError:

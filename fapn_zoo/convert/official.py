@@ -24,7 +24,7 @@ from fapn_zoo import __version__
 from fapn_zoo.convert.download import address, download, no_room, readable
 from fapn_zoo.runtime.files import cache_root
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
-from fapn_zoo.weights.digests import file_digest
+from fapn_zoo.weights.digests import file_digest, has_digest
 from fapn_zoo.weights.failures import NO_ROOM, system_number
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
@@ -54,7 +54,7 @@ def fetch(spec: ModelSpec, weights: WeightsSpec, cache_dir: str | Path | None = 
     root = cache_root(cache_dir) / "official"
     name = f"{spec.name}.{next(tag for tag, known in spec.weights.items() if known == weights)}"
     folder = root / name
-    if _is_whole(folder, weights):
+    if _fault(folder, weights) is None:
         return folder
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / f".{name}.lock")  # the system frees it when its holder is killed
@@ -64,22 +64,49 @@ def fetch(spec: ModelSpec, weights: WeightsSpec, cache_dir: str | Path | None = 
         logger.warning("another process is fetching %s; waiting for it", name)
         lock.acquire()
     try:
-        if not _is_whole(folder, weights):
-            _make(folder, root / f".{name}.partial", spec, weights)
+        if (fault := _fault(folder, weights)) is not None:
+            if fault:
+                logger.warning("%s; making it again", fault)
+            try:
+                _make(folder, root / f".{name}.partial", spec, weights)
+            except (OSError, ValueError) as error:
+                if not fault:
+                    raise
+                kind = type(error) if isinstance(error, OSError) else ValueError
+                raise kind(f"{fault}, and cannot be made again: {error}") from error
     finally:
         lock.release()
     return folder
 
 
-def _is_whole(folder: Path, weights: WeightsSpec) -> bool:
-    """Whether the folder holds what its record says, made from this release by this converter."""
+def _fault(folder: Path, weights: WeightsSpec) -> str | None:
+    """What is wrong with a folder, in a clause that names the file: "" where there is none yet.
+
+    None where it holds what its record says, made from this release by this converter. Its weights are hashed when
+    they are new or were written to, see `has_digest`; a folder stays until another one takes its place.
+    """
+    if not folder.is_dir():
+        return ""
+    file = folder / RECORD
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return (record["url"], record["converter"]) == (address(weights), CONVERTER) and all(
-            (folder / name).stat().st_size == record["sizes"][name] for name in (WEIGHTS, CONFIG, CARD)
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if (record["url"], record["converter"]) != (address(weights), CONVERTER):
+            return f"{folder} was made from another release or by an older version"
+        for file in (folder / name for name in (WEIGHTS, CONFIG, CARD)):
+            size, expected = file.stat().st_size, record["sizes"][file.name]
+            if size != expected:
+                return f"{file}, in the cache, is damaged ({size} bytes instead of {expected})"
+        file = folder / WEIGHTS
+        if not has_digest(file, record["sha256"]):
+            digests = f"sha256 {file_digest(file)} instead of {record['sha256']}"
+            return f"{file}, in the cache, is damaged ({digests})"
+    except FileNotFoundError:
+        return f"{file} is missing in the cache"
+    except OSError as error:
+        return f"{file}, in the cache, cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        return f"{file}, in the cache, is damaged (it is no record)"
+    return None
 
 
 def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> None:

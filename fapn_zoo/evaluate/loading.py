@@ -43,7 +43,7 @@ def load_batch(dataset: Dataset, indices: tuple[int, ...], data: DataSpec, views
     for i in indices:
         sample = dataset.sample(i)
         pixels = with_channels(sample.image, len(data.mean), sample.name)
-        found.append(Shown((i, sample), sample.size, views.prepare(data, pixels)))
+        found.append(Shown((i, sample), sample.size, views.prepare(data, pixels), sample.name))
     return found
 
 

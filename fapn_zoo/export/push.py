@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -12,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fapn_zoo import __version__
+from fapn_zoo.runtime.files import json_text
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import EXAMPLE, OVERLAY, check_card, official_release, own_words, registered, render_card
 from fapn_zoo.weights.card_facts import HUB_ID, Config, Rows, has_license, license_metadata
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.failures import ATTEMPTS, Failure, patiently
+from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.weights.folder import read_config
 from fapn_zoo.weights.hub_errors import Upload, explained
-from fapn_zoo.weights.probe import check
+from fapn_zoo.weights.probe import check, probe
 
 if TYPE_CHECKING:
     from fapn_zoo.model import ZooModel
@@ -112,14 +113,15 @@ def prepare(
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {WEIGHTS}")
     license = _license(config, folder, license)
-    content = (folder / CONFIG).read_bytes()
+    content, text = (folder / CONFIG).read_bytes(), json_text(config | {"license": license}, folder / CONFIG)
     if license != config.get("license"):
         config = config | {"license": license}
-        content = (json.dumps(config, indent=1) + "\n").encode()
+        content = f"{text}\n".encode()
     digest = file_digest(folder / WEIGHTS)
-    model = create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = create_model(f"local-dir:{folder}", pretrained=True)
+    check_finite(model.state_dict().items(), f"{folder}: {model.spec.name} is not pushed: its weights")
     if not config.get("probe"):
-        logger.warning("%s: no outputs were stored with the weights, so only loading them was tried", folder)
+        logger.warning("%s: no outputs were stored with the weights, so only running them was tried", folder)
     pictures = _example(model, example) if example is not None else {}
     words = own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
     shown = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{EXAMPLE}" if pictures else None
@@ -128,6 +130,8 @@ def prepare(
     try:
         if config.get("probe"):
             check(model, config["probe"])
+        else:
+            probe(model)
         check_card(card)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

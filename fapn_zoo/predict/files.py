@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from fapn_zoo.data.images import folder_images
 from fapn_zoo.data.listing import Unused, told
 from fapn_zoo.predict.predict import predict_each
 from fapn_zoo.predict.run import device_and_type
-from fapn_zoo.runtime.files import make_folder, write_whole
+from fapn_zoo.runtime.files import json_text, make_folder, write_whole
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks import task_for
@@ -48,14 +47,14 @@ def predict_files(
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
 
     Returns:
-        What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after Ctrl-C),
+        What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
         `seconds`, `images` (of each `input`, `overlay`, `labels`, `size` [H, W], `seconds`, `classes`
         name -> share of the image, and for panoptic and instance `segments`), `failed` (`input` and `error` of what
         cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
-        ValueError: no paths, arguments that `predict` refuses, or `out_dir` is one of the folders to read.
+        ValueError: no paths, what `predict` refuses (`NotFinite` too), or `out_dir` is one of the folders to read.
     """
     task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
     inputs, skipped = expand_paths(paths, out_dir)
@@ -83,7 +82,7 @@ def predict_files(
         summary["complete"] = True
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 4)
-        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        text = json_text(summary, out_dir / SUMMARY, indent=2, ensure_ascii=False) + "\n"
         # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
         write_whole(out_dir / SUMMARY, lambda file: file.write(text.encode(errors="backslashreplace")))
     return summary

@@ -67,7 +67,8 @@ def predict(
     Raises:
         FileNotFoundError: if a path does not exist.
         ImageError: if an image is unreadable or a folder has none; the message names it.
-        ValueError: for a task the model does not have, or other arguments out of range.
+        ValueError: for a task the model does not have, or other arguments out of range; `NotFinite` where the output
+            for an image is NaN or infinite anywhere, which is a fault of the model.
     """
     several = isinstance(x, (list, tuple)) and not isinstance(x, LoadedImage)
     items = [item for entry in (x if several else [x]) for item in _expand(entry)]
@@ -113,7 +114,10 @@ def predict_each(
     network = ModelNetwork(model, resolve_amp(amp, *device_and_type(model)))
     data = named(model)
     images = _load_each(items, Reading.of_model(data, white_level, exif), on_error)
-    shown = (Shown((i, image), tuple(image.pixels.shape[1:]), views.prepare(data, image.pixels)) for i, image in images)
+    shown = (
+        Shown((i, image), tuple(image.pixels.shape[1:]), views.prepare(data, image.pixels), image.name)
+        for i, image in images
+    )
     found = answers(network, data, asked, views, shown, batch_size)
     return ((index, asked.result(answer, image, data)) for (index, image), answer in found)
 

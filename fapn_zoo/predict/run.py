@@ -27,38 +27,80 @@ from fapn_zoo.postprocess.semantic import Bands, best_of_bands
 from fapn_zoo.predict.inputs import network_input, padded_size
 from fapn_zoo.predict.views import Views
 from fapn_zoo.predict.windows import Downwards, window_scores
-from fapn_zoo.runtime.precision import autocast
+from fapn_zoo.runtime.precision import AMP, autocast
 from fapn_zoo.tasks.protocol import Task
+from fapn_zoo.weights.finite import NotFinite, faults, faults_of_model, named_tensors, told
 from fapn_zoo.zoo.spec import DataSpec
 
 
 class Shown(NamedTuple):
     """One image for the network: its pixels (C, h, w) in every view, see `Views.prepare`, and (H, W) of the answer.
 
-    `item` is whatever the caller knows it by; it comes back with the answer.
+    `item` is whatever the caller knows it by; it comes back with the answer. `name` is for messages.
     """
 
     item: Any
     size: tuple[int, int]
     parts: list[Tensor]
+    name: str = "an image"
 
 
 Network = Callable[[Sequence[Tensor]], Output]  # pixels (C, h, w) of equal padded size, 0..255 -> raw output
 
 
+class NotFiniteOutput(NotFinite):
+    """There is no answer for the image at `place` of a batch; the message is `before`, what it is called, `after`."""
+
+    def __init__(self, before: str, after: str, place: int = 0, image: str = "") -> None:
+        super().__init__(f"{before}{image or f'image {place + 1} of the batch'}{after}")
+        self.place, self.facts = place, (before, after, place)
+
+
+@contextmanager
+def naming(images: Sequence[str]) -> Iterator[None]:
+    """Lets a `NotFiniteOutput` name its image. Of one image's windows each is that image."""
+    try:
+        yield
+    except NotFiniteOutput as error:
+        image = images[min(error.place, len(images) - 1)]
+        raise NotFiniteOutput(*error.facts, image) from None
+
+
 @dataclass(frozen=True)
 class ModelNetwork:
-    """Runs a model on prepared images, computing in `amp`, a key of `runtime.precision.AMP`."""
+    """Runs a model on prepared images, computing in `amp`, a key of `runtime.precision.AMP`.
+
+    Raises NotFiniteOutput for weights or an output that are NaN or infinite anywhere: no answer can be made of them.
+    """
 
     model: nn.Module
     amp: str
 
     def __call__(self, pixels: Sequence[Tensor]) -> Output:
+        name = self.model.spec.name
+        # Not every NaN among the weights comes out: samples at a place that is NaN are 0, and so is 1 / infinity.
+        if found := faults_of_model(self.model):
+            raise NotFiniteOutput(f"{name}: no answer for ", f", since its weights are not finite: {told(found)}")
         device, dtype = device_and_type(self.model)
         x = network_input(self.model.data, pixels, device, dtype)
         sizes = torch.tensor([part.shape[1:] for part in pixels], device=device)
         with autocast(device, self.amp):
-            return self.model(x, sizes)
+            output = self.model(x, sizes)
+        if found := faults(named_tensors(output)):
+            place = next((n for n in range(len(pixels)) if faults(named_tensors(output.image(n)))), 0)
+            reason = f" is not finite ({told(found)}); {self._reason(dtype)}"
+            raise NotFiniteOutput(f"{name}: the output for ", reason, place)
+        return output
+
+    def _reason(self, dtype: torch.dtype) -> str:
+        if found := faults(self.model.state_dict().items()):
+            return f"its weights hold {told(found)}"
+        if dtype.itemsize < 4:
+            kind = str(dtype).removeprefix("torch.")
+            return f"its weights are finite, but {kind}, whose numbers end early: take model.float()"
+        if AMP[self.amp] is not None:
+            return f"its weights are finite; computing with amp={self.amp} may be why, try amp=no"
+        return "its weights are finite, but too large to compute with"
 
 
 def answers(
@@ -78,6 +120,8 @@ def answers(
         images: those that follow each other with equal padded sizes share a batch.
         batch_size: images, or windows of one image, that enter the network at once.
         options: of `decode`.
+
+    Raises NotFiniteOutput, which names model and image.
     """
 
     def run(batch: list[Shown]) -> list[Any]:
@@ -92,7 +136,7 @@ def answers(
     limit = 1 if views.window is not None else batch_size
     for _, alike in itertools.groupby(images, lambda i: [padded_size(data, part.shape[1:]) for part in i.parts]):
         while batch := list(itertools.islice(alike, limit)):
-            with inference(network.model):
+            with inference(network.model), naming([image.name for image in batch]):
                 found = run(batch)
             yield from zip([image.item for image in batch], found, strict=True)
 

@@ -32,8 +32,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` for plain JSON values."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """`write_text` for plain JSON values; ValueError, which names the file, for a number that is NaN or infinite."""
+    write_text(path, json_text(value, path) + "\n")
+
+
+def json_text(value: Any, path: Path, **style: Any) -> str:
+    """The value as JSON for `path`. JSON has no NaN and no infinity: ValueError, for what is undefined is None."""
+    try:
+        return json.dumps(value, allow_nan=False, **({"indent": 1} | style))
+    except ValueError as error:
+        raise ValueError(f"cannot write {path}: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

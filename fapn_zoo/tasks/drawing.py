@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fapn_zoo.runtime.files import write_whole
+from fapn_zoo.tasks import fonts
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LEGEND_ROWS = 12
@@ -50,20 +51,19 @@ def _boundaries(ids: np.ndarray, thickness: int) -> np.ndarray:
 def draw_legend(picture: Image.Image, shares: Mapping[str, float], colours: Mapping[str, Sequence[int]]) -> None:
     """Draws names, shares and colours on a dark panel in the upper left corner, as many as the height holds."""
     size = max(10, min(picture.size) // 32)
-    font = ImageFont.load_default(size)
     line = round(size * 1.4)
     rows = list(shares.items())[: max(1, min(LEGEND_ROWS, picture.height // line - 1))]
     if not rows:
         return
     texts = [f"{name} {share:.1%}" for name, share in rows]
-    width = round(max(font.getlength(text) for text in texts)) + 3 * size
+    width = round(max(fonts.length(text, size) for text in texts)) + 3 * size
     panel = Image.new("RGBA", (width, line * len(rows) + size // 2), (0, 0, 0, 150))
     draw = ImageDraw.Draw(panel)
     for row, ((name, _), text) in enumerate(zip(rows, texts, strict=True)):
         top = size // 4 + row * line
         colour = colours.get(name, (128, 128, 128))
         draw.rectangle((size // 2, top + size // 5, size // 2 + size, top + size // 5 + size), fill=tuple(colour))
-        draw.text((2 * size, top), text, fill="white", font=font)
+        fonts.write(draw, (2 * size, top), text, "white", size)
     picture.paste(panel.convert("RGB"), (0, 0), panel.getchannel("A"))
 
 

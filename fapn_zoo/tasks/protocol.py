@@ -139,5 +139,5 @@ class Task(Protocol):
 
 
 def plain(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None

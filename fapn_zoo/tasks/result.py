@@ -15,7 +15,7 @@ from torch import Tensor
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.postprocess.answers import Segment
 from fapn_zoo.runtime.files import make_folder
-from fapn_zoo.tasks import drawing
+from fapn_zoo.tasks import drawing, fonts
 from fapn_zoo.zoo.spec import DataSpec
 
 
@@ -98,8 +98,10 @@ class Result:
         ids = self.labels if self.segment_map is None else self.segment_map
         picture = drawing.overlay(self.image, ids, *self._colours(), alpha, boundaries)
         if legend:
-            colours = dict(zip(self.names, self.palette, strict=True))
-            drawing.draw_legend(picture, self.class_shares(), colours)
+            names = dict(zip(self.names, fonts.class_names(self.names), strict=True))
+            shares = {names.get(name, name): share for name, share in self.class_shares().items()}
+            colours = {names[name]: colour for name, colour in zip(self.names, self.palette, strict=True)}
+            drawing.draw_legend(picture, shares, colours)
         return picture
 
     def label_image(self) -> Image.Image:

@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from fapn_zoo.runtime.files import write_text
+from fapn_zoo.runtime.files import json_text, write_text
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.train.settings import Settings
 
@@ -46,7 +46,7 @@ class RunLog:
         self.bar.set_postfix(shown, refresh=False)
         if self.main:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json_text(line, self.path, indent=None) + "\n")
         self.restart()
 
     def restart_clock(self) -> None:

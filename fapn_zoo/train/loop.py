@@ -29,12 +29,14 @@ from fapn_zoo.runtime.processes import on_cpu
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import load_checkpoint, save_checkpoint
+from fapn_zoo.train.diverged import check_gradient, check_state, diverged
 from fapn_zoo.train.folder import claim_folder, starting_point
 from fapn_zoo.train.log import RunLog, add_row
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, train_mode
 from fapn_zoo.weights.card_facts import METRICS
+from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
 
 logger = logging.getLogger(__name__)
@@ -170,14 +172,15 @@ class Run:
         *values, stopping = self._sum(torch.stack([*losses.values(), flag])).tolist()
         result = dict(zip(losses, values, strict=True))
         if not all(np.isfinite(v) for v in values):
-            raise ValueError(f"step {self.step}: the loss is not finite: {result}")
+            raise diverged(self.step, f"the loss is not finite: {result}", self.settings)
         return result, stopping > 0
 
     def _descend(self) -> float:
         """The step of the optimizer and of the averaged weights; returns the learning rate."""
         s = self.settings
-        if s.clip_norm:
-            self.accelerator.clip_grad_norm_(self.trainable, s.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.trainable, s.clip_norm) if s.clip_norm else None
+        # In fp16 the scaler leaves out steps whose gradients overflow, and goes on with smaller ones.
+        check_gradient(self.step, None if self.accelerator.scaler else norm, s)
         factor = learning_rate_factor(self.step, s.steps, s.poly_power, s.warmup_steps)
         rate = set_learning_rate(self.optimizer, factor)
         self.optimizer.step()
@@ -195,6 +198,7 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint of the finished steps (main process only; the others wait)."""
+        self.check()
         if self.main:
             scaler = getattr(self.accelerator, "scaler", None)
             state = {
@@ -206,6 +210,12 @@ class Run:
             }
             save_checkpoint(self.out / "checkpoint", self.step, state)
         self.accelerator.wait_for_everyone()
+
+    def check(self) -> None:
+        """ValueError where weights, averaged weights or the optimizer's state are not finite."""
+        state = {"weights": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        state["ema"] = self.ema.means if self.ema else None
+        on_main(self.accelerator, lambda: check_state(self.step, self.settings, **state))
 
     def load(self, path: Path) -> None:
         """Continues from a checkpoint folder."""
@@ -227,11 +237,15 @@ class Run:
         if self.parts.val is None:
             return None
         s = self.settings
+        self.check()
         with self._averaged():
             weights = str(self.out / "model") if final else f"step {self.step}"
             options = {"task": self.parts.task.name, "amp": self.accelerator.mixed_precision, "progress": self.main}
             options["limit"] = None if final else s.eval_limit or None
-            report = evaluate(self.plain, self.parts.val, s.val_split, seed=s.seed, weights=weights, **options)
+            try:
+                report = evaluate(self.plain, self.parts.val, s.val_split, seed=s.seed, weights=weights, **options)
+            except NotFinite as error:
+                raise diverged(self.step, str(error), s) from error
         if self.main:
             add_row(self.out / "metrics.csv", self.step, {name: report[name] for name in self.parts.task.columns.means})
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())

@@ -91,6 +91,8 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
     given = {name: value for name, value in arguments.items() if value is not None}
     model = create_model(s.model, num_classes=labels.num_classes, **(s.model_args | given))
+    if model.load_report is not None:
+        logger.info("starting from %s: %s", s.checkpoint_path or s.model, model.load_report)
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
     data |= {"white_level": reading.white_level, "exif": reading.exif or "apply"}
     if s.test_size is not None:

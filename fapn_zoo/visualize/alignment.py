@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.modules.necks.fapn import DeconvAlignment, FaPN, FeatureSelection
-from fapn_zoo.predict.inputs import input_size, network_input, resized
-from fapn_zoo.predict.run import device_and_type, inference
+from fapn_zoo.predict.inputs import input_size, resized
+from fapn_zoo.predict.run import ModelNetwork, inference, naming
 from fapn_zoo.tasks.result import shown_pixels
 
 TAPS = 9  # of the deformable convolution
@@ -95,7 +95,8 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
         image: anything `load_image` takes.
 
     Raises:
-        ValueError: the model aligns nothing. ImageError, FileNotFoundError: as `load_image`.
+        ValueError: the model aligns nothing, or its weights or output are not finite. ImageError, FileNotFoundError: as
+            `load_image`.
     """
     neck = model.neck
     if not isinstance(neck, FaPN):
@@ -105,8 +106,8 @@ def read_alignment(model: nn.Module, image: Any) -> Alignment:
     loaded = load_image(image, **Reading.of_model(model.data).options)
     pixels = resized(loaded.pixels, input_size(model.data, tuple(loaded.pixels.shape[1:])))
     found: list[dict[str, Tensor]] = [{} for _ in neck.align]
-    with inference(model), _listening(neck, found):
-        model(network_input(model.data, [pixels], *device_and_type(model)))
+    with inference(model), naming([loaded.name]), _listening(neck, found):
+        ModelNetwork(model, "no")([pixels])
     size, strides = tuple(pixels.shape[1:]), model.backbone.strides
     levels = [_level(index, strides[index], values, size, neck) for index, values in enumerate(found)]
     return Alignment(model.spec.name, loaded.name, shown_pixels(loaded.pixels), size, levels)

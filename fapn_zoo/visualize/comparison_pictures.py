@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fapn_zoo.runtime.tables import percent
+from fapn_zoo.tasks import fonts
 from fapn_zoo.visualize import drawing
 from fapn_zoo.visualize.comparison import Comparison
 
@@ -98,7 +99,8 @@ def _legends(found: Comparison, legend: dict[str, drawing.Colour], width: int, h
     first = found.results[0]
     maps = [result.labels for result in found.results] + ([] if found.labels is None else [found.labels])
     ids = np.unique(np.concatenate([np.unique(one) for one in maps]))
-    classes = {first.names[i]: tuple(first.palette[i]) for i in ids if i < len(first.names) and i != first.ignore_index}
+    names = fonts.class_names(first.names)
+    classes = {names[i]: tuple(first.palette[i]) for i in ids if i < len(names) and i != first.ignore_index}
     line = drawing.text_height(TEXT)
     per_column = max((height + line) // line, 1)
     rows = list(classes.items())
@@ -113,12 +115,12 @@ def _legends(found: Comparison, legend: dict[str, drawing.Colour], width: int, h
 
 
 def _swatches(entries: list[tuple[str, drawing.Colour]]) -> Image.Image:
-    face, line = drawing.font(TEXT - 1), drawing.text_height(TEXT)
-    width = round(max(face.getlength(name) for name, _ in entries)) + line + 6
+    size, line = TEXT - 1, drawing.text_height(TEXT)
+    width = round(max(fonts.length(name, size) for name, _ in entries)) + line + 6
     sheet = Image.new("RGB", (width, line * len(entries) + line), drawing.PAPER)
     draw = ImageDraw.Draw(sheet)
     for row, (name, colour) in enumerate(entries):
         top = line * row + line  # in line with the picture beside it, which has a caption
         draw.rectangle((0, top + 3, line - 6, top + line - 4), fill=tuple(colour), outline=drawing.GREY)
-        draw.text((line + 2, top), name, drawing.INK, face)
+        fonts.write(draw, (line + 2, top), name, drawing.INK, size)
     return sheet

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+
+from fapn_zoo.tasks import fonts
 
 Colour = tuple[int, int, int]  # red, green and blue, 0..255
 INK, GREY, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
@@ -13,11 +15,6 @@ GAP = 14  # pixels between pictures
 # Dark to bright, evenly spaced; between them colours are mixed.
 HEAT = ((10, 8, 35), (80, 18, 110), (165, 45, 95), (225, 90, 50), (250, 165, 25), (250, 250, 160))
 SHADE = ((45, 20, 80), (55, 85, 140), (35, 140, 140), (80, 195, 105), (250, 230, 50))
-
-
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, so that pictures look alike everywhere."""
-    return ImageFont.load_default(size)
 
 
 def ramp(values: np.ndarray, colours: Sequence[Colour], low: float, high: float) -> np.ndarray:
@@ -60,22 +57,22 @@ def captioned(picture: Image.Image, caption: str, size: int = 15, detail: str = 
     return stacked(parts, 0)
 
 
-def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
+def fitted(text: str, size: int, width: int) -> str:
     """The text, its end replaced by "..." where it is longer than `width` pixels."""
-    if face.getlength(text) <= width:
+    if fonts.length(text, size) <= width:
         return text
-    while text and face.getlength(text + "...") > width:
+    while text and fonts.length(text + "...", size) > width:
         text = text[:-1]
     return text + "..."
 
 
 def text_block(lines: Sequence[str], width: int, size: int = 15, colour: Colour = INK) -> Image.Image:
     """Lines of text on paper, each cut to the width."""
-    step, face = text_height(size), font(size)
+    step = text_height(size)
     sheet = Image.new("RGB", (width, max(step * len(lines), 1)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for row, line in enumerate(lines):
-        draw.text((0, row * step), fitted(line, face, width), colour, face)
+        fonts.write(draw, (0, row * step), fitted(line, size, width), colour, size)
     return sheet
 
 
@@ -102,7 +99,7 @@ def framed(picture: Image.Image) -> Image.Image:
 
 def colour_bar(width: int, colours: Sequence[Colour], low: str, high: str, size: int = 13) -> Image.Image:
     """A strip from the lowest to the highest value, with both written beside it."""
-    face, height = font(size), text_height(size)
+    face, height = fonts.face(size), text_height(size)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     left, right = round(face.getlength(low)) + 6, round(face.getlength(high)) + 6
@@ -164,7 +161,7 @@ def _block_means(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def bars(values: np.ndarray, size: tuple[int, int], high: float, face_size: int = 13) -> Image.Image:
     """A filled profile of values (already in order) from 0 to `high` with an axis, on (width, height)."""
     width, height = size
-    face = font(face_size)
+    face = fonts.face(face_size)
     left, bottom = round(face.getlength("0.00")) + 8, text_height(face_size)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)

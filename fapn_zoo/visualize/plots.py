@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.runtime.files import write_whole
+from fapn_zoo.tasks import fonts
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.visualize import drawing
 
@@ -38,6 +41,11 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
         names: of the K classes.
         path: a .png file, written whole.
     """
+    with _letters_of(names) as names:
+        _confusion(counts, names, path)
+
+
+def _confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
     columns = [*names, "other"][: counts.shape[1]]
     truth = counts.sum(1, keepdims=True)
     shares = np.divide(100.0 * counts, truth, out=np.full(counts.shape, np.nan), where=truth > 0)
@@ -67,6 +75,14 @@ def plot_classes(
         mean: of the score, 0..1; None where it is undefined.
         path: a .png file, written whole.
     """
+    with _letters_of([row["name"] for row in classes]) as names:
+        named = [row | {"name": name} for row, name in zip(classes, names, strict=True)]
+        _classes(named, score, label, mean, fonts.spelled(title), path)
+
+
+def _classes(
+    classes: Sequence[Mapping[str, Any]], score: str, label: str, mean: float | None, title: str, path: Path
+) -> None:
     rows = sorted((row for row in classes if row[score] is not None), key=lambda row: row[score])
     figure, axes = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
     axes.barh(range(len(rows)), [100 * row[score] for row in rows], color="tab:blue", label=label)
@@ -79,6 +95,23 @@ def plot_classes(
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=title)
     axes.legend(loc="lower right")
     _save(figure, path)
+
+
+@contextlib.contextmanager
+def _letters_of(names: Sequence[str]) -> Iterator[list[str]]:
+    """The names as matplotlib can draw them; within the block it takes letters of other scripts from other fonts."""
+    import matplotlib
+    from matplotlib import font_manager, ft2font
+
+    # Before 3.11 it neither joins letters nor turns lines around.
+    names = fonts.class_names(names, shaping=hasattr(ft2font, "__libraqm_version__"))
+    words = itertools.chain.from_iterable(name.split() for name in names if not name.isascii())
+    families = []
+    for file in sorted(set(map(fonts.font_of, words)) - {fonts.OWN, None}):
+        font_manager.fontManager.addfont(file)
+        families.append(font_manager.FontProperties(fname=file).get_name())
+    with matplotlib.rc_context({"font.family": [*matplotlib.rcParams["font.family"], *families]}):
+        yield names
 
 
 def _figure(size: tuple[float, float]) -> tuple[Any, Any]:

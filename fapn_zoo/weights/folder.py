@@ -6,7 +6,6 @@ are read; what is adapted on purpose is reported tensor by tensor, everything el
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -21,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fapn_zoo.runtime.files import load_json, make_folder
+from fapn_zoo.runtime.files import json_text, load_json, make_folder
 from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
+from fapn_zoo.weights.finite import NotFinite, check_finite
 from fapn_zoo.weights.probe import probe
 from fapn_zoo.zoo.spec import ModelSpec
 
@@ -102,7 +102,8 @@ def load_weights(
         adapted = _adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
     assign_tensors(model, tensors, path, fresh=fresh, share=share)
     report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
-    logger.log(logging.WARNING if adapted or fresh else logging.INFO, "%s: %s", path, report)
+    if adapted or fresh:  # what fits needs no words
+        logger.warning("%s: %s", path, report)
     return report
 
 
@@ -193,17 +194,17 @@ def save_model(
         dtype: floating-point tensors are stored in it; None keeps theirs.
         license: of the weights. metrics: reported values in percent. source: where the weights come from.
         training: settings worth keeping with them. text: further paragraphs of the card.
+
+    Raises:
+        NotFinite: weights, outputs or metrics that are NaN or infinite; nothing is written.
     """
     folder = Path(folder)
     tensors = {}
     for key, value in model.state_dict().items():
         value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
         tensors[key] = value.contiguous().clone()
-    try:
-        outputs = probe(model, dtype)
-    except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
-        logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
-        outputs = {}
+    kind = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
+    check_finite(tensors.items(), f"{model.spec.name} is not saved to {folder}: its weights{kind}")
     made_with = versions()
     config = {
         "format": FORMAT,
@@ -214,19 +215,31 @@ def save_model(
         "source": source,
         "training": dict(training or {}),
         "versions": {"fapn_zoo": made_with["fapn-zoo"]} | {name: made_with[name] for name in PACKAGES},
-        "probe": outputs,
+        "probe": _outputs(model, dtype, folder),
     }
+    text_of_config = json_text(config, folder / CONFIG) + "\n"
     make_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
         partial = Path(partial)
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / CARD).write_text(render_card(config, text), encoding="utf-8")
-        (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (partial / CONFIG).write_text(text_of_config, encoding="utf-8")
         readable = (partial / CONFIG).stat().st_mode & 0o777  # safetensors makes files that only their owner reads
         (partial / WEIGHTS).chmod(readable)
         for name in (WEIGHTS, CARD, CONFIG):
             os.replace(partial / name, folder / name)
     return folder
+
+
+def _outputs(model: nn.Module, dtype: torch.dtype | None, folder: Path) -> dict[str, Any]:
+    """The probe of a model; nothing, and a warning, where it fails: weights worth saving must not be lost for it."""
+    try:
+        return probe(model, dtype)
+    except NotFinite as error:
+        raise NotFinite(f"{model.spec.name} is not saved to {folder}: {error}") from None
+    except (RuntimeError, ValueError) as error:
+        logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
+        return {}
 
 
 def _adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted: int) -> list[str]:

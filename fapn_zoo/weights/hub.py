@@ -22,7 +22,7 @@ from fapn_zoo.runtime.files import write_text
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import digests, file_digest, has_digest
 from fapn_zoo.weights.failures import ATTEMPTS, PASSING_STATUS, Failure, Local, patiently
-from fapn_zoo.weights.hub_errors import Absent, Download, Missing, Offline, explained
+from fapn_zoo.weights.hub_errors import Absent, Download, Missing, Offline, explained, irreplaceable
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def download(
 
     Raises:
         ValueError: a malformed name, or a repository, revision or file that cannot be had, in one line that says why
-            and what to do. What is whole stays in the cache, what is damaged does not.
+            and what to do. What is whole stays in the cache, what comes damaged does not. A file of the cache that is
+            damaged stays until another one has come, and where none comes, the line says so.
     """
     source = _source(repository, cache_dir)
     try:
@@ -139,34 +140,43 @@ def _commit(source: _Source, wanted: list[str]) -> str:
 
 
 def _file(source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = ATTEMPTS) -> Path:
-    """One whole file of a commit, from the cache or the Hub."""
+    """One whole file of a commit, from the cache or the Hub; a damaged one stays until another has come."""
+    told: list[str] = []
 
     def attempt() -> Path:
         path = source.cached(filename, commit)
-        if path is not None:
-            _check_content(path, None)
+        damage = None if path is None else _damage(path, None)
+        if path is not None and damage is None:
             return path
-        found = _metadata(source, commit, filename)
-        if sha256 is not None and len(found.etag) == 64 and found.etag != sha256:
-            raise _other_digest(source, filename, found.etag, sha256)
-        return _fetch(source, commit, filename, found)
+        if damage is not None and damage not in told:
+            told.append(damage)
+            logger.warning("%s, in the cache, %s; fetching it again", path, damage)
+        try:
+            found = _metadata(source, commit, filename)
+            if sha256 is not None and len(found.etag) == 64 and found.etag != sha256:
+                raise _other_digest(source, filename, found.etag, sha256)
+            return _fetch(source, commit, filename, found, anew=damage is not None)
+        except Failure as failure:
+            if damage is None or not path.exists():
+                raise
+            raise irreplaceable(failure, f"{path}, in the cache, {damage}") from failure
 
     return patiently(attempt, attempts)
 
 
-def _fetch(source: _Source, commit: str, filename: str, found: Any) -> Path:
-    """A file that is not in the cache, from Xet storage where it lies there, and over HTTP where that fails."""
+def _fetch(source: _Source, commit: str, filename: str, found: Any, *, anew: bool) -> Path:
+    """A file from Xet storage where it lies there, and over HTTP where that fails; `anew`: in place of one that is."""
     from huggingface_hub import constants
 
     try:
-        return _transfer(source, commit, filename, found)
+        return _transfer(source, commit, filename, found, anew)
     except Failure as failure:
         if getattr(found, "xet_file_data", None) is None or isinstance(failure, Local):
             raise
         logger.warning("%s; trying without Xet storage", failure.reason)
     before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True  # the client has no other means
     try:
-        return _transfer(source, commit, filename, found)
+        return _transfer(source, commit, filename, found, anew)
     finally:
         constants.HF_HUB_DISABLE_XET = before
 
@@ -182,13 +192,13 @@ def _metadata(source: _Source, revision: str, filename: str) -> Any:
     return found
 
 
-def _transfer(source: _Source, commit: str, filename: str, found: Any) -> Path:
+def _transfer(source: _Source, commit: str, filename: str, found: Any, anew: bool) -> Path:
     """Lets the client fetch a file into its cache, which it does whole or not at all, and verifies it."""
     from huggingface_hub import hf_hub_download
 
     with source.explained(filename, found.size), _without_clients_pauses():
         place = {"revision": commit, "cache_dir": source.cache_dir}
-        path = Path(hf_hub_download(source.repo_id, filename, **place, **LIBRARY))
+        path = Path(hf_hub_download(source.repo_id, filename, force_download=anew, **place, **LIBRARY))
     _check_content(path, found.etag)
     blob = _blob(path)
     for part in blob.parent.glob(f"{blob.name}.*.incomplete"):
@@ -226,28 +236,38 @@ def _blob(path: Path) -> Path:
     return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
-def _check_content(path: Path, etag: str | None) -> None:
-    """Throws a file that is not what the Hub announced out of the cache, and raises.
+def _damage(path: Path, etag: str | None) -> str | None:
+    """What is wrong with a file, in words that follow its name; None for one that is what the Hub announced.
 
     `etag` is what the Hub says now; a cache with links has it in the name of the linked file.
     """
-    blob = _blob(path)
-    digest = blob.name if path.is_symlink() else etag
+    digest = _blob(path).name if path.is_symlink() else etag
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest or ""):
-        return  # a mirror with etags of its own
+        return None  # a mirror with etags of its own
     try:
-        seen = path.stat()
         if has_digest(path, digest):
-            return
-        found = digests(path, len(digest))[0]
-        real = path.resolve()
-        # Not where another process has replaced it in the meantime.
-        if (real.stat().st_size, real.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
-            for place in (real, blob, path):
-                place.unlink(missing_ok=True)
+            return None
+        size, found = path.stat().st_size, digests(path, len(digest))[0]
+        return f"is damaged ({size} bytes with digest {found}, the Hub announced {digest})"
     except FileNotFoundError as error:  # another process that found the same
         raise Failure(f"{path.name} has vanished from the cache", "try again", passing=True) from error
-    said = f"{path.name} was damaged (digest {found}, the Hub announced {digest}) and has been thrown away"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _check_content(path: Path, etag: str) -> None:
+    """Throws a file that has come and is not what the Hub announced out of the cache, and raises."""
+    seen = path.stat()
+    damage = _damage(path, etag)
+    if damage is None:
+        return
+    real = path.resolve()
+    with contextlib.suppress(FileNotFoundError):
+        # Not where another process has replaced it in the meantime.
+        if (real.stat().st_size, real.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
+            for place in (real, _blob(path), path):
+                place.unlink(missing_ok=True)
+    said = f"{path.name} was damaged on the way and has been thrown away: it {damage}"
     raise Failure(said, "try again later or over another connection", passing=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import re
 import shutil
@@ -28,6 +29,15 @@ class Missing(Absent):
 
 class Offline(Local):
     """The user has forbidden to ask the Hub."""
+
+
+def irreplaceable(failure: Failure, damage: str) -> Failure:
+    """The failure to fetch a file whose copy in the cache is no good; `damage` is a clause that names it."""
+    if isinstance(failure, Offline):
+        words = {"reason": f"{damage}, and HF_HUB_OFFLINE is set", "advice": "unset it to fetch the file again"}
+    else:
+        words = {"reason": f"{damage}, and no other can be had: {failure.reason}"}
+    return dataclasses.replace(failure, **words)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,13 @@ written, whatever has changed in the code or on the way.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from fapn_zoo.weights.finite import check_finite, named_tensors
 
 SIZE = (64, 96)  # small, and no multiple of any attention window
 SAMPLES = 24  # values kept of each output
@@ -26,12 +28,15 @@ def probe(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Any]:
         model: a segmentation model of any device and dtype; it runs in float32 on the CPU, a copy where it is not
             there already. Its modes and values stay as they are.
         dtype: that the weights are about to be stored in; the probe is of the rounded values.
+
+    Raises NotFinite for outputs that are NaN or infinite.
     """
     plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
     if not plain or dtype not in (None, torch.float32):
         model = copy.deepcopy(model).to("cpu", dtype or torch.float32).float()
-    outputs = []
-    for output in (output.double() for output in _run(model)):
+    outputs, found = [], dict(named_tensors(_run(model)))
+    check_finite(found.items(), "its outputs on a small image")
+    for output in (output.double() for output in found.values()):
         index = torch.linspace(0, output.numel() - 1, SAMPLES).round().long()
         facts = {"shape": list(output.shape), "std": output.std().item(), "values": output.flatten()[index].tolist()}
         outputs.append(facts)
@@ -66,7 +71,7 @@ def check(model: nn.Module, stored: Mapping[str, Any]) -> float:
     return worst
 
 
-def _run(model: nn.Module) -> list[Tensor]:
+def _run(model: nn.Module) -> Any:
     height, width = SIZE
     channels = torch.arange(1, model.spec.in_chans + 1).view(1, -1, 1, 1)
     rows, columns = torch.arange(height).view(1, 1, -1, 1), torch.arange(width).view(1, 1, 1, -1)
@@ -76,16 +81,7 @@ def _run(model: nn.Module) -> list[Tensor]:
     model.eval()
     try:
         with torch.no_grad():
-            return list(_tensors(model(x)))
+            return model(x)
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of a head's output, in its order."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (Mapping, Sequence)):  # not the stride, a number
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)

@@ -303,3 +303,31 @@ def test_eval_mistakes_of_arguments(
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in [*base, "--scales", "big"]])
     assert stop.value.code == 2
+
+
+def test_only_what_is_news_is_said_of_weights(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    caplog.set_level("INFO")
+    photo = dataset / "test" / "images" / "034.png"
+    for words in (
+        ("predict", photo, "--model", weights, "--out", tmp_path / "out"),
+        ("eval", weights, "--data", dataset, "--limit", 1),
+        ("compare", weights, fapn_zoo.cli.common.EMBEDDED, photo, "--out", tmp_path / "sides"),
+        ("benchmark", weights, "--size", 64, "--rounds", 1, "--no-memory"),
+    ):
+        code, out, err = run(capsys, *words)
+        assert code == 0 and "loaded" not in out + err + caplog.text and "safetensors" not in caplog.text, words
+    words = ("data=scenes:4@64x96", "crop=64", "steps=1", "batch_size=2", "val_data=none", f"out={tmp_path / 'run'}")
+    code, *_ = run(capsys, "train", "finetune_folder", f"model=local-dir:{weights}", "pretrained=true", *words)
+    said = [
+        line for line in caplog.messages if re.fullmatch(rf"starting from local-dir:{weights}: \d+ tensors.*", line)
+    ]
+    assert code == 0 and len(said) == 1
+
+
+def test_what_was_left_random_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = fapn_zoo.create_model(fapn_zoo.cli.common.EMBEDDED, pretrained=True, num_classes=4)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and f"{model.load_report}" in record.getMessage()
+    assert "left random: head.predictor.weight, head.predictor.bias" in record.getMessage()

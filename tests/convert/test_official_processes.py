@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -163,11 +164,17 @@ def test_offline_with_a_warm_and_a_cold_cache(
 DAMAGES = {
     "weights missing": lambda folder: (folder / "model.safetensors").unlink(),
     "weights cut": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "weights empty": lambda folder: os.truncate(folder / "model.safetensors", 0),
+    "weights of other bytes": lambda folder: reverse(folder / "model.safetensors"),
     "description missing": lambda folder: (folder / "config.json").unlink(),
     "record missing": lambda folder: (folder / "record.json").unlink(),
     "record of another converter": lambda folder: rewrite(folder / "record.json", '"converter": 1', '"converter": 0'),
     "record of another release": lambda folder: rewrite(folder / "record.json", "model_final_", "model_other_"),
 }
+
+
+def reverse(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[::-1])
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
@@ -188,3 +195,48 @@ def test_a_damaged_folder_is_made_again(
     assert len(releases.requests) == 1
     assert_whole(folder, toys[HTTPS])
     row(f"cached folder: {damage}", "made again, right weights")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_damaged_folder_is_named_and_kept_where_no_other_can_be_had(
+    offline: bool,
+    damage: str,
+    releases: ReleaseServer,
+    toys: Toys,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = toys[HTTPS][0]
+    folder = official.fetch(spec, spec.weights["paper"])
+    DAMAGES[damage](folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if offline:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        releases.faults = [Fault("status", ".", status=404)]
+    assert predict(photo, HTTPS, tmp_path) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(folder) in line and "and cannot be made again: " in line
+    assert ("HF_HUB_OFFLINE is set" if offline else "answers HTTP 404") in line
+    assert not damage.startswith("weights of") or re.search("sha256 [0-9a-f]{64} instead of [0-9a-f]{64}", line)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_damaged_download_is_named_offline(
+    releases: ReleaseServer, toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that was whole when a conversion was killed, and is not any more."""
+    spec = toys[HTTPS][0]
+    weights = spec.weights["paper"]
+    name = cached(tmp_path, HTTPS).name
+    source = official.source_file(cached(tmp_path, HTTPS).with_name(f".{name}.partial"), weights)
+    source.parent.mkdir(parents=True)
+    source.write_bytes(bytes(1000))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError, match="what had arrived of .* has the md5 .* and was deleted; .*OFFLINE is set"
+    ):
+        official.fetch(spec, weights)

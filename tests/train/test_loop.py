@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import threading
 import weakref
@@ -22,6 +23,7 @@ from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.train import loop
 from fapn_zoo.train.loop import in_background, step_seed, train
 from fapn_zoo.train.settings import Settings
+from fapn_zoo.weights.finite import named_tensors
 
 pytestmark = pytest.mark.train
 
@@ -256,3 +258,62 @@ def test_a_validation_set_of_nothing_ends_in_words_and_the_model_is_kept(tiny: S
         "nothing to score: void, to evaluate on, has no pixel of any class; there will be no scores" in caplog.messages
     )
     assert "step 1: nothing is scored: void val has no pixel of a class that is scored" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"steps": 1}, "step 1: .*: the output for .* is not finite .*; training has diverged: try an lr below 1e"),
+        ({"steps": 4}, "step 1: the loss is not finite: .* or clip_norm=1"),
+        ({"steps": 4, "eval_every": 1}, "step 1: .*: the output for .* is not finite"),
+        ({"steps": 1, "val_data": "none"}, "perpixel_fpn is not saved to .*: its outputs on a small image hold"),
+    ],
+)
+def test_a_run_that_diverges_ends_in_one_line(tiny: Settings, options: dict, said: str):
+    settings = tiny.replace(lr=1e36, optimizer="sgd", **options)
+    with pytest.raises(ValueError, match=said):
+        train(settings)
+    assert not (Path(settings.out) / "model").exists() and not (Path(settings.out) / "eval.json").exists()
+
+
+def test_a_gradient_that_is_not_finite_names_the_step(tiny: Settings, monkeypatch: pytest.MonkeyPatch):
+    real = loop.Run._backward
+
+    def broken(self, parts, totals):
+        sums = real(self, parts, totals)
+        if self.step == 3:
+            self.trainable[0].grad.flatten()[0] = math.nan
+        return sums
+
+    monkeypatch.setattr(loop.Run, "_backward", broken)
+    with pytest.raises(ValueError, match="step 3: the gradient is not finite, its norm is nan; .* a clip_norm below 1"):
+        train(tiny.replace(clip_norm=1.0))
+
+
+@pytest.mark.parametrize("where", ["weights.neck", "weights.backbone.*running_var", "optimizer.*exp_avg", "ema.head"])
+def test_the_last_good_checkpoint_is_kept(tiny: Settings, monkeypatch: pytest.MonkeyPatch, where: str):
+    """What became NaN after the loss was looked at reaches neither a checkpoint nor OUT/model."""
+    real = loop.Run._descend
+
+    def broken(self):
+        rate = real(self)
+        if self.step == 5:  # the sixth update
+            state = {"weights": self.plain.state_dict(), "ema": self.ema.means}
+            state["optimizer"] = self.optimizer.state_dict()["state"]
+            tensors = dict(named_tensors(state))
+            next(value for name, value in tensors.items() if re.match(where, name)).flatten()[:1] = math.inf
+        return rate
+
+    monkeypatch.setattr(loop.Run, "_descend", broken)
+    settings = tiny.replace(steps=6, checkpoint_every=5, ema=0.5)
+    with pytest.raises(ValueError, match=f"^perpixel_fpn, step 6: what was learned is not finite: inf in {where}"):
+        train(settings)
+    assert [path.name for path in Path(settings.out, "checkpoint").iterdir()] == ["step-00000005"]
+    assert not Path(settings.out, "model").exists()
+
+
+def test_logs_hold_no_number_that_json_has_not(tmp_path: Path):
+    log = loop.RunLog(tmp_path, Settings(log_every=1), 0, True)
+    with pytest.raises(ValueError, match="cannot write .*log.jsonl: .*JSON"):
+        log.add(1, {"loss": 1.0, "lr": math.inf}, 0.0)
+    log.close()

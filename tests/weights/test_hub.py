@@ -23,6 +23,7 @@ from toys.hub.server import Hub
 
 import fapn_zoo
 from fapn_zoo.weights import digests, failures
+from fapn_zoo.weights import hub as hub_module
 from fapn_zoo.weights.folder import read_tensors
 
 pytestmark = pytest.mark.hub
@@ -245,3 +246,67 @@ def test_small_files_are_named_by_git(tmp_path: Path) -> None:
     assert not digests.has_digest(path, "0" * 40)
     with pytest.raises(ValueError, match="12 hexadecimal digits; expected 64"):
         digests.has_digest(path, "0" * 12)
+
+
+def test_damaged_weights_of_a_backbone_are_named_offline(
+    ask_hub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Hub() as hub:
+        hub.add(
+            "timm/resnet10t.c3_in1k", {"config.json": b"{}", WEIGHTS: save(timm.create_model("resnet10t").state_dict())}
+        )
+        ask_hub(hub.url)
+        build_backbone("resnet10t", tmp_path)
+        (file,) = tmp_path.glob("models--timm--resnet10t*/snapshots/*/model.safetensors")
+        whole = file.read_bytes()
+        for content in (b"", whole[:-1], whole[::-1]):
+            file.resolve().write_bytes(content)
+            with monkeypatch.context() as offline:
+                offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+                with pytest.raises(ConnectionError, match="no ImageNet weights for backbone 'resnet10t") as error:
+                    build_backbone("resnet10t", tmp_path)
+            line = str(error.value)
+            assert f"{file}, in the cache, is damaged ({len(content)} bytes with digest " in line and "\n" not in line
+            assert (
+                "and HF_HUB_OFFLINE is set; unset it to fetch the file again" in line and "not in the cache" not in line
+            )
+            assert file.read_bytes() == content
+            build_backbone("resnet10t", tmp_path)
+            assert file.read_bytes() == whole
+        assert not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_a_file_that_cannot_be_read_is_fetched_again(
+    ask_hub: Callable[[str], None], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, digest: str) -> bool:
+        if path.name == WEIGHTS and not seen:
+            seen.append(path)
+            raise PermissionError(13, "Permission denied")
+        return digests.has_digest(path, digest)
+
+    seen: list[Path] = []
+    monkeypatch.setattr(hub_module, "has_digest", refuse)
+    with Hub() as hub:
+        hub.add("me/streets", {path.name: path.read_bytes() for path in folder.iterdir()})
+        ask_hub(hub.url)
+        seen.append(folder)
+        first = hub_module.download("me/streets", cache_dir=tmp_path)
+        seen.clear()
+        assert hub_module.download("me/streets", cache_dir=tmp_path) == first and len(seen) == 1
+        assert hub.count("^GET .*model.safetensors") == 2
+        seen.clear()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(
+            ValueError, match=r"model.safetensors, in the cache, cannot be read \(Permission denied\), and"
+        ):
+            hub_module.download("me/streets", cache_dir=tmp_path)
+
+
+def test_two_processes_mend_a_damaged_cache(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    (path,) = (Path(finish(start("me/streets", hub, tmp_path))[0]["folder"]) / name for name in (WEIGHTS,))
+    path.resolve().write_bytes(bytes(7))
+    processes = [start("me/streets", hub, tmp_path) for _ in range(2)]
+    for answer, log in map(finish, processes):
+        assert answer == {"folder": str(path.parent)} and "Traceback" not in log
+    assert path.read_bytes() == (folder / WEIGHTS).read_bytes() and not list(tmp_path.rglob("*.incomplete"))

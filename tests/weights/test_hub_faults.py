@@ -6,6 +6,7 @@ fault then succeeds without fetching again what had arrived whole. The table of 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -41,6 +42,7 @@ class Case:
         name, arguments, environment, setup: of the first run only (`name`: what is downloaded).
         warm: the repository is in the cache already.
         gone: the Hub is shut down during the first run. changed: a file of the cache is overwritten before it.
+        kept: and is still there after it.
         flags: of the repository. data: its weights. xet: they lie in Xet storage, and by HTTP as well.
         again: bytes of weights that the second, clean run may fetch; by default none after a success, all after an
             error.
@@ -59,6 +61,7 @@ class Case:
     warm: bool = False
     gone: bool = False
     changed: str = ""
+    kept: bool = False
     flags: dict[str, bool] = field(default_factory=dict)
     data: bytes = SMALL
     xet: bool = False
@@ -77,6 +80,12 @@ READER, STRANGER = {"HF_TOKEN": "hf_reader"}, {"HF_TOKEN": "hf_stranger"}
 CACHED = f"taking commit {COMMIT[:12]} from the cache"
 HURRY = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 PACKED = packed(SMALL)
+# A file of the cache that is damaged stays until another one has come, and is named in the last line.
+DAMAGED = f"model.safetensors, in the cache, is damaged ({len(SMALL)} bytes with digest "
+DAMAGED += f"{hashlib.sha256(SMALL[::-1]).hexdigest()}, the Hub announced {hashlib.sha256(SMALL).hexdigest()})"
+CHANGED = {"warm": True, "changed": WEIGHTS, "kept": True}
+SMALL_CHANGED = CHANGED | {"changed": "config.json", "again": 0}
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 LIMITED = {"ratelimit": '"resolvers";r=0;t=1', "ratelimit_policy": '"fixed window";"resolvers";q=5;w=300'}
 CASES = [
     Case("none", None),
@@ -124,6 +133,13 @@ CASES = [
     Case("wrong sha256 registered, warm cache", "expected abab", arguments={"sha256": "ab" * 32}, warm=True, again=0),
     Case("weights changed on disk", None, warm=True, changed=WEIGHTS, most=len(SMALL)),
     Case("small file changed on disk", None, warm=True, changed="config.json", most=0),
+    Case("weights changed, offline", f"{DAMAGED}, and HF_HUB_OFFLINE is set; unset it", **CHANGED, environment=OFFLINE),
+    Case("weights changed, Hub gone", f"{DAMAGED}, and no other can be had: no answer from", **CHANGED, gone=True),
+    Case("weights changed, 500 for ever", f"{DAMAGED}, and no other can", status(500, "HEAD .*safetensors"), **CHANGED),
+    Case("weights changed, pinned, offline", DAMAGED, name=f"me/streets@{COMMIT}", **CHANGED, environment=OFFLINE),
+    Case("weights changed, disk full", "no room for model.safetensors", setup=NO_ROOM, **CHANGED),
+    Case("weights changed, wrong bytes", "damaged on the way", (Fault("wrong"),), **CHANGED | {"kept": False}),
+    Case("small file changed, offline", "config.json, in the cache, is damaged", **SMALL_CHANGED, environment=OFFLINE),
     Case("disk full", "no room for model.safetensors of 3.0 MB", setup=NO_ROOM),
     Case("Xet: none", None, xet=True, most=len(PACKED)),
     Case("Xet: 500 for ever", None, status(500, XET), xet=True),
@@ -233,10 +249,11 @@ def test_a_fault(case: Case, played: Played, record_property: Callable[[str, Any
     else:
         error = seen.first["error"]
         assert error.startswith(f"cannot fetch {case.name!r} from the Hub: ") and case.words in error
-        assert "\n" not in error and len(error) < 400
+        assert "\n" not in error and len(error) < (900 if case.changed else 400)
     assert "Traceback" not in seen.log
     assert not case.says or (case.says in seen.log and seen.log.strip().count("\n") == 0)
-    assert not seen.damaged and not seen.partial and not seen.again
+    assert seen.damaged == [case.changed] * case.kept and not seen.partial and not seen.again
+    assert not case.changed or seen.log.count("; fetching it again") == 1
     assert is_right(seen.second, case.data)
     expected = case.again if case.again is not None else 0 if case.words is None else len(case.data)
     assert seen.second_sent == expected

@@ -1,0 +1,216 @@
+"""Letters on pictures: Pillow's own font, and for scripts that it lacks a font that this machine has.
+
+What no font has is never drawn as empty boxes: a class is called by its number then, other words by their code points,
+and one line says what to install. `FAPN_ZOO_FONT` names font files, joined as in PATH, that are tried first.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import logging
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import ImageDraw, ImageFont, features
+
+logger = logging.getLogger(__name__)
+
+Face = ImageFont.FreeTypeFont
+OWN = ""  # stands for Pillow's own font among the files
+PROBE = 16  # size at which fonts are looked into
+SUFFIXES = (".ttf", ".otf", ".ttc")
+FOLDERS = {
+    "linux": ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
+    "darwin": ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
+    "win32": ("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
+}
+UNLIKE = ("bold", "italic", "oblique", "black", "mono", "serif", "light", "thin", "condensed")  # the rest of a picture
+EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"}
+
+
+def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: object, size: int) -> None:
+    """Draws a line of text; `place` (x, y) is its upper left corner, as for `ImageDraw.text`."""
+    runs = _runs(text)
+    if [file for file, _ in runs] == [OWN]:
+        draw.text(place, runs[0][1], colour, face(size))
+        return
+    x, baseline = place[0], place[1] + face(size).getmetrics()[0]
+    for file, part in runs:
+        draw.text((x, baseline), part, colour, face(size, file), anchor="ls")
+        x += face(size, file).getlength(part)
+
+
+def length(text: str, size: int) -> float:
+    """Pixels that a line of text is wide."""
+    return sum(face(size, file).getlength(part) for file, part in _runs(text))
+
+
+def class_names(names: Sequence[str], shaping: bool | None = None) -> list[str]:
+    """The names as they can be drawn: "class 3" in place of words for whose letters there is no font.
+
+    `shaping`: whether whoever draws them joins letters and turns lines around; None asks Pillow.
+    """
+    shown = []
+    for i, name in enumerate(names):
+        words = [] if name.isascii() else name.split()
+        drawn = [word for word in words if font_of(word, shaping) is not None]
+        shown.append(name if len(drawn) == len(words) else " ".join([f"class {i}", *drawn]))
+    return shown
+
+
+def spelled(text: str) -> str:
+    """The text with the code points of letters that no font has: what `write` draws."""
+    return "".join(part for _, part in _runs(text))
+
+
+def font_of(word: str, shaping: bool | None = None) -> str | None:
+    """The font file for a word, `OWN`, or None where no font has all of its letters, or they cannot be joined."""
+    if not (features.check("raqm") if shaping is None else shaping) and any(map(_needs_shaping, word)):
+        _say("what draws them here cannot join letters or turn lines around (Pillow can where it has libraqm)")
+        return None
+    file = _fonts(os.environ.get("FAPN_ZOO_FONT", "")).of(word)
+    if file is None:
+        install = f"install one, on Debian and Ubuntu {_package(word)}, or name a file with FAPN_ZOO_FONT"
+        _say(f"no font here has all of their letters; {install}")
+    return file
+
+
+@functools.cache
+def face(size: int, file: str = OWN) -> Face:
+    """A font at a size in pixels."""
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+
+
+def _runs(text: str) -> list[tuple[str, str]]:
+    """(file, part) of a line: neighbours of one font together, so that lines that run leftwards stay in order."""
+    if text.isascii():
+        return [(OWN, text)]
+    found: list[tuple[str, str]] = []
+    for word in re.findall(r"\s*\S+|\s+$", text):
+        file = font_of(word.strip())
+        if file is None:
+            file, word = OWN, word.encode("ascii", "backslashreplace").decode()
+        if found and file == found[-1][0]:
+            found[-1] = file, found[-1][1] + word
+        else:
+            found.append((file, word))
+    return found or [(OWN, text)]
+
+
+class _Fonts:
+    """The fonts of this machine, those in `named` first; what has helped or was missing once is remembered."""
+
+    def __init__(self, named: str) -> None:
+        self.named = [file for file in named.split(os.pathsep) if file]
+        for file in self.named:
+            try:
+                ImageFont.truetype(file, PROBE)
+            except OSError as error:
+                raise ValueError(f"FAPN_ZOO_FONT={file!r} is no font file that can be read ({error})") from None
+        self.used: list[str] = []
+        self.lacking: set[str] = set()  # scripts that no font here has
+        self.known: dict[str, str | None] = {}
+
+    def of(self, word: str) -> str | None:
+        if word not in self.known:
+            self.known[word] = self._find({letter for letter in word if not _is_silent(letter)})
+        return self.known[word]
+
+    def _find(self, letters: set[str]) -> str | None:
+        for file in (OWN, *self.used):
+            if all(_has(file, letter) for letter in letters):
+                return file
+        scripts = {_script(letter) for letter in letters if not _has(OWN, letter)}
+        if scripts & self.lacking:
+            return None
+        for file in (*self.named, *self.files):
+            if all(_has(file, letter) for letter in letters):
+                self.used.append(file)
+                return file
+        self.lacking |= scripts
+        return None
+
+    @functools.cached_property
+    def files(self) -> list[str]:
+        files = {file for file in _installed() if "LastResort" not in file}  # whose letters are boxes
+        return sorted(files, key=_rank)
+
+
+@functools.lru_cache(1)
+def _fonts(named: str) -> _Fonts:
+    return _Fonts(named)
+
+
+def _has(file: str, letter: str) -> bool:
+    """Whether a font has a glyph for a letter: one that does not look like that of a code point which no font has."""
+    try:
+        return _glyph(file, letter) != _glyph(file, "\U0010ffff")
+    except OSError:  # damaged, or made of pictures of one size, as fonts of coloured emoji are
+        return False
+
+
+@functools.lru_cache(4096)
+def _glyph(file: str, letter: str) -> tuple[tuple[int, int], bytes]:
+    mask = _plain(file).getmask(letter)
+    return mask.size, bytes(mask)
+
+
+@functools.lru_cache(8)
+def _plain(file: str) -> Face:
+    """A font that shows every letter on its own, whatever stands beside it."""
+    if file:
+        return ImageFont.truetype(file, PROBE, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.load_default(PROBE)
+
+
+def _installed() -> set[str]:
+    try:
+        listed = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        listed = ""
+    files = {file for file in listed.splitlines() if file.lower().endswith(SUFFIXES)}
+    folders = [Path(folder).expanduser() for folder in FOLDERS.get(sys.platform, FOLDERS["linux"])] if not files else []
+    matplotlib = importlib.util.find_spec("matplotlib")  # which brings a font of many scripts
+    if matplotlib is not None and matplotlib.origin:
+        folders.append(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf")
+    paths = itertools.chain.from_iterable(folder.rglob("*") for folder in folders)
+    return files | {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
+
+
+def _rank(file: str) -> tuple[int, bool, str]:
+    name = Path(file).name.lower()
+    return sum(word in name.replace("sans-serif", "") for word in UNLIKE), "sans" not in name, file
+
+
+def _needs_shaping(letter: str) -> bool:
+    return unicodedata.bidirectional(letter) in ("R", "AL") or unicodedata.category(letter) == "Mc"
+
+
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "?").split()[0] if unicodedata.category(letter)[0] in "LM" else "symbols"
+
+
+def _is_silent(letter: str) -> bool:
+    """Spaces, and what only tells neighbours how to look."""
+    return letter.isspace() or unicodedata.category(letter) in ("Cf", "Cc") or "\ufe00" <= letter <= "\ufe0f"
+
+
+def _package(word: str) -> str:
+    """What brings the letters on Debian and Ubuntu."""
+    scripts = {_script(letter) for letter in word if not letter.isascii()}
+    if scripts & EAST_ASIAN:
+        return "fonts-noto-cjk"
+    return "fonts-symbola" if scripts == {"symbols"} else "fonts-noto-core"
+
+
+@functools.cache
+def _say(why: str) -> None:
+    """Once for every reason."""
+    logger.warning("some words are shown by numbers on pictures: %s", why)
