@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fapn_zoo.runtime.files import make_folder
+from fapn_zoo.runtime.files import make_folder, move_files, new_folder, write_whole
 from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
@@ -187,7 +185,10 @@ def save_model(
     training: Mapping[str, Any] | None = None,
     text: str = "",
 ) -> Path:
-    """Writes a weights folder; every file appears whole or not at all, the description last.
+    """Writes a weights folder, all of it or nothing; other files in it stay.
+
+    A process that is killed while it replaces an older model may leave a folder without description, which does not
+    load, but never the weights of one model with the description of the other.
 
     The description holds a few outputs of the model (`fapn_zoo.weights.probe`), for whoever reads the folder later.
 
@@ -196,6 +197,9 @@ def save_model(
         dtype: floating-point tensors are stored in it; None keeps theirs.
         license: of the weights. metrics: reported values in percent. source: where the weights come from.
         training: settings worth keeping with them. text: further paragraphs of the card.
+
+    Raises:
+        OSError: a file cannot be written, see `fapn_zoo.runtime.files.write_whole`.
     """
     folder = Path(folder)
     tensors = {}
@@ -220,15 +224,12 @@ def save_model(
         "probe": outputs,
     }
     make_folder(folder)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
-        partial = Path(partial)
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CARD).write_text(render_card(config, text), encoding="utf-8")
-        (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        readable = (partial / CONFIG).stat().st_mode & 0o777  # safetensors makes files that only their owner reads
-        (partial / WEIGHTS).chmod(readable)
-        for name in (WEIGHTS, CARD, CONFIG):
-            os.replace(partial / name, folder / name)
+    texts = {CARD: render_card(config, text), CONFIG: json.dumps(config, indent=1) + "\n"}
+    files = {WEIGHTS: save(tensors, {"format": "pt"})} | {name: text.encode() for name, text in texts.items()}
+    with new_folder(folder / "weights", called=folder) as partial:
+        for name, data in files.items():
+            write_whole(partial / name, lambda file, data=data: file.write(data), sync=True)
+        move_files(partial, folder, tuple(files))
     return folder
 
 
