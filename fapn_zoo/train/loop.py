@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import time
@@ -85,22 +86,24 @@ def train(settings: Settings) -> Path:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        kept = "nothing of the run is" if (step := run.checkpoints.saved) is None else f"the run is up to step {step}"
-        raise OSError(f"{error}; {kept} kept: make room and go on with resume=auto") from error
+        kept = "nothing of the run is kept" if (step := run.checkpoints.saved) is None else f"step {step} is kept"
+        cure = "raise the limit" if error.errno == errno.EFBIG else "free space"
+        raise OSError(f"{error}; {kept}: {cure} and go on with resume=auto") from error
     return folder
 
 
 def _loop(run: Run) -> None:
     s, parts = run.settings, run.parts
     if run.main:
-        remove_leavings(run.out, alone=True)
+        for folder in (run.out, run.out / "model"):
+            remove_leavings(folder, alone=True)
     started = run.step
-    log = RunLog(run.out, s, run.step, run.main, run.logged, run.checkpoints.making_room)
     dataset = CachedDataset(parts.dataset, parts.transform.needs) if s.cache else parts.dataset
     stream = StepBatches(dataset, parts.transform, s.batch_size, s.seed, run.step, s.steps, run.rank, run.world)
     batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     if not s.workers:
         batches = in_background(batches)
+    log = RunLog(run.out, s, run.step, run.main, run.logged, run.checkpoints.making_room)
     with contextlib.closing(batches), contextlib.closing(log):
         if run.lacks_scores():
             run.evaluate()

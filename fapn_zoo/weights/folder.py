@@ -54,7 +54,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no weights folder {str(folder)!r}")
     if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}")
+        killed = f", but {WEIGHTS}: was its writer killed? Write it again" if (path.parent / WEIGHTS).is_file() else ""
+        raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}{killed}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def main(data: str, scratch: Path, kills: int = 40, seed: int = 0) -> dict[str, 
                 child = fork(lambda: train(settings(data, out)))
             elif found["kills"] % 2:
                 count = draw.randint(1, 200)
-                child = fork(lambda: dies_at(count, out, settings(data, out)))
+                child = fork(partial(dies_at, count, out, settings(data, out)))
             else:
                 child = fork(lambda: train(settings(data, out)))
                 time.sleep(draw.uniform(0, seconds))
