@@ -268,6 +268,8 @@ class Run:
             return None
         s = self.settings
         with self._averaged():
+            for tensor in self.plain.buffers() if self.world > 1 else ():
+                dist.broadcast(tensor, 0)  # each process has norm statistics of its own; those of the first are saved
             weights = str(self.out / "model") if final else f"step {self.step}"
             options = {"task": self.parts.task.name, "amp": self.accelerator.mixed_precision, "progress": self.main}
             options |= {"limit": None if final else s.eval_limit or None, "should_stop": lambda: bool(self.stop)}
