@@ -203,10 +203,6 @@ def save_model(
         OSError: a file cannot be written, see `fapn_zoo.runtime.files.write_whole`.
     """
     folder = Path(folder)
-    tensors = {}
-    for key, value in model.state_dict().items():
-        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
-        tensors[key] = value.contiguous().clone()
     try:
         outputs = probe(model, dtype)
     except (RuntimeError, ValueError) as error:  # weights worth saving must not be lost for it
@@ -226,12 +222,26 @@ def save_model(
     }
     make_folder(folder)
     texts = {CARD: render_card(config, text), CONFIG: json.dumps(config, indent=1) + "\n"}
-    files = {WEIGHTS: save(tensors, {"format": "pt"})} | {name: text.encode() for name, text in texts.items()}
+    files = {WEIGHTS: save(_stored(model, dtype), {"format": "pt"})} | {
+        name: text.encode() for name, text in texts.items()
+    }
     with new_folder(folder / "weights", called=folder) as partial:
         for name, data in files.items():
             write_whole(partial / name, lambda file, data=data: file.write(data), sync=True)
         move_files(partial, folder, tuple(files))
     return folder
+
+
+def _stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The state dict as it is written: on the CPU, of no shared memory, which safetensors does not take."""
+    tensors, memory = {}, set()
+    for key, value in model.state_dict().items():
+        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        tensors[key] = value.clone() if place in memory else value
+        memory.add(place)
+    return tensors
 
 
 def _adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted: int) -> list[str]:
