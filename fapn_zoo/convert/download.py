@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fapn_zoo.runtime.files import NO_ROOM
 from fapn_zoo.weights.digests import file_digest
-from fapn_zoo.weights.failures import NO_ROOM, PASSING_STATUS, Failure, causes, is_unresolved, patiently, system_number
+from fapn_zoo.weights.failures import PASSING_STATUS, Failure, causes, is_unresolved, patiently, system_number
 from fapn_zoo.zoo.spec import WeightsSpec
 
 logger = logging.getLogger(__name__)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fapn_zoo.convert.names import model_shapes, rename, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
+from fapn_zoo.runtime.files import make_folder, move_files, new_folder
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, probe
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.folder import assign_tensors, load_weights, read_config, read_spec, read_tensors, save_model
@@ -173,9 +170,8 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
         return Conversion(path, spec.name, out, kept=True)
     network = _network(path, spec)
     words = [weights.note[:1].upper() + weights.note[1:] + "."] if weights and weights.note else []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    make_folder(out.parent)
+    with new_folder(out) as partial:
         save_model(
             network,
             partial,
@@ -190,11 +186,8 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
         load_weights(again, partial)
         _compare(partial / WEIGHTS, again.state_dict())
         probe.check(again, read_config(partial)["probe"])
-        _move(partial, out)
-    except SafetensorError as error:  # how a full disk shows
-        raise OSError(f"cannot write {partial / WEIGHTS}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        make_folder(out)
+        move_files(partial, out, (WEIGHTS, CARD, CONFIG))
     return Conversion(path, spec.name, out)
 
 
@@ -231,11 +224,3 @@ def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:
     other |= {key for key in stored.keys() & tensors.keys() if not torch.equal(stored[key], tensors[key])}
     if other:
         raise ValueError(f"{file} does not hold what was written or read, in {', '.join(sorted(other)[:5])}")
-
-
-def _move(partial: Path, out: Path) -> None:
-    """Puts a finished folder in place. An older one loses its description first, without which nobody loads it."""
-    out.mkdir(exist_ok=True)
-    (out / CONFIG).unlink(missing_ok=True)
-    for name in (WEIGHTS, CARD, CONFIG):
-        os.replace(partial / name, out / name)

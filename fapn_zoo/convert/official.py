@@ -22,10 +22,9 @@ from filelock import FileLock, Timeout
 
 from fapn_zoo import __version__
 from fapn_zoo.convert.download import address, download, no_room, readable
-from fapn_zoo.runtime.files import cache_root
+from fapn_zoo.runtime.files import NO_ROOM, cache_root, write_json
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import file_digest, has_digest
-from fapn_zoo.weights.failures import NO_ROOM, system_number
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 logger = logging.getLogger(__name__)
@@ -136,8 +135,6 @@ def source_file(work: Path, weights: WeightsSpec) -> Path:
 
 def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpec) -> None:
     """Writes the weights folder with its record; a source that cannot be converted is deleted."""
-    from safetensors import SafetensorError
-
     from fapn_zoo.convert import convert_file
 
     url, size = address(weights), source.stat().st_size
@@ -153,13 +150,13 @@ def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpe
             "sha256": file_digest(converted / WEIGHTS),
             "sizes": {name: (converted / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)},
         }
-        (converted / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(converted / RECORD, record)
     except ValueError as error:
         source.unlink()
         words = str(error).replace(str(source), "the downloaded file")
         raise ValueError(f"{url}: {words}; it was deleted") from error
-    except (OSError, SafetensorError) as error:
-        if (number := system_number(error)) not in NO_ROOM:
+    except OSError as error:
+        if (number := error.errno) not in NO_ROOM:
             raise
         need = f"the converted weights take up to {readable(size)}"
         raise no_room(f"converting {source.name}", number, need, converted.parent) from error

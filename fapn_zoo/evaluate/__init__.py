@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from fapn_zoo.data.classes import check_classes, match_classes
 from fapn_zoo.evaluate.doors import compare, evaluate, render_comparison
-from fapn_zoo.evaluate.measure import class_maps
+from fapn_zoo.evaluate.measure import Stopped, class_maps
 from fapn_zoo.evaluate.report import CSV_COLUMNS, render, write_report
 from fapn_zoo.runtime.processes import on_cpu
 from fapn_zoo.runtime.provenance import git_commit, versions
 
 __all__ = [
     "CSV_COLUMNS",
+    "Stopped",
     "check_classes",
     "class_maps",
     "compare",

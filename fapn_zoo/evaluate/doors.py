@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def evaluate(
     resume: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     worst: int = 8,
+    should_stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Scores a model at the original size of every image.
@@ -52,6 +53,7 @@ def evaluate(
             very evaluation, the rest is done; the report is that of an uninterrupted run, with any number of processes.
         out: a folder to write everything to: report, plots (needs matplotlib), scores by image, and the `worst`
             images of lowest score as pictures. See `fapn_zoo.evaluate.report`.
+        should_stop: asked between images; once it says True in one process, all raise `Stopped`.
 
     Returns:
         The report: plain JSON types; scores are fractions 0..1, undefined ones None. "data" is the data set's name,
@@ -68,7 +70,7 @@ def evaluate(
     if out is not None:
         check_folder(out, worst)
     started = time.perf_counter()
-    measured = measure(model, data, chosen, resume)
+    measured = measure(model, data, chosen, resume, should_stop=should_stop)
     report = make_report(measured, time.perf_counter() - started, seed, weights)
     if out is not None and measured.group.main:
         write_folder(out, measured, report, worst)

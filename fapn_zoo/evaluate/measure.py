@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,10 @@ class Job:
         }
 
 
+class Stopped(Exception):
+    """An evaluation was broken off because `should_stop` said so."""
+
+
 class Measured(NamedTuple):
     """A finished evaluation, the same in every process: the tally of all images, and these in the data set's order."""
 
@@ -179,6 +184,7 @@ def measure(
     resume: str | os.PathLike | None = None,
     compact: bool = False,
     first: nn.Module | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Measured:
     """Counts all images of a data set; arguments and errors as for `evaluate`.
 
@@ -205,10 +211,18 @@ def measure(
     batches = plan_batches(job.dataset, job.total, options.batch_size, model.data, job.views)
     left = [batch for batch in batches if state is None or not state.done.issuperset(batch)]
     counts = {"total": job.total, "initial": job.total - sum(map(len, left))}
-    with bar(options.progress and group.main, **counts, unit="img", desc="evaluate", leave=False) as shown:
-        for entry in job.counted(left[group.rank :: group.world], state):
+    stop = group.flag(should_stop) if should_stop is not None else None
+    stopped = stop is not None and stop()
+    mine = left[group.rank :: group.world] if not stopped else []
+    shown = bar(options.progress and group.main, **counts, unit="img", desc="evaluate", leave=False)
+    with shown, contextlib.closing(job.counted(mine, state)) as entries:
+        for entry in entries:
             add(entry)
             shown.update(min(group.world, job.total - shown.n))
+            if stopped := stop is not None and stop():
+                break
+    if stop is not None and any(group.gather([stopped])):
+        raise Stopped
     whole = scorer.empty()
     for part in group.gather([tally]):
         whole.merge(part)

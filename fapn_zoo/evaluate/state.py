@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fapn_zoo.metrics.accumulator import Tally
-from fapn_zoo.runtime.files import read_json, write_json, write_whole
+from fapn_zoo.runtime.files import read_json, remove_leavings, write_json, write_whole
 
 FORMAT = 2
 SECONDS = 20.0  # between parts
@@ -54,6 +54,7 @@ class State:
     ) -> None:
         self.folder, self.empty = Path(folder), empty
         self.pending: list[Counted] = []
+        remove_leavings(self.folder)
         self._check({"format": FORMAT} | json.loads(json.dumps(identity)), main)
         self._parts = sorted(self.folder.glob("part-*.npz"))  # of earlier runs
         self.done = {int(i) for file in self._parts for i in self._read(file)["index"]}

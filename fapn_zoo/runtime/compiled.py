@@ -51,7 +51,8 @@ def _save_one_at_a_time(file: Any) -> None:
                 file.flush()
                 named = set()
             for name in os.listdir(folder):
-                if name.startswith(first) and name.endswith(".nbc") and name not in named:
+                cut = ".nbc.tmp." in name or ".nbi.tmp." in name  # of a process that was killed while it saved
+                if name.startswith(first) and (cut or (name.endswith(".nbc") and name not in named)):
                     os.unlink(os.path.join(folder, name))
             save(key, data)
 

@@ -1,28 +1,263 @@
-"""Writing files so that readers see the old or the new one, never a half."""
+"""Writing files so that readers see the old or the new one, never a half, and a full disk is one line.
+
+What is being written has a name of its own (`.NAME.XXXXXXXX.part`) and is locked by its writer. The system frees the
+lock of a process that is killed, so the next writer in that folder knows what nobody will finish, and removes it.
+"""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import errno
+import io
 import json
 import os
+import re
+import shutil
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows
+    fcntl = resource = None
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Runs `write` on a file beside `path` and renames it; after an error or Ctrl-C nothing of it is left."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The last two were written by earlier versions: checkpoints and weights folders.
+LEAVING = re.compile(r"\.(.+\.[0-9a-f]{8}\.part|step-\d+\.\d+\.tmp|writing-\w{8})")
+DAY = 24 * 60 * 60.0  # seconds; where nothing can be locked, what is older has no writer any more
+
+_SWEPT: set[Path] = set()  # folders in which this process has looked for leavings
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool = False) -> None:
+    """Runs `write` on a file beside `path` and renames it; after an error or Ctrl-C nothing of it is left.
+
+    Args:
+        write: gets a file that takes everything: an error of the disk is raised here, after `write` has returned.
+        sync: wait until the bytes are on the disk.
+
+    Raises:
+        OSError: one line with the path and the reason; where there is no room, also with the bytes that the file needs
+            and those that are free. `errno` is the system's number.
+    """
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    target = _Target()
     try:
-        with open(part, "xb") as file:
-            write(file)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        with _part(path, lambda part: part.touch(exist_ok=False)) as part:
+            target.file = open(part, "wb")  # noqa: SIM115 - finish() closes it
+            try:
+                write(target)
+            finally:
+                target.finish(sync)
+            if target.error is not None:
+                raise target.error
+            os.replace(part, path)
+    except Exception as error:
+        told = target.error or error
+        if not isinstance(told, OSError):
+            raise
+        raise _failure(told, path, target.size) from error
+
+
+class _Target(io.RawIOBase):
+    """What `write` gets. After the first error of the disk it only counts: libraries turn such errors into their own.
+
+    Attributes:
+        size: bytes that were written, or would have been. error: the first error of the disk.
+    """
+
+    file: BinaryIO
+
+    def __init__(self) -> None:
+        self.size = self.place = 0
+        self.error: OSError | None = None
+
+    def _try(self, action: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            if self.error is None:
+                action(*arguments)
+        except OSError as error:
+            self.error = error
+
+    def write(self, data: Any) -> int:
+        length = memoryview(data).nbytes
+        self._try(self.file.write, data)
+        self.place += length
+        self.size = max(self.size, self.place)
+        return length
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        self._try(self.file.seek, self.place)
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def flush(self) -> None:
+        self._try(self.file.flush)
+
+    def finish(self, sync: bool) -> None:
+        """Some file systems say only now that there is no room."""
+        self.flush()
+        if sync:
+            self._try(os.fsync, self.file.fileno())
+        try:
+            self.file.close()
+        except OSError as error:  # also where an earlier error left bytes in the buffer
+            self.error = self.error or error
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _failure(error: OSError, path: Path, size: int) -> OSError:
+    """What the system said of writing a file, in one line."""
+    text = f"cannot write {path}: {error.strerror or error}"
+    if error.errno in NO_ROOM:
+        folder = next(above for above in path.absolute().parents if above.is_dir())
+        text += f"; it needs {size} bytes, {shutil.disk_usage(folder).free} are free there"
+        if error.errno == errno.EFBIG and resource is not None:
+            text += f", and this process may write {resource.getrlimit(resource.RLIMIT_FSIZE)[0]} to a file (ulimit -f)"
+        elif hasattr(os, "statvfs") and (room := os.statvfs(folder)).f_files and not room.f_favail:
+            text += ", and there may be no more files (inodes)"
+    found = type(error)(text)
+    found.errno = error.errno
+    return found
+
+
+@contextlib.contextmanager
+def _part(path: Path, make: Callable[[Path], Any]) -> Iterator[Path]:
+    """A new file or folder beside `path`, as `make` makes it, locked; what is left of it in the end is removed."""
+    folder, lock = path.parent.absolute(), None
+    if folder not in _SWEPT:
+        remove_leavings(folder)
+        _SWEPT.add(folder)
+    try:
+        while lock is None:
+            part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+            make(part)
+            lock = os.open(part, os.O_RDONLY if part.is_dir() else os.O_RDWR)
+            _lock(lock, wait=True)
+            if not part.exists():  # somebody looked for leavings just before it was locked
+                os.close(lock)
+                lock = None
+        yield part
+    finally:
+        _remove(part)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool | None:
+    """Whether this process now holds the lock of a file or folder; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def remove_leavings(folder: Path, alone: bool = False) -> None:
+    """Removes what killed processes have left half written in a folder, if it is there.
+
+    Args:
+        alone: nobody else writes in this folder now, so that nothing there has to be asked for its writer.
+    """
+    if not folder.is_dir():
+        return
+    for path in [folder / name for name in os.listdir(folder) if LEAVING.fullmatch(name)]:
+        with contextlib.suppress(OSError):  # another process was faster
+            held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+            try:
+                locked = alone or _lock(held)
+                if locked or (locked is None and time.time() - path.stat().st_mtime > DAY):
+                    _remove(path)
+            finally:
+                os.close(held)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, called: Path | None = None) -> Iterator[Path]:
+    """A folder beside `path` to fill before it, or its files, get their place; it is gone in the end.
+
+    An OSError that names it names `path` instead, or `called`.
+    """
+    with _part(path, Path.mkdir) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            if str(folder) not in str(error):
+                raise
+            told = type(error)(str(error).replace(str(folder), str(called or path)))
+            told.errno = error.errno
+            raise told from error
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that readers see all of it or nothing."""
+    dead = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    os.rename(path, dead)
+    shutil.rmtree(dead, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def move_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Puts files that belong together into a folder, in place of older ones.
+
+    The last name is the file that readers begin with. Its older one goes first: a process that is killed here leaves
+    a folder that nobody can read, and not a mixture of old and new.
+    """
+    (target / names[-1]).unlink(missing_ok=True)
+    for name in names:
+        os.replace(source / name, target / name)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Adds a line to a text file; OSError as of `write_whole`, after which the file is as it was."""
+    data, size = f"{text}\n".encode(), 0
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+            except BaseException:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise _failure(error, path, size + len(data)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import logging
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+_FLAGS = itertools.count()
 
 
 class Processes(NamedTuple):
@@ -27,6 +34,22 @@ class Processes(NamedTuple):
         dist.all_gather_object(found, items)
         return [item for part in found for item in part]
 
+    def flag(self, raised: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether `raised` holds in this process, or was found to hold in another; asking waits for no other.
+
+        All processes make their flags in the same order.
+        """
+        if self.world == 1:
+            return raised
+        name, store = f"fapn_zoo/flag/{next(_FLAGS)}", dist.distributed_c10d._get_default_store()
+
+        def seen() -> bool:
+            if raised():
+                store.set(name, "1")
+            return store.check([name])
+
+        return seen
+
     def wait(self) -> None:
         """Returns when all processes are here."""
         if self.world > 1:
@@ -36,6 +59,7 @@ class Processes(NamedTuple):
 def processes() -> Processes:
     """The group this process belongs to; accelerate is only asked where there are several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
+        warn_of_one_process()
         return Processes()
     from accelerate import PartialState
 
@@ -51,3 +75,16 @@ def on_cpu() -> bool:
     """
     wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return wanted or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+@functools.cache  # once is enough
+def warn_of_one_process() -> None:
+    """Says so where `accelerate launch --cpu` was asked for several processes: it starts one (accelerate 1.15).
+
+    Of these it leaves no more in the environment than the port at which they would meet.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if not launched or "RANK" in os.environ:
+        return
+    command = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node=2 -m fapn_zoo.cli ..."
+    logger.warning("accelerate launch starts one process on the CPU, whatever --num_processes; for two: %s", command)

@@ -3,53 +3,67 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from fapn_zoo.runtime.files import json_text, write_text
+from fapn_zoo.runtime.files import append_line, json_text, write_text
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.train.settings import Settings
 
 
 class RunLog:
-    """Progress bar and OUT/log.jsonl: one line per `log_every` steps, means over these steps."""
+    """Progress bar and OUT/log.jsonl: one line per `log_every` steps, means over these steps.
 
-    def __init__(self, out: Path, settings: Settings, step: int, main: bool) -> None:
-        self.settings, self.main = settings, main
+    Args:
+        step: up to which the run has come; what a killed run wrote down of later steps will be written again.
+        since: "steps" and "sums" since the last line, which a checkpoint holds, too.
+        making_room: calls what writes.
+    """
+
+    def __init__(
+        self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any], making_room: Callable
+    ) -> None:
+        self.settings, self.main, self.since, self.making_room = settings, main, since, making_room
         self.path = out / "log.jsonl"
-        if main:  # lines of steps that a killed run logged after its checkpoint will be written again
+        if main:
             lines = self.path.read_text().splitlines() if self.path.is_file() else []
-            write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
+            making_room(lambda: write_text(self.path, kept))
+            making_room(lambda: cut_rows(out / "metrics.csv", step))
         self.bar = bar(main, total=settings.steps, initial=step, unit="step")
-        self.restart()
+        self._restart_clock()
 
-    def restart(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.steps, self.waited, self.paused = 0, 0.0, 0.0
+    def _restart_clock(self) -> None:
+        self.timed, self.waited, self.paused = 0, 0.0, 0.0
         self.clock = self.mark = time.perf_counter()
 
     def add(self, step: int, values: dict[str, float], waited: float) -> None:
-        s = self.settings
+        s, sums = self.settings, self.since["sums"]
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
+            sums[name] = sums.get(name, 0.0) + value
+        self.since["steps"] += 1
+        self.timed += 1
         self.waited += waited
         self.mark = time.perf_counter()
         self.bar.update()
         if step % s.log_every and step != s.steps:
             return
         seconds = max(self.mark - self.clock - self.paused, 1e-9)
-        line = {"step": step, **{n: v / self.steps for n, v in self.sums.items()}, "lr": values["lr"]}
-        line["img_s"] = round(self.steps * s.batch_size / seconds, 3)
+        line = {"step": step, **{n: v / self.since["steps"] for n, v in sums.items()}, "lr": values["lr"]}
+        line["img_s"] = round(self.timed * s.batch_size / seconds, 3)
         line["data_wait"] = round(self.waited / seconds, 4)
         shown = {"loss": f"{line['loss']:.4f}", "lr": f"{line['lr']:.2e}", "img/s": f"{line['img_s']:.1f}"}
         self.bar.set_postfix(shown, refresh=False)
         if self.main:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json_text(line, self.path, indent=None) + "\n")
-        self.restart()
+            text = json_text(line, self.path, indent=None)
+            self.making_room(lambda: append_line(self.path, text))
+        self.since.update(steps=0, sums={})
+        self._restart_clock()
 
-    def restart_clock(self) -> None:
+    def leave_out(self) -> None:
         """Leaves the time since the last step (evaluation, checkpoint) out of the speed."""
         now = time.perf_counter()
         self.paused += now - self.mark
@@ -62,13 +76,33 @@ class RunLog:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except ValueError:  # the last line of a run that was killed while writing it
+    except (ValueError, TypeError, KeyError):  # the last line of a run that was killed while writing it
         return float("inf")
 
 
 def add_row(path: Path, step: int, scores: dict[str, float | None]) -> None:
     """Puts the scores of a step into metrics.csv, in place of rows of this step and later ones."""
-    lines = path.read_text().splitlines()[1:] if path.is_file() else []
-    kept = [line for line in lines if int(line.split(",")[0]) < step]
+    kept = [",".join(row) for row in _rows(path) if int(row[0]) < step]
     row = ",".join([str(step), *("" if score is None else f"{score:.6f}" for score in scores.values())])
     write_text(path, "\n".join([",".join(["step", *scores]), *kept, row]) + "\n")
+
+
+def cut_rows(path: Path, step: int) -> None:
+    """Removes the rows of later steps from metrics.csv."""
+    rows = _rows(path)
+    if any(int(row[0]) > step for row in rows):
+        head = path.read_text().splitlines()[0]
+        kept = [",".join(row) for row in rows if int(row[0]) <= step]
+        write_text(path, "\n".join([head, *kept]) + "\n")
+
+
+def read_scores(path: Path) -> dict[int, float | None]:
+    """The first score of every evaluated step in metrics.csv; None where it was undefined."""
+    return {int(row[0]): float(row[1]) if re.fullmatch(r"-?\d+\.\d+", row[1]) else None for row in _rows(path)}
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of metrics.csv as text, in their order; lines that are no such row are left out."""
+    lines = path.read_text().splitlines()[1:] if path.is_file() else []
+    rows = [line.split(",") for line in lines]
+    return [row for row in rows if len(row) > 1 and row[0].isdigit()]

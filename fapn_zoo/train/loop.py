@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import time
@@ -20,18 +21,18 @@ from torch import Tensor
 
 from fapn_zoo.data.cache import CachedDataset
 from fapn_zoo.data.loader import StepBatches, train_batches
-from fapn_zoo.evaluate import evaluate
+from fapn_zoo.evaluate import Stopped, evaluate
 from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
-from fapn_zoo.runtime.files import write_json
+from fapn_zoo.runtime.files import NO_ROOM, remove_leavings, write_json
 from fapn_zoo.runtime.precision import resolve_amp
-from fapn_zoo.runtime.processes import on_cpu
+from fapn_zoo.runtime.processes import on_cpu, warn_of_one_process
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
-from fapn_zoo.train.checkpoint import load_checkpoint, save_checkpoint
+from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
 from fapn_zoo.train.folder import claim_folder, starting_point
-from fapn_zoo.train.log import RunLog, add_row
+from fapn_zoo.train.log import RunLog, add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, train_mode
@@ -45,6 +46,9 @@ logger = logging.getLogger(__name__)
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint; the message says how to continue."""
 
+    def __init__(self, step: int, steps: int, when: str = "") -> None:
+        super().__init__(f"stopped after step {step} of {steps}{when}; continue with resume=auto")
+
 
 def train(settings: Settings) -> Path:
     """Trains by the settings and returns OUT/model, a weights folder that `create_model("local-dir:...")` reads.
@@ -55,7 +59,9 @@ def train(settings: Settings) -> Path:
 
     Raises:
         ValueError, FileNotFoundError: bad settings, data or OUT folder; a loss that is not finite (names the step).
-        Interrupted: after SIGINT or SIGTERM, once the checkpoint is written.
+        OSError: a file cannot be written; where there is no room, what the file needs and how to go on.
+        Interrupted: after SIGINT or SIGTERM, once the checkpoint is written. An evaluation that it breaks off is made
+            anew by the run that goes on.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -67,44 +73,61 @@ def train(settings: Settings) -> Path:
     torch.manual_seed(settings.seed)
     if settings.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
+    if accelerator.is_main_process:
+        warn_of_one_process()
     run = Run(settings, prepare(settings), accelerator)
     on_main(accelerator, lambda: claim_folder(settings, resumed))  # only now is it sure that there is a run
     if resumed is not None:
         run.load(resumed)
-    with stop_signals() as stop:
-        _loop(run, stop)
-    run.save()
-    folder = run.finish()
-    accelerator.wait_for_everyone()
+    try:
+        with stop_signals() as run.stop:
+            _loop(run)
+            run.save()
+            folder = run.finish()
+            accelerator.wait_for_everyone()
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        kept = "nothing of the run is kept" if (step := run.checkpoints.saved) is None else f"step {step} is kept"
+        cure = "raise the limit" if error.errno == errno.EFBIG else "free space"
+        raise OSError(f"{error}; {kept}: {cure} and go on with resume=auto") from error
     return folder
 
 
-def _loop(run: Run, stop: list[int]) -> None:
+def _loop(run: Run) -> None:
     s, parts = run.settings, run.parts
-    started, log = run.step, RunLog(run.out, s, run.step, run.main)
+    if run.main:
+        for folder in (run.out, run.out / "model"):
+            remove_leavings(folder, alone=True)
+    started = run.step
     dataset = CachedDataset(parts.dataset, parts.transform.needs) if s.cache else parts.dataset
     stream = StepBatches(dataset, parts.transform, s.batch_size, s.seed, run.step, s.steps, run.rank, run.world)
     batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     if not s.workers:
         batches = in_background(batches)
+    log = RunLog(run.out, s, run.step, run.main, run.logged, run.checkpoints.making_room)
     with contextlib.closing(batches), contextlib.closing(log):
+        if run.lacks_scores():
+            run.evaluate()
         train_mode(run.model)
         while run.step < s.steps:
             clock = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - clock
-            losses, stopping = run.update(batch, bool(stop))
+            losses, stopping = run.update(batch, bool(run.stop))
             run.step += 1
             log.add(run.step, losses, waited)
-            last = run.step == s.steps
-            if s.eval_every and run.step % s.eval_every == 0 and not last:
-                run.evaluate()
-                log.restart_clock()
-            if stopping or (s.checkpoint_every and run.step % s.checkpoint_every == 0 and not last):
+            if run.step == s.steps:
+                break
+            scored = bool(s.eval_every) and run.step % s.eval_every == 0
+            # Before an evaluation, which takes long and may say that this is the best: nothing is lost in it.
+            if stopping or (s.checkpoint_every and (scored or run.step % s.checkpoint_every == 0)):
                 run.save()
-                log.restart_clock()
-            if stopping and not last:
-                raise Interrupted(f"stopped after step {run.step} of {s.steps}; continue with resume=auto")
+            if stopping:
+                raise Interrupted(run.step, s.steps)
+            if scored:
+                run.evaluate()
+            log.leave_out()
     if run.step == started and run.main:
         logger.info("nothing left to train: step %d of %d", run.step, s.steps)
 
@@ -129,6 +152,9 @@ class Run:
         self.trainable = [p for p in self.plain.parameters() if p.requires_grad]
         self.ema = Ema(self.plain, s.ema) if s.ema else None
         self.step = 0
+        self.logged: dict[str, Any] = {"steps": 0, "sums": {}}  # what a line of the log will be the mean of
+        self.checkpoints = Checkpoints(self.out)
+        self.stop: list[int] = []  # signals that ask to stop
 
     def update(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
@@ -199,7 +225,8 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint of the finished steps (main process only; the others wait)."""
         self.check()
-        if self.main:
+
+        def write() -> None:
             scaler = getattr(self.accelerator, "scaler", None)
             state = {
                 "model": self.plain.state_dict(),
@@ -207,9 +234,11 @@ class Run:
                 "ema": self.ema.state_dict() if self.ema else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "processes": self.world,
+                "logged": self.logged,
             }
-            save_checkpoint(self.out / "checkpoint", self.step, state)
-        self.accelerator.wait_for_everyone()
+            self.checkpoints.save(self.step, state)
+
+        on_main(self.accelerator, write)
 
     def check(self) -> None:
         """ValueError where weights, averaged weights or the optimizer's state are not finite."""
@@ -218,19 +247,31 @@ class Run:
         on_main(self.accelerator, lambda: check_state(self.step, self.settings, **state))
 
     def load(self, path: Path) -> None:
-        """Continues from a checkpoint folder."""
+        """Continues from a checkpoint folder; ValueError where it is not this model's."""
         state = load_checkpoint(path)
-        self.plain.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
+        try:
+            self.plain.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not fit the model: {' '.join(str(error).split())[:500]}") from error
         if state["scaler"] is not None and getattr(self.accelerator, "scaler", None) is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        self.logged = state.get("logged", self.logged)
         if self.main:
+            self.checkpoints.go_on(self.step)
             logger.info("continuing from step %d (%s)", self.step, path)
             if state["processes"] != self.world:
                 logger.warning("was run by %d processes, now %d: equal up to rounding", state["processes"], self.world)
+
+    def lacks_scores(self) -> bool:
+        """Whether this step was to be evaluated by the run that went before, which was stopped at it."""
+        every = self.settings.eval_every
+        if self.parts.val is None or not every or self.step % every or not 0 < self.step < self.settings.steps:
+            return False
+        return on_main(self.accelerator, lambda: self.step not in read_scores(self.out / "metrics.csv"))
 
     def evaluate(self, final: bool = False) -> dict[str, Any] | None:
         """Scores the present (averaged) weights on the validation set; a row of metrics.csv, or None without data."""
@@ -239,15 +280,23 @@ class Run:
         s = self.settings
         self.check()
         with self._averaged():
+            for tensor in self.plain.buffers() if self.world > 1 else ():
+                dist.broadcast(tensor, 0)  # each process has norm statistics of its own; those of the first are saved
             weights = str(self.out / "model") if final else f"step {self.step}"
             options = {"task": self.parts.task.name, "amp": self.accelerator.mixed_precision, "progress": self.main}
-            options["limit"] = None if final else s.eval_limit or None
+            options |= {"limit": None if final else s.eval_limit or None, "should_stop": lambda: bool(self.stop)}
             try:
                 report = evaluate(self.plain, self.parts.val, s.val_split, seed=s.seed, weights=weights, **options)
+            except Stopped:
+                report = None
             except NotFinite as error:
                 raise diverged(self.step, str(error), s) from error
+        if report is None:
+            self.save()
+            raise Interrupted(self.step, s.steps, ", in its evaluation")
         if self.main:
-            add_row(self.out / "metrics.csv", self.step, {name: report[name] for name in self.parts.task.columns.means})
+            row = {name: report[name] for name in self.parts.task.columns.means}
+            self.checkpoints.making_room(lambda: add_row(self.out / "metrics.csv", self.step, row))
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
             logger.info("step %d: %s", self.step, "; ".join(filter(None, [told, *report["notes"]])))
         return report
@@ -276,10 +325,11 @@ class Run:
             where = f"{report['data']} {report['split']}" if report else ""
             scores = self._scores(report) if report else {}
             metrics = {f"{where} {name}": round(100 * value, 2) for name, value in scores.items()}
+            options, make = {"metrics": metrics, "training": self._told()}, self.checkpoints.making_room
             with self._averaged():
-                save_model(self.plain, folder, metrics=metrics, training=self._told())
+                make(lambda: save_model(self.plain, folder, **options))
             if report:
-                write_json(self.out / "eval.json", report)
+                make(lambda: write_json(self.out / "eval.json", report))
         return folder
 
 

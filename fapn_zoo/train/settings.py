@@ -81,7 +81,7 @@ class Settings:
     seed: int = _setting(0, "of the first weights, the order of the data and its random changes")
     eval_every: int = _setting(0, "steps between evaluations, 0: only at the end", least=0)
     eval_limit: int = _setting(0, "at most so many images in each but the last evaluation, 0: all", least=0)
-    checkpoint_every: int = _setting(500, "steps between checkpoints, 0: only at the end", least=0)
+    checkpoint_every: int = _setting(500, "steps between checkpoints, also before evaluations; 0: at the end", least=0)
     log_every: int = _setting(20, "steps that a line of log.jsonl is the mean of", least=1)
     out: str = _setting("runs/train", "output folder")
     resume: str = _setting("no", "auto: go on from the checkpoint in out, if there is one", one_of=("no", "auto"))

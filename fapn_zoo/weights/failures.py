@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import socket
@@ -18,7 +17,6 @@ FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further
 LONGEST_PAUSE = 60.0  # seconds; where a server asks for more, the user is told instead
 PATIENCE = 60.0  # seconds after which no further attempt is begun; a client makes some of its own, too
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
 

@@ -7,8 +7,6 @@ are read; what is adapted on purpose is reported tensor by tensor, everything el
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fapn_zoo.runtime.files import json_text, load_json, make_folder
+from fapn_zoo.runtime.files import json_text, load_json, make_folder, move_files, new_folder, write_whole
 from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
@@ -56,7 +54,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no weights folder {str(folder)!r}")
     if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}")
+        killed = f", but {WEIGHTS}: was its writer killed? Write it again" if (path.parent / WEIGHTS).is_file() else ""
+        raise FileNotFoundError(f"{str(folder)!r} is no weights folder: it has no {CONFIG}{killed}")
     config = load_json(path)
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"{path} has no 'model' entry; is it the config of another library?")
@@ -185,7 +184,10 @@ def save_model(
     training: Mapping[str, Any] | None = None,
     text: str = "",
 ) -> Path:
-    """Writes a weights folder; every file appears whole or not at all, the description last.
+    """Writes a weights folder, all of it or nothing; other files in it stay.
+
+    A process that is killed while it replaces an older model may leave a folder without description, which does not
+    load, but never the weights of one model with the description of the other.
 
     The description holds a few outputs of the model (`fapn_zoo.weights.probe`), for whoever reads the folder later.
 
@@ -197,12 +199,9 @@ def save_model(
 
     Raises:
         NotFinite: weights, outputs or metrics that are NaN or infinite; nothing is written.
+        OSError: a file cannot be written, see `fapn_zoo.runtime.files.write_whole`.
     """
-    folder = Path(folder)
-    tensors = {}
-    for key, value in model.state_dict().items():
-        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
-        tensors[key] = value.contiguous().clone()
+    folder, tensors = Path(folder), _stored(model, dtype)
     kind = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
     check_finite(tensors.items(), f"{model.spec.name} is not saved to {folder}: its weights{kind}")
     made_with = versions()
@@ -219,15 +218,12 @@ def save_model(
     }
     text_of_config = json_text(config, folder / CONFIG) + "\n"
     make_folder(folder)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as partial:
-        partial = Path(partial)
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CARD).write_text(render_card(config, text), encoding="utf-8")
-        (partial / CONFIG).write_text(text_of_config, encoding="utf-8")
-        readable = (partial / CONFIG).stat().st_mode & 0o777  # safetensors makes files that only their owner reads
-        (partial / WEIGHTS).chmod(readable)
-        for name in (WEIGHTS, CARD, CONFIG):
-            os.replace(partial / name, folder / name)
+    texts = {CARD: render_card(config, text), CONFIG: text_of_config}
+    files = {WEIGHTS: save(tensors, {"format": "pt"})} | {name: text.encode() for name, text in texts.items()}
+    with new_folder(folder / "weights", called=folder) as partial:
+        for name, data in files.items():
+            write_whole(partial / name, lambda file, data=data: file.write(data), sync=True)
+        move_files(partial, folder, tuple(files))
     return folder
 
 
@@ -240,6 +236,18 @@ def _outputs(model: nn.Module, dtype: torch.dtype | None, folder: Path) -> dict[
     except (RuntimeError, ValueError) as error:
         logger.warning("no outputs are stored with the weights, since the model fails on a small image: %s", error)
         return {}
+
+
+def _stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The state dict as it is written: on the CPU, of no shared memory, which safetensors does not take."""
+    tensors, memory = {}, set()
+    for key, value in model.state_dict().items():
+        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        tensors[key] = value.clone() if place in memory else value
+        memory.add(place)
+    return tensors
 
 
 def _adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted: int) -> list[str]:

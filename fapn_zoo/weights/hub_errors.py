@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.weights.failures import NO_ROOM, PASSING_STATUS, Failure, Local, is_unresolved, system_number
+from fapn_zoo.runtime.files import NO_ROOM
+from fapn_zoo.weights.failures import PASSING_STATUS, Failure, Local, is_unresolved, system_number
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 # Exceptions of the transport, by their package, since huggingface_hub has changed it more than once.

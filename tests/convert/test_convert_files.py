@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import pickle
 import re
 import tracemalloc
@@ -25,6 +26,7 @@ from fapn_zoo.convert import convert, convert_file, files, names, to_official, t
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel
+from fapn_zoo.runtime import files as writing
 from fapn_zoo.weights.folder import read_config
 from fapn_zoo.zoo import registry
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -144,15 +146,43 @@ def test_a_failure_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.M
     other = write(tmp_path / "y.pkl", {key: value * 0.99 for key, value in state.items()})
     for name, error in (
         ("_compare", ValueError("differs")),
-        ("_move", OSError("disk full")),
-        ("save_model", files.SafetensorError("Error while serializing: I/O error (os error 28)")),
+        ("move_files", OSError("disk full")),
+        ("save_model", OSError(28, "No space left on device")),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(files, name, lambda *a, error=error, **k: (_ for _ in ()).throw(error))
-            with pytest.raises((ValueError, OSError), match="^differs$|^disk full$|^cannot write .*os error 28"):
+            with pytest.raises((ValueError, OSError), match=r"^differs$|^disk full$|^\[Errno 28\] No space"):
                 convert(other, out, spec.name)
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "x.pkl", "y.pkl"]
+
+
+def test_a_full_disk_is_one_line_with_the_place_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = register(BY_NAME["perpixel"])
+    path, out = write(tmp_path / "x.pkl", official_state(spec)), tmp_path / "out"
+    real = writing._Target.finish
+
+    def finish(self: Any, sync: bool) -> None:
+        self.error = OSError(28, "No space left on device")
+        real(self, sync)
+
+    monkeypatch.setattr(writing._Target, "finish", finish)
+    assert cli.main(["convert", str(path), "--model", spec.name, "--out", str(out)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(rf"error: cannot write {out}/model.safetensors: No space left.*; it needs \d+ bytes, .*", last)
+    assert os.listdir(tmp_path) == ["x.pkl"]
+
+
+def test_leavings_of_a_killed_conversion_go_with_the_next(tmp_path: Path) -> None:
+    spec = register(BY_NAME["perpixel"])
+    path = write(tmp_path / "x.pkl", official_state(spec))
+    (tmp_path / ".out.0123abcd.part").mkdir()
+    (tmp_path / ".out.0123abcd.part/model.safetensors").write_text("half")
+    writing._SWEPT.clear()
+    convert(path, tmp_path / "out", spec.name)
+    assert sorted(os.listdir(tmp_path)) == ["out", "x.pkl"]
 
 
 def test_what_was_written_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from toys.evaluation import Noise, small_model
 
 from fapn_zoo.data.sources import Sample
-from fapn_zoo.evaluate import evaluate, state
+from fapn_zoo.evaluate import Stopped, evaluate, state
 from fapn_zoo.metrics.accumulator import Accumulator, Tallies
+from fapn_zoo.runtime import files
+from fapn_zoo.runtime.signals import Terminated, sigterm_as_interrupt
 
 pytestmark = pytest.mark.unit
 CHANGING = ("seconds", "date", "command", "commit")
@@ -120,3 +124,52 @@ def test_tallies_survive_the_file(tmp_path: Path):
         assert (entry.index, entry.name) == (i * 3, f"naïve {i}")
         assert np.array_equal(entry.tally["few"].counts.numpy().ravel(), rows[i])
     assert json.loads((tmp_path / "state.json").read_text()) == {"format": 2, "a": [1, 2]}
+
+
+def test_sigterm_keeps_what_is_counted(model, tmp_path: Path):
+    class Signalled(Noise):
+        def sample(self, index: int) -> Sample:
+            if index == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().sample(index)
+
+    with pytest.raises(Terminated), sigterm_as_interrupt():
+        evaluate(model, Signalled(9), progress=False, resume=tmp_path, threads=1)
+    assert len(list(tmp_path.glob("part-*.npz"))) == 1
+    rest = Noise(9)
+    evaluate(model, rest, progress=False, resume=tmp_path)
+    assert 0 < len(rest.asked) < 9
+
+
+def test_it_stops_when_asked_to(model, tmp_path: Path):
+    data = Noise(9)
+    with pytest.raises(Stopped):
+        evaluate(model, data, progress=False, resume=tmp_path, threads=1, should_stop=lambda: 3 in data.asked)
+    assert 3 in data.asked and 8 not in data.asked
+    whole = evaluate(model, Noise(9), progress=False)
+    again = evaluate(model, Noise(9), progress=False, resume=tmp_path, should_stop=lambda: False)
+    assert lasting(again) == lasting(whole)
+    data = Noise(9)
+    with pytest.raises(Stopped):
+        evaluate(model, data, progress=False, should_stop=lambda: True)
+    assert not data.asked
+
+
+def test_leavings_go_and_a_full_disk_is_one_line(model, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (folder / ".part-0a1b.npz.0123abcd.part").write_text("half")
+    real = files._Target.finish
+
+    def finish(self, sync):
+        if ".npz." in self.file.name:
+            self.error = OSError(28, "No space left on device")
+        real(self, sync)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files._Target, "finish", finish)
+        words = rf"^cannot write {folder}/part-\w+.npz: No space left on device; it needs \d+ bytes, \d+ are "
+        with pytest.raises(OSError, match=words):
+            evaluate(model, Noise(2), progress=False, resume=folder)
+    assert [path.name for path in folder.iterdir()] == ["state.json"]
+    evaluate(model, Noise(2), progress=False, resume=folder)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fapn_zoo.cli import main
 from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.evaluate import compare, evaluate
-from fapn_zoo.runtime.files import check_writable, make_folder, read_text, write_text
+from fapn_zoo.runtime import files
+from fapn_zoo.runtime.files import (
+    append_line,
+    check_writable,
+    make_folder,
+    move_files,
+    read_text,
+    remove_leavings,
+    write_text,
+    write_whole,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -99,3 +118,178 @@ def test_no_output_folder_where_a_file_is(capsys: pytest.CaptureFixture[str], fi
     assert main(["predict", str(photo), "--out", str(file)]) == 1
     assert capsys.readouterr().err.endswith(f"error: cannot make the folder {file}: {file} is a file\n")
     assert file.read_text() == "kept"
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, number: int, room: int = 0, moment: str = "write") -> None:
+    """Files may grow to so many bytes, and then there is an error: when they are written, at fsync or at close."""
+
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number))
+
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
+            taken = memoryview(data)[: max(0, room - self.tell())] if moment == "write" else data
+            if not taken:
+                refuse()
+            return super().write(taken)
+
+        def close(self) -> None:
+            done = self.closed
+            super().close()
+            if moment == "close" and not done:
+                refuse()
+
+    def opened(path: Path, mode: str, buffering: int = -1) -> Any:
+        return File(path, mode) if buffering == 0 else io.BufferedWriter(File(path, mode))
+
+    monkeypatch.setattr(files, "open", opened, raising=False)
+    if moment == "fsync":
+        monkeypatch.setattr(os, "fsync", lambda descriptor: refuse())
+
+
+def as_torch(file: BinaryIO) -> None:
+    torch.save({"x": torch.arange(5000)}, file)
+
+
+def as_archive(file: BinaryIO) -> None:
+    np.savez(file, x=np.arange(5000), y=np.arange(3))
+
+
+def as_text(file: BinaryIO) -> None:
+    file.write(b"x" * 5000)
+
+
+def as_picture(file: BinaryIO) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(file, "png")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("write", [as_torch, as_archive, as_text, as_picture])
+def test_no_room_is_one_line_that_says_how_much(
+    file: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[BinaryIO], None], number: int
+) -> None:
+    write_whole(file, write)
+    before, needed = file.read_bytes(), file.stat().st_size
+    for room in (0, 1, 1000, needed // 2, needed - 1):
+        with monkeypatch.context() as patch:
+            fill_disk(patch, number, room)
+            with pytest.raises(OSError, match=rf"^cannot write {file}: {os.strerror(number)}; .*$") as raised:
+                write_whole(file, write)
+        assert f"; it needs {needed} bytes, " in str(raised.value) and " are free there" in str(raised.value)
+        assert raised.value.errno == number and "\n" not in str(raised.value)
+        assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
+    fill_disk(monkeypatch, number, needed)
+    write_whole(file, write)  # what just fits
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("moment", ["fsync", "close"])
+def test_errors_that_come_late_are_seen(file: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    with monkeypatch.context() as patch:
+        fill_disk(patch, errno.EDQUOT, moment=moment)
+        with pytest.raises(OSError, match=rf"^cannot write {file}: Disk quota exceeded; it needs 5000 bytes, "):
+            write_whole(file, as_text, sync=True)
+    assert file.read_text() == "kept" and os.listdir(file.parent) == [file.name]
+
+
+def test_a_file_system_without_write_permission_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "touch", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only", "x")))
+    with pytest.raises(OSError, match=f"^cannot write {file}: Read-only$"):
+        write_whole(file, as_text)
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    append_line(log, "first")
+    with monkeypatch.context() as patch:
+        fill_disk(patch, errno.ENOSPC, room=9)
+        with pytest.raises(OSError, match=rf"^cannot write {log}: No space left on device; it needs 13 bytes, "):
+            append_line(log, "second")
+    assert log.read_text() == "first\n"
+    append_line(log, "second")
+    assert log.read_text() == "first\nsecond\n"
+
+
+LEAVINGS = (".a.json.0123abcd.part", ".out.89abcdef.part", ".step-00000004.4711.tmp", ".writing-ab_cd012")
+KEPT = ("a.part", ".hidden", ".a.json.part", ".step-4.tmp", ".writing-", "step-00000004")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_killed_writers_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    for name in LEAVINGS + KEPT:
+        if kind == "folder":
+            (tmp_path / name).mkdir()
+        (tmp_path / name / "x" if kind == "folder" else tmp_path / name).write_text("x")
+    write_text(tmp_path / "b.json", "{}")
+    assert sorted(os.listdir(tmp_path)) == sorted([*KEPT, "b.json"])
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fapn_zoo.runtime import files
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+if sys.argv[2] == "file":
+    files.write_whole(Path(sys.argv[1]), write)
+with files.new_folder(Path(sys.argv[1])) as folder:
+    files.write_whole(folder / "inside", write)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_living_writer_keeps_its_file_and_a_killed_one_does_not(tmp_path: Path, kind: str) -> None:
+    words = [sys.executable, "-c", HOLDER, str(tmp_path / "x"), kind]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout.readline() == "writing\n"
+            remove_leavings(tmp_path)
+            assert len(os.listdir(tmp_path)) == 1
+        finally:
+            writer.kill()
+    remove_leavings(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_locks_only_old_leavings_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    new, old = tmp_path / LEAVINGS[0], tmp_path / LEAVINGS[1]
+    for path in (new, old):
+        path.write_text("x")
+    os.utime(old, (0, 0))
+    remove_leavings(tmp_path)
+    assert os.listdir(tmp_path) == [new.name]
+    remove_leavings(tmp_path, alone=True)
+    assert os.listdir(tmp_path) == []
+    write_text(tmp_path / "b.json", "{}")
+    assert os.listdir(tmp_path) == ["b.json"]
+
+
+def test_files_that_belong_together_are_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, real = ("weights", "card", "config"), os.replace
+    for killed_at in range(4):
+        source, target = tmp_path / f"new{killed_at}", tmp_path / f"old{killed_at}"
+        for folder in (source, target):
+            folder.mkdir()
+            for name in names:
+                (folder / name).write_text(folder.name)
+        left = killed_at
+
+        def replace(a: Path, b: Path) -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            real(a, b)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with contextlib.suppress(KeyboardInterrupt):
+            move_files(source, target, names)
+        if (target / "config").exists():
+            assert {(target / name).read_text() for name in names} == {source.name}
+        else:
+            assert killed_at < 3

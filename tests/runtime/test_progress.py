@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -57,3 +58,44 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
         shown.update(2)
     err = capsys.readouterr().err
     assert err.startswith("\r  0%|") and "2/2" in err
+
+
+def on_terminal(text: str) -> list[str]:
+    """The lines that a terminal shows in the end: what follows a carriage return is written over what was there."""
+    shown = []
+    for line in text.split("\n"):
+        cells: list[str] = []
+        for part in line.split("\r"):
+            cells[: len(part)] = part
+        shown.append("".join(cells).rstrip())
+    return shown
+
+
+@pytest.mark.unit
+def test_what_is_logged_goes_above_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    handler = logging.StreamHandler(sys.stderr)
+    logging.root.addHandler(handler)
+    request.addfinalizer(lambda: logging.root.removeHandler(handler))
+    before = list(logging.root.handlers)
+    with progress.bar(total=2, unit="image", ncols=60) as shown:
+        shown.update()
+        with progress.bar(total=2, unit="step", ncols=60, leave=False):
+            logging.warning("within both")
+        logging.warning("within one")
+    logging.warning("after")
+    assert logging.root.handlers == before
+    lines = on_terminal(capsys.readouterr().err.replace("\x1b[A", ""))
+    for words in ("within both", "within one", "after"):
+        assert lines.count(words) == 1, lines
+
+
+@pytest.mark.unit
+def test_a_library_without_log_gets_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with progress.bar(total=1, unit="image"):
+        assert logging.root.handlers == []

@@ -73,15 +73,17 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
 def environment() -> dict[str, str]:
+    """For processes that import this package and run on one thread."""
     root = Path(fapn_zoo.__file__).resolve().parent.parent
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen]:
-    """Starts a training in a process of its own, or on several: `start(settings, processes=2)`."""
+def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
+    """Starts a training in a process of its own, or on several: `start(settings, processes=2)`; `before`: code."""
     running: list[subprocess.Popen] = []
     code = (
         "import json, sys\n"
@@ -92,12 +94,12 @@ def start() -> Callable[..., subprocess.Popen]:
         "train(Settings(**values))\n"
     )
 
-    def run(settings: Settings, processes: int = 1) -> subprocess.Popen:
+    def run(settings: Settings, processes: int = 1, before: str = "") -> subprocess.Popen:
         script = Path(settings.out).with_suffix(".py")
-        script.write_text(code)
+        script.write_text(before + code)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         words = [sys.executable, *(launcher if processes > 1 else []), str(script), json.dumps(settings.to_dict())]
-        process = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
         running.append(process)
         return process
 

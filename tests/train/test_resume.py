@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fapn_zoo import create_model
+from fapn_zoo.evaluate import evaluate, measure
+from fapn_zoo.runtime import files
+from fapn_zoo.runtime.signals import Terminated
 from fapn_zoo.train import checkpoint, loop
 from fapn_zoo.train.loop import Interrupted, train
 from fapn_zoo.train.settings import Settings
@@ -124,16 +129,172 @@ def test_damaged_files_are_named(tiny: Settings):
         train(settings.replace(resume="auto"))
 
 
-def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    checkpoint.save_checkpoint(tmp_path, 1, {"x": torch.ones(2)})
+def scored(settings: Settings) -> Settings:
+    """With evaluations, each but the last after a checkpoint; lines of the log that no checkpoint ends."""
+    return settings.replace(steps=10, checkpoint_every=3, eval_every=4, log_every=4, ema=0.9, warmup_steps=3)
+
+
+def assert_same_run(a: Settings, b: Settings) -> None:
+    assert_same_weights(Path(a.out) / "model", Path(b.out) / "model")
+    assert steps_and_losses(a.out) == steps_and_losses(b.out)
+    assert (Path(a.out) / "metrics.csv").read_bytes() == (Path(b.out) / "metrics.csv").read_bytes()
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Settings, tmp_path: Path, caplog):
+    settings, whole = scored(tiny), scored(tiny).replace(out=str(tmp_path / "whole"))
+    train(whole)
+    train(settings)
+    folder = Path(settings.out) / "checkpoint"
+    assert "step-00000009" in os.listdir(folder)
+    last = folder / "step-00000010/state.pt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    caplog.clear()
+    train(settings.replace(resume="auto"))
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "step-00000010/state.pt is not a readable checkpoint (its bytes are not" in warning.getMessage()
+    assert warning.getMessage().endswith(f"going on from the older {folder}/step-00000009")
+    assert_same_run(whole, settings)
+    checkpoint.check_checkpoint(folder / "step-00000010")
+
+
+def stop_in_evaluation(number: int, images: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The signal comes when so many images have been scored, of all evaluations together; notes each image."""
+    real, seen = measure.Job.counted, []
+
+    def counted(self, *arguments):
+        for entry in real(self, *arguments):
+            seen.append(entry.index)
+            if len(seen) == images:
+                os.kill(os.getpid(), number)
+            yield entry
+
+    monkeypatch.setattr(measure.Job, "counted", counted)
+    return seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("images, step, every", [(2, 4, 3), (2, 4, 0), (7, 8, 3), (12, 10, 3)])
+def test_a_signal_in_an_evaluation_ends_it(
+    tiny: Settings, tmp_path: Path, monkeypatch, number: int, images: int, step: int, every: int
+):
+    settings = scored(tiny).replace(checkpoint_every=every)
+    whole = settings.replace(out=str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            checkpoint.save_checkpoint(tmp_path, 2, {"x": torch.ones(2)})
-    assert checkpoint.latest_checkpoint(tmp_path).name == "step-00000001"
-    final = checkpoint.save_checkpoint(tmp_path, 10, {"x": torch.ones(2), "none": None, "n": [1, "a"]})
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
-    state = checkpoint.load_checkpoint(final)
-    assert state["step"] == 10 and torch.equal(state["x"], torch.ones(2))
-    assert checkpoint.save_checkpoint(tmp_path, 10, {"x": torch.zeros(2)}) == final  # already there: left alone
-    assert checkpoint.latest_checkpoint(tmp_path / "none") is None
+        seen = stop_in_evaluation(number, images, patch)
+        words = f"^stopped after step {step} of 10, in its evaluation; continue with resume=auto$"
+        with pytest.raises(Interrupted, match=words):
+            train(settings)
+    assert len(seen) == images  # of five in each evaluation
+    assert checkpoint.latest_checkpoint(Path(settings.out) / "checkpoint").name == f"step-{step:08d}"
+    train(settings.replace(resume="auto"))
+    train(whole)
+    assert_same_run(whole, settings)
+
+
+def test_what_was_saved_before_an_evaluation_outlives_it(tiny: Settings, tmp_path: Path, monkeypatch):
+    """The end of the grace period, or a crash: the evaluation is made anew, of the same weights."""
+    settings, whole = scored(tiny), scored(tiny).replace(out=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            train(settings)
+    train(settings.replace(resume="auto"))
+    train(whole)
+    assert_same_run(whole, settings)
+
+
+def test_a_signal_to_one_of_two_processes_ends_the_evaluation_in_both(tiny: Settings, tmp_path: Path, start):
+    """The other one neither waits for it nor goes on."""
+    hook = (
+        "import os, signal\n"
+        "from fapn_zoo.evaluate import measure\n"
+        "real = measure.Job.counted\n"
+        "def counted(self, batches, state):\n"
+        "    for place, entry in enumerate(real(self, batches, state)):\n"
+        "        if place == 0 and os.environ['RANK'] == '1':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        yield entry\n"
+        "measure.Job.counted = counted\n"
+    )
+    settings = scored(tiny).replace(batch_size=4, threads=1, resume="auto")
+    process = start(settings, processes=2, before=hook)
+    _, err = process.communicate(timeout=120)
+    assert err.count("stopped after step 4 of 10, in its evaluation; continue with resume=auto") >= 2, err
+    process = start(settings, processes=2)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    rows = (Path(settings.out) / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["4", "8", "10"]
+    # What the two have scored together is what they have saved, though each has had norm statistics of its own.
+    model = create_model(f"local-dir:{settings.out}/model", pretrained=True)
+    score = evaluate(model, settings.data, "val", progress=False)["miou"]
+    assert f"{score:.6f}" == rows[-1].split(",")[1]
+
+
+def test_a_second_signal_later_ends_at_once(tiny: Settings, monkeypatch):
+    monkeypatch.setattr("fapn_zoo.runtime.signals.ECHO", 0)
+    monkeypatch.setattr(loop.Run, "update", lambda self, *a: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])
+    with pytest.raises(Terminated):
+        train(tiny)
+    assert not (Path(tiny.out) / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("file", ["state.pt", "log.jsonl", "metrics.csv", "model.safetensors", "eval.json"])
+def test_a_full_disk_says_how_to_go_on(tiny: Settings, tmp_path: Path, monkeypatch, file: str):
+    """Whatever is being written: one line, no half file, and the run goes on to the same bits where there is room."""
+    settings, whole = scored(tiny), scored(tiny).replace(out=str(tmp_path / "whole"))
+    real, lines = files._Target.write, files.append_line
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write(self, data):
+        late = file != "state.pt" or any(Path(settings.out).glob("checkpoint/step-*"))
+        if late and file != "log.jsonl" and f".{file}." in self.file.name:
+            self.error = full
+        return real(self, data)
+
+    def append(path: Path, text: str) -> None:
+        if path.name == file:
+            raise files._failure(full, path, 100)
+        lines(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files._Target, "write", write)
+        patch.setattr("fapn_zoo.train.log.append_line", append)
+        words = (
+            rf"^cannot write {settings.out}/.*{file}: No space left on device; it needs \d+ bytes, \d+ are free there; "
+        )
+        with pytest.raises(OSError, match=rf"{words}step \d+ is kept: free space and go on with resume=auto$"):
+            train(settings)
+    assert not [path for path in Path(settings.out).rglob(".*")]
+    train(settings.replace(resume="auto"))
+    train(whole)
+    assert_same_run(whole, settings)
+
+
+def test_without_any_checkpoint_a_full_disk_says_that_nothing_is_kept(tiny: Settings, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")))
+    with pytest.raises(OSError, match="; nothing of the run is kept: free space and go on with resume=auto$"):
+        train(tiny.replace(steps=1, val_data="none"))
+
+
+def test_leavings_of_a_killed_run_are_gone(tiny: Settings):
+    out = Path(tiny.out)
+    train(tiny.replace(steps=1, val_data="none"))
+    for name in ("checkpoint/.step-00000001.4711.tmp", "model/.writing-abcd_123", "model/.weights.0123abcd.part"):
+        (out / name).mkdir()
+        (out / name / "state.pt").write_text("half")
+    (out / ".log.jsonl.0123abcd.part").write_text("half")
+    (out / "model/mine.txt").write_text("mine")
+    train(tiny.replace(steps=1, val_data="none", resume="auto"))
+    assert not [path for path in out.rglob(".*")]
+    assert (out / "model/mine.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(tiny: Settings):
+    train(tiny.replace(steps=1, val_data="none"))
+    made = checkpoint.Checkpoints(Path(tiny.out))
+    made.save(2, {"model": {}, "optimizer": {}})
+    with pytest.raises(ValueError, match=r"^.*/step-00000002 does not fit the model: [^\n]*$"):
+        train(tiny.replace(steps=1, val_data="none", resume="auto"))

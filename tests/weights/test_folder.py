@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fapn_zoo
 from fapn_zoo.model import build
-from fapn_zoo.weights.folder import WithoutInit, assign_tensors, load_weights
+from fapn_zoo.runtime import files
+from fapn_zoo.weights.folder import WithoutInit, assign_tensors, load_weights, read_config, save_model
 from fapn_zoo.zoo.registry import get_spec
 
 pytestmark = pytest.mark.unit
@@ -94,3 +100,91 @@ def test_what_does_not_fit_is_named(change: Callable[[dict[str, Tensor]], Any], 
     change(state)
     with pytest.raises(ValueError, match=f"FILE does not fit the model: .*{words}"):
         assign_tensors(build(model.spec, empty=True), state, "FILE")
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    options = {"backbone": "test_efficientnet", "num_classes": 2, "neck_out_channels": 8}
+    return fapn_zoo.create_model("perpixel_fpn", **options).eval()
+
+
+def killed_at(left: int, folder: Path, action: Callable[[], Any]) -> bool:
+    """Does it in a process that is killed at its call of this number that changes files; False where it has fewer."""
+    child = os.fork()
+    if child:
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or status == 0
+        return os.WIFSIGNALED(status)
+    try:
+
+        def note(event: str, arguments: tuple) -> None:
+            nonlocal left
+            if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir") and str(folder) in str(arguments[0]):
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(note)
+        action()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_killed_write_leaves_no_mixture_of_two_models(small: nn.Module, tmp_path: Path) -> None:
+    """Killed at every call that changes files: the old model, the new one, or a folder that says that it is neither."""
+    place, found, tensors = tmp_path / "model", [], {}
+    for count in range(1, 100):
+        for source in ("old", "new"):
+            with torch.no_grad():
+                for parameter in small.parameters():
+                    parameter.fill_(len(source) if source == "old" else 1)
+            tensors[source] = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+            if source == "old":
+                save_model(small, place, source=source)
+                (place / "mine.txt").write_text("mine")
+        killed = killed_at(count, place, lambda: save_model(small, place, source="new"))
+        if (place / "config.json").exists():
+            found.append(read_config(place)["source"])
+            assert same(load_file(place / "model.safetensors"), tensors[found[-1]])
+        else:
+            with pytest.raises(FileNotFoundError, match="it has no config.json, but model.safetensors: was its writer"):
+                fapn_zoo.create_model(f"local-dir:{place}", pretrained=True)
+            found.append("none")
+        files.remove_leavings(place)  # as the next process that writes does
+        assert not [path for path in place.iterdir() if path.name.startswith(".")]
+        if not killed:
+            break
+    assert {"old", "none", "new"} == set(found) and found[-1] == "new"
+    assert (place / "mine.txt").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_older_model(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(small, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = files._Target.finish
+    for name in before:
+
+        def finish(self: Any, sync: bool, name: str = name) -> None:
+            if f".{name}." in self.file.name:
+                self.error = OSError(122, "Disk quota exceeded")
+            real(self, sync)
+
+        monkeypatch.setattr(files._Target, "finish", finish)
+        words = rf"^cannot write {tmp_path / name}: Disk quota exceeded; it needs {len(before[name])} bytes, "
+        with pytest.raises(OSError, match=words):
+            save_model(small, tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_that_share_memory_are_written(small: nn.Module, tmp_path: Path) -> None:
+    small.head.again = small.neck
+    save_model(small, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(small.state_dict())
+        assert file.metadata() == {"format": "pt"}

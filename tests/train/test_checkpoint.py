@@ -1,0 +1,243 @@
+"""Which checkpoints are kept, how damage shows, and what gives way on a full disk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fapn_zoo.runtime import files
+from fapn_zoo.train import checkpoint
+from fapn_zoo.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
+from fapn_zoo.train.log import add_row
+
+pytestmark = pytest.mark.unit
+
+
+def held(out: Path) -> list[int]:
+    """The steps of the checkpoints; nothing else may be in their folder."""
+    names = os.listdir(out / "checkpoint")
+    assert all(name.startswith("step-") for name in names), names
+    return sorted(int(name[5:]) for name in names)
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"x": torch.full((500,), float(step)), "none": None, "n": [1, "a"]}
+
+
+def run_to(out: Path, steps: int, scores: dict[int, float | None] | None = None) -> Checkpoints:
+    """What a run does: a checkpoint, then the scores of its step."""
+    made = Checkpoints(out)
+    for step in range(1, steps + 1):
+        made.save(step, state(step))
+        if scores and step in scores:
+            add_row(out / "metrics.csv", step, {"miou": scores[step], "other": 1.0 - (scores[step] or 0)})
+    return made
+
+
+@pytest.mark.parametrize(
+    "scores, kept",
+    [
+        ({}, [7, 8]),
+        ({2: 0.5, 5: 0.4, 7: 0.3}, [2, 7, 8]),
+        ({2: 0.5, 7: 0.6}, [7, 8]),
+        ({2: 0.5, 4: 0.5}, [4, 7, 8]),  # of equals the later
+        ({3: None}, [7, 8]),
+        ({1: -0.5, 3: None}, [1, 7, 8]),
+    ],
+)
+def test_the_last_two_and_the_best_stay(tmp_path: Path, scores: dict[int, float | None], kept: list[int]) -> None:
+    run_to(tmp_path, 8, scores)
+    assert held(tmp_path) == kept
+    last = latest_checkpoint(tmp_path / "checkpoint")
+    assert last.name == "step-00000008" and torch.equal(load_checkpoint(last)["x"], state(8)["x"])
+    assert latest_checkpoint(tmp_path / "none") is None
+
+
+def damages() -> dict[str, Callable[[bytes], bytes]]:
+    def flip(place: float) -> Callable[[bytes], bytes]:
+        def change(data: bytes) -> bytes:
+            at = int(place * (len(data) - 1))
+            return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+        return change
+
+    cuts = {f"cut at {part}": lambda data, part=part: data[: int(part * len(data))] for part in (0, 0.1, 0.5, 0.99)}
+    flips = {f"flipped at {place}": flip(place) for place in (0, 0.2, 0.5, 0.7, 1)}
+    return cuts | flips | {"longer": lambda data: data + b"\0", "one byte cut": lambda data: data[:-1]}
+
+
+LAST_BYTE = ("cut at 0.99", "one byte cut")  # of the JSON file a newline
+CASES = [("state.pt", name) for name in damages()]
+CASES += [("state.json", name) for name in damages() if name not in LAST_BYTE]
+
+
+@pytest.mark.parametrize("file, name", CASES)
+def test_damage_is_found_and_the_older_one_taken_loudly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, name: str
+) -> None:
+    run_to(tmp_path, 3)
+    folder = tmp_path / "checkpoint"
+    damaged = folder / "step-00000003" / file
+    damaged.write_bytes(damages()[name](damaged.read_bytes()))
+    assert latest_checkpoint(folder) == folder / "step-00000002"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and record.getMessage().startswith(
+        f"{folder}/step-00000003/state.pt is not a readable checkpoint ("
+    )
+    assert record.getMessage().endswith(f"; going on from the older {folder}/step-00000002")
+
+
+def test_a_missing_state_is_damage_and_a_missing_checksum_is_none(tmp_path: Path) -> None:
+    run_to(tmp_path, 3)
+    last = tmp_path / "checkpoint/step-00000003"
+    (last / "state.json").unlink()  # as an earlier version wrote them
+    assert latest_checkpoint(tmp_path / "checkpoint") == last
+    (last / "state.pt").write_bytes((last / "state.pt").read_bytes()[:-100])
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step-00000002"
+    (last / "state.pt").unlink()
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step-00000002"
+
+
+def test_where_none_is_whole_that_is_one_line(tmp_path: Path) -> None:
+    run_to(tmp_path, 3)
+    for path in (tmp_path / "checkpoint").glob("*/state.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    words = (
+        r"step-00000003/state.pt is not a readable checkpoint \(cut: it has 1000 of \d+ bytes\), and none of 1 older "
+    )
+    with pytest.raises(ValueError, match=rf"{words}.*; start anew with overwrite=true or another out=$"):
+        latest_checkpoint(tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoint/step-00000002")
+    with pytest.raises(ValueError, match=r"\), and there is no other; start anew"):
+        latest_checkpoint(tmp_path / "checkpoint")
+
+
+def test_later_ones_are_damaged_and_go_once_a_run_goes_on(tmp_path: Path) -> None:
+    run_to(tmp_path, 4)
+    made = Checkpoints(tmp_path)
+    made.go_on(3)
+    assert held(tmp_path) == [3]
+    made.save(3, {"x": None})  # already there: left alone
+    made.save(4, state(4))
+    assert held(tmp_path) == [3, 4]
+    assert torch.equal(load_checkpoint(tmp_path / "checkpoint/step-00000003")["x"], state(3)["x"])
+
+
+def test_steps_of_more_digits_come_later(tmp_path: Path) -> None:
+    made = Checkpoints(tmp_path)
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        made.save(step, state(step))
+    assert held(tmp_path) == [99_999_999, 100_000_000]
+    assert latest_checkpoint(tmp_path / "checkpoint").name == "step-100000000"
+
+
+def test_leavings_go_before_the_next_write_and_other_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint"
+    for name in (".step-00000002.4711.tmp", ".step-00000002.0123abcd.part", "mine"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "state.pt").write_text("half")
+    real, seen = torch.save, []
+
+    def save(*arguments: Any) -> None:
+        seen.append({name for name in os.listdir(folder) if name[0] != "." or "4711" in name or "0123abcd" in name})
+        real(*arguments)
+
+    monkeypatch.setattr(torch, "save", save)
+    Checkpoints(tmp_path).save(3, state(3))
+    assert seen == [{"mine"}]
+    assert sorted(os.listdir(folder)) == ["mine", "step-00000003"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A disk with room for so many checkpoints, and a bit for metrics.csv."""
+    Checkpoints(tmp_path / "one").save(1, state(1))
+    size = sum(path.stat().st_size for path in (tmp_path / "one").rglob("*") if path.is_file())
+    out, real = tmp_path / "run", files._Target.write
+
+    def used() -> int:
+        return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+    def make(count: float, known: bool = True) -> None:
+        def write(self: files._Target, data: Any) -> int:
+            self.flush()
+            if self.error is None and used() + memoryview(data).nbytes > count * size + 200:
+                self.error = OSError(errno.ENOSPC, "No space left on device")
+            return real(self, data)
+
+        monkeypatch.setattr(files._Target, "write", write)
+        free = type("", (), {"free": property(lambda self: int(count * size) + 200 - used() if known else 1 << 40)})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: free())
+
+    return make
+
+
+@pytest.mark.parametrize("known", [True, False])  # a quota is not seen before it is reached
+@pytest.mark.parametrize(
+    "room, kept, warned", [(4, [2, 7, 8], False), (3, [2, 7, 8], False), (2.9, [7, 8], True), (2, [7, 8], True)]
+)
+def test_a_run_fits_where_three_or_even_two_fit(
+    tmp_path: Path,
+    disk: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    room: float,
+    kept: list[int],
+    warned: bool,
+    known: bool,
+) -> None:
+    disk(room, known)
+    run_to(tmp_path / "run", 8, {2: 0.9, 4: 0.1})
+    assert held(tmp_path / "run") == kept
+    assert [record.getMessage() for record in caplog.records] == warned * [
+        f"little room in {tmp_path}/run/checkpoint: older checkpoints give way, step-00000002 first"
+    ]
+
+
+def test_the_last_whole_one_never_gives_way(tmp_path: Path, disk: Callable[..., None]) -> None:
+    disk(1.9)
+    made = run_to(tmp_path / "run", 1)
+    words = rf"^cannot write {tmp_path}/run/checkpoint/step-00000002/state.pt: No space left on device; it needs \d+ "
+    with pytest.raises(OSError, match=words) as raised:
+        made.save(2, state(2))
+    assert raised.value.errno == errno.ENOSPC and made.saved == 1
+    assert held(tmp_path / "run") == [1]
+    assert latest_checkpoint(tmp_path / "run/checkpoint").name == "step-00000001"
+
+
+def test_other_writes_get_the_room_of_older_checkpoints(tmp_path: Path) -> None:
+    made, asked = run_to(tmp_path, 8, {3: 0.9}), []
+
+    def write() -> str:
+        asked.append(held(tmp_path))
+        if len(asked) < 3:
+            error = OSError("full")
+            error.errno = errno.EDQUOT
+            raise error
+        return "done"
+
+    assert made.making_room(write) == "done"
+    assert asked == [[3, 7, 8], [3, 8], [8]]
+    asked.clear()
+    with pytest.raises(OSError, match="^full$"):
+        made.making_room(write)
+    with pytest.raises(PermissionError):
+        made.making_room(lambda: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+    assert held(tmp_path) == [8]
+
+
+def test_whatever_torch_makes_of_an_error_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run_to(tmp_path, 1)
+    monkeypatch.setattr(checkpoint.torch, "save", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match=r"^cannot write .*/step-00000002/state.pt: disk full$"):
+        made.save(2, state(2))
+    assert held(tmp_path) == [1]
