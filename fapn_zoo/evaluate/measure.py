@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo.data.classes import Classes, match_classes
+from fapn_zoo.data.fingerprint import Fingerprint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.sample import Dataset, check_holds
 from fapn_zoo.data.sources import open_dataset
@@ -27,7 +28,7 @@ from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.precision import check_amp, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
 from fapn_zoo.runtime.progress import bar
-from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
+from fapn_zoo.runtime.provenance import versions, weights_fingerprint
 from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
 from fapn_zoo.tasks.protocol import Scorer, Task
 
@@ -142,7 +143,7 @@ class Job:
             "data": self.source if self.source == self.dataset.name else Path(self.source).name,
             "split": options.split,
             "images": self.total,
-            "files": data_fingerprint(self.dataset),
+            "files": str(Fingerprint.of(self.dataset)),
             "classes": list(self.classes.names),
             "class map": self.classes.mapping,
             "task": options.task,

@@ -6,6 +6,7 @@ are read; what is adapted on purpose is reported tensor by tensor, everything el
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -176,6 +177,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
+def check_replaceable(folder: Path) -> None:
+    """ValueError where writing a weights folder would replace a file that is none of this library's."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"cannot write a weights folder to {folder}: it is a file")
+        return
+    held = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
+    with contextlib.suppress(OSError, ValueError):
+        if not held or json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("library") == "fapn-zoo":
+            return
+    with contextlib.suppress(OSError, ValueError):  # a killed write has left card and weights
+        if CONFIG not in held and "library_name: fapn-zoo" in (folder / CARD).read_text(encoding="utf-8"):
+            return
+    raise ValueError(f"{folder} holds {', '.join(held)} of something else than fapn-zoo; move them or write elsewhere")
+
+
 def save_model(
     model: nn.Module,
     folder: str | Path,
@@ -196,8 +213,12 @@ def save_model(
         dtype: floating-point tensors are stored in it; None keeps theirs.
         license: of the weights. metrics: reported values in percent. source: where the weights come from.
         training: settings worth keeping with them. text: further paragraphs of the card.
+
+    Raises:
+        ValueError: the folder holds files of the three names that this library has not written.
     """
     folder = Path(folder)
+    check_replaceable(folder)
     tensors = {}
     for key, value in model.state_dict().items():
         value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
@@ -227,7 +248,7 @@ def save_model(
         (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         readable = (partial / CONFIG).stat().st_mode & 0o777  # safetensors makes files that only their owner reads
         (partial / WEIGHTS).chmod(readable)
-        for name in (WEIGHTS, CARD, CONFIG):
+        for name in (CARD, WEIGHTS, CONFIG):  # whose the others are is seen by the card
             os.replace(partial / name, folder / name)
     return folder
 
