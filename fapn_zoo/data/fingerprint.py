@@ -83,9 +83,9 @@ class Fingerprint:
 
     def differences(self, now: Fingerprint) -> str:
         """How a data set that was looked at in the same way differs from this one, in words; "" where it does not."""
-        then, classes = self.classes, _plain(now.classes)
+        then, classes = _plain(self.classes), _plain(now.classes)
         keys = [key for key in classes if then.get(key, classes[key]) != classes[key]]
-        found = [f"{key} was {then[key]!r}, now {classes[key]!r}" for key in keys]
+        found = [f"{key} {then[key]!r} then, {classes[key]!r} now" for key in keys]
         if self.sources != now.sources:
             found.append(f"{', '.join(self.sources) or 'files'} then, {', '.join(now.sources) or 'files'} now")
         if self.count != now.count:

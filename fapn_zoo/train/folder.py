@@ -54,7 +54,8 @@ def starting_point(settings: Settings) -> Path | None:
             replaced is not a run's, or is what this run is to start from. The message says how to go on.
     """
     out = Path(settings.out)
-    held = [name for name in RESULTS if any(next(out.glob(one), None) for one in RUN_FILES if one.startswith(name))]
+    written = [path for pattern in RUN_FILES for path in out.glob(pattern) if path.is_dir() or path.stat().st_size]
+    held = [name for name in RESULTS if any(path.relative_to(out).parts[0] == name for path in written)]
     check_replaceable(out / MODEL)
     if (out / CHECKPOINT).is_file():
         raise ValueError(f"{out / CHECKPOINT} is a file, where checkpoints are to be; move it or use another out=")
@@ -68,10 +69,14 @@ def starting_point(settings: Settings) -> Path | None:
     if settings.resume != "auto":
         raise ValueError(f"{out} holds a run ({listed}); use resume=auto, {OTHERWISE}")
     go_on = f"checkpoint_path={out / MODEL} out=NEW"
+    save = f", or train on from its weights: {go_on}" if MODEL in held else ""
     if not (out / SETTINGS).is_file():
-        raise ValueError(f"{out} cannot be resumed: it has no {SETTINGS}; use {OTHERWISE}")
+        raise ValueError(f"{out} cannot be resumed: it has no {SETTINGS}; use {OTHERWISE}{save}")
     saved, mine = read_json(out / SETTINGS), settings.to_dict()
-    if different := settings.differences(saved):
+    different = settings.differences(saved)
+    if (out / DATA).is_file():  # then `begin` compares the data itself, and its folder may have another name
+        different = [key for key in different if key != "data"]
+    if different:
         pairs = ", ".join(f"{k} (was {saved.get(k)!r}, now {mine.get(k)!r})" for k in different)
         after = "" if MODEL in held else " once it is finished"
         hint = f"use the same, {OTHERWISE}, or{after} train on from its weights: {go_on}"

@@ -40,10 +40,12 @@ def batch_norm_advice(model: nn.Module, error: ValueError, crop: tuple[int, int]
         return ""
     names = {id(module): name for name, module in model.named_modules()}
     callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    norm = next((names[id(caller)] for caller in reversed(callers) if names.get(id(caller))), "a batch norm")
-    once = f"{images} image{'s' if images > 1 else ''} of crop={crop[0]},{crop[1]} at once"
-    part = norm.split(".")[0]
-    other = {"backbone": "model_args.backbone_norm=frozen_bn", "neck": "model_args.neck_norm=gn"}.get(part)
-    ways = ["raise crop", "batch_size (or micro_batch), of which every process needs two images or more"]
-    ways += [f"freeze={part}", *([other] if other else [])]
-    return f"{norm} has one value per channel to take statistics of: {once} are too little; {', or '.join(ways)}"
+    norm = next((caller for caller in reversed(callers) if names.get(id(caller))), model)
+    name = names[id(norm)] or "a norm"
+    ways = ["raise crop"]
+    if not isinstance(norm, nn.GroupNorm):  # which sees one image at a time, however many there are
+        part = name.split(".")[0]
+        ways += ["batch_size or micro_batch to two images per process", f"freeze={part}"]
+        ways += {"backbone": ["model_args.backbone_norm=frozen_bn"], "neck": ["model_args.neck_norm=gn"]}.get(part, [])
+    little = f"{images} image{'s' if images > 1 else ''} of crop={crop[0]},{crop[1]} at once"
+    return f"{name} gets one value per channel to take statistics of, from {little}; {', or '.join(ways)}"
