@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fapn_zoo.data.fingerprint import Fingerprint
-from fapn_zoo.data.sample import Dataset
 from fapn_zoo.runtime.claim import claimed
 from fapn_zoo.runtime.files import read_json, write_json
 from fapn_zoo.train.checkpoint import latest_checkpoint
 from fapn_zoo.train.settings import Settings
+from fapn_zoo.train.setup import Parts
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.folder import check_replaceable
 
@@ -118,7 +118,7 @@ def _check_origin(settings: Settings) -> None:
             raise ValueError(f"{what}, where overwrite=true would replace it; use another out=")
 
 
-def begin(settings: Settings, start: Path | None, dataset: Dataset, rehearse: Callable[[], None]) -> None:
+def begin(settings: Settings, start: Path | None, parts: Parts, rehearse: Callable[[], None]) -> None:
     """Makes OUT this run's own: writes what it is run with and on, and with overwrite=true replaces an older run.
 
     Args:
@@ -129,31 +129,37 @@ def begin(settings: Settings, start: Path | None, dataset: Dataset, rehearse: Ca
         ValueError: the run that goes on had other data. What `rehearse` raises.
     """
     out = Path(settings.out)
-    data = _compared(out, dataset) if start is not None else Fingerprint.of(dataset)
+    then = {} if start is None else _data_then(out)
+    data = {"train": parts.dataset, "val": parts.val}
+    now = {name: one and Fingerprint.of(one, then[name].read if name in then else None) for name, one in data.items()}
+    if "train" in then and (found := then["train"].differences(now["train"])):
+        hint = f"give it the same data again, or use {OTHERWISE}"
+        if then["train"].read != "all":
+            hint += f"; if it is the same, remove {out / DATA}"
+        raise ValueError(f"{out} was run on other data: {found}; {hint}")
+    if "val" in then and now["val"] and (found := then["val"].differences(now["val"])):
+        logger.warning("other validation data than before (%s): older rows of metrics.csv cannot be compared", found)
     if settings.overwrite and (old := [path for pattern in RUN_FILES for path in sorted(out.glob(pattern))]):
         rehearse()
         _remove(out, old)
-    write_json(out / DATA, data.to_dict())
+    write_json(out / DATA, {name: one and one.to_dict() for name, one in now.items()})
     write_json(out / SETTINGS, settings.to_dict())
 
 
-def _compared(out: Path, dataset: Dataset) -> Fingerprint:
-    """What the data is; ValueError where it is not what the run in OUT had."""
+def _data_then(out: Path) -> dict[str, Fingerprint]:
+    """What the run in OUT was trained ("train") and scored ("val") on, as far as that is known."""
     file = out / DATA
     if not file.is_file():
         logger.warning("%s has no %s: whether the data is still the same cannot be told", out, DATA)
-        return Fingerprint.of(dataset)
+        return {}
     try:
-        then = Fingerprint.from_dict(read_json(file))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}; without this file the run goes on with whatever data it has") from None
-    now = Fingerprint.of(dataset, then.read)
-    if found := then.differences(now):
-        hint = f"give it the same data again, or use {OTHERWISE}"
-        if then.read != "all":
-            hint += f"; if it is the same, remove {file}"
-        raise ValueError(f"{out} was run on other data: {found}; {hint}")
-    return then
+        held = read_json(file)
+        return {
+            name: Fingerprint.from_dict(held[name]) for name in ("train", "val") if held.get(name) or name == "train"
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, ValueError) else "it does not describe a data set"
+        raise ValueError(f"{file}: {reason}; without this file the run goes on with whatever data it has") from None
 
 
 def _remove(out: Path, old: list[Path]) -> None:

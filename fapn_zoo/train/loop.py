@@ -72,7 +72,7 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
     if settings.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
     run = Run(settings, prepare(settings), accelerator)
-    on_main(accelerator, lambda: begin(settings, resumed, run.parts.dataset, lambda: rehearse(run)))
+    on_main(accelerator, lambda: begin(settings, resumed, run.parts, lambda: rehearse(run)))
     if resumed is not None:
         run.load(resumed)
     with stop_signals() as stop:

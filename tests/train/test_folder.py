@@ -262,6 +262,18 @@ def test_the_same_data_elsewhere_goes_on_to_the_same_weights(stopped: Settings, 
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_other_validation_data_is_said(stopped: Settings, data: Path, pictures: Path, caplog):
+    scored = stopped.replace(val_data=str(data))
+    label = data / "val/labels/000.png"
+    train(scored)
+    Image.fromarray(np.zeros_like(np.asarray(Image.open(label)))).save(label)
+    train(scored)
+    told = (
+        "other validation data than before (changed: val/labels/000.png): older rows of metrics.csv cannot be compared"
+    )
+    assert told in caplog.messages
+
+
 def test_runs_that_did_not_note_their_data(stopped: Settings, data: Path, tmp_path: Path, caplog):
     note = Path(stopped.out) / "data.json"
     note.write_text('{"no": 1}')
