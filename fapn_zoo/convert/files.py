@@ -19,7 +19,15 @@ from fapn_zoo.model import ZooModel, build
 from fapn_zoo.runtime.files import make_folder, move_files, new_folder
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, probe
 from fapn_zoo.weights.digests import file_digest
-from fapn_zoo.weights.folder import assign_tensors, load_weights, read_config, read_spec, read_tensors, save_model
+from fapn_zoo.weights.folder import (
+    assign_tensors,
+    check_replaceable,
+    load_weights,
+    read_config,
+    read_spec,
+    read_tensors,
+    save_model,
+)
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -168,6 +176,7 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
     digest = file_digest(path)
     if _is_made_of(out, digest, spec):
         return Conversion(path, spec.name, out, kept=True)
+    check_replaceable(out)
     network = _network(path, spec)
     words = [weights.note[:1].upper() + weights.note[1:] + "."] if weights and weights.note else []
     make_folder(out.parent)

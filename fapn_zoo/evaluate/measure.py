@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import Classes, match_classes, model_labels
+from fapn_zoo.data.fingerprint import Fingerprint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.reading_rules import Reading, reading_of
 from fapn_zoo.data.sample import Dataset, check_holds
@@ -30,7 +31,7 @@ from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.precision import check_amp, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
 from fapn_zoo.runtime.progress import bar
-from fapn_zoo.runtime.provenance import data_fingerprint, versions, weights_fingerprint
+from fapn_zoo.runtime.provenance import versions, weights_fingerprint
 from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
 from fapn_zoo.tasks.protocol import Scorer, Task
 
@@ -151,7 +152,7 @@ class Job:
             "reading": reading_of(self.dataset).options,
             "split": options.split,
             "images": self.total,
-            "files": data_fingerprint(self.dataset),
+            "files": str(Fingerprint.of(self.dataset)),
             "classes": list(self.classes.names),
             "class map": self.classes.mapping,
             "task": options.task,

@@ -61,12 +61,3 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def data_fingerprint(dataset: Any) -> str:
-    """16 hex digits that change with the names and sizes of a folder's files; without files, with the length only."""
-    digest = hashlib.sha256(f"{dataset.name} {len(dataset)}\n".encode())
-    for index in range(len(dataset)):
-        for file in dataset.files(index):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]

@@ -31,9 +31,10 @@ from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
-from fapn_zoo.train.folder import claim_folder, starting_point
+from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog, add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
+from fapn_zoo.train.rehearsal import batch_norm_advice, rehearse
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, train_mode
 from fapn_zoo.weights.card_facts import METRICS
@@ -69,14 +70,19 @@ def train(settings: Settings) -> Path:
     device = torch.device("cpu" if on_cpu() or not torch.cuda.is_available() else "cuda")
     amp = resolve_amp(settings.amp, device, training=True)
     accelerator = Accelerator(mixed_precision=amp, cpu=on_cpu())
-    resumed = on_main(accelerator, lambda: starting_point(settings))
+    with contextlib.ExitStack() as claim:  # OUT is this run's until it ends, and until `begin` it is left as it is
+        resumed = on_main(accelerator, lambda: claim.enter_context(claim_folder(settings)))
+        return _run(settings, accelerator, resumed)
+
+
+def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> Path:
     torch.manual_seed(settings.seed)
     if settings.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
     if accelerator.is_main_process:
         warn_of_one_process()
     run = Run(settings, prepare(settings), accelerator)
-    on_main(accelerator, lambda: claim_folder(settings, resumed))  # only now is it sure that there is a run
+    on_main(accelerator, lambda: begin(settings, resumed, run.parts, lambda: rehearse(run)))
     if resumed is not None:
         run.load(resumed)
     try:
@@ -189,8 +195,9 @@ class Run:
         images = network_input(data, part.pixels(), device, torch.float32, self.memory_format, training=True)
         try:
             return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
-        except ValueError as error:  # the matcher's, when training has diverged
-            raise ValueError(f"step {self.step}: {error}") from error
+        except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's
+            advice = batch_norm_advice(self.plain, error, self.settings.crop, len(images))
+            raise ValueError(f"step {self.step}: {advice or error}") from error
 
     def _everywhere(self, losses: dict[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
         """The losses of all processes together, and whether one of them is to stop; ValueError for a loss of NaN."""

@@ -20,6 +20,7 @@ from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.data.supervision import check_supervision
 from fapn_zoo.data.transforms import TrainTransform
 from fapn_zoo.modules.losses import Loss
+from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks import task_for
 from fapn_zoo.tasks.protocol import Task
 from fapn_zoo.tasks.targets import Batch, collate
@@ -69,6 +70,7 @@ def prepare(settings: Settings) -> Parts:
     for opened in (dataset, val):
         if opened is not None:
             check_holds(opened, task.needs, f"task {task.name!r}")
+    _check_rare_classes(s, dataset.labels)
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
     check_supervision(dataset, val, "segments" in task.needs)
@@ -107,6 +109,14 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
     return model
+
+
+def _check_rare_classes(settings: Settings, labels: LabelMap) -> None:
+    """ValueError for ids that no pixel has, of which a crop could be put on none."""
+    bad = [i for i in settings.rare_classes if i >= labels.num_classes or i == labels.ignore_index]
+    if bad:
+        names = some(f"{i} {name}" for i, name in enumerate(labels.names) if i != labels.ignore_index)
+        raise ValueError(f"rare_classes={','.join(map(str, bad))}: the data has no such class; it has {names}")
 
 
 def _validation_set(settings: Settings, reading: Reading) -> Dataset | None:

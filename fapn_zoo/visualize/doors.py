@@ -13,7 +13,7 @@ from torch import nn
 
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.predict import predict
-from fapn_zoo.runtime.files import make_folder, write_json, write_whole
+from fapn_zoo.runtime.files import make_folder, read_json, write_json, write_whole
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
@@ -35,9 +35,13 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
     """
     found = read_alignment(model, image)
     out = Path(out)
-    make_folder(out)
     pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
     pictures["alignment.png"] = contact_sheet(found)
+    if isinstance(image, (str, Path)) and Path(image).resolve() in {(out / name).resolve() for name in pictures}:
+        raise ValueError(
+            f"the image {image} would be replaced by a picture of the same name; use another output folder"
+        )
+    make_folder(out)
     for name, picture in pictures.items():
         save_image(picture, out / name)
     write_whole(out / "alignment.npz", lambda file: np.savez_compressed(file, **arrays(found)))
@@ -54,7 +58,8 @@ def side_by_side(
     Args:
         models: two or more by the names to show, with the same classes in the same order.
         items: see `image_items` and `data_items`.
-        out: a folder, made if missing.
+        out: a folder, made if missing. Only pictures of an earlier comparison there are replaced: where NAME.png is
+            something else, the picture is NAME_2.png.
         band: a pixel is near a boundary if another true class is at most so many rows and columns away.
         progress: a bar on stderr.
 
@@ -71,12 +76,13 @@ def side_by_side(
     if band < 1:
         raise ValueError(f"band={band}; expected 1 pixel or more")
     out = Path(out)
+    earlier = _earlier_files(out)
     rows: list[dict[str, Any]] = []
     totals: list[Counts] = []
     for item in bar(progress, iterable=items, unit="image"):
         results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
         found = Comparison(item.name, list(models), results, item.labels, band)
-        file = _free_name(item.name, {row["file"] for row in rows})
+        file = _free_name(item.name, out, earlier, {row["file"] for row in rows})
         row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}
         if item.labels is not None:
             counts = found.count(num_classes)
@@ -97,8 +103,16 @@ def side_by_side(
     return report
 
 
-def _free_name(name: str, taken: set[str]) -> str:
+def _earlier_files(out: Path) -> set[str]:
+    """Names of the pictures that an earlier comparison wrote to this folder."""
+    try:
+        return {row["file"] for row in read_json(out / "compare.json")["images"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _free_name(name: str, out: Path, earlier: set[str], taken: set[str]) -> str:
     path = Path(name.replace("/", "_"))  # a sample in a subfolder is called "aachen/x"
     stem = (path.stem if path.suffix.lower() in EXTENSIONS else path.name) or "image"
-    numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
-    return next(file for file in itertools.chain([f"{stem}.png"], numbered) if file not in taken)
+    names = itertools.chain([f"{stem}.png"], (f"{stem}_{number}.png" for number in itertools.count(2)))
+    return next(file for file in names if file not in taken and (file in earlier or not (out / file).exists()))

@@ -6,6 +6,7 @@ are read; what is adapted on purpose is reported tensor by tensor, everything el
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fapn_zoo.runtime.files import json_text, load_json, make_folder, move_files, new_folder, write_whole
+from fapn_zoo.runtime.files import json_text, load_json, make_folder, move_files, new_folder, read_json, write_whole
 from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
@@ -173,6 +174,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
+def check_replaceable(folder: Path) -> None:
+    """ValueError where writing a weights folder would replace a file that is none of this library's."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"cannot write a weights folder to {folder}: it is a file")
+        return
+    held = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
+    with contextlib.suppress(OSError, ValueError):
+        if not held or read_json(folder / CONFIG).get("library") == "fapn-zoo":
+            return
+    with contextlib.suppress(OSError, ValueError):  # a killed write has left card and weights
+        if CONFIG not in held and "library_name: fapn-zoo" in (folder / CARD).read_text(encoding="utf-8"):
+            return
+    raise ValueError(f"{folder} holds {', '.join(held)} of something else than fapn-zoo; move them or write elsewhere")
+
+
 def save_model(
     model: nn.Module,
     folder: str | Path,
@@ -198,10 +215,13 @@ def save_model(
         training: settings worth keeping with them. text: further paragraphs of the card.
 
     Raises:
+        ValueError: the folder holds files of the three names that this library has not written.
         NotFinite: weights, outputs or metrics that are NaN or infinite; nothing is written.
         OSError: a file cannot be written, see `fapn_zoo.runtime.files.write_whole`.
     """
-    folder, tensors = Path(folder), _stored(model, dtype)
+    folder = Path(folder)
+    check_replaceable(folder)
+    tensors = _stored(model, dtype)
     kind = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
     check_finite(tensors.items(), f"{model.spec.name} is not saved to {folder}: its weights{kind}")
     made_with = versions()
@@ -218,8 +238,9 @@ def save_model(
     }
     text_of_config = json_text(config, folder / CONFIG) + "\n"
     make_folder(folder)
-    texts = {CARD: render_card(config, text), CONFIG: text_of_config}
-    files = {WEIGHTS: save(tensors, {"format": "pt"})} | {name: text.encode() for name, text in texts.items()}
+    card = render_card(config, text).encode()
+    # Whose the others are is seen by the card, where a kill leaves no description.
+    files = {CARD: card, WEIGHTS: save(tensors, {"format": "pt"}), CONFIG: text_of_config.encode()}
     with new_folder(folder / "weights", called=folder) as partial:
         for name, data in files.items():
             write_whole(partial / name, lambda file, data=data: file.write(data), sync=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toys.evaluation import Noise, small_model
 
 from fapn_zoo.data.sources import Sample
@@ -82,6 +83,26 @@ def test_another_evaluation_is_refused(model: torch.nn.Module, tmp_path: Path):
             assert "weights (was" in message()
         finally:
             bias[0] -= 1
+
+
+def test_edited_labels_are_another_evaluation(model: torch.nn.Module, tmp_path: Path):
+    for kind in ("images", "labels"):
+        (tmp_path / "data/test" / kind).mkdir(parents=True)
+    label = tmp_path / "data/test/labels/a.png"
+    Image.new("RGB", (64, 64)).save(tmp_path / "data/test/images/a.png")
+    (tmp_path / "data/classes.json").write_text(json.dumps({"names": Noise(1).labels.names}))
+
+    def score() -> dict[str, Any]:
+        return evaluate(model, str(tmp_path / "data"), progress=False, resume=tmp_path / "state")
+
+    for value in (0, 1):
+        Image.new("L", (64, 64), value).save(label, compress_level=0)  # as many bytes
+        os.utime(label, (1, 1))
+        if value:
+            with pytest.raises(ValueError, match="files .was '2 files, .* by names, sizes and contents', now '2 files"):
+                score()
+        else:
+            assert lasting(score()) == lasting(score())
 
 
 def test_damage_and_strangers_are_named(model: torch.nn.Module, tmp_path: Path):

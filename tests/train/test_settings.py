@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -72,12 +73,68 @@ def test_later_words_win_and_entries_add_up() -> None:
         ("batch_size=0", "batch_size must be at least 1, got 0"),
         ("lr=nan", "lr must be at least 0"),
         ("ema=1", "ema must lie in 0..1"),
+        ("ema=-0.1", "ema must be at least 0"),
         ("scale=2,1", "scale must be"),
+        ("scale=0.001,1", r"scale must be \(low, high\) with 0.1 <= low <= high <= 10.0, got \(0.001, 1.0\)"),
+        ("scale=1,1000", "scale must be"),
+        ("scale=0.5,nan", "scale must be finite, got"),
+        ("flip=7", "flip must be in 0..1, got 7.0"),
+        ("flip=nan", "flip must be in 0..1, got nan"),
+        ("seed=-1", "seed must be in 0..9223372036854775807, got -1"),
+        ("seed=1e20", "seed must be in 0.."),
+        ("lr=inf", "lr must be finite, got inf"),
+        ("weight_decay=-inf", "weight_decay must be at least 0"),
+        ("clip_norm=inf", "clip_norm must be finite"),
+        ("poly_power=-1", "poly_power must be at least 0"),
+        ("momentum=1", "momentum must lie in 0..1"),
+        ("rare_prob=1.5", "rare_prob must be in 0..1"),
+        ("rare_classes=1,-2", r"rare_classes must be at least 0, got \(1, -2\)"),
+        ("class_weights=1,nan", "class_weights must be at least 0"),
+        ("class_weights=1,0", "class_weights must be positive"),
+        ("colour_jitter=9", "colour_jitter must be in 0..3"),
+        ("crop=0,64", "crop must be in 1..16384"),
+        ("crop=1e9", "crop must be in 1..16384"),
+        ("test_size=-1", "test_size must be in 0..16384"),
+        ("num_classes=0", "num_classes must be at least 1"),
+        ("threads=100000", "threads must be in 0..1024"),
+        ("model_args={1: 2}", "model_args must have names as keys"),
+        ("model_args={'a': {1, 2}}", "model_args must hold numbers, texts, lists and dicts only"),
     ],
 )
 def test_bad_words_name_key_value_and_type(word: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_overrides([word])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": 256}, r"crop must be of type tuple\[int, int\], got 256"),
+        ({"crop": (1, 2, 3)}, "crop must be of type"),
+        ({"steps": 2.5}, "steps must be of type int, got 2.5"),
+        ({"steps": True}, "steps must be of type int, got True"),
+        ({"flip": "0.5"}, "flip must be of type float, got '0.5'"),
+        ({"overwrite": "false"}, "overwrite must be of type bool, got 'false'"),
+        ({"data": None}, "data must be of type str, got None"),
+        ({"resume": "auto", "overwrite": True}, "resume=auto goes on .* overwrite=true replaces it: give one of them"),
+    ],
+)
+def test_settings_made_in_python_are_checked_alike(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**values)
+    with pytest.raises(ValueError, match=message):
+        Settings().replace(**values)
+
+
+def test_paths_and_lists_become_what_json_holds() -> None:
+    settings = Settings(out=Path("a") / "b", crop=[3, 4], lr=1, model_args={"a": 1})
+    assert (settings.out, settings.crop) == ("a/b", (3, 4)) and json.dumps(settings.to_dict())
+
+
+def test_every_number_has_a_lowest_value() -> None:
+    for f in dataclasses.fields(Settings):
+        numbers = any(kind in str(f.type) for kind in ("int", "float"))
+        assert not numbers or f.name == "scale" or f.metadata["least"] is not None, f.name  # scale has its own check
 
 
 def test_settings_are_frozen_and_survive_json() -> None:

@@ -240,6 +240,17 @@ def test_numbers_and_colours_of_a_comparison(stripes: tuple[np.ndarray, np.ndarr
     assert text[-2].startswith("all") and "2 rows" in text[-1]
 
 
+def test_pictures_that_are_no_comparison_are_not_replaced(stripes: tuple[np.ndarray, np.ndarray], tmp_path: Path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(stripes[0]).save(photo)
+    before = photo.read_bytes()
+    models = {"exact": Shifted(0), "moved": Shifted(4)}
+    for _ in range(2):  # the second replaces what the first wrote
+        report = side_by_side(models, [Item(str(photo), None, "photo.png")], tmp_path)
+        assert [row["file"] for row in report["images"]] == ["photo_2.png"]
+        assert photo.read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+
+
 def test_totals_count_pixels_not_images(stripes: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     image, labels = stripes
     small = image[:, :40], np.ascontiguousarray(labels[:, :40])
