@@ -17,7 +17,7 @@ from fapn_zoo.runtime.files import check_writable, make_folder
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some network file systems
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
 @contextlib.contextmanager
@@ -35,9 +35,9 @@ def claimed(folder: Path, work: str) -> Iterator[None]:
     """
     file = folder / LOCK
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    check_writable(file)
     make_folder(folder)
-    lock = FileLock(file)
+    check_writable(file)
+    lock = FileLock(file, fallback_to_soft=False)  # a file alone would outlive a killed process
     try:
         lock.acquire(timeout=0)
     except Timeout:

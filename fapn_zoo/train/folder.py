@@ -130,19 +130,19 @@ def begin(settings: Settings, start: Path | None, parts: Parts, rehearse: Callab
     """
     out = Path(settings.out)
     then = {} if start is None else _data_then(out)
-    data = {"train": parts.dataset, "val": parts.val}
-    now = {name: one and Fingerprint.of(one, then[name].read if name in then else None) for name, one in data.items()}
+    data = {"train": parts.dataset} | ({} if parts.val is None else {"val": parts.val})
+    now = {name: Fingerprint.of(one, then[name].read if name in then else None) for name, one in data.items()}
     if "train" in then and (found := then["train"].differences(now["train"])):
         hint = f"give it the same data again, or use {OTHERWISE}"
         if then["train"].read != "all":
             hint += f"; if it is the same, remove {out / DATA}"
         raise ValueError(f"{out} was run on other data: {found}; {hint}")
-    if "val" in then and now["val"] and (found := then["val"].differences(now["val"])):
+    if "val" in then and "val" in now and (found := then["val"].differences(now["val"])):
         logger.warning("other validation data than before (%s): older rows of metrics.csv cannot be compared", found)
     if settings.overwrite and (old := [path for pattern in RUN_FILES for path in sorted(out.glob(pattern))]):
         rehearse()
         _remove(out, old)
-    write_json(out / DATA, {name: one and one.to_dict() for name, one in now.items()})
+    write_json(out / DATA, {name: one.to_dict() for name, one in now.items()})
     write_json(out / SETTINGS, settings.to_dict())
 
 

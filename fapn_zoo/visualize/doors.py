@@ -38,9 +38,7 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
     pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
     pictures["alignment.png"] = contact_sheet(found)
     if isinstance(image, (str, Path)) and Path(image).resolve() in {(out / name).resolve() for name in pictures}:
-        raise ValueError(
-            f"the image {image} would be replaced by a picture of the same name; use another output folder"
-        )
+        raise ValueError(f"the image {image} would be replaced by a picture of that name; use another output folder")
     make_folder(out)
     for name, picture in pictures.items():
         save_image(picture, out / name)

@@ -137,6 +137,17 @@ def test_what_is_not_of_the_same_file_is_written_again(tmp_path: Path, damage: s
     assert_folder(out, spec, state)
 
 
+def test_models_of_other_libraries_are_not_replaced(tmp_path: Path) -> None:
+    spec = register(BY_NAME["perpixel"])
+    path, out = write(tmp_path / "x.pkl", official_state(spec)), tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text('{"model_type": "maskformer"}')
+    (out / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="holds config.json, model.safetensors of something else than fapn-zoo"):
+        convert(path, out, spec.name)
+    assert (out / "model.safetensors").read_bytes() == b"mine" and len(list(out.iterdir())) == 2
+
+
 def test_a_failure_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = register(BY_NAME["perpixel"])
     state = official_state(spec)

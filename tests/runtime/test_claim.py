@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -67,9 +69,23 @@ def test_nothing_is_left_of_a_folder_that_was_made_in_vain(tmp_path: Path):
 def test_files_in_the_way_are_named(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(NotADirectoryError, match="file is a file"), claimed(folder, "training"):
+        with (
+            pytest.raises(NotADirectoryError, match="cannot make the folder .*file is a file"),
+            claimed(folder, "training"),
+        ):
             pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, number: int):
+    def flock(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(tmp_path, "training"):
+        assert f"{tmp_path} cannot be locked here" in caplog.text and "start no second training in it" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_claim_of_a_killed_process_ends_though_its_children_live(tmp_path: Path):

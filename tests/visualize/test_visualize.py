@@ -133,6 +133,11 @@ def test_the_model_is_left_as_it_was(image: Image.Image, tmp_path: Path) -> None
     modes = {name: module.training for name, module in model.named_modules()}
     state = {key: value.clone() for key, value in model.state_dict().items()}
     visualize_alignment(model, image, tmp_path)
+    again = tmp_path / "level0.png"
+    before = again.read_bytes()
+    with pytest.raises(ValueError, match="level0.png would be replaced by a picture of that name; use another output"):
+        visualize_alignment(model, str(again), tmp_path)
+    assert again.read_bytes() == before
     assert modes == {name: module.training for name, module in model.named_modules()}
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
