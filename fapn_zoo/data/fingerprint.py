@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fapn_zoo.data.reading_rules import reading_of
 from fapn_zoo.runtime.tables import some
 
 CHEAP = 1 << 28  # bytes: a quarter of a second from memory, some seconds from a disk
@@ -28,7 +29,7 @@ class Fingerprint:
     """A data set as it was.
 
     Attributes:
-        classes: what the labels mean, but for their colours.
+        classes: what the labels mean, but for their colours, and by what rules pictures are read.
         sources: generated parts, by what generates them: "scenes:40 train".
         read: one of `READ`.
         count: of files. digest: of their names, sizes, and contents or times.
@@ -58,6 +59,8 @@ class Fingerprint:
             size, time = facts[name]
             files[name] = f"{size} {_contents(path) if read == 'all' or (label and read == 'labels') else time}"
         classes = {k: v for k, v in dataclasses.asdict(dataset.labels).items() if k != "palette"}
+        rules = reading_of(dataset)
+        classes |= {"white_level": rules.white_level, "exif": rules.exif or "apply"}
         listed = files if len(files) <= LISTED else {}
         return cls(classes, sources, read, len(files), _digest(files.items()), listed)
 

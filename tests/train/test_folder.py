@@ -250,6 +250,8 @@ def test_changed_data_is_refused_and_named(stopped: Settings, data: Path):
 def test_changed_classes_are_refused(stopped: Settings, data: Path):
     (data / "classes.json").write_text(json.dumps({"names": ["ground", "tree", "sign"], "ignore_index": 254}))
     refused(stopped, "was run on other data: ignore_index 255 then, 254 now")
+    (data / "classes.json").write_text(json.dumps({"names": ["ground", "tree", "sign"], "white_level": 4095}))
+    refused(stopped, "was run on other data: white_level None then, 4095 now")
 
 
 def test_the_same_data_elsewhere_goes_on_to_the_same_weights(stopped: Settings, data: Path, tmp_path: Path):
