@@ -110,11 +110,12 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
 
     Errors are pictures without labels, labels without pictures, names used twice and unreadable files. So are colour
     pictures or lossy files in place of labels, sizes that differ, ids out of range and unknown classes. The same file
-    in two splits is one too: the model would be scored on what it was trained on. Notes are the same picture twice in
-    one split, and classes that never occur.
+    in two splits is one too: the model would be scored on what it was trained on. So are links to nowhere, pipes, folders
+    that cannot be read, and classes from which nothing can be learnt (see `fapn_zoo.data.supervision.findings`). Notes
+    are the same picture twice in one split, classes that never occur, and whatever lies there and is not used.
 
     Args:
-        root: folder as `FolderDataset` describes it.
+        root: folder as `FolderDataset` or `CocoPanoptic` describes it.
         num_classes: number of classes where there is no `classes.json`; else it must agree.
         progress: show a progress bar on stderr where that is a terminal.
 
