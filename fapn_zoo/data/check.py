@@ -110,9 +110,9 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
 
     Errors are pictures without labels, labels without pictures, names used twice and unreadable files. So are colour
     pictures or lossy files in place of labels, sizes that differ, ids out of range and unknown classes. The same file
-    in two splits is one too: the model would be scored on what it was trained on. So are links to nowhere, pipes, folders
-    that cannot be read, and classes from which nothing can be learnt (see `fapn_zoo.data.supervision.findings`). Notes
-    are the same picture twice in one split, classes that never occur, and whatever lies there and is not used.
+    in two splits is one too: the model would be scored on what it was trained on. So are links to nowhere, pipes,
+    folders that cannot be read, and classes from which nothing can be learnt (`fapn_zoo.data.supervision.findings`).
+    Notes are the same picture twice in one split, classes that never occur, and what lies there and is not used.
 
     Args:
         root: folder as `FolderDataset` or `CocoPanoptic` describes it.
