@@ -18,7 +18,7 @@ from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import list_folder, printable
-from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, twins
+from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, other_places, twins
 from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
@@ -106,11 +106,12 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
 
     Errors are pictures without labels, labels without pictures, names used twice and unreadable files. So are colour
     pictures or lossy files in place of labels, sizes that differ, ids out of range and unknown classes. The same file
-    in two splits is one too: the model would be scored on what it was trained on. Notes are the same picture twice in
-    one split, and classes that never occur.
+    in two splits is one too: the model would be scored on what it was trained on. So are links to nowhere, pipes,
+    folders that cannot be read, and classes from which nothing can be learnt (`fapn_zoo.data.supervision.findings`).
+    Notes are the same picture twice in one split, classes that never occur, and what lies there and is not used.
 
     Args:
-        root: folder as `FolderDataset` describes it.
+        root: folder as `FolderDataset` or `CocoPanoptic` describes it.
         num_classes: number of classes where there is no `classes.json`; else it must agree.
         progress: show a progress bar on stderr where that is a terminal.
 
@@ -155,14 +156,18 @@ def _check_places(report: CheckReport, splits: list[str]) -> None:
     """What lies beside the splits, and in them beside `images` and `labels`: it is not read."""
     root = report.root
     if not splits:
-        there = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
-        hint = f"; it has {some(there)}" if there else ""
-        report.add("no splits", root, f"expected {{train,val,test}}/{{images,labels}}/ in {root}{hint}")
-        return
-    for folder, read in ((root, splits), *((root / split, ["images", "labels"]) for split in splits)):
+        text = f"expected {{train,val,test}}/{{images,labels}}/ in {root}{other_places(root)}"
+        report.add("no splits", root, text)
+    for folder, read in (
+        (root, splits or ["train", "val", "test"]),
+        *((root / split, ["images", "labels"]) for split in splits),
+    ):
         beside = list_folder(folder, EXTENSIONS, deep=False)
         folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in read and p.name[0] != "."]
-        for path in folders:
+        for one in beside.unused:
+            if one.error and one.path.name not in ("images", "labels", "classes.json"):  # of these more is said
+                report.add(one.kind, one.path, one.reason)
+        for path in folders if splits else ():
             report.add("folder that is not read", path, f"{path}: only {', '.join(read)} are read", error=False)
         if beside.files:
             text = f"{folder}: {len(beside.files)} outside of images and labels: {some(p.name for p in beside.files)}"
@@ -254,7 +259,8 @@ def _check_repeats(report: CheckReport, seen: Seen) -> None:
 
 def _check_classes(report: CheckReport) -> None:
     """Whether there is something to learn from splits for training, and what the others lack."""
-    trained = [split for split in report.splits if split.startswith("train")] or list(report.splits)
+    named = [split for split in report.splits if split.startswith("train")]
+    trained = named or [split for split in report.splits if not split.startswith(("val", "test"))]
     for split, counts in report.splits.items():
         for found in findings(split, report.labels, counts) if counts.samples else ():
             kind = "nothing to score" if found.stops and split not in trained else found.kind
@@ -264,7 +270,7 @@ def _check_classes(report: CheckReport) -> None:
         if hint and not any(hint in problem.detail for problem in report.problems):
             report.add("values that may mean other ids", report.root / split, f"{split}: {hint}", error=False)
     whole = sum(report.splits[split].pixels for split in trained)
-    for split, counts in report.splits.items():
+    for split, counts in report.splits.items() if trained else ():
         strange = [name for i, name in enumerate(report.labels.names) if counts.pixels[i] and not whole[i]]
         if strange and split not in trained:
             text = f"{split}: {', '.join(strange)} (in no split for training)"

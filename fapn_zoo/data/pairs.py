@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import DEAD_LINK, ENDING, LOCKED, Listing, Unused, list_folder, missing
+from fapn_zoo.runtime.tables import some
 
 LABEL_SUFFIX = ".png"
 
@@ -34,6 +35,17 @@ def find_splits(root: Path) -> list[str]:
     names = [p.name for p in root.iterdir() if (p / "images").is_dir() or (p / "labels").is_dir()]
     usual = ["train", "val", "test"]
     return sorted(names, key=lambda n: (usual.index(n) if n in usual else len(usual), n))
+
+
+def other_places(root: Path, depth: int = 2) -> str:
+    """Words about the folders that are there where `images` and `labels` are looked for; or ""."""
+    names = [below for path in _folders(root) for below in (_folders(path) if depth > 1 else []) or [path]]
+    return f"; it has {some(path.relative_to(root).as_posix() for path in names)}" if names else ""
+
+
+def _folders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        return sorted(root / one.name for one in entries if os.path.isdir(one) and not one.name.startswith("."))
 
 
 def list_pairs(split: Path) -> Pairs:

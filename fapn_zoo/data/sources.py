@@ -17,7 +17,7 @@ from fapn_zoo.data.classes import class_difference
 from fapn_zoo.data.images import EXTENSIONS, with_channels
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import ERRORS, missing, printable, told
-from fapn_zoo.data.pairs import Pairs, find_splits, instead, list_pairs, near
+from fapn_zoo.data.pairs import Pairs, find_splits, instead, list_pairs, near, other_places
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.reading_rules import Reading, joined_reading, read_rules, reading_of
@@ -102,7 +102,11 @@ class FolderDataset:
             raise FileNotFoundError(f"no data folder {self.root}")
         splits = find_splits(self.root)
         if split not in splits:
-            found = f"it has {', '.join(splits)}" if splits else "expected {train,val,test}/{images,labels}/ in it"
+            found = f"it has {', '.join(splits)}"
+            if not splits:
+                found = f"expected {{train,val,test}}/{{images,labels}}/ in it{other_places(self.root)}"
+            if (self.root / split).is_symlink():
+                found = f"{missing(self.root / split)}; {found}"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")
         self.labels = read_label_map(self.root, num_classes, table)
         self.reading = read_rules(self.root, reading)
@@ -149,11 +153,21 @@ def _problems(folder: Path, found: Pairs) -> list[str]:
     for what, paths in lists.items():
         below = sorted(printable(path.relative_to(folder).as_posix().partition("/")[2]) for path in paths)
         problems.append(f"{len(below)} {what}: {', '.join(below[:5])}{', ...' * (len(below) > 5)}" if below else "")
-    hints = [near(name, orphans["labels"]) for name in orphans["images"][:1]]
-    problems[-1] += "".join(hints or [instead(name, folder, found.unused) for name in orphans["labels"][:1]])
     twice = [" and ".join(path.name for path in files) for files in images.values() if len(files) > 1]
     problems.append(f"{len(twice)} pictures with the same name: {', '.join(twice[:5])}" if twice else "")
-    return [text for text in problems if text]
+    problems = [text for text in problems if text]
+    if problems:
+        problems[-1] += _hint(folder, found, orphans)
+    return problems
+
+
+def _hint(folder: Path, found: Pairs, orphans: dict[str, list[str]]) -> str:
+    """What probably made a split lose its first pair; or ""."""
+    if not (folder / "labels").is_dir() and not any(one.path == folder / "labels" for one in found.unused):
+        return f"; there is no folder labels{other_places(folder, 1)}"
+    if orphans["images"]:
+        return near(orphans["images"][0], orphans["labels"])
+    return instead(orphans["labels"][0], folder, found.unused) if orphans["labels"] else ""
 
 
 class ScenesDataset:

@@ -169,7 +169,7 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
         yield Finding(NOTHING, f"{where}: {_too_few(labels, counts, present, absent)}{seen}", sure)
         return
     if absent:
-        yield Finding(NEVER, f"{where}: {', '.join(labels.names[i] for i in absent)}{seen}", False)
+        yield Finding(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
     if counts.ignored > MOSTLY and unit == "pixel":
         yield Finding(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)
 
@@ -190,7 +190,7 @@ def _one_class(labels: LabelMap) -> str:
 def _too_few(labels: LabelMap, counts: SplitCounts, present: list[int], absent: list[int]) -> str:
     value, ignored, unit = labels.ignore_index, int(counts.pixels[-1]), counts.unit
     if unit == "segment":
-        return f"no segment of any class that is no crowd, of {', '.join(labels.names[i] for i in absent)}"
+        return f"no segment of any class that is no crowd, of {some(labels.names[i] for i in absent)}"
     if not present and not ignored:
         return "no pixel of any class"
     if not present:
@@ -238,4 +238,4 @@ def _of_validation(val: Dataset, train: SplitCounts, counts: SplitCounts) -> Ite
         yield f"little to score: only {names[present[0]]!r} has pixels in {val.name}, to evaluate on{seen}"
     strange = [names[i] for i in present if not train.pixels[i] and train.seen == train.samples]
     if strange:
-        yield f"{val.name}, to evaluate on, has classes that the training set lacks: {', '.join(strange)}"
+        yield f"{val.name}, to evaluate on, has classes that the training set lacks: {some(strange, 20)}"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from toys.panoptic import write_coco
 
+from fapn_zoo.data import DataError, open_dataset
 from fapn_zoo.data.check import check_data
 
 pytestmark = pytest.mark.unit
@@ -249,10 +250,40 @@ def test_names_that_are_no_text_can_be_printed(root):
     assert "in how its letters are stored" in only(check_data(root), "picture without label").detail
 
 
-def test_splits_in_another_order_are_told(tmp_path):
+def test_other_layouts_are_told(tmp_path):
     for part in ("images", "labels"):
-        (tmp_path / part / "train").mkdir(parents=True)
-    assert only(check_data(tmp_path, 2), "no splits").detail.endswith("; it has images, labels")
+        (tmp_path / "a" / part / "train").mkdir(parents=True)
+        (tmp_path / "b" / "train" / f"my_{part}").mkdir(parents=True)
+        (tmp_path / "c" / part).mkdir(parents=True)
+    for name, there in (
+        ("a", "images/train, labels/train"), ("b", "train/my_images, train/my_labels"), ("c", "images, labels"),
+    ):  # fmt: skip
+        assert only(check_data(tmp_path / name, 2), "no splits").detail.endswith(f"; it has {there}")
+        with pytest.raises(FileNotFoundError, match=f"no split 'train' in .*; it has {there}$"):
+            open_dataset(tmp_path / name, "train")
+
+
+def test_a_split_of_dead_links(root):
+    (root / "test").symlink_to("gone")
+    assert only(check_data(root), "dead link").detail == "test: a link to gone, which is not there"
+    with pytest.raises(
+        FileNotFoundError, match="no split 'test' in .*test: a link to gone, which is not there; it has"
+    ):
+        open_dataset(root, "test")
+    (root / "val/labels").rename(root / "val/masks")
+    with pytest.raises(
+        DataError, match="3 pictures without label: a.png, b.png, c.png; there is no folder labels; it has"
+    ):
+        open_dataset(root, "val")
+    (root / "val/labels").symlink_to("gone")
+    with pytest.raises(DataError, match="dead link .1.: labels -> gone; 3 pictures without label"):
+        open_dataset(root, "val")
+
+
+def test_a_folder_to_test_on_only(tmp_path):
+    put(tmp_path, "test", "a", np.full((6, 8), 255))
+    (tmp_path / "classes.json").write_text(json.dumps({"names": NAMES}))
+    assert kinds(check_data(tmp_path)) == ["nothing to score"] and check_data(tmp_path).ok
 
 
 def test_folders_of_segments(tmp_path):
