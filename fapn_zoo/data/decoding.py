@@ -328,7 +328,8 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     white = {1: None if bits > 16 else 2**bits - 1, 2: None, 3: 1.0}[form]
     stated = form == 1 and bits not in (16, 32, 64)
     container = f"{bits}-bit {_FORMATS[form]}TIFF" + (f" of {len(values)} bands" if kind == "bands" else "")
-    return Decoded(values, kind, white, stated, container, turned, page.photometric == 0)
+    inverted = kind[0] == "L" and _tag(page, 262, 1) == 0
+    return Decoded(values, kind, white, stated, container, turned, inverted)
 
 
 def _tiff_file(file: BinaryIO, shown: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import urllib.error
 import urllib.parse
@@ -77,7 +78,7 @@ def load_image(
     if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
         name = name or Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name or "image"
         return LoadedImage(_from_file(io.BytesIO(_download(source)), source, reading), name)
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image")
