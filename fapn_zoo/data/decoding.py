@@ -22,7 +22,8 @@ from PIL import Image
 
 MAX_PIXELS = "FAPN_ZOO_MAX_PIXELS"  # environment variable: larger pictures are refused
 ORIENTATION = 0x0112  # EXIF tag
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
+FACTS = (b"eXIf", b"iTXt")  # chunks of a PNG that may hold an orientation
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _FLIP = Image.Transpose
@@ -114,18 +115,22 @@ def orientation(image: Image.Image) -> int:
 
 
 def _facts_behind_pixels(image: Image.Image) -> bool:
-    """Whether a PNG has EXIF or text behind its pixels."""
-    file, place, seen = image.fp, len(_PNG), False
-    before = file.tell()
+    """Whether an opened PNG has EXIF or text behind its pixels."""
+    before = image.fp.tell()
     try:
-        while len(head := (file.seek(place), file.read(8))[1]) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if seen and kind in (b"eXIf", b"iTXt"):
-                return True
-            seen, place = seen or kind == b"IDAT", place + length + 12
-        return False
+        kinds = list(png_chunks(image.fp))
     finally:
-        file.seek(before)
+        image.fp.seek(before)
+    return b"IDAT" in kinds and any(kind in FACTS for kind in kinds[kinds.index(b"IDAT") :])
+
+
+def png_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """The kinds of a PNG's chunks, in order, none of which is read."""
+    place = len(PNG)
+    while len(head := (file.seek(place), file.read(8))[1]) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        yield kind
+        place += length + 12
 
 
 def upright(values: np.ndarray, turned: int) -> np.ndarray:
@@ -175,8 +180,14 @@ def decode(source: Path | BinaryIO | Image.Image, shown: str, in_chans: int | No
         if found is not None:
             return found
         file.seek(0)
-        with opened(file, shown) as image:
-            return _by_pillow(image, shown)
+        try:
+            with opened(file, shown) as image:
+                return _by_pillow(image, shown)
+        except Image.UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) not in _TIFF:  # of these Pillow does not know all, such as big-endian BigTIFF
+                raise
+            return _tiff(file, shown, in_chans, always=True)
 
 
 def _exact(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
@@ -186,7 +197,7 @@ def _exact(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     file.seek(0)
     if head[:4] in _TIFF:
         return _tiff(file, shown, in_chans)
-    if head[:8] == _PNG and len(head) == 26 and head[24] == 16:
+    if head[:8] == PNG and len(head) == 26 and head[24] == 16:
         return _deep_png(file, shown)
     if re.match(rb"P[2356]\s", head):
         return _pnm(file.read(), shown)
@@ -296,8 +307,8 @@ _GREY, _COLOUR, _PALETTE, _INK, _YCBCR = (0, 1), 2, 3, 5, 6  # PhotometricInterp
 _FORMATS = {1: "", 2: "signed ", 3: "floating point "}  # SampleFormat
 
 
-def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
-    """What Pillow would not read as it is stored; None for the rest."""
+def _tiff(file: BinaryIO, shown: str, in_chans: int | None, always: bool = False) -> Decoded | None:
+    """What Pillow would not read as it is stored; None for the rest, unless it is `always` to be read here."""
     with _tiff_file(file, shown) as tiff:
         page = tiff.pages.first
         bits, form = page.bitspersample, int(page.sampleformat)
@@ -306,7 +317,7 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
         small = form == 1 and bits in (1, 2, 4, 8)
         grey = kind == "L" and page.photometric == 1 and (bits, form) in ((16, 1), (32, 3))
         changed = kind in ("La", "bands") or (kind == "RGBa" and in_chans == 4)
-        if pages is None and (grey or small and not changed) and _pillow_knows(file):
+        if pages is None and not always and (grey or small and not changed):
             return None
         if kind in ("P", "YCbCr") or form not in _FORMATS:
             raise ImageError(
@@ -341,15 +352,6 @@ def _tiff_file(file: BinaryIO, shown: str) -> Any:
     tiff = tifffile.TiffFile(file)
     check_pixels(tiff.pages.first.imagewidth, tiff.pages.first.imagelength, shown)
     return tiff
-
-
-def _pillow_knows(file: BinaryIO) -> bool:
-    file.seek(0)
-    try:
-        Image.open(file)  # which leaves a file that it was handed open
-        return True
-    except Image.UnidentifiedImageError:  # such as big-endian BigTIFF
-        return False
 
 
 def _tag(page: Any, code: int, default: int) -> int:
