@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fapn_zoo.data.decoding import Decoded, ImageError, decode, upright
+from fapn_zoo.data.decoding import Decoded, decode
+from fapn_zoo.data.opening import ImageError, upright
 from fapn_zoo.data.reading_rules import Reading, proposed_level
 
 logger = logging.getLogger(__name__)

@@ -12,20 +12,20 @@ import numpy as np
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from fapn_zoo.data.decoding import (
+from fapn_zoo.data.decoding import header
+from fapn_zoo.data.images import load_image
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.opening import (
     FACTS,
     PNG,
     ImageError,
     check_pixels,
-    header,
     opened,
     orientation,
     png_chunks,
     upright,
     upright_size,
 )
-from fapn_zoo.data.images import load_image
-from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
