@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fapn_zoo.data.decoding import Decoded, header, upright_size
-from fapn_zoo.data.images import ImageError, UnknownWhite, decode_safely, white_of
+from fapn_zoo.data.decoding import Decoded, header
+from fapn_zoo.data.images import UnknownWhite, decode_safely, white_of
+from fapn_zoo.data.opening import ImageError, upright_size
 from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
 from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
 

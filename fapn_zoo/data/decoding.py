@@ -1,18 +1,16 @@
 """From the bytes of a picture to its stored numbers, at full precision: which library reads which container exactly.
 
-Pillow reads all that it does not change. It reduces 16-bit colour to 8 bits, scales those of a PPM or JPEG 2000,
-takes signed integers for unsigned ones and knows no bands but colours: torchvision, tifffile and imagecodecs do.
+Pillow reads all that it does not change. It reduces 16-bit colour to 8 bits, scales the numbers of PPM and JPEG 2000,
+takes signed integers for unsigned ones and knows no bands but colours: there torchvision, tifffile or imagecodecs read.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,9 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-MAX_PIXELS = "FAPN_ZOO_MAX_PIXELS"  # environment variable: larger pictures are refused
-ORIENTATION = 0x0112  # EXIF tag
-_PNG = b"\x89PNG\r\n\x1a\n"
+from fapn_zoo.data.opening import ORIENTATION, PNG, ImageError, check_pixels, opened, orientation
+
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _FLIP = Image.Transpose
@@ -31,11 +28,7 @@ _BACK = {  # from upright to an orientation
     6: _FLIP.ROTATE_90, 7: _FLIP.TRANSVERSE, 8: _FLIP.ROTATE_270,
 }  # fmt: skip
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
-_PNM = re.compile(rb"P([2356])" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)(?:\s*#[^\n]*\n|\s)")
-
-
-class ImageError(ValueError):
-    """An image that cannot be read or used; the message names the file, the URL or the array's shape."""
+_PNM = re.compile(rb"P([2356])" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)\s")
 
 
 class Decoded(NamedTuple):
@@ -62,86 +55,6 @@ class Decoded(NamedTuple):
     @property
     def bands(self) -> int:
         return len(self.values.getbands() if isinstance(self.values, Image.Image) else self.values)
-
-
-# ---------------------------------------------------------------- size and orientation
-
-
-def pixel_limit() -> float:
-    """The most pixels that a picture may have: `FAPN_ZOO_MAX_PIXELS`, or where Pillow takes it for a bomb."""
-    text = os.environ.get(MAX_PIXELS)
-    if not text:
-        return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else float("inf")
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise ImageError(f"{MAX_PIXELS}={text!r}; expected a number of pixels, such as 500000000")
-    limit = int(text)
-    Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS or limit)  # Pillow's own guard has no other knob
-    return limit
-
-
-def check_pixels(width: int, height: int, shown: str) -> None:
-    """ImageError for more pixels than `pixel_limit`; the message says how to allow them."""
-    if width * height > pixel_limit():
-        raise ImageError(_too_many(shown, width * height))
-
-
-def _too_many(shown: str, pixels: int) -> str:
-    way = f"set the environment variable {MAX_PIXELS}={pixels}, or in Python PIL.Image.MAX_IMAGE_PIXELS"
-    return f"{shown}: {pixels} pixels, the limit is {int(pixel_limit())}; {way} if you trust it"
-
-
-@contextmanager
-def opened(source: Path | BinaryIO, shown: str) -> Iterator[Image.Image]:
-    """A file as Pillow knows it, nothing decoded yet. ImageError for more pixels than allowed."""
-    pixel_limit()
-    try:
-        image = Image.open(source)
-    except Image.DecompressionBombError as error:
-        found = re.search(r"(\d+) pixels", str(error))
-        raise ImageError(_too_many(shown, int(found[1])) if found else f"{shown}: {error}") from None
-    with image:
-        check_pixels(*image.size, shown)
-        yield image
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1..8, of an opened file, read without decoding it where that is possible."""
-    late = image.format == "PNG" and getattr(image, "tile", None) and _facts_behind_pixels(image)
-    # Pillow's PNGs decode themselves to answer; the method that they inherit does not.
-    found = image.getexif() if late else Image.Image.getexif(image)
-    value = found.get(ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
-
-
-def _facts_behind_pixels(image: Image.Image) -> bool:
-    """Whether a PNG has EXIF or text behind its pixels."""
-    file, place, seen = image.fp, len(_PNG), False
-    before = file.tell()
-    try:
-        while len(head := (file.seek(place), file.read(8))[1]) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if seen and kind in (b"eXIf", b"iTXt"):
-                return True
-            seen, place = seen or kind == b"IDAT", place + length + 12
-        return False
-    finally:
-        file.seek(before)
-
-
-def upright(values: np.ndarray, turned: int) -> np.ndarray:
-    """An array (..., H, W) turned as an EXIF orientation says."""
-    if turned > 4:
-        values = values.swapaxes(-1, -2)
-    if turned in (3, 4, 7, 8):
-        values = values[..., ::-1, :]
-    if turned in (2, 3, 6, 7):
-        values = values[..., ::-1]
-    return values
-
-
-def upright_size(size: tuple[int, int], turned: int) -> tuple[int, int]:
-    """(height, width) after turning."""
-    return size[::-1] if turned > 4 else size
 
 
 def header(path: Path) -> tuple[tuple[int, int], int]:
@@ -175,8 +88,14 @@ def decode(source: Path | BinaryIO | Image.Image, shown: str, in_chans: int | No
         if found is not None:
             return found
         file.seek(0)
-        with opened(file, shown) as image:
-            return _by_pillow(image, shown)
+        try:
+            with opened(file, shown) as image:
+                return _by_pillow(image, shown)
+        except Image.UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) not in _TIFF:  # of these Pillow does not know all, such as big-endian BigTIFF
+                raise
+            return _tiff(file, shown, in_chans, always=True)
 
 
 def _exact(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
@@ -186,7 +105,7 @@ def _exact(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     file.seek(0)
     if head[:4] in _TIFF:
         return _tiff(file, shown, in_chans)
-    if head[:8] == _PNG and len(head) == 26 and head[24] == 16:
+    if head[:8] == PNG and len(head) == 26 and head[24] == 16:
         return _deep_png(file, shown)
     if re.match(rb"P[2356]\s", head):
         return _pnm(file.read(), shown)
@@ -296,8 +215,8 @@ _GREY, _COLOUR, _PALETTE, _INK, _YCBCR = (0, 1), 2, 3, 5, 6  # PhotometricInterp
 _FORMATS = {1: "", 2: "signed ", 3: "floating point "}  # SampleFormat
 
 
-def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
-    """What Pillow would not read as it is stored; None for the rest."""
+def _tiff(file: BinaryIO, shown: str, in_chans: int | None, always: bool = False) -> Decoded | None:
+    """What Pillow would not read as it is stored; None for the rest, unless it is `always` to be read here."""
     with _tiff_file(file, shown) as tiff:
         page = tiff.pages.first
         bits, form = page.bitspersample, int(page.sampleformat)
@@ -306,7 +225,7 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
         small = form == 1 and bits in (1, 2, 4, 8)
         grey = kind == "L" and page.photometric == 1 and (bits, form) in ((16, 1), (32, 3))
         changed = kind in ("La", "bands") or (kind == "RGBa" and in_chans == 4)
-        if pages is None and (grey or small and not changed) and _pillow_knows(file):
+        if pages is None and not always and (grey or small and not changed):
             return None
         if kind in ("P", "YCbCr") or form not in _FORMATS:
             raise ImageError(
@@ -328,7 +247,8 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None) -> Decoded | None:
     white = {1: None if bits > 16 else 2**bits - 1, 2: None, 3: 1.0}[form]
     stated = form == 1 and bits not in (16, 32, 64)
     container = f"{bits}-bit {_FORMATS[form]}TIFF" + (f" of {len(values)} bands" if kind == "bands" else "")
-    return Decoded(values, kind, white, stated, container, turned, page.photometric == 0)
+    inverted = kind[0] == "L" and _tag(page, 262, 1) == 0
+    return Decoded(values, kind, white, stated, container, turned, inverted)
 
 
 def _tiff_file(file: BinaryIO, shown: str) -> Any:
@@ -340,15 +260,6 @@ def _tiff_file(file: BinaryIO, shown: str) -> Any:
     tiff = tifffile.TiffFile(file)
     check_pixels(tiff.pages.first.imagewidth, tiff.pages.first.imagelength, shown)
     return tiff
-
-
-def _pillow_knows(file: BinaryIO) -> bool:
-    file.seek(0)
-    try:
-        Image.open(file)  # which leaves a file that it was handed open
-        return True
-    except Image.UnidentifiedImageError:  # such as big-endian BigTIFF
-        return False
 
 
 def _tag(page: Any, code: int, default: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import urllib.error
 import urllib.parse
@@ -16,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fapn_zoo.data.decoding import Decoded, ImageError, decode, upright
+from fapn_zoo.data.decoding import Decoded, decode
 from fapn_zoo.data.listing import DEAD_LINK, SPECIAL, Unused, list_folder, missing, subfolders, told
+from fapn_zoo.data.opening import ImageError, upright
 from fapn_zoo.data.reading_rules import Reading, proposed_level
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def load_image(
     if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
         name = name or Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path)).name or "image"
         return LoadedImage(_from_file(io.BytesIO(_download(source)), source, reading), name)
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Sequence
@@ -11,17 +12,27 @@ import numpy as np
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from fapn_zoo.data.decoding import ImageError, check_pixels, header, opened, orientation, upright, upright_size
+from fapn_zoo.data.decoding import header
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.opening import (
+    FACTS,
+    PNG,
+    ImageError,
+    check_pixels,
+    opened,
+    orientation,
+    png_chunks,
+    upright,
+    upright_size,
+)
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
 EXIF_WHERE = "in classes.json or as a setting"
 READING = Reading()  # the usual rules
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 class UnreadableFile(DataError):
@@ -93,9 +104,11 @@ def read_ids(path: str | os.PathLike, reading: Reading = READING) -> np.ndarray:
     turned = 1
     try:
         data = read_file(path)
-        if data[:8].numpy().tobytes() == PNG_MAGIC:
-            check_pixels(*struct.unpack(">II", data[16:24].numpy().tobytes()), path)  # torchvision has no guard
-            turned = header(Path(path))[1] if reading.turns and _has_facts(data) else 1
+        head = data[:24].numpy().tobytes()
+        if head.startswith(PNG):
+            check_pixels(*struct.unpack(">II", head[16:]), path)  # torchvision has no guard
+            facts = reading.turns and any(kind in FACTS for kind in png_chunks(io.BytesIO(memoryview(data.numpy()))))
+            turned = header(Path(path))[1] if facts else 1
         pixels = decode_png(data).numpy()  # a fifth faster than Pillow
     except (
         RuntimeError,
@@ -118,12 +131,6 @@ def read_ids(path: str | os.PathLike, reading: Reading = READING) -> np.ndarray:
         ids <<= 8
         ids |= channel
     return ids
-
-
-def _has_facts(data: Tensor) -> bool:
-    """Whether the bytes of a PNG may hold EXIF: looking is cheap, opening the file again is not."""
-    text = data.numpy().tobytes()
-    return b"eXIf" in text or b"iTXt" in text
 
 
 def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:

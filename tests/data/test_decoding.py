@@ -17,8 +17,9 @@ from toys.deep import exif_chunk, png16, ppm, tag
 
 import fapn_zoo
 from fapn_zoo.data import images
-from fapn_zoo.data.decoding import MAX_PIXELS, header
+from fapn_zoo.data.decoding import header
 from fapn_zoo.data.images import ImageError, load_image
+from fapn_zoo.data.opening import MAX_PIXELS
 from fapn_zoo.data.reading import read_ids, read_image, read_labels
 from fapn_zoo.data.reading_rules import Reading
 
@@ -92,6 +93,7 @@ def test_16_bits_over_white(tmp_path):
 def test_ppm_states_its_white(tmp_path, white, text):
     for bands in (1, 3):
         values = drawn(bands, white)
+        values[0, 0] = min(0x2342, white)  # begins as a comment does
         file = ppm(tmp_path / ("x.pgm" if bands == 1 else "x.ppm"), values, white, text)
         agree(file, values, white)
         agree(file, values, 2000 if white == 65535 else white, white_level=2000)  # 65535 is a container, no statement
