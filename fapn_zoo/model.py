@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fapn_zoo.modules.backbones.backbone import Backbone
-from fapn_zoo.modules.heads.outputs import Output, Targets
+from fapn_zoo.modules.heads.outputs import Output, Targets, tensors_only
 from fapn_zoo.runtime.exporting import to_tensors_only
 from fapn_zoo.weights.folder import WithoutInit
 from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
@@ -54,13 +54,11 @@ class ZooModel(nn.Module):
         Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
         images without padding, `targets` the truth while training: only heads that choose among proposals read them.
 
-        Exported to ONNX or TorchScript, which hold no numbers, the output is a tuple of its tensors alone.
+        Exported to ONNX or TorchScript, which hold no numbers, the output's tensors are all that it holds as a tuple.
         """
         features = self.backbone(x)
         output = self.head(self.neck(features), features, sizes, targets)
-        if to_tensors_only(x) and isinstance(output, tuple):
-            return tuple(value for value in output if isinstance(value, Tensor))
-        return output
+        return tensors_only(output) if to_tensors_only(x) else output
 
     def predict(self, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **rest: Any) -> Any:
         """Predicts on images of any kind and size; see `fapn_zoo.predict.predict`."""
