@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.backbone import Backbone
-from fapn_zoo.modules.heads.outputs import Output, Targets
+from fapn_zoo.modules.heads.outputs import Output, Targets, tensors_only
 from fapn_zoo.runtime.exporting import to_tensors_only
 from fapn_zoo.weights.folder import LoadReport, WithoutInit
 from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
@@ -63,16 +63,14 @@ class ZooModel(nn.Module):
         Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
         images without padding, `targets` the truth while training: only heads that choose among proposals read them.
 
-        Exported to ONNX or TorchScript, which hold no numbers, the output is a tuple of its tensors alone. Warns once
-        where batch norms of a model with loaded weights are about to learn from images without targets.
+        Exported to ONNX or TorchScript, which hold no numbers, the output's tensors are all that it holds as a tuple.
+        Warns once where batch norms of a model with loaded weights are about to learn from images without targets.
         """
         if not torch.compiler.is_compiling() and self.training and targets is None and not self._warned:
             self._warn_of_training_mode()
         features = self.backbone(x)
         output = self.head(self.neck(features), features, sizes, targets)
-        if to_tensors_only(x) and isinstance(output, tuple):
-            return tuple(value for value in output if isinstance(value, Tensor))
-        return output
+        return tensors_only(output) if to_tensors_only(x) else output
 
     def _warn_of_training_mode(self) -> None:
         learning = (m for m in self.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats)

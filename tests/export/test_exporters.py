@@ -91,6 +91,26 @@ def test_onnx_of_any_batch_and_size(name: str, exporter: str, tmp_path: Path) ->
     assert isinstance(model(x), MaskFormerOutput if "mask" in name else SemanticOutput)
 
 
+@pytest.mark.parametrize("exporter", ONNX)
+def test_onnx_of_a_module_around_the_model(exporter: str, tmp_path: Path) -> None:
+    """It reads fields by name, numbers among them, and may compute in any context."""
+
+    class Enlarged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make("perpixel_fapn")
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            output = self.model(x)
+            assert output.aux == ()
+            return (nn.functional.interpolate(output.logits, scale_factor=float(output.stride), mode="bilinear"),)
+
+    model, x = Enlarged().eval(), images(1, 3, 64, 96)
+    with torch.inference_mode():
+        session = export(model, x, tmp_path / "model.onnx", **ONNX[exporter])
+    assert largest_difference(session, model, x) < 1e-4
+
+
 def test_onnx_of_the_embedded_model(tmp_path: Path) -> None:
     """With real weights, of one size, the class of every pixel is the same but where two are within rounding."""
     model = fapn_zoo.create_model("perpixel_fapn_resnet18_slim_camvid", pretrained=True).eval()
@@ -150,12 +170,13 @@ def test_a_model_in_training_mode_is_told_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "strict"), [("perpixel_fapn", False), ("maskformer_fapn", True)])
-def test_torch_export_holds_torchvisions_operator(name: str, strict: bool) -> None:
+def test_torch_export_holds_torchvisions_operator(name: str, strict: bool, tmp_path: Path) -> None:
     model, x = make(name), images(2, 3, 64, 96)
     program = torch.export.export(model, (x,), strict=strict)
     names = [str(node.target) for node in program.graph.nodes]
     assert sum("torchvision.deform_conv2d" in name for name in names) == 3 and not any("fapn_zoo" in n for n in names)
-    output = program.module()(x)
+    torch.export.save(program, tmp_path / "model.pt2")
+    output = torch.export.load(tmp_path / "model.pt2").module()(x)
     assert type(output) is type(model(x)) and output.stride == 4
     for value, expected in zip([v for v in output if isinstance(v, Tensor)], tensors(model, x), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)

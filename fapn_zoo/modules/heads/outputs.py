@@ -5,12 +5,14 @@ N images, K classes, Q queries, M objects of one image.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 
@@ -51,6 +53,26 @@ class MaskFormerOutput(NamedTuple):
 
     def image(self, n: int) -> MaskFormerOutput:
         return MaskFormerOutput(self.class_logits[n : n + 1], self.mask_logits[n : n + 1], stride=self.stride)
+
+
+def tensors_only(output: Output) -> Output:
+    """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
+
+    An output that is no named tuple stays as it is.
+    """
+    if not hasattr(output, "_asdict"):
+        return output
+    fields = output._asdict()
+    kept = {n: value for n, value in fields.items() if isinstance(value, Tensor) or (value and type(value) is tuple)}
+    kind = namedtuple(type(output).__name__, kept)
+    for name in fields.keys() - kept.keys():
+        setattr(kind, name, fields[name])
+    return kind(**kept)
+
+
+for _kind in (SemanticOutput, MaskFormerOutput):  # a name for `torch.export.save`
+    if hasattr(pytree, "_register_namedtuple"):
+        pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
 
 
 @dataclass(eq=False)
