@@ -25,6 +25,7 @@ from fapn_zoo.tasks import task_for
 from fapn_zoo.tasks.protocol import Task
 from fapn_zoo.tasks.targets import Batch, collate
 from fapn_zoo.train.settings import Settings
+from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.zoo.parts import HEADS, load_part
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -84,7 +85,7 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     """The model of the settings for the classes of the data, which it takes into its DataSpec with how it is read.
 
     Raises:
-        ValueError: `num_classes` contradicts the data, or `freeze` names no module.
+        ValueError: `num_classes` contradicts the data, `freeze` names no module, or loaded weights are not finite.
     """
     s = settings
     if s.num_classes is not None and s.num_classes != labels.num_classes:
@@ -94,7 +95,9 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     given = {name: value for name, value in arguments.items() if value is not None}
     model = create_model(s.model, num_classes=labels.num_classes, **(s.model_args | given))
     if model.load_report is not None:
-        logger.info("starting from %s: %s", s.checkpoint_path or s.model, model.load_report)
+        source = s.checkpoint_path or s.model
+        check_finite(model.state_dict().items(), f"training cannot start from {source}: its weights")
+        logger.info("starting from %s: %s", source, model.load_report)
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
     data |= {"white_level": reading.white_level, "exif": reading.exif or "apply"}
     if s.test_size is not None:

@@ -137,8 +137,8 @@ def test_finite_outputs_beyond_a_sum_are_answered():
         def forward(self, x: Tensor, sizes: Any = None, targets: Any = None) -> SemanticOutput:
             return SemanticOutput(super().forward(x).logits * 1e37)
 
-    expected = predict(BrightSquare(), square())
-    assert np.array_equal(predict(Huge(), square(), amp="no").labels, expected.labels)
+    expected, found = predict(BrightSquare(), square()), predict(Huge(), square(), amp="no")
+    assert np.array_equal(found.labels, expected.labels) and np.isfinite(found.scores).all()
 
 
 def test_every_way_from_the_command_line(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -152,6 +152,8 @@ def test_every_way_from_the_command_line(broken: Path, tmp_path: Path, capsys: p
         ("visualize", "alignment", broken, photo, "--out", tmp_path / "alignment"): "no answer for 0.png",
         ("benchmark", broken, "--size", "64", "--rounds", "1", "--no-memory"): "nothing is measured",
         ("push", broken, "me/x", "--license", "mit", "--dry-run"): "is not pushed",
+        ("train", "finetune_folder", "data=scenes:4@64x96", "crop=64", "steps=1", f"out={tmp_path / 'run'}")
+        + (f"model=local-dir:{broken}", "pretrained=true"): "training cannot start from",
     }
     for words, said in ways.items():
         code = main([str(word) for word in words])

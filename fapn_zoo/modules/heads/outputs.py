@@ -19,6 +19,7 @@ from torch import Tensor
 class Output(Protocol):
     """The raw output of a head for N images: maps at a stride, before softmax, thresholds and resizing.
 
+    All of its numbers are finite: predictions and evaluations stop at a NaN or an infinity in any tensor of it.
     A head is `forward(pyramid, features, sizes=None, targets=None) -> Output`: the neck's maps and the backbone's,
     both from fine to coarse, the sizes (N, 2) of the images without their padding, and while training the `Targets`.
     Heads that score pixels or masks read neither of the last two.
