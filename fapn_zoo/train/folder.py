@@ -9,7 +9,8 @@ from fapn_zoo.runtime.files import read_json, write_json
 from fapn_zoo.train.checkpoint import latest_checkpoint
 from fapn_zoo.train.settings import Settings
 
-RUN_FILES = ("settings.json", "log.jsonl", "metrics.csv", "eval.json", "checkpoint", "model")
+# The settings go last: what is left by a process that is killed meanwhile can still be resumed.
+RUN_FILES = ("log.jsonl", "metrics.csv", "eval.json", "checkpoint", "model", "settings.json")
 
 
 def starting_point(settings: Settings) -> Path | None:

@@ -221,10 +221,8 @@ def save_model(
         "probe": outputs,
     }
     make_folder(folder)
-    texts = {CARD: render_card(config, text), CONFIG: json.dumps(config, indent=1) + "\n"}
-    files = {WEIGHTS: save(_stored(model, dtype), {"format": "pt"})} | {
-        name: text.encode() for name, text in texts.items()
-    }
+    files = {WEIGHTS: save(_stored(model, dtype), {"format": "pt"})}
+    files |= {CARD: render_card(config, text).encode(), CONFIG: f"{json.dumps(config, indent=1)}\n".encode()}
     with new_folder(folder / "weights", called=folder) as partial:
         for name, data in files.items():
             write_whole(partial / name, lambda file, data=data: file.write(data), sync=True)
