@@ -298,3 +298,30 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tiny: Settings):
     made.save(2, {"model": {}, "optimizer": {}})
     with pytest.raises(ValueError, match=r"^.*/step-00000002 does not fit the model: [^\n]*$"):
         train(tiny.replace(steps=1, val_data="none", resume="auto"))
+
+
+@pytest.mark.parametrize("removals", range(1, 4))
+def test_a_kill_while_an_older_start_is_cleared(tiny: Settings, tmp_path: Path, monkeypatch, removals: int):
+    """A run that was killed before its first checkpoint begins anew, and may be killed again in that moment."""
+    settings, whole = tiny.replace(steps=2), tiny.replace(steps=2, out=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(settings)
+    real, left = Path.unlink, removals
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if self.parent == Path(settings.out) and not self.name.startswith("."):
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+        real(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings.replace(resume="auto"))
+    train(settings.replace(resume="auto"))
+    train(whole)
+    assert_same_run(whole, settings)
