@@ -30,10 +30,10 @@ def add_device(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
 
 
-def add_reading(verb: argparse.ArgumentParser) -> None:
-    text = "stored value that is white in pictures deeper than 8 bits, such as 4095; default: as the model was trained"
+def add_reading(verb: argparse.ArgumentParser, default: str = "as the model was trained") -> None:
+    text = f"stored value that is white in pictures deeper than 8 bits, such as 4095; default: {default}"
     verb.add_argument("--white-level", type=float, metavar="N", help=text)
-    text = "turn pictures by their EXIF orientation or not; default: as the model was trained"
+    text = f"turn pictures by their EXIF orientation or not; default: {default}"
     verb.add_argument("--exif", choices=("apply", "ignore"), help=text)
 
 

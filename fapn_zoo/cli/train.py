@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.cli.common import Verbs, add_verb, speaks
+from fapn_zoo.cli.common import Verbs, add_reading, add_verb, speaks
 
 
 def add(verbs: Verbs) -> None:
@@ -15,6 +15,7 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(verbs, "check-data", run_check, text)
     verb.add_argument("folder", type=Path)
     verb.add_argument("--num-classes", type=int, help="needed where there is no classes.json")
+    add_reading(verb, "as classes.json says")
 
     text = "train by a recipe; key=value changes a setting"
     manner = {"add_help": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -39,8 +40,9 @@ class _Help(argparse.Action):
 
 def run_check(args: argparse.Namespace) -> int:
     from fapn_zoo.data.check import check_data
+    from fapn_zoo.data.reading_rules import Reading
 
-    report = check_data(args.folder, args.num_classes)
+    report = check_data(args.folder, args.num_classes, reading=Reading(args.white_level, args.exif))
     print(report.render())
     return 0 if report.ok else 1
 

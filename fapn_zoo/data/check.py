@@ -101,7 +101,9 @@ class CheckReport:
         return [*table, "   (share of the pixels, in brackets the number of images with the class)"]
 
 
-def check_data(root: str | Path, num_classes: int | None = None, progress: bool = True) -> CheckReport:
+def check_data(
+    root: str | Path, num_classes: int | None = None, progress: bool = True, reading: Reading | None = None
+) -> CheckReport:
     """Check every split of a data folder; reads all files and never stops at the first problem.
 
     Errors are pictures without labels, labels without pictures, names used twice and unreadable files. So are colour
@@ -114,6 +116,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
         root: folder as `FolderDataset` or `CocoPanoptic` describes it.
         num_classes: number of classes where there is no `classes.json`; else it must agree.
         progress: show a progress bar on stderr where that is a terminal.
+        reading: the rules that a training is to read pictures by; what they leave open, `classes.json` says.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -129,7 +132,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
         return report
     try:
         report.labels = read_label_map(root, num_classes)
-        report.pictures = PictureFacts(read_rules(root, None))
+        report.pictures = PictureFacts(read_rules(root, reading))
     except ValueError as error:
         report.problems.append(Problem("classes unknown", "classes.json", str(error)))
     _check_places(report, splits)
@@ -145,7 +148,7 @@ def check_data(root: str | Path, num_classes: int | None = None, progress: bool 
     if report.labels is None and ids:
         report.add("ids found in the labels", root, _ranges(sorted(ids)), error=False)
     _check_repeats(report, seen)
-    for fact in report.pictures.facts(root):
+    for fact in report.pictures.facts():
         report.add(fact.kind, fact.file, fact.detail, fact.error)
     if report.labels is not None:
         _check_classes(report)

@@ -149,12 +149,12 @@ class PictureFacts:
         level = self.reading.white_level
         here.white = found.white if found.stated or level is None else level
 
-    def facts(self, root: Path) -> Iterator[Fact]:
-        """Everything that is to be said; `root` is the data folder."""
+    def facts(self) -> Iterator[Fact]:
+        """Everything that is to be said."""
         if said := self.turned.sentence(self.reading):
             yield Fact("EXIF orientation", self.turned.file, said)
         for container, found in self.ranges.items():
-            said, error = self._range(container, found, root)
+            said, error = self._range(container, found)
             yield Fact("white level unknown" if error else "range of pictures", found.file, said, error)
         if len(self.bands) > 1:
             counts = ", ".join(f"{len(files)} of {n} (such as {files[0]})" for n, files in sorted(self.bands.items()))
@@ -163,7 +163,7 @@ class PictureFacts:
             (count, files), *_ = self.bands.items()
             yield Fact("bands", files[0], f"pictures have {count} bands: train with in_chans={count}")
 
-    def _range(self, container: str, found: _Range, root: Path) -> tuple[str, bool]:
+    def _range(self, container: str, found: _Range) -> tuple[str, bool]:
         """What to say of the pictures of one container, and whether they cannot be read so."""
         level, proposed = self.reading.white_level, proposed_level(found.high, found.real)
         text = f"{_pictures(found.count)} ({container}): highest value {found.high:.10g} in {found.file}"
@@ -173,7 +173,7 @@ class PictureFacts:
         if found.stated:
             where = "stated in the files"
         elif level is not None:
-            where = f"from {root / 'classes.json'}"
+            where = "white_level"
         text += f", white is {found.white:.10g} ({where})"
         if found.high > found.white:
             text += f"; higher values are clipped: is white_level={proposed} meant?"

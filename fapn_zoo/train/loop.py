@@ -297,7 +297,7 @@ class Run:
             except Stopped:
                 report = None
             except NotFinite as error:
-                raise diverged(self.step, str(error), s) from error
+                raise diverged(self.step, str(error).removeprefix(f"{s.model}: "), s) from error
         if report is None:
             self.save()
             raise Interrupted(self.step, s.steps, ", in its evaluation")

@@ -166,6 +166,8 @@ def test_check_data(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path:
     code, out, _ = run(capsys, "check-data", bad)
     assert code == 1 and "classes.json" in out
     assert "nowhere" in error(capsys, "check-data", tmp_path / "nowhere")
+    assert run(capsys, "check-data", dataset, "--white-level", 4095, "--exif", "ignore")[0] == 0
+    assert "white_level=0.0" in error(capsys, "check-data", dataset, "--white-level", 0)
 
 
 @pytest.mark.unit

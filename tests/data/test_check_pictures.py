@@ -13,6 +13,7 @@ from toys.deep import png16, ppm, tag
 
 from fapn_zoo.data.check import check_data
 from fapn_zoo.data.check_pictures import turned_pictures
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sources import open_dataset
 
 pytestmark = pytest.mark.unit
@@ -63,13 +64,11 @@ def test_range_is_reported_and_a_level_proposed(tmp_path, white, level):
     line = f"  3 pictures (16-bit PNG): highest value {white} in train/images/0.png, white is 65535 (the container's)"
     line += f"; if they hold fewer bits, set white_level={level} {WHERE}"
     assert line in said(root) and check_data(root, progress=False).ok
+    assert f"white is {level} (white_level)\n" in said(root, reading=Reading(level))
     (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": level}))
-    assert f"white is {level} (from classes.json)\n" in said(root)
+    assert f"white is {level} (white_level)\n" in said(root)
     (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": white - 5}))
-    assert (
-        f"white is {white - 5} (from classes.json); higher values are clipped: is white_level={level} meant?"
-        in said(root)
-    )
+    assert f"white is {white - 5} (white_level); higher values are clipped: is white_level={level} meant?" in said(root)
     (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "white_level": white * 10}))
     assert f"nearly black: is white_level={level} meant?" in said(root)
 
