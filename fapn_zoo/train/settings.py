@@ -67,9 +67,11 @@ class Settings:
     train_split: str = _setting("train", "splits to train on, joined with '+'")
     val_data: str = _setting("", "where val_split is; empty: in data, if it has it; none: never evaluate")
     val_split: str = _setting("val", "split to evaluate on")
-    white_level: float | None = _setting(None, "stored value that is white; none: as classes.json or the files say")
+    white_level: float | None = _setting(
+        None, "stored value that is white; none: as classes.json or the files say", least=0
+    )
     exif: str | None = _setting(None, "apply or ignore EXIF orientations; none: as classes.json says, or apply")
-    in_chans: int | None = _setting(None, "bands of the pictures, for multispectral ones; none: the model's own")
+    in_chans: int | None = _setting(None, "bands of multispectral pictures; none: the model's own", least=1)
     crop: tuple[int, int] = _setting((512, 512), "height, width in pixels of training images", least=1, most=MOST_SIDE)
     scale: tuple[float, float] = _setting((0.5, 2.0), "range of the random resize, within 0.1,10")
     flip: float = _setting(0.5, "probability of mirroring", least=0, most=1)

@@ -239,12 +239,12 @@ def save_model(
     text_of_config = json_text(config, folder / CONFIG) + "\n"
     make_folder(folder)
     card = render_card(config, text).encode()
-    # Whose the others are is seen by the card, where a kill leaves no description.
-    files = {CARD: card, WEIGHTS: save(tensors, {"format": "pt"}), CONFIG: text_of_config.encode()}
+    files = {WEIGHTS: save(tensors, {"format": "pt"}), CARD: card, CONFIG: text_of_config.encode()}
     with new_folder(folder / "weights", called=folder) as partial:
         for name, data in files.items():
             write_whole(partial / name, lambda file, data=data: file.write(data), sync=True)
-        move_files(partial, folder, tuple(files))
+        # The card first: whose the weights are is seen by it, where a kill leaves no description.
+        move_files(partial, folder, (CARD, WEIGHTS, CONFIG))
     return folder
 
 

@@ -301,27 +301,23 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tiny: Settings):
 
 
 @pytest.mark.parametrize("removals", range(1, 4))
-def test_a_kill_while_an_older_start_is_cleared(tiny: Settings, tmp_path: Path, monkeypatch, removals: int):
-    """A run that was killed before its first checkpoint begins anew, and may be killed again in that moment."""
+def test_a_kill_while_an_older_run_is_replaced(tiny: Settings, tmp_path: Path, monkeypatch, removals: int):
     settings, whole = tiny.replace(steps=2), tiny.replace(steps=2, out=str(tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(settings)
-    real, left = Path.unlink, removals
+    train(settings.replace(seed=1))
+    real, left = os.replace, removals
 
-    def unlink(self: Path, missing_ok: bool = False) -> None:
+    def replace(source: Path, target: Path) -> None:
         nonlocal left
-        if self.parent == Path(settings.out) and not self.name.startswith("."):
+        if ".overwritten." in str(target):
             if not left:
                 raise KeyboardInterrupt
             left -= 1
-        real(self, missing_ok)
+        real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", unlink)
+        patch.setattr(os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
-            train(settings.replace(resume="auto"))
-    train(settings.replace(resume="auto"))
+            train(settings.replace(overwrite=True))
+    train(settings.replace(overwrite=True))
     train(whole)
     assert_same_run(whole, settings)
