@@ -7,7 +7,7 @@ Everything that depends on the model (sizes, mean, colours, names) is read from 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,14 @@ def predict_each(
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")
     network = ModelNetwork(model, resolve_amp(amp, *device_and_type(model)))
     data = named(model)
+    alone = isinstance(items, Sized) and len(items) == 1
+
+    def shown_as(index: int, image: LoadedImage) -> str:
+        return f"image {index + 1}" if image.name == "image" and not alone else image.name
+
     images = _load_each(items, Reading.of_model(data, white_level, exif), on_error)
     shown = (
-        Shown((i, image), tuple(image.pixels.shape[1:]), views.prepare(data, image.pixels), image.name)
+        Shown((i, image), tuple(image.pixels.shape[1:]), views.prepare(data, image.pixels), shown_as(i, image))
         for i, image in images
     )
     found = answers(network, data, asked, views, shown, batch_size)

@@ -136,7 +136,8 @@ def assign_tensors(
 
     Args:
         model: any dtype, any device; it may have been made in `WithoutInit`.
-        tensors: one for every name of the model's state dict, of any floating-point dtype.
+        tensors: one for every name of the model's state dict, of any floating-point dtype. Counters of batches are
+            left out where the model's norms are frozen, and 0 where those of the tensors were.
         origin: the file that an error names.
         fresh: names that keep the values they have.
         share: use the tensors themselves where their dtype is the model's, instead of copies. Those of `read_tensors`
@@ -148,6 +149,7 @@ def assign_tensors(
         ValueError: tensors missing, unexpected or of another shape, naming up to five.
     """
     state = model.state_dict()
+    tensors = _with_counters_of(state, tensors)
     _check(tensors, state, fresh, origin)
     if share:
         fitting = {key: value.to(state[key].dtype) for key, value in tensors.items()}
@@ -286,6 +288,15 @@ def _adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted:
         else:  # repeat cyclically, and keep the sum over channels
             tensors[key] = tensors[key][:, torch.arange(wanted) % saved] * (saved / wanted)
     return keys
+
+
+def _with_counters_of(state: Tensors, tensors: Tensors) -> Tensors:
+    """Frozen norms count no batches and others do: where model and tensors differ in that, they still fit."""
+    differing = {key for key in tensors.keys() ^ state.keys() if key.endswith(".num_batches_tracked")}
+    means = {key: key.replace("num_batches_tracked", "running_mean") for key in differing}
+    differing = {key for key, mean in means.items() if mean in tensors and mean in state}
+    kept = {key: value for key, value in tensors.items() if key not in differing}
+    return kept | {key: torch.zeros_like(state[key]) for key in differing & state.keys()}
 
 
 def _check(tensors: Tensors, state: Tensors, fresh: Sequence[str], path: str | Path) -> None:

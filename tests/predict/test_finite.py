@@ -106,6 +106,13 @@ def test_the_image_of_a_batch_is_named_and_the_rest_stays(tmp_path: Path):
         assert len(list(out.glob("*_labels.png"))) == done
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"batch_size": 3}, {"tile": 64}])
+def test_images_without_a_name_go_by_their_place(options: dict[str, Any]):
+    dark, bright = (np.full((64, 96, 3), value, np.uint8) for value in (20, 235))
+    with pytest.raises(ValueError, match="the output for image 3 is not finite"):
+        predict(Spoiled(INF), [dark, dark, bright], **options)
+
+
 def test_weights_that_no_output_shows_are_named(tmp_path: Path):
     """Deformable convolution samples nothing at a place that is NaN, and an infinite variance divides to 0."""
     for name, bad in (("neck.align.0.dcn.offset_mask.bias", NAN), ("backbone.body.bn1.running_var", INF)):

@@ -102,6 +102,27 @@ def test_what_does_not_fit_is_named(change: Callable[[dict[str, Tensor]], Any], 
         assign_tensors(build(model.spec, empty=True), state, "FILE")
 
 
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("norm", [None, "frozen_bn"])
+def test_norms_may_be_frozen_or_thawed(norm: str | None, share: bool) -> None:
+    """Frozen ones have no counter of batches; all else is loaded, and computes the same."""
+    options = {"backbone": "resnet10t", "num_classes": 2, "neck_out_channels": 8}
+    other = {None: "frozen_bn", "frozen_bn": None}[norm]
+    saved = fapn_zoo.create_model("perpixel_fpn", **options, backbone_norm=norm).eval()
+    model = fapn_zoo.create_model("perpixel_fpn", **options, backbone_norm=other).eval()
+    for name, buffer in saved.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 2)
+    assign_tensors(model, saved.state_dict(), "FILE", share=share)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).logits, saved(x).logits)
+    state = dict(saved.state_dict())
+    del state["backbone.body.bn1.running_mean"]
+    with pytest.raises(ValueError, match="bn1.running_mean is missing"):
+        assign_tensors(model, state, "FILE", share=share)
+
+
 @pytest.fixture
 def small() -> nn.Module:
     torch.manual_seed(0)
