@@ -32,6 +32,8 @@ FOLDERS = {
     "win32": ("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
 }
 UNLIKE = ("bold", "italic", "oblique", "black", "mono", "serif", "light", "thin", "condensed")  # the rest of a picture
+# Line breaks, tabs and the like, which no font draws: a space on pictures.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"}
 
 
@@ -58,7 +60,7 @@ def class_names(names: Sequence[str], shaping: bool | None = None) -> list[str]:
     `shaping`: whether whoever draws them joins letters and turns lines around; None asks Pillow.
     """
     shown = []
-    for i, name in enumerate(names):
+    for i, name in enumerate(CONTROL.sub(" ", name) for name in names):
         words = [] if name.isascii() else name.split()
         drawn = [word for word in words if font_of(word, shaping) is not None]
         shown.append(name if len(drawn) == len(words) else " ".join([f"class {i}", *drawn]))
@@ -90,6 +92,7 @@ def face(size: int, file: str = OWN) -> Face:
 
 def _runs(text: str) -> list[tuple[str, str]]:
     """(file, part) of a line: neighbours of one font together, so that lines that run leftwards stay in order."""
+    text = CONTROL.sub(" ", text)
     if text.isascii():
         return [(OWN, text)]
     found: list[tuple[str, str]] = []

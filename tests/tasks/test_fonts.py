@@ -159,3 +159,12 @@ def test_fonts_of_this_machine(monkeypatch: pytest.MonkeyPatch):
     assert all(Path(file).is_file() for file in files)
     if any(Path(file).name == "DejaVuSans.ttf" for file in files) and features.check("raqm"):
         assert fonts.class_names(["Straße", "дорога", ARABIC]) == ["Straße", "дорога", ARABIC]
+
+
+def test_control_characters_are_spaces():
+    """A line break ended in an error of the layout, or in two lines on top of each other."""
+    draw = ImageDraw.Draw(Image.new("RGB", (200, 40)))
+    for text in ("two\nlines", "\n\u0301", "tab\there", "\x00\u2028\x85", "disc\n"):
+        fonts.write(draw, (2, 2), text, "white", 13)
+        assert fonts.length(text, 13) == fonts.length(fonts.CONTROL.sub(" ", text), 13)
+    assert fonts.class_names(["two\r\nlines", "one"]) == ["two lines", "one"]
