@@ -20,7 +20,7 @@ from fapn_zoo.evaluate.loading import load_batch
 from fapn_zoo.evaluate.measure import Measured
 from fapn_zoo.runtime.files import check_writable, write_json, write_text
 from fapn_zoo.runtime.tables import append_rows, as_csv, percent, read_rows
-from fapn_zoo.tasks import TASKS
+from fapn_zoo.tasks import TASKS, fonts
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import shown_pixels
 from fapn_zoo.visualize.plots import answer_and_truth, plot_classes, plot_confusion, require_matplotlib
@@ -138,6 +138,7 @@ def check_folder(out: str | os.PathLike, worst: int) -> None:
     if worst < 0:
         raise ValueError(f"worst={worst}; expected 0 or more images")
     require_matplotlib()
+    fonts.check_named()
 
 
 def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, Any], worst: int) -> None:

@@ -37,6 +37,11 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"}
 
 
+def check_named() -> None:
+    """ValueError where `FAPN_ZOO_FONT` names what is no font: before work whose pictures come at its end."""
+    _fonts(os.environ.get("FAPN_ZOO_FONT", ""))
+
+
 def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: object, size: int) -> None:
     """Draws a line of text; `place` (x, y) is its upper left corner, as for `ImageDraw.text`."""
     runs = _runs(text)

@@ -76,6 +76,15 @@ def test_a_class_map_reaches_the_pictures(model: torch.nn.Module, tmp_path: Path
     assert int(rows[1][3]) > 0 and len(list((tmp_path / "worst").iterdir())) == 2
 
 
+def test_a_named_font_that_is_none_fails_before_the_work(model: torch.nn.Module, tmp_path: Path, monkeypatch):
+    (tmp_path / "text.ttf").write_text("no font")
+    for wrong in ("gone.ttf", "text.ttf"):
+        monkeypatch.setenv("FAPN_ZOO_FONT", str(tmp_path / wrong))
+        with pytest.raises(ValueError, match=f"FAPN_ZOO_FONT='.*{wrong}' is no font file that can be read"):
+            evaluate(model, "scenes:1", out=tmp_path / "r", progress=False)
+    assert not (tmp_path / "r").exists()
+
+
 def test_plots_without_matplotlib_fail_before_the_work(model: torch.nn.Module, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     data = Noise(2)
