@@ -2,7 +2,7 @@
 
 The other files hold the arguments of verbs beside what they do.
 Exit codes: 0 done, 1 an error (or, with `predict` and `check-data`, some input was bad), 2 wrong usage, 130 Ctrl-C,
-143 SIGTERM, 141 nobody reads the output any more.
+143 SIGTERM, 129 the terminal was closed, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 
 from fapn_zoo import __version__
 from fapn_zoo.cli import benchmark, evaluate, models, pictures, predict, train, weights
-from fapn_zoo.runtime.signals import Terminated, sigterm_as_interrupt
+from fapn_zoo.runtime.signals import sigterm_as_interrupt
 
-# 128 + the number of the signal, as shells have it.
-INTERRUPTED, TERMINATED = 130, 143
-PIPE_CLOSED = 141  # 128 + SIGPIPE: what shells report of a program that writes to a closed pipe
+SIGNALLED = 128  # and the number of the signal: what shells report of a program that a signal has ended
+PIPE_CLOSED = SIGNALLED + 13  # by SIGPIPE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _run(argv: list[str] | None) -> int:
             return args.run(args) or 0
     except KeyboardInterrupt as stop:
         print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        return SIGNALLED + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ArithmeticError) as error:

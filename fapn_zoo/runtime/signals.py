@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGINT and SIGTERM as a list that a loop looks at, or as an exception where they come.
+"""Being asked to stop: SIGINT, SIGTERM and SIGHUP as a list that a loop looks at, or as an exception where they come.
 
 Who asks may do so twice within an instant: GNU `timeout` signals its child and then the child's group, torchrun sends
 what it got, or a SIGTERM, on to processes that Ctrl-C has already reached. That counts as once. Whoever asks again
@@ -16,39 +16,45 @@ from types import FrameType
 ECHO = 1.0  # seconds after the first signal in which others say the same
 
 
+# Ctrl-C, what `kill` and batch systems send, and the end of the terminal.
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception: what is saved at Ctrl-C is saved here too. The command line ends with code 143."""
+    """SIGTERM or SIGHUP, as an exception: what is saved at Ctrl-C is saved here too."""
+
+    number: int = signal.SIGTERM
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM is put into the list and nothing else happens; a second one raises at once.
+    """The first of these signals is put into the list and nothing else happens; a second one raises at once.
 
     It raises KeyboardInterrupt or Terminated wherever the main thread is. In other threads the list stays empty.
     """
     seen: list[int] = []
-    with _handled((signal.SIGINT, signal.SIGTERM), seen.append):
+    with _handled(seen.append):
         yield seen
 
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises Terminated in the main thread, as SIGINT raises KeyboardInterrupt. Does nothing in other threads.
-
-    A signal that the caller of the process has it ignore is still ignored.
-    """
-    wanted = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    with _handled(wanted, _interrupt):
+    """SIGTERM and SIGHUP raise Terminated in the main thread, as SIGINT raises KeyboardInterrupt; nothing in others."""
+    with _handled(_interrupt):
         yield
 
 
 def _interrupt(number: int) -> None:
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    stop = Terminated()
+    stop.number = number
+    raise stop
 
 
 @contextlib.contextmanager
-def _handled(numbers: tuple[int, ...] | list[int], first: Callable[[int], None]) -> Iterator[None]:
-    """Calls `first` with the first of these signals."""
+def _handled(first: Callable[[int], None]) -> Iterator[None]:
+    """Calls `first` with the first of these signals, but for those that the process was started to ignore (nohup)."""
     since: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -57,14 +63,15 @@ def _handled(numbers: tuple[int, ...] | list[int], first: Callable[[int], None])
             since.append(now)
             first(number)
         elif now > since[0] + ECHO:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for other in before:
+                signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
             _interrupt(number)
 
     before = {}
     with contextlib.suppress(ValueError):  # not the main thread: signals are someone else's business
-        for number in numbers:
-            before[number] = signal.signal(number, note)
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
     try:
         yield
     finally:

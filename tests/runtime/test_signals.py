@@ -13,14 +13,15 @@ from fapn_zoo.runtime.signals import Terminated, sigterm_as_interrupt, stop_sign
 
 pytestmark = pytest.mark.unit
 BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (*BOTH, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
 def usual_handlers():
     """A test run in the background ignores SIGINT; and no mistake in a test may end the test run."""
-    before = [signal.signal(number, signal.default_int_handler) for number in BOTH]
+    before = [signal.signal(number, signal.default_int_handler) for number in ALL]
     yield
-    for number, handler in zip(BOTH, before, strict=True):
+    for number, handler in zip(ALL, before, strict=True):
         signal.signal(number, handler)
 
 
@@ -53,8 +54,10 @@ def test_a_later_second_ends_at_once(monkeypatch: pytest.MonkeyPatch, first: int
 
 def test_sigterm_is_an_exception() -> None:
     before = [signal.getsignal(number) for number in BOTH]
-    with pytest.raises(Terminated), sigterm_as_interrupt():
-        send(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(Terminated) as raised, sigterm_as_interrupt():
+            send(number)
+        assert raised.value.number == number
     with pytest.raises(KeyboardInterrupt) as raised, sigterm_as_interrupt():
         send(signal.SIGINT)
     assert not isinstance(raised.value, Terminated)
