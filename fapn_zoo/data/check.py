@@ -17,7 +17,7 @@ from fapn_zoo.data.check_segments import check_segments
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.listing import is_leaving, list_folder, printable
 from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, other_places, twins
 from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
@@ -166,7 +166,7 @@ def _check_places(report: CheckReport, splits: list[str]) -> None:
         *((root / split, ["images", "labels"]) for split in splits),
     ):
         beside = list_folder(folder, EXTENSIONS, deep=False)
-        folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in read and p.name[0] != "."]
+        folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in read and not is_leaving(p.name)]
         for one in beside.unused:
             if one.error and one.path.name not in ("images", "labels", "classes.json"):  # of these more is said
                 report.add(one.kind, one.path, one.reason)

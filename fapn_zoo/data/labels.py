@@ -5,11 +5,14 @@ from __future__ import annotations
 import colorsys
 import difflib
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fapn_zoo.runtime.files import load_json
+from fapn_zoo.runtime.tables import some
 
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
@@ -62,10 +65,14 @@ class LabelMap:
         names = tuple(self.names)
         bad = [n for n in names if not isinstance(n, str) or not n.strip()]
         if bad or not names:
-            raise ValueError(f"class names must be non-empty strings, at least one; got {bad or 'none'}")
-        repeated = sorted({n for n in names if names.count(n) > 1})
-        if repeated:
-            raise ValueError(f"class names must differ; repeated: {', '.join(map(repr, repeated))}")
+            raise ValueError(f"class names must be non-empty strings, at least one; got {bad[:5] or 'none'}")
+        if len(names) > MAX_ID:
+            raise ValueError(f"{len(names)} classes; label files hold at most {MAX_ID}, and one value to ignore")
+        bad = [n for n in names if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in n)]
+        if bad:
+            raise ValueError(f"class names must be one line of text; got {some(map(ascii, bad))}")
+        if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
+            raise ValueError(f"class names must differ; repeated: {some(map(repr, repeated))}")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "palette", _checked_palette(self.palette, names))
         object.__setattr__(self, "things", _checked_things(self.things, names))
@@ -85,6 +92,8 @@ class LabelMap:
         """Classes named class_0, class_1, ...; the ignore index is 255, or 65535 where 255 is itself a class."""
         if type(num_classes) is not int or num_classes < 1:
             raise ValueError(f"num_classes must be an integer >= 1, not {num_classes!r}")
+        if num_classes > MAX_ID:
+            raise ValueError(f"num_classes is {num_classes}; label files hold at most {MAX_ID} classes")
         return cls(tuple(f"class_{i}" for i in range(num_classes)), (), _default_ignore(num_classes))
 
     @classmethod
@@ -114,10 +123,10 @@ class LabelMap:
         count = data.get("num_classes")
         if count is not None and count != len(names):
             raise ValueError(f"{path}: num_classes is {count!r}, but names lists {len(names)}")
-        ignore = data.get("ignore_index")
-        ignore = _default_ignore(len(names)) if ignore is None else ignore
+        given = {key: value for key, value in data.items() if value is not None}
+        ignore = given.get("ignore_index", _default_ignore(len(names)))
         try:
-            return cls(tuple(names), data.get("palette") or (), ignore, data.get("things") or ())
+            return cls(tuple(names), given.get("palette", ()), ignore, given.get("things", ()))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -143,7 +152,8 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
 def _checked_things(things: Sequence, names: tuple[str, ...]) -> tuple[int, ...]:
     if not isinstance(things, (list, tuple)):
         raise ValueError(f"things must be a list of class ids, not {things!r}")
-    bad = [i for i in things if type(i) is not int or not 0 <= i < len(names) or things.count(i) > 1]
+    bad = [i for i in things if type(i) is not int or not 0 <= i < len(names)]
+    bad = bad or [i for i, times in Counter(things).items() for _ in range(times) if times > 1]
     if bad:
-        raise ValueError(f"things must be different class ids in 0..{len(names) - 1}; got {', '.join(map(repr, bad))}")
+        raise ValueError(f"things must be different class ids in 0..{len(names) - 1}; got {some(map(repr, bad))}")
     return tuple(sorted(things))

@@ -82,7 +82,7 @@ def subfolders(folder: Path, suffixes: Collection[str], leave_out: Path | None =
     """Its subfolders that hold such files, however deep, but for `leave_out` and what is in there."""
     found = []
     with os.scandir(folder) as entries:
-        paths = [folder / one.name for one in entries if os.path.isdir(one) and not _is_leaving(one.name)]
+        paths = [folder / one.name for one in entries if os.path.isdir(one) and not is_leaving(one.name)]
     out = os.path.join(os.path.realpath(leave_out), "") if leave_out else ""
     for path in sorted(paths):
         try:
@@ -99,7 +99,8 @@ def subfolders(folder: Path, suffixes: Collection[str], leave_out: Path | None =
     return found
 
 
-def _is_leaving(name: str) -> bool:
+def is_leaving(name: str) -> bool:
+    """Whether a name is one of those that systems leave behind, or hidden."""
     return name.startswith(".") or name.lower() in LEAVINGS
 
 

@@ -39,6 +39,7 @@ class SplitCounts:
         samples: how many there are.
         pixels: (K + 1,) int64, of the samples seen; segments, where these are counted.
         images: (K + 1,) int64, how many samples have the class.
+        beside: (K + 1,) int64, how many of those in which something is ignored have it.
         seen: how many samples were counted.
         others: value -> pixels, of values that are neither a class nor ignored.
         unit: "pixel" or "segment".
@@ -47,6 +48,7 @@ class SplitCounts:
     samples: int
     pixels: np.ndarray
     images: np.ndarray
+    beside: np.ndarray
     seen: int = 0
     others: Counter[int] = field(default_factory=Counter)
     unit: str = "pixel"
@@ -54,7 +56,7 @@ class SplitCounts:
     @classmethod
     def of(cls, samples: int, num_classes: int, unit: str = "pixel") -> SplitCounts:
         """Nothing counted yet."""
-        return cls(samples, np.zeros(num_classes + 1, np.int64), np.zeros(num_classes + 1, np.int64), unit=unit)
+        return cls(samples, *np.zeros((3, num_classes + 1), np.int64), unit=unit)
 
     @property
     def ignored(self) -> float:
@@ -65,6 +67,7 @@ class SplitCounts:
         """Adds one sample's (K + 1,) numbers."""
         self.pixels += row
         self.images += row > 0
+        self.beside += (row > 0) & (row[-1] > 0)
         self.seen += 1
 
     def add_labels(self, labels: np.ndarray, table: LabelMap) -> None:
@@ -110,7 +113,7 @@ def count_classes(dataset: Dataset, unit: str = "pixel", seconds: float = SECOND
             for row in pool.map(partial(_of_sample, dataset, unit), order[start : start + BLOCK]):
                 counts.add(row)
             settled = counts.pixels[scored].all() and counts.ignored < MOSTLY
-            if settled or time.monotonic() > end:
+            if (settled and _never_beside(scored, counts) is None) or time.monotonic() > end:
                 break
     return counts
 
@@ -144,6 +147,7 @@ class Finding(NamedTuple):
 
 
 NOTHING, NEVER, VOID = "nothing to learn", "classes that never occur", "nearly all is ignored"
+TWO_WAYS = "one class stored in two ways"
 
 
 def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Finding]:
@@ -170,8 +174,19 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
         return
     if absent:
         yield Finding(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
+    if unit == "pixel" and (lost := _never_beside(scored, counts)) is not None:
+        held = f"{counts.images[lost]:,} hold {lost}, {counts.images[-1]:,} hold {value}, none both"
+        text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)} there, if it is no void"
+        yield Finding(TWO_WAYS, text, False)
     if counts.ignored > MOSTLY and unit == "pixel":
         yield Finding(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)
+
+
+def _never_beside(scored: list[int], counts: SplitCounts) -> int | None:
+    """Of two classes the one that is in no sample in which something is ignored, where the other is in all of these."""
+    found = [i for i in scored if counts.pixels[i] and not counts.beside[i]]
+    alike = len(scored) == 2 and counts.beside[-1] and max(counts.beside[scored]) == counts.beside[-1]
+    return found[0] if alike and len(found) == 1 else None
 
 
 def _scored(labels: LabelMap) -> list[int]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fapn_zoo.evaluate.loading import load_batch
 from fapn_zoo.evaluate.measure import Measured
-from fapn_zoo.runtime.files import check_writable, write_json, write_text
+from fapn_zoo.runtime.files import check_writable, short_name, write_json, write_text
 from fapn_zoo.runtime.tables import append_rows, as_csv, percent, read_rows
 from fapn_zoo.tasks import TASKS, fonts
 from fapn_zoo.tasks.drawing import save_image
@@ -162,7 +162,7 @@ def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, A
     scored = sorted((i for i in measured.images if i.score is not None), key=lambda i: (i.score, i.index))
     for place, image in enumerate(scored[:worst], 1):
         (out / "worst").mkdir(exist_ok=True)
-        plain_name = re.sub(r"[^\w.-]+", "_", image.name)
+        plain_name = short_name(re.sub(r"[^\w.-]+", "_", image.name))
         title = f"{image.name}: {columns.means[scorer.rank_by]} {image.score:.1%}"
         save_image(_picture(measured, image.index, title), out / "worst" / f"{place:02d}_{plain_name}.png")
 

@@ -17,7 +17,7 @@ from fapn_zoo.data.images import folder_images
 from fapn_zoo.data.listing import Unused, told
 from fapn_zoo.predict.predict import predict_each
 from fapn_zoo.predict.run import device_and_type
-from fapn_zoo.runtime.files import json_text, make_folder, write_whole
+from fapn_zoo.runtime.files import json_text, make_folder, short_name, write_whole
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks import task_for
@@ -133,7 +133,8 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
     """One name per input, so that NAME_overlay.png and NAME_labels.png in `out_dir` are new for each of them.
 
     The plain name if it is free, else with the folder's name in front (b_x), else with a number behind (x_2).
-    Names are compared without case, as some file systems do, and an output never falls on an input.
+    Names are compared without case, as some file systems do, and an output never falls on an input. Names that would
+    be too long for a file are cut.
     """
     files = [Path(path) for path in inputs if not _is_url(path)]
     real, own = map(os.path.realpath, files), (os.path.join(os.path.realpath(f.parent), f.name) for f in files)
@@ -141,10 +142,10 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
     stems = []
     for path in inputs:
         file = Path(unquote(urlsplit(str(path)).path) if _is_url(path) else path)
-        stem = file.stem or "image"
+        stem = short_name(file.stem) or "image"
         parent = os.path.basename(os.path.dirname(os.path.abspath(file)))
         numbered = (f"{stem}_{number}" for number in itertools.count(2))
-        for candidate in itertools.chain([stem, f"{parent}_{stem}" if parent else stem], numbered):
+        for candidate in itertools.chain([stem, short_name(f"{parent}_{stem}") if parent else stem], numbered):
             files = {str((out_dir / name).resolve()).casefold() for name in _file_names(candidate)}
             if not files & taken:
                 break

@@ -29,6 +29,7 @@ except ImportError:  # Windows
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The last two were written by earlier versions: checkpoints and weights folders.
 LEAVING = re.compile(r"\.(.+\.[0-9a-f]{8}\.part|step-\d+\.\d+\.tmp|writing-\w{8})")
+NAME_BYTES = 220  # of 255 that most file systems have: room for an ending, and for what `_part` adds
 DAY = 24 * 60 * 60.0  # seconds; where nothing can be locked, what is older has no writer any more
 
 _SWEPT: set[Path] = set()  # folders in which this process has looked for leavings
@@ -320,6 +321,14 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+
+
+def short_name(name: str) -> str:
+    """A name, or so much of its beginning that a file may be called so with an ending of at most 20 bytes."""
+    name = name[:NAME_BYTES]
+    while len(os.fsencode(name)) > NAME_BYTES:
+        name = name[:-1]
+    return name
 
 
 def make_folder(path: Path) -> None:

@@ -75,8 +75,9 @@ def _read(kind: Any, text: str) -> Any:
 
 
 def _read_tuple(kinds: tuple[Any, ...], text: str) -> tuple[Any, ...]:
-    parts = [part.strip() for part in text.strip("()[] ").replace("x", ",").split(",")]
-    values = tuple(_read(kinds[0], part) for part in parts if part)
+    inner = text.strip("()[] ").replace("x", ",")
+    parts = inner.removesuffix(",").split(",") if inner else ()
+    values = tuple(_read(kinds[0], part.strip()) for part in parts)
     if len(values) == 1 and Ellipsis not in kinds:
         values *= len(kinds)
     if len(values) != len(kinds) and Ellipsis not in kinds:

@@ -20,6 +20,7 @@ from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.data.supervision import check_supervision
 from fapn_zoo.data.transforms import TrainTransform
 from fapn_zoo.modules.losses import Loss
+from fapn_zoo.runtime.processes import processes
 from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks import task_for
 from fapn_zoo.tasks.protocol import Task
@@ -115,11 +116,14 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
 
 
 def _check_rare_classes(settings: Settings, labels: LabelMap) -> None:
-    """ValueError for ids that no pixel has, of which a crop could be put on none."""
+    """ValueError for ids that no pixel has, of which a crop could be put on none; a half of the pair alone is told."""
     bad = [i for i in settings.rare_classes if i >= labels.num_classes or i == labels.ignore_index]
     if bad:
         names = some(f"{i} {name}" for i, name in enumerate(labels.names) if i != labels.ignore_index)
         raise ValueError(f"rare_classes={','.join(map(str, bad))}: the data has no such class; it has {names}")
+    if bool(settings.rare_classes) != bool(settings.rare_prob) and processes().main:
+        given, lacks = ("rare_classes", "rare_prob") if settings.rare_classes else ("rare_prob", "rare_classes")
+        logger.warning("%s does nothing without %s: set both", given, lacks)
 
 
 def _validation_set(settings: Settings, reading: Reading) -> Dataset | None:

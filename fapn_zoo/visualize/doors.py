@@ -13,7 +13,7 @@ from torch import nn
 
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.predict import predict
-from fapn_zoo.runtime.files import make_folder, read_json, write_json, write_whole
+from fapn_zoo.runtime.files import make_folder, read_json, short_name, write_json, write_whole
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
@@ -111,6 +111,6 @@ def _earlier_files(out: Path) -> set[str]:
 
 def _free_name(name: str, out: Path, earlier: set[str], taken: set[str]) -> str:
     path = Path(name.replace("/", "_"))  # a sample in a subfolder is called "aachen/x"
-    stem = (path.stem if path.suffix.lower() in EXTENSIONS else path.name) or "image"
+    stem = short_name(path.stem if path.suffix.lower() in EXTENSIONS else path.name) or "image"
     names = itertools.chain([f"{stem}.png"], (f"{stem}_{number}.png" for number in itertools.count(2)))
     return next(file for file in names if file not in taken and (file in earlier or not (out / file).exists()))

@@ -195,6 +195,8 @@ def test_what_is_not_used_is_named(root):
         (root / "train/images" / name).touch()
     (root / "train/masks").mkdir()
     (root / "extra").mkdir()
+    (root / "__MACOSX").mkdir()
+    (root / "val" / "@eaDir").mkdir()
     (root / "val" / "stray.png").touch()
     report = check_data(root)
     assert report.ok and report.render().endswith("no errors, 5 notes") and report.splits["train"].samples == 3

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from toys.evaluation import NAMES, Noise
 
+from fapn_zoo.data.sample import Sample
 from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, render, write_report
 from fapn_zoo.metrics import ConfusionMatrix
 
@@ -116,3 +117,13 @@ def test_older_tables_get_the_new_columns(model: torch.nn.Module, tmp_path: Path
     short.write_text("model,weights\n")
     with pytest.raises(ValueError, match="short.csv has the columns model,weights; expected"):
         write_report(report, csv=short)
+
+
+def test_long_names_of_the_worst_images_are_cut(model: torch.nn.Module, tmp_path: Path):
+    class Long(Noise):
+        def sample(self, index: int) -> Sample:
+            found = super().sample(index)
+            return dataclasses.replace(found, name="x" * 251 + str(index))
+
+    evaluate(model, Long(2), progress=False, out=tmp_path, worst=2)
+    assert sorted(file.name[:4] for file in (tmp_path / "worst").iterdir()) == ["01_x", "02_x"]

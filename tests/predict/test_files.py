@@ -101,6 +101,17 @@ def test_stems():
     assert output_stems(inputs, out) == ["x", "b_x", "x_2", "x_3", "b_b_x", "image", "a_x_2"]
 
 
+def test_names_as_long_as_a_file_system_takes_them(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["x" * 251, "x" * 250 + "y", "é" * 125, "X" * 251]
+    for name in names:
+        write_image(folder / f"{name}.png")
+    summary = predict_files(BrightSquare(), folder, tmp_path / "out", progress=False)
+    found = {image[kind] for image in summary["images"] for kind in ("overlay", "labels")}
+    assert len(found) == 8 and found | {"summary.json"} == set(os.listdir(tmp_path / "out"))
+
+
 def test_results_of_an_earlier_run_are_replaced(tmp_path):
     write_image(tmp_path / "in" / "a.png", 8)
     predict_files(BrightSquare(), tmp_path / "in", tmp_path / "out", progress=False)

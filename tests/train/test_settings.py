@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.train.settings import GROUPS, Settings, describe, parse_overrides
+from fapn_zoo.train.setup import _check_rare_classes
 
 pytestmark = pytest.mark.unit
 
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.unit
         ("scale=0.5,2", (0.5, 2.0)),
         ("rare_classes=2,6,9", (2, 6, 9)),
         ("rare_classes=", ()),
+        ("rare_classes=(2,)", (2,)),
         ("pretrained_backbone=True", True),
         ("compile=no", False),
         ("backbone=swin_t", "swin_t"),
@@ -67,6 +70,8 @@ def test_later_words_win_and_entries_add_up() -> None:
         ("crop=1,2,3", r"crop='1,2,3' is not of type tuple\[int, int\]"),
         ("model_args=[1]", "model_args"),
         ("lr.x=1", "lr has no entries"),
+        ("rare_classes=x", "rare_classes='x' is not of type"),
+        ("class_weights=1,,2", "class_weights='1,,2' is not of type"),
         ("num_classes=few", "num_classes='few' is not of type int"),
         ("optimizer=lamb", "optimizer must be one of adamw, sgd, got 'lamb'"),
         ("steps=-1", "steps must be at least 0, got -1"),
@@ -156,3 +161,18 @@ def test_the_description_has_every_setting_as_the_command_line_takes_it() -> Non
     assert [line for line in describe().splitlines() if line.endswith(":")] == [
         f"{title}:" for title in GROUPS.values()
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rare_classes": (1,)}, ["rare_classes does nothing without rare_prob: set both"]),
+        ({"rare_prob": 0.5}, ["rare_prob does nothing without rare_classes: set both"]),
+        ({"rare_classes": (1,), "rare_prob": 0.5}, []),
+        ({}, []),
+    ],
+)
+def test_half_of_a_pair_of_settings_is_told(changes: dict, says: list[str], caplog) -> None:
+    with caplog.at_level("WARNING", "fapn_zoo"):
+        _check_rare_classes(Settings(**changes), LabelMap(("ground", "disc")))
+    assert caplog.messages == says

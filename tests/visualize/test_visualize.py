@@ -363,7 +363,7 @@ def test_names_of_samples_in_subfolders_make_file_names(tmp_path):
     taken: set[str] = set()
     for name, file in (
         ("aachen/x", "aachen_x.png"), ("bonn/x", "bonn_x.png"), ("aachen_x", "aachen_x_2.png"), ("x.v2", "x.v2.png"),
-        ("photo.JPG", "photo.png"),
+        ("photo.JPG", "photo.png"), ("é" * 125, "é" * 110 + ".png"), ("é" * 124, "é" * 110 + "_2.png"),
     ):  # fmt: skip
         assert _free_name(name, tmp_path, set(), taken) == file
         taken.add(file)
