@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fapn_zoo.data.decoding import Decoded, header
-from fapn_zoo.data.images import UnknownWhite, decode_safely, white_of
+from fapn_zoo.data.images import DARK, UnknownWhite, decode_safely, white_of
 from fapn_zoo.data.opening import ImageError, upright_size
 from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
 from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
@@ -141,7 +141,7 @@ class PictureFacts:
             return
         container = found.container.split(" of ")[0]
         here = self.ranges.setdefault(container, _Range())
-        high = found.values.max().item()
+        high = found.colours.max().item()
         here.count += 1
         if high > here.high:
             here.high, here.file = high, path
@@ -179,7 +179,7 @@ class PictureFacts:
             text += f"; higher values are clipped: is white_level={proposed} meant?"
         elif level is None and not found.stated and found.high * 2 < found.white == 65535:
             text += f"; if they hold fewer bits, set white_level={proposed} ({EXIF_WHERE})"
-        elif level is not None and not found.stated and found.high * 8 < found.white:
+        elif level is not None and not found.stated and found.high < found.white * DARK:
             text += f"; nearly black: is white_level={proposed} meant?"
         return text, False
 
