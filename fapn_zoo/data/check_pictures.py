@@ -53,6 +53,7 @@ class Turned:
     fits_turned: int = 0  # or on the turned ones
     both: int = 0  # with the same tag
     labels: int = 0  # labels with a tag that their picture has not
+    otherwise: int = 0  # with another tag
     file: Path = Path()
 
     def add(
@@ -66,6 +67,8 @@ class Turned:
             self.both += 1
         elif image == 1:
             self.labels += 1
+        elif labels != 1:
+            self.otherwise += 1
         else:
             self.alone += 1
             if image > 4 and image_size[0] != image_size[1]:
@@ -75,7 +78,7 @@ class Turned:
     def sentence(self, reading: Reading, of: str = "") -> str:
         """What to say of them; "" if nothing is turned."""
         if not reading.turns:
-            count = self.alone + self.both + self.labels
+            count = self.alone + self.both + self.labels + self.otherwise
             return f"{count} pictures or labels{of} have an EXIF orientation, which exif=ignore leaves out" * bool(
                 count
             )
@@ -93,6 +96,10 @@ class Turned:
         if self.labels:
             parts.append(
                 f"{self.labels} label files{of} are turned by an EXIF orientation that their pictures have not"
+            )
+        if self.otherwise:
+            parts.append(
+                f"{_pictures(self.otherwise)}{of} and their labels are turned differently by EXIF orientations"
             )
         if self.both:
             parts.append(f"{_pictures(self.both)}{of} and their labels are turned alike by their EXIF orientation")
@@ -200,7 +207,7 @@ def turned_pictures(dataset: Any) -> str:
         except Exception:  # what is wrong with them, reading them says
             continue
         turned.add(one, other, image_size, label_size, files[0])
-    if turned.alone == turned.fits_turned and not turned.labels:
+    if turned.alone == turned.fits_turned and not turned.labels + turned.otherwise:
         return ""
     of = f" of {-(-count // step)} that were looked at" if step > 1 else ""
     reading = reading_of(dataset)

@@ -128,6 +128,12 @@ def test_labels_with_the_tag_are_turned_alike(tmp_path):
     assert np.array_equal(sample.image, np.rot90(plain.image, -1, (1, 2)))
     assert "3 pictures and their labels are turned alike" in said(root) and check_data(root, progress=False).ok
     assert turned_pictures(dataset) == ""
+    for file in (root / "train/labels").iterdir():
+        tag(file, 8)
+    line = "3 pictures and their labels are turned differently by EXIF orientations"
+    assert line in said(root) and turned_pictures(dataset) == line
+    for file in (root / "train/labels").iterdir():
+        tag(file, 6)
     grey8(root / "train/images/0", np.zeros(SIZE))
     assert "1 label files are turned by an EXIF orientation that their pictures have not" in said(root)
 
