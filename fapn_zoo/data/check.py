@@ -126,7 +126,9 @@ def check_data(
         raise FileNotFoundError(f"no data folder {root}")
     report, splits = CheckReport(root, None), find_splits(root)
     if not splits and is_panoptic(root):
-        report.labels, report.splits = check_segments(root, report.add, progress)
+        report.pictures = PictureFacts(read_rules(root, reading))
+        report.labels, report.splits = check_segments(root, report.add, progress, report.pictures)
+        _add_facts(report)
         if report.labels is not None:
             _check_classes(report)
         return report
@@ -148,11 +150,15 @@ def check_data(
     if report.labels is None and ids:
         report.add("ids found in the labels", root, _ranges(sorted(ids)), error=False)
     _check_repeats(report, seen)
-    for fact in report.pictures.facts():
-        report.add(fact.kind, fact.file, fact.detail, fact.error)
+    _add_facts(report)
     if report.labels is not None:
         _check_classes(report)
     return report
+
+
+def _add_facts(report: CheckReport) -> None:
+    for fact in report.pictures.facts():
+        report.add(fact.kind, fact.file, fact.detail, fact.error)
 
 
 def _check_places(report: CheckReport, splits: list[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fapn_zoo.data.decoding import Decoded, header
-from fapn_zoo.data.images import UnknownWhite, decode_safely, white_of
+from fapn_zoo.data.images import DARK, UnknownWhite, decode_safely, white_of
 from fapn_zoo.data.opening import ImageError, upright_size
 from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
 from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
@@ -53,6 +53,7 @@ class Turned:
     fits_turned: int = 0  # or on the turned ones
     both: int = 0  # with the same tag
     labels: int = 0  # labels with a tag that their picture has not
+    otherwise: int = 0  # with another tag
     file: Path = Path()
 
     def add(
@@ -66,6 +67,8 @@ class Turned:
             self.both += 1
         elif image == 1:
             self.labels += 1
+        elif labels != 1:
+            self.otherwise += 1
         else:
             self.alone += 1
             if image > 4 and image_size[0] != image_size[1]:
@@ -75,7 +78,7 @@ class Turned:
     def sentence(self, reading: Reading, of: str = "") -> str:
         """What to say of them; "" if nothing is turned."""
         if not reading.turns:
-            count = self.alone + self.both + self.labels
+            count = self.alone + self.both + self.labels + self.otherwise
             return f"{count} pictures or labels{of} have an EXIF orientation, which exif=ignore leaves out" * bool(
                 count
             )
@@ -93,6 +96,10 @@ class Turned:
         if self.labels:
             parts.append(
                 f"{self.labels} label files{of} are turned by an EXIF orientation that their pictures have not"
+            )
+        if self.otherwise:
+            parts.append(
+                f"{_pictures(self.otherwise)}{of} and their labels are turned differently by EXIF orientations"
             )
         if self.both:
             parts.append(f"{_pictures(self.both)}{of} and their labels are turned alike by their EXIF orientation")
@@ -141,7 +148,7 @@ class PictureFacts:
             return
         container = found.container.split(" of ")[0]
         here = self.ranges.setdefault(container, _Range())
-        high = found.values.max().item()
+        high = found.colours.max().item()
         here.count += 1
         if high > here.high:
             here.high, here.file = high, path
@@ -179,7 +186,7 @@ class PictureFacts:
             text += f"; higher values are clipped: is white_level={proposed} meant?"
         elif level is None and not found.stated and found.high * 2 < found.white == 65535:
             text += f"; if they hold fewer bits, set white_level={proposed} ({EXIF_WHERE})"
-        elif level is not None and not found.stated and found.high * 8 < found.white:
+        elif level is not None and not found.stated and found.high < found.white * DARK:
             text += f"; nearly black: is white_level={proposed} meant?"
         return text, False
 
@@ -200,7 +207,7 @@ def turned_pictures(dataset: Any) -> str:
         except Exception:  # what is wrong with them, reading them says
             continue
         turned.add(one, other, image_size, label_size, files[0])
-    if turned.alone == turned.fits_turned and not turned.labels:
+    if turned.alone == turned.fits_turned and not turned.labels + turned.otherwise:
         return ""
     of = f" of {-(-count // step)} that were looked at" if step > 1 else ""
     reading = reading_of(dataset)

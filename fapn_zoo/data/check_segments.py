@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, panoptic_splits
 from fapn_zoo.data.sample import DataError
@@ -16,8 +18,10 @@ from fapn_zoo.runtime.progress import bar
 Add = Callable[..., None]  # kind, path, detail, error=True
 
 
-def check_segments(root: Path, add: Add, progress: bool) -> tuple[LabelMap | None, dict[str, SplitCounts]]:
-    """Checks every split: its table, its files, and what there is of segments.
+def check_segments(
+    root: Path, add: Add, progress: bool, pictures: PictureFacts
+) -> tuple[LabelMap | None, dict[str, SplitCounts]]:
+    """Checks every split: its table, its files, and what there is of segments; `pictures` takes down what they tell.
 
     Returns:
         The classes (of the first split that can be opened) and the pixels of each split by class.
@@ -25,7 +29,7 @@ def check_segments(root: Path, add: Add, progress: bool) -> tuple[LabelMap | Non
     labels, counts = None, {}
     for split in panoptic_splits(root):
         try:
-            data = CocoPanoptic(root, split)
+            data = CocoPanoptic(root, split, reading=pictures.reading)
         except (DataError, FileNotFoundError) as error:
             add("split that cannot be opened", root, error)
             continue
@@ -35,21 +39,29 @@ def check_segments(root: Path, add: Add, progress: bool) -> tuple[LabelMap | Non
         labels, shown = data.labels, split or data.file.stem
         for text in data.unused:
             add("files that are not used", data.file, text, error=False)
-        counts[shown] = _check_split(data, shown, add, progress)
+        counts[shown] = _check_split(data, shown, add, progress, pictures)
     return labels, counts
 
 
-def _check_split(data: CocoPanoptic, split: str, add: Add, progress: bool) -> SplitCounts:
+def _check_split(data: CocoPanoptic, split: str, add: Add, progress: bool, pictures: PictureFacts) -> SplitCounts:
     table = data.labels
     counts = SplitCounts.of(len(data), table.num_classes)
     single, all_of_them = np.zeros((2, table.num_classes + 1), np.int64)
     for index in bar(progress, iterable=range(len(data)), desc="check", unit="image"):
         single += data.listed(index, crowds=False)
         all_of_them += data.listed(index, crowds=True)
+        image, segments, _ = data.files(index)
+        pictures.pair(image, segments)
+        deep = True
         try:
-            counts.add_labels(data.sample(index).labels, table)
+            sample = data.sample(index)
+            deep = sample.image.is_floating_point()
+            counts.add_labels(sample.labels, table)
         except DataError as error:
-            add("bad file", data.files(index)[1], error)
+            add("bad file", segments, error)
+        if deep:
+            with contextlib.suppress(DataError):  # said already
+                pictures.read(image)
     if not single.any():
         what = "all segments are crowds" if all_of_them.any() else "no segments at all"
         add("nothing to learn of objects", data.file, f"{split}: {what}")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fapn_zoo.data.opening import ORIENTATION, PNG, ImageError, check_pixels, opened, orientation
 
+IN_MEMORY = "floating point in memory"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _FLIP = Image.Transpose
@@ -56,6 +57,11 @@ class Decoded(NamedTuple):
     def bands(self) -> int:
         return len(self.values.getbands() if isinstance(self.values, Image.Image) else self.values)
 
+    @property
+    def colours(self) -> np.ndarray:
+        """The values without alpha, which has a range of its own."""
+        return self.values[:-1] if self.kind.endswith(("A", "a")) else self.values
+
 
 def header(path: Path) -> tuple[tuple[int, int], int]:
     """((height, width) as stored, EXIF orientation) of a file, not decoded; raises what a decoder raises."""
@@ -63,7 +69,7 @@ def header(path: Path) -> tuple[tuple[int, int], int]:
         if file.read(4) in _TIFF:  # of which Pillow does not open all, and whose size it turns
             with _tiff_file(file, str(path)) as tiff:
                 page = tiff.pages.first
-                return (page.imagelength, page.imagewidth), _tag(page, ORIENTATION, 1)
+                return (page.imagelength, page.imagewidth), _turned(page)
     with opened(path, str(path)) as image:
         return (image.height, image.width), orientation(image)
 
@@ -141,7 +147,9 @@ def _by_pillow(image: Image.Image, shown: str) -> Decoded:
         deep = name in ("PNG", "PPM")
         return Decoded(np.asarray(image)[None], "L", 65535 if deep else None, False, f"32-bit integer {name}", turned)
     if kind == "F":
-        return Decoded(np.asarray(image)[None], "L", 1.0, name == "picture", f"floating point {name}", turned)
+        memory = name == "picture"
+        container = IN_MEMORY if memory else f"floating point {name}"
+        return Decoded(np.asarray(image)[None], "L", 1.0, memory, container, turned)
     return Decoded(image, image.mode, 255, True, f"8-bit {name}", turned)
 
 
@@ -220,11 +228,15 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None, always: bool = False
     with _tiff_file(file, shown) as tiff:
         page = tiff.pages.first
         bits, form = page.bitspersample, int(page.sampleformat)
-        kind, turned = _tiff_kind(page, shown), _tag(page, ORIENTATION, 1)
+        kind, turned = _tiff_kind(page, shown), _turned(page)
         pages = _pages(tiff, in_chans) if kind == "L" else None
         small = form == 1 and bits in (1, 2, 4, 8)
-        grey = kind == "L" and page.photometric == 1 and (bits, form) in ((16, 1), (32, 3))
-        changed = kind in ("La", "bands") or (kind == "RGBa" and in_chans == 4)
+        plain = (bits, form) in ((16, 1), (32, 3))
+        if form == 3 and tiff.byteorder == ">" and page.compression != 1:
+            plain = False  # Pillow does not swap the bytes of compressed floating point
+        grey = kind == "L" and page.photometric == 1 and plain
+        inverted = kind[0] == "L" and page.photometric == 0
+        changed = kind in ("La", "bands") or (kind == "RGBa" and in_chans == 4) or (kind == "LA" and inverted)
         if pages is None and not always and (grey or small and not changed):
             return None
         if kind in ("P", "YCbCr") or form not in _FORMATS:
@@ -247,7 +259,6 @@ def _tiff(file: BinaryIO, shown: str, in_chans: int | None, always: bool = False
     white = {1: None if bits > 16 else 2**bits - 1, 2: None, 3: 1.0}[form]
     stated = form == 1 and bits not in (16, 32, 64)
     container = f"{bits}-bit {_FORMATS[form]}TIFF" + (f" of {len(values)} bands" if kind == "bands" else "")
-    inverted = kind[0] == "L" and _tag(page, 262, 1) == 0
     return Decoded(values, kind, white, stated, container, turned, inverted)
 
 
@@ -265,6 +276,11 @@ def _tiff_file(file: BinaryIO, shown: str) -> Any:
 def _tag(page: Any, code: int, default: int) -> int:
     tag = page.tags.get(code)
     return int(tag.value) if tag is not None and isinstance(tag.value, int) else default
+
+
+def _turned(page: Any) -> int:
+    value = _tag(page, ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _tiff_kind(page: Any, shown: str) -> str:
@@ -289,7 +305,8 @@ def _tiff_kind(page: Any, shown: str) -> str:
 def _pages(tiff: Any, in_chans: int | None) -> np.ndarray | None:
     """(C, H, W) of a grey TIFF whose pages are bands; None where they are pictures of their own.
 
-    They are bands where there are as many as the model takes, or where tifffile wrote an array of three dimensions.
+    They are bands where there are as many as the model takes, where ImageJ or OME call them channels, or where
+    tifffile wrote an array of three dimensions.
     """
     if len(tiff.pages) == 1:
         return None
@@ -300,4 +317,5 @@ def _pages(tiff: Any, in_chans: int | None) -> np.ndarray | None:
         last = shape[2] == in_chans != shape[0] or (in_chans not in (shape[0], shape[2]) and shape[2] < shape[0])
         values = tiff.series[0].asarray()
         return values.transpose(2, 0, 1) if last else values
-    return tiff.series[0].asarray() if in_chans == shape[0] and in_chans not in (1, 3) else None
+    channels = tiff.series[0].axes[0] == "C" or (in_chans == shape[0] and in_chans not in (1, 3))
+    return tiff.series[0].asarray() if channels else None

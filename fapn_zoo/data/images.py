@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fapn_zoo.data.decoding import Decoded, decode
+from fapn_zoo.data.decoding import IN_MEMORY, Decoded, decode
 from fapn_zoo.data.listing import DEAD_LINK, SPECIAL, Unused, list_folder, missing, subfolders, told
 from fapn_zoo.data.opening import ImageError, upright
 from fapn_zoo.data.reading_rules import Reading, proposed_level
@@ -29,7 +29,7 @@ EXTENSIONS = (
 )  # fmt: skip
 URL_TIMEOUT = 30.0  # seconds without an answer
 URL_MAX_BYTES = 64 * 2**20
-ARRAY = "floating point in memory"
+DARK = 0.25  # of white: no value is higher in pictures that hold two bits less than is thought
 WHERE = "as a setting of train, in classes.json, or with --white-level of predict and eval"
 
 
@@ -109,9 +109,14 @@ def _contents(source: Any) -> tuple[bytes, str]:
     try:
         if source.seekable():
             source.seek(0)  # a buffer that was just written to stands at its end
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, ValueError):
         pass
-    data = source.read()
+    try:
+        data = source.read()
+    except UnicodeDecodeError:
+        data = ""
+    except Exception as error:  # it is closed, open for writing, or a damaged archive
+        raise ImageError(f"cannot read {shown}: {error}") from error
     if not isinstance(data, (bytes, bytearray)):
         raise ImageError(f"{shown} is a file of {type(data).__name__}, not of bytes; open it with mode 'rb'")
     return bytes(data), shown
@@ -206,7 +211,7 @@ def _small(image: Image.Image, in_chans: int, shown: str) -> Tensor:
         bands = 3 if mode in ("CMYK", "P", "PA", "YCbCr", "LAB", "HSV", "RGBX") else bands
         raise ImageError(f"{shown} ({what}) has {bands} channel{'s' * (bands > 1)}, the model takes {in_chans}")
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = image.convert("RGBA")
+        image = image.convert("RGBA" if mode != "La" else "LA").convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     try:
         image = image.convert("L" if in_chans == 1 else "RGB")
@@ -222,9 +227,11 @@ def _tensor(values: np.ndarray) -> Tensor:
 def _deep(found: Decoded, reading: Reading, shown: str) -> Tensor:
     """Numbers of another kind than 8-bit colour -> (in_chans, H, W)."""
     bands, kind, in_chans = found.bands, found.kind, reading.in_chans
+    if in_chans not in (1, 3):  # then alpha is a band like others
+        found = found._replace(kind="bands")
     pixels = scaled(found, reading.white_level, shown)
     if found.inverted:
-        pixels = 255 - pixels
+        pixels[0] = 255 - pixels[0]
     if in_chans in (1, 3):
         if kind == "bands" and bands not in (1, in_chans):
             advice = f"a multispectral picture is read with in_chans={bands}, in training and by the model"
@@ -250,9 +257,12 @@ def scaled(found: Decoded, white_level: float | None, shown: str) -> Tensor:
     white, warning = white_of(found, white_level, shown)
     if warning:
         _once(*warning)
+    whites = [white] * len(found.colours)
+    for band in values[len(whites) :]:  # alpha: writers take the container's range, few that of the colours
+        whites.append(white if found.white is None or band.max() == white else found.white)
     out = np.empty(values.shape, np.float32)
-    for plane, band in zip(out, values, strict=True):  # band by band, for the memory
-        plane[:] = (np.multiply(band, 255.0, dtype=np.float64) / white).clip(0, 255)
+    for plane, band, level in zip(out, values, whites, strict=True):  # band by band, for the memory
+        plane[:] = (np.multiply(band, 255.0, dtype=np.float64) / level).clip(0, 255)
     return torch.from_numpy(out)
 
 
@@ -267,14 +277,14 @@ def white_of(found: Decoded, white_level: float | None, shown: str) -> tuple[flo
         raise ImageError(f"{shown} holds {values.dtype} values, which are no picture")
     if real and not np.isfinite(values).all():
         raise ImageError(f"{shown} has NaN or infinite values")
-    low, high = values.min().item(), values.max().item()
+    low, high = found.colours.min().item(), found.colours.max().item()
     assumed = white_level is None and not found.stated
     white = found.white if found.stated or assumed else white_level
     advice = f"say which value is white, {f'white_level={proposed_level(high, real)}: ' if high > 0 else ''}{WHERE}"
     if white is None:
         raise UnknownWhite(f"{shown}: {found.container}, values {low:.10g}..{high:.10g}; {advice}")
     outside = low < -1e-3 * white or high > white * (1 + 1e-3)  # the rounding of earlier resizes is forgiven
-    if outside and found.container == ARRAY:
+    if outside and found.container == IN_MEMORY:
         span = f"values {low:g}..{high:g}; floating point images are 0..1"
         raise ImageError(f"{shown}: {span} (or pass 0..255 as uint8)")
     if outside and assumed:
@@ -282,8 +292,9 @@ def white_of(found: Decoded, white_level: float | None, shown: str) -> tuple[flo
     if outside:
         clipped = f"values {low:.10g}..{high:.10g} are clipped to 0..{white:.10g}, the white level"
         return white, ("clipped", f"{shown}: {clipped}")
-    if assumed and white == 65535 and 0 < high < white / 8:
-        dark = f"the highest value is {high} of 65535, nearly black; if its white is not 65535, {advice}"
+    if not found.stated and 0 < high < white * DARK:
+        dark = f"the highest value is {high:.10g} of {white:.10g}, nearly black; if its white is not {white:.10g}"
+        dark += f", {advice}"
         return white, ("dark", f"{shown}: {dark}")
     return white, None
 
@@ -304,8 +315,11 @@ def _from_numbers(values: np.ndarray | Tensor, reading: Reading) -> Tensor:
         kind, axis, form, order = "tensor", 0, "(C, H, W)", "first in tensors, last in arrays"
     shown = f"{kind} of shape {tuple(values.shape)} and type {str(values.dtype).removeprefix('torch.')}"
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+        try:
+            values = values.detach().cpu()
+            values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+        except (RuntimeError, TypeError) as error:  # on device "meta", sparse, quantized
+            raise ImageError(f"{shown}: {str(error).splitlines()[0]}") from error
     if values.ndim == 2:
         values = np.expand_dims(values, axis)
     if values.ndim != 3:
@@ -325,8 +339,8 @@ def _numbers_to_pixels(array: np.ndarray, reading: Reading, shown: str) -> Tenso
         array = array.astype(np.uint8) * 255
     real = np.issubdtype(array.dtype, np.floating)
     if real or array.dtype == np.uint8:
-        return scaled(Decoded(array.astype(np.float32) if real else array, "bands", 1, True, ARRAY), None, shown)
-    if array.dtype == np.uint16:
+        return scaled(Decoded(array.astype(np.float32) if real else array, "bands", 1, True, IN_MEMORY), None, shown)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         return scaled(Decoded(array, "bands", 65535, False, "16 bits"), reading.white_level, shown)
     if np.issubdtype(array.dtype, np.integer) and reading.white_level is not None:
         return scaled(Decoded(array, "bands", None, False, "wide integers"), reading.white_level, shown)

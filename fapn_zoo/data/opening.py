@@ -63,8 +63,10 @@ def opened(source: Path | BinaryIO, shown: str) -> Iterator[Image.Image]:
 def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1..8, of an opened file, read without decoding it where that is possible."""
     late = image.format == "PNG" and getattr(image, "tile", None) and _facts_behind_pixels(image)
-    # Pillow's PNGs decode themselves to answer; the method that they inherit does not.
-    found = image.getexif() if late else Image.Image.getexif(image)
+    try:  # Pillow's PNGs decode themselves to answer; the method that they inherit does not.
+        found = image.getexif() if late else Image.Image.getexif(image)
+    except SyntaxError:  # damaged facts beside good pixels
+        return 1
     value = found.get(ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 

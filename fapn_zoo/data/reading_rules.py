@@ -109,8 +109,8 @@ def joined_reading(parts: Sequence[Reading]) -> Reading:
 def proposed_level(high: float, real: bool = False) -> str:
     """The white level to propose where this is the highest value: that of the fewest bits that hold it.
 
-    Of floating point (`real`) it is the value itself, rounded up.
+    Of floating point (`real`) it is 1, 255, or the value itself, rounded up.
     """
-    if real and high > 1:
-        return f"{math.ceil(high)}"
+    if real:
+        return f"{next((level for level in (1, 255) if level >= high), math.ceil(high))}"
     return f"{next((level for level in LEVELS if level >= high), high):.10g}"

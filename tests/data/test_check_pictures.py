@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 from toys.deep import png16, ppm, tag
+from toys.panoptic import write_coco
 
 from fapn_zoo.data.check import check_data
 from fapn_zoo.data.check_pictures import turned_pictures
@@ -128,6 +130,12 @@ def test_labels_with_the_tag_are_turned_alike(tmp_path):
     assert np.array_equal(sample.image, np.rot90(plain.image, -1, (1, 2)))
     assert "3 pictures and their labels are turned alike" in said(root) and check_data(root, progress=False).ok
     assert turned_pictures(dataset) == ""
+    for file in (root / "train/labels").iterdir():
+        tag(file, 8)
+    line = "3 pictures and their labels are turned differently by EXIF orientations"
+    assert line in said(root) and turned_pictures(dataset) == line
+    for file in (root / "train/labels").iterdir():
+        tag(file, 6)
     grey8(root / "train/images/0", np.zeros(SIZE))
     assert "1 label files are turned by an EXIF orientation that their pictures have not" in said(root)
 
@@ -148,6 +156,26 @@ def test_sizes_tell_which_setting_fits(tmp_path):
     (root / "classes.json").write_text(json.dumps({"names": ["a", "b"], "exif": "ignore"}))
     with pytest.raises(ValueError, match="exif=apply would fit"):
         open_dataset(root, "train").sample(0)
+
+
+def test_panoptic_folders_tell_the_same(tmp_path):
+    write_coco(tmp_path, range(2), size=(48, 48))
+    dataset = open_dataset(tmp_path, "val", ("segments",))
+    assert "white" not in said(tmp_path) and "EXIF" not in said(tmp_path)
+    for index, high in ((0, 4000), (1, 3000)):
+        picture = dataset.files(index)[0]
+        values = np.random.default_rng(0).integers(0, high, (48, 48), dtype=np.uint16)
+        values[0, 0] = high
+        data = io.BytesIO()
+        Image.fromarray(values).save(data, "PNG")
+        picture.write_bytes(data.getvalue())
+    assert f"set white_level=4095 {WHERE}" in said(tmp_path)
+    assert "white is 4095 (white_level)" in said(tmp_path, reading=Reading(white_level=4095))
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(picture, "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(picture).save(picture, "JPEG", exif=exif)
+    assert "1 picture is turned by its EXIF orientation, its labels have none" in said(tmp_path)
 
 
 def test_large_sets_are_sampled(tmp_path, monkeypatch):

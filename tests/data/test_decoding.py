@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import subprocess
@@ -157,6 +158,53 @@ def test_eight_bits_ignore_the_white_level(tmp_path):
         assert np.array_equal(pixels(tmp_path / f"x.{ending}", white_level=4095), values.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("compression", [None, "deflate", "lzw"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_both_byte_orders(tmp_path, compression, kind):
+    white = 1 if kind is np.float32 else np.iinfo(kind).max
+    values = drawn(1, white, kind)
+    for order in "<>":
+        tifffile.imwrite(tmp_path / "x.tif", values, byteorder=order, compression=compression)
+        np.testing.assert_allclose(pixels(tmp_path / "x.tif", 1), expected(values, white), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("written", [0, 9, 300])
+def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, written):
+    for kind in (np.uint8, np.uint16):
+        tags = [(0x0112, "H", 1, written, True)]
+        options = {"photometric": "minisblack", "planarconfig": "contig", "extratags": tags}
+        tifffile.imwrite(tmp_path / "x.tif", drawn(5, 255, kind), **options)
+        assert pixels(tmp_path / "x.tif", 5).shape == (5, *SIZE) and header(tmp_path / "x.tif") == (SIZE, 1)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.jpg"])
+def test_damaged_exif_turns_nothing(tmp_path, name):
+    Image.fromarray(drawn(3, 255, np.uint8)).save(tmp_path / name, exif=b"Exif\0\0garbage")
+    assert pixels(tmp_path / name).shape == (3, *SIZE) and header(tmp_path / name) == (SIZE, 1)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_where_white_is_zero_alpha_is_not_turned(tmp_path, kind):
+    white = np.iinfo(kind).max
+    values = drawn(1, white, kind)
+    stored = np.dstack([white - values, np.full(SIZE, white, kind)])
+    options = {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": [2]}
+    tifffile.imwrite(tmp_path / "x.tif", stored, **options)
+    np.testing.assert_allclose(pixels(tmp_path / "x.tif", 1), expected(values, white), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"imagej": True}, {"ome": True}])
+def test_pages_that_are_called_channels_are_bands(tmp_path, how):
+    for count in (3, 5):
+        values = drawn(count)
+        tifffile.imwrite(tmp_path / "x.tif", values.transpose(2, 0, 1), metadata={"axes": "CYX"}, **how)
+        agree(tmp_path / "x.tif", values, 65535)
+    with pytest.raises(ImageError, match="in_chans=5"):
+        load_image(tmp_path / "x.tif")
+    tifffile.imwrite(tmp_path / "x.tif", drawn(3).transpose(2, 0, 1), metadata={"axes": "ZYX"}, **how)
+    assert np.ptp(pixels(tmp_path / "x.tif"), 0).max() == 0  # the first picture of a stack
+
+
 def test_white_is_zero(tmp_path):
     for values, white in ((drawn(1), 65535), (drawn(1, 255, np.uint8), 255)):
         tifffile.imwrite(tmp_path / "x.tif", values, photometric="miniswhite")
@@ -255,15 +303,45 @@ def test_integers_in_memory_follow_the_white_level():
     agree(torch.from_numpy(values.astype(np.int32)), values, 4095, white_level=4095)
     agree(Image.fromarray(values.astype(np.int32)), values, 4095, white_level=4095)
     agree(values / 4095, values, 4095, white_level=4095)  # floating point in memory is always 0..1
+    agree(values.astype(">u2"), values, 4095, white_level=4095)
+    assert pixels(values.astype(">u2")).max() == np.float32(4095 * 255 / 65535)
+    for source in (values.astype(np.float32), Image.fromarray(values.astype(np.float32))):
+        with pytest.raises(ImageError, match="values 0..4095; floating point images are 0..1"):
+            load_image(source, white_level=4095)
     with pytest.raises(ImageError, match="int32: expected uint8 .*white_level=4095"):
         load_image(values.astype(np.int32))
     with pytest.raises(ImageError, match="mode I .*white_level=4095"):
         load_image(Image.fromarray(values.astype(np.int32)))
-    with pytest.raises(ImageError, match="values 0..4095; floating point images are 0..1"):
-        load_image(values.astype(np.float32), white_level=4095)
 
 
-@pytest.mark.parametrize("high, level", [(200, 255), (1000, 1023), (4095, 4095), (8000, 16383)])
+@pytest.mark.parametrize("kind", ["x.png", "x.tif"])
+def test_alpha_has_a_range_of_its_own(tmp_path, caplog, kind):
+    """12 bits beside an alpha of 16, as most writers store them: it says nothing of the range of the colours."""
+    values, file = drawn(3, 4095), tmp_path / kind
+
+    def write(alpha: int) -> None:
+        stored = np.dstack([values, np.full(SIZE, alpha, np.uint16)])
+        png16(file, stored) if kind == "x.png" else tifffile.imwrite(file, stored, photometric="rgb", extrasamples=[2])
+
+    for alpha, share in ((65535, 1.0), (30000, 30000 / 65535), (4095, 1.0)):
+        write(alpha)
+        found = pixels(file, white_level=4095)
+        np.testing.assert_allclose(found, expected(values, 4095) * share + 255 * (1 - share), rtol=1e-5, atol=1e-3)
+    assert not caplog.records
+    write(65535)
+    load_image(file)
+    assert "the highest value is 4095 of 65535" in caplog.text
+    assert pixels(file, 4, white_level=4095)[:3].max() == 255
+
+
+def test_a_white_level_that_is_too_high_is_said(tmp_path, caplog):
+    tifffile.imwrite(tmp_path / "x.tif", drawn(1, 1, np.float32))
+    load_image(tmp_path / "x.tif", white_level=4095)
+    (record,) = caplog.records
+    assert "the highest value is 1 of 4095, nearly black" in record.message and "white_level=1:" in record.message
+
+
+@pytest.mark.parametrize("high, level", [(200, 255), (1000, 1023), (4095, 4095), (8000, 16383), (16383, 16383)])
 def test_darkness_is_said_once(tmp_path, caplog, high, level):
     file = png16(tmp_path / "x.png", drawn(1, high))
     for _ in range(2):
@@ -274,7 +352,7 @@ def test_darkness_is_said_once(tmp_path, caplog, high, level):
     )
     caplog.clear()
     load_image(file, white_level=level)
-    load_image(png16(tmp_path / "y.png", drawn(1, 9000)))
+    load_image(png16(tmp_path / "y.png", drawn(1, 17000)))
     load_image(png16(tmp_path / "z.png", drawn(1) * 0))
     assert not caplog.records
 
@@ -355,8 +433,15 @@ def test_file_objects_and_bytes(tmp_path):
         for source in (buffer, data, bytearray(data), memoryview(data), file):
             assert np.array_equal(pixels(source), values.transpose(2, 0, 1))
         assert load_image(file).name == "x.png" and load_image(buffer).name == "image"
+    closed = io.BytesIO(data)
+    closed.close()
+    (tmp_path / "x.gz").write_bytes(gzip.compress(data)[:-9])
     wrong = {
         "not of bytes; open it with mode 'rb'": io.StringIO("text"),
+        "x.png is a file of str": open(tmp_path / "x.png", encoding="utf-8"),
+        "cannot read image: I/O operation on closed": closed,
+        "x.gz: .*end-of-stream": gzip.open(tmp_path / "x.gz"),
+        "float32: .*meta tensor": torch.empty(3, 4, 4, device="meta"),
         "image is not an image": io.BytesIO(b"no picture"),
         "is not an image that": b"",
         "from dict; expected a path, URL, file object, bytes": {},

@@ -145,4 +145,5 @@ def test_rules_travel_in_config_and_the_usual_ones_leave_no_trace():
                                          (65535, "65535"), (70000, "70000")])  # fmt: skip
 def test_proposed_levels(high, level):
     assert proposed_level(high) == level
-    assert proposed_level(high + 0.25, real=True) == str(high + 1)
+    assert proposed_level(high + 0.25, real=True) == ("255" if high == 1 else str(high + 1))
+    assert proposed_level(0.25, real=True) == "1"
