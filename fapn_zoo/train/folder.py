@@ -93,7 +93,10 @@ def starting_point(settings: Settings) -> Path | None:
 
 
 def _run_files(out: Path) -> list[Path]:
-    return [*listed(out / CHECKPOINT), *(path for name in RUN_FILES if (path := out / name).exists())]
+    """What a run has left; results before the checkpoints that they can be made of again."""
+    found = [path for name in RUN_FILES if (path := out / name).exists()]
+    model = [path for path in found if path.parent == out / MODEL]
+    return [*model, *listed(out / CHECKPOINT), *found[len(model) :]]
 
 
 def _check_settings_file(out: Path, settings: Settings, held: bool) -> None:
