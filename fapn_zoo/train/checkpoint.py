@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
@@ -21,7 +22,6 @@ from fapn_zoo.runtime.files import (
     remove_folder,
     remove_leavings,
     sync_folder,
-    write_json,
     write_whole,
 )
 from fapn_zoo.train.log import read_scores
@@ -47,12 +47,13 @@ class Checkpoints:
         self.saved: int | None = None  # the step up to which all is on the disk
         self.told = False
 
-    def go_on(self, step: int) -> None:
-        """Takes up a run at the checkpoint of `step`, which is whole: later ones are not, and go."""
-        for path in _listed(self.folder):
-            if _step(path) > step:
-                remove_folder(path)
-        self.saved = step
+    def go_on(self, start: Path | None) -> None:
+        """Takes up a run at a checkpoint, which is whole: later ones are not, and go. None: there is no checkpoint."""
+        if start is not None:
+            self.saved = _step(start)
+            for path in listed(self.folder):
+                if _step(path) > self.saved:
+                    remove_folder(path)
         self._clean()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -70,7 +71,7 @@ class Checkpoints:
         final = self.folder / f"step-{step:08d}"
         make_folder(self.folder)
         self._clean()
-        last = max((_size(path) for path in _listed(self.folder)[-1:]), default=0)
+        last = max((_size(path) for path in listed(self.folder)[-1:]), default=0)
         while shutil.disk_usage(self.folder).free < last and self._give_up(final):
             pass  # else it would be written in vain
         self.making_room(lambda: _write(final, {"step": step, **state}), final)
@@ -92,7 +93,7 @@ class Checkpoints:
 
     def _clean(self) -> None:
         remove_leavings(self.folder, alone=True)
-        held = _listed(self.folder)
+        held = listed(self.folder)
         for path in held:
             if path not in self._kept(held):
                 remove_folder(path)
@@ -106,7 +107,7 @@ class Checkpoints:
 
     def _give_up(self, final: Path | None) -> bool:
         """Removes the checkpoint that is needed least; False where there is only the last."""
-        held = _listed(self.folder)
+        held = listed(self.folder)
         if len(held) < 2:
             return False
         soon = self._kept([*held, final] if final else held)
@@ -129,7 +130,8 @@ def _write(final: Path, state: dict[str, Any]) -> None:
             torch.save(state, summed)
 
         write_whole(part / STATE, write, sync=True)
-        write_json(part / FACTS, {"bytes": summed.size, "crc32": f"{summed.value:08x}"})
+        facts = json.dumps({"bytes": summed.size, "crc32": f"{summed.value:08x}"}).encode()
+        write_whole(part / FACTS, lambda file: file.write(facts), sync=True)
         if final.exists():
             remove_folder(final)
         os.rename(part, final)
@@ -159,7 +161,7 @@ def _size(path: Path) -> int:
     return (path / STATE).stat().st_size if (path / STATE).is_file() else 0
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the last one last; whether they are whole is another question."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
     return sorted(found, key=_step)
@@ -172,7 +174,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
         ValueError: there are checkpoints, and all of them are damaged.
     """
     damaged: list[ValueError] = []
-    for path in reversed(_listed(folder)):
+    for path in reversed(listed(folder)):
         try:
             check_checkpoint(path)
         except ValueError as error:
@@ -194,15 +196,21 @@ def check_checkpoint(path: Path) -> None:
         load_checkpoint(path)
         return
     try:
-        facts, size, value = read_json(path / FACTS), 0, 0
+        facts = read_json(path / FACTS)
+        bytes_then, sum_then = facts["bytes"], facts["crc32"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{FACTS} beside it holds no checksum; without that file it is read unchecked"
+        raise ValueError(f"{file} is not a readable checkpoint ({reason})") from error
+    try:
+        size, value = 0, 0
         with open(file, "rb") as opened:
             while block := opened.read(1 << 20):
                 size, value = size + len(block), zlib.crc32(block, value)
-        if size != facts["bytes"]:
-            raise ValueError(f"cut: it has {size} of {facts['bytes']} bytes")
-        if f"{value:08x}" != facts["crc32"]:
+        if size != bytes_then:
+            raise ValueError(f"cut: it has {size} of {bytes_then} bytes")
+        if f"{value:08x}" != sum_then:
             raise ValueError("its bytes are not those that were written")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not a readable checkpoint ({error})") from error
 
 

@@ -8,12 +8,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from fapn_zoo.data.fingerprint import Fingerprint
 from fapn_zoo.runtime.claim import claimed
-from fapn_zoo.runtime.files import read_json, write_json
-from fapn_zoo.train.checkpoint import latest_checkpoint
+from fapn_zoo.runtime.files import read_json, remove_leavings, write_json
+from fapn_zoo.train.checkpoint import Checkpoints, latest_checkpoint, listed
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.train.setup import Parts
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
@@ -22,10 +23,9 @@ from fapn_zoo.weights.folder import check_replaceable
 logger = logging.getLogger(__name__)
 
 SETTINGS, DATA, MODEL, CHECKPOINT = "settings.json", "data.json", "model", "checkpoint"
-# What a run writes, as patterns: nothing else is ever taken away, wherever it lies.
+# What a run writes, checkpoints aside: nothing else is ever taken away, wherever it lies.
 RUN_FILES = (
     *(f"{MODEL}/{name}" for name in (CONFIG, WEIGHTS, CARD)),
-    *(f"{CHECKPOINT}/{name}" for name in ("step-*", ".step-*")),
     *("log.jsonl", "metrics.csv", "eval.json", DATA, SETTINGS),
 )
 RESULTS = ("log.jsonl", "metrics.csv", "eval.json", CHECKPOINT, MODEL)  # what would be missed
@@ -54,7 +54,7 @@ def starting_point(settings: Settings) -> Path | None:
             replaced is not a run's, or is what this run is to start from. The message says how to go on.
     """
     out = Path(settings.out)
-    written = [path for pattern in RUN_FILES for path in out.glob(pattern) if path.is_dir() or path.stat().st_size]
+    written = [path for path in _run_files(out) if path.is_dir() or path.stat().st_size]
     held = [name for name in RESULTS if any(path.relative_to(out).parts[0] == name for path in written)]
     check_replaceable(out / MODEL)
     if (out / CHECKPOINT).is_file():
@@ -92,6 +92,13 @@ def starting_point(settings: Settings) -> Path | None:
     return start
 
 
+def _run_files(out: Path) -> list[Path]:
+    """What a run has left; results before the checkpoints that they can be made of again."""
+    found = [path for name in RUN_FILES if (path := out / name).exists()]
+    model = [path for path in found if path.parent == out / MODEL]
+    return [*model, *listed(out / CHECKPOINT), *found[len(model) :]]
+
+
 def _check_settings_file(out: Path, settings: Settings, held: bool) -> None:
     """ValueError for a settings.json that is none of a run, or that cannot be read where it is needed."""
     file = out / SETTINGS
@@ -118,11 +125,14 @@ def _check_origin(settings: Settings) -> None:
             raise ValueError(f"{what}, where overwrite=true would replace it; use another out=")
 
 
-def begin(settings: Settings, start: Path | None, parts: Parts, rehearse: Callable[[], None]) -> None:
+def begin(
+    settings: Settings, start: Path | None, parts: Parts, checkpoints: Checkpoints, rehearse: Callable[[], None]
+) -> None:
     """Makes OUT this run's own: writes what it is run with and on, and with overwrite=true replaces an older run.
 
     Args:
         start: the checkpoint that it continues from.
+        checkpoints: those in OUT; the older ones give way where there is no room.
         rehearse: does once what the run is going to do; called before anything is taken away.
 
     Raises:
@@ -139,11 +149,15 @@ def begin(settings: Settings, start: Path | None, parts: Parts, rehearse: Callab
         raise ValueError(f"{out} was run on other data: {found}; {hint}")
     if "val" in then and "val" in now and (found := then["val"].differences(now["val"])):
         logger.warning("other validation data than before (%s): older rows of metrics.csv cannot be compared", found)
-    if settings.overwrite and (old := [path for pattern in RUN_FILES for path in sorted(out.glob(pattern))]):
+    if settings.overwrite and (old := _run_files(out)):
         rehearse()
         _remove(out, old)
-    write_json(out / DATA, {name: one.to_dict() for name, one in now.items()})
-    write_json(out / SETTINGS, settings.to_dict())
+    for folder in (out, out / MODEL):  # what a killed run left may fill the disk
+        remove_leavings(folder, alone=True)
+    checkpoints.go_on(start)
+    facts = {DATA: {name: one.to_dict() for name, one in now.items()}, SETTINGS: settings.to_dict()}
+    for name, values in facts.items():
+        checkpoints.making_room(partial(write_json, out / name, values))
 
 
 def _data_then(out: Path) -> dict[str, Fingerprint]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.runtime.files import append_line, json_text, write_text
+from fapn_zoo.runtime.files import append_line, json_text, read_text, write_text
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.train.settings import Settings
 
@@ -29,7 +29,7 @@ class RunLog:
         self.settings, self.main, self.since, self.making_room = settings, main, since, making_room
         self.path = out / "log.jsonl"
         if main:
-            lines = self.path.read_text().splitlines() if self.path.is_file() else []
+            lines = read_text(self.path).splitlines() if self.path.is_file() else []
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
             making_room(lambda: write_text(self.path, kept))
             making_room(lambda: cut_rows(out / "metrics.csv", step))
@@ -91,7 +91,7 @@ def cut_rows(path: Path, step: int) -> None:
     """Removes the rows of later steps from metrics.csv."""
     rows = _rows(path)
     if any(int(row[0]) > step for row in rows):
-        head = path.read_text().splitlines()[0]
+        head = read_text(path).splitlines()[0]
         kept = [",".join(row) for row in rows if int(row[0]) <= step]
         write_text(path, "\n".join([head, *kept]) + "\n")
 
@@ -103,6 +103,6 @@ def read_scores(path: Path) -> dict[int, float | None]:
 
 def _rows(path: Path) -> list[list[str]]:
     """The rows of metrics.csv as text, in their order; lines that are no such row are left out."""
-    lines = path.read_text().splitlines()[1:] if path.is_file() else []
+    lines = read_text(path).splitlines()[1:] if path.is_file() else []
     rows = [line.split(",") for line in lines]
     return [row for row in rows if len(row) > 1 and row[0].isdigit()]

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +25,10 @@ from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate import Stopped, evaluate
 from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
-from fapn_zoo.runtime.files import NO_ROOM, remove_leavings, write_json
+from fapn_zoo.runtime.files import NO_ROOM, write_json
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import on_cpu, warn_of_one_process
-from fapn_zoo.runtime.signals import stop_signals
+from fapn_zoo.runtime.signals import Terminated, stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
@@ -49,6 +50,10 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, step: int, steps: int, when: str = "") -> None:
         super().__init__(f"stopped after step {step} of {steps}{when}; continue with resume=auto")
+
+
+class InterruptedByTerm(Interrupted, Terminated):
+    """It was SIGTERM that asked."""
 
 
 def train(settings: Settings) -> Path:
@@ -82,10 +87,10 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
     if accelerator.is_main_process:
         warn_of_one_process()
     run = Run(settings, prepare(settings), accelerator)
-    on_main(accelerator, lambda: begin(settings, resumed, run.parts, lambda: rehearse(run)))
-    if resumed is not None:
-        run.load(resumed)
     try:
+        on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints, lambda: rehearse(run)))
+        if resumed is not None:
+            run.load(resumed)
         with stop_signals() as run.stop:
             _loop(run)
             run.save()
@@ -102,9 +107,6 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
 
 def _loop(run: Run) -> None:
     s, parts = run.settings, run.parts
-    if run.main:
-        for folder in (run.out, run.out / "model"):
-            remove_leavings(folder, alone=True)
     started = run.step
     dataset = CachedDataset(parts.dataset, parts.transform.needs) if s.cache else parts.dataset
     stream = StepBatches(dataset, parts.transform, s.batch_size, s.seed, run.step, s.steps, run.rank, run.world)
@@ -130,7 +132,7 @@ def _loop(run: Run) -> None:
             if stopping or (s.checkpoint_every and (scored or run.step % s.checkpoint_every == 0)):
                 run.save()
             if stopping:
-                raise Interrupted(run.step, s.steps)
+                raise run.interrupted()
             if scored:
                 run.evaluate()
             log.leave_out()
@@ -253,6 +255,11 @@ class Run:
         state["ema"] = self.ema.means if self.ema else None
         on_main(self.accelerator, lambda: check_state(self.step, self.settings, **state))
 
+    def interrupted(self, when: str = "") -> Interrupted:
+        """What to raise after a signal; the first one that this process got says which, for its exit code."""
+        kind = InterruptedByTerm if self.stop[:1] == [signal.SIGTERM] else Interrupted
+        return kind(self.step, self.settings.steps, when)
+
     def load(self, path: Path) -> None:
         """Continues from a checkpoint folder; ValueError where it is not this model's."""
         state = load_checkpoint(path)
@@ -268,7 +275,6 @@ class Run:
         self.step = int(state["step"])
         self.logged = state.get("logged", self.logged)
         if self.main:
-            self.checkpoints.go_on(self.step)
             logger.info("continuing from step %d (%s)", self.step, path)
             if state["processes"] != self.world:
                 logger.warning("was run by %d processes, now %d: equal up to rounding", state["processes"], self.world)
@@ -300,7 +306,7 @@ class Run:
                 raise diverged(self.step, str(error).removeprefix(f"{s.model}: "), s) from error
         if report is None:
             self.save()
-            raise Interrupted(self.step, s.steps, ", in its evaluation")
+            raise self.interrupted(", in its evaluation")
         if self.main:
             row = {name: report[name] for name in self.parts.task.columns.means}
             self.checkpoints.making_room(lambda: add_row(self.out / "metrics.csv", self.step, row))

@@ -120,6 +120,11 @@ class Settings:
             value = _plain(getattr(self, f.name))
             object.__setattr__(self, f.name, value)
             _check(f.name, value, f.metadata)
+        for name in ("out", "checkpoint_path"):  # no shell expands what stands behind the = of out=~/run
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(value))
+        if not self.out:
+            raise ValueError("out= is empty; name a folder, or the present one as out=.")
         Reading(self.white_level, self.exif, 3 if self.in_chans is None else self.in_chans)  # refuses bad ones
         for name in ("ema", "momentum"):
             if not getattr(self, name) < 1:

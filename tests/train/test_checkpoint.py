@@ -106,6 +106,17 @@ def test_a_missing_state_is_damage_and_a_missing_checksum_is_none(tmp_path: Path
     assert latest_checkpoint(tmp_path / "checkpoint").name == "step-00000002"
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "{"])
+def test_of_a_damaged_checksum_it_is_said_how_to_go_on_without(tmp_path: Path, text: str) -> None:
+    run_to(tmp_path, 1)
+    facts = tmp_path / "checkpoint/step-00000001/state.json"
+    facts.write_text(text)
+    with pytest.raises(ValueError, match=r"state.json beside it holds no checksum; without that file it is read unch"):
+        latest_checkpoint(tmp_path / "checkpoint")
+    facts.unlink()
+    assert latest_checkpoint(tmp_path / "checkpoint") == facts.parent
+
+
 def test_where_none_is_whole_that_is_one_line(tmp_path: Path) -> None:
     run_to(tmp_path, 3)
     for path in (tmp_path / "checkpoint").glob("*/state.pt"):
@@ -123,7 +134,7 @@ def test_where_none_is_whole_that_is_one_line(tmp_path: Path) -> None:
 def test_later_ones_are_damaged_and_go_once_a_run_goes_on(tmp_path: Path) -> None:
     run_to(tmp_path, 4)
     made = Checkpoints(tmp_path)
-    made.go_on(3)
+    made.go_on(tmp_path / "checkpoint/step-00000003")
     assert held(tmp_path) == [3]
     made.save(3, {"x": None})  # already there: left alone
     made.save(4, state(4))

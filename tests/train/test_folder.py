@@ -40,6 +40,9 @@ def finished(short: Settings) -> Settings:
     out = Path(short.out)
     (out / "notes.txt").write_text("mine")
     (out / "model/notes.txt").write_text("mine")
+    for name in ("step-mine", "step-00000002-backup", ".step-mine"):
+        (out / "checkpoint" / name).mkdir()
+        (out / "checkpoint" / name / "state.pt").write_text("mine")
     return short
 
 

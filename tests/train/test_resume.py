@@ -78,8 +78,9 @@ def test_a_signal_writes_a_checkpoint_and_ends(long: Settings, tmp_path: Path, m
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         interrupt_at(6, number, patch)
-        with pytest.raises(Interrupted, match=r"^stopped after step [78] of 12; continue with resume=auto$"):
+        with pytest.raises(Interrupted, match=r"^stopped after step [78] of 12; continue with resume=auto$") as raised:
             train(settings)
+    assert isinstance(raised.value, Terminated) == (number == signal.SIGTERM)  # the exit code of the command line
     assert signal.getsignal(number) is before
     whole = train(settings.replace(out=str(tmp_path / "whole")))
     assert_same_weights(whole, train(settings.replace(resume="auto")))
@@ -138,6 +139,14 @@ def assert_same_run(a: Settings, b: Settings) -> None:
     assert_same_weights(Path(a.out) / "model", Path(b.out) / "model")
     assert steps_and_losses(a.out) == steps_and_losses(b.out)
     assert (Path(a.out) / "metrics.csv").read_bytes() == (Path(b.out) / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "metrics.csv"])
+def test_what_was_written_and_is_no_text_is_named(tiny: Settings, name: str):
+    train(tiny.replace(steps=1))
+    (Path(tiny.out) / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=rf"^{tiny.out}/{name} is no UTF-8 text"):
+        train(tiny.replace(steps=1, resume="auto"))
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Settings, tmp_path: Path, caplog):
@@ -271,6 +280,30 @@ def test_a_full_disk_says_how_to_go_on(tiny: Settings, tmp_path: Path, monkeypat
     train(settings.replace(resume="auto"))
     train(whole)
     assert_same_run(whole, settings)
+
+
+def test_leavings_and_older_checkpoints_give_way_to_the_first_files_of_a_run_that_goes_on(tiny, tmp_path, monkeypatch):
+    """A run that was killed at the very moment when it had filled the disk."""
+    settings, whole = scored(tiny), scored(tiny).replace(out=str(tmp_path / "whole"))
+    train(settings)
+    out = Path(settings.out)
+    leaving = out / "model/.weights.0123abcd.part"
+    leaving.mkdir()
+    real, held = files._Target.write, lambda: len(list(out.glob("checkpoint/step-*")))
+    most = held()
+
+    def write(self, data):
+        if leaving.exists() or held() == most:
+            self.error = OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files._Target, "write", write)
+        train(settings.replace(resume="auto"))
+    train(whole)
+    assert most > 1 and not leaving.exists() and held() == most - 1
+    assert_same_weights(whole_model := Path(whole.out) / "model", out / "model")
+    assert (whole_model / "config.json").read_bytes() == (out / "model/config.json").read_bytes()
 
 
 def test_without_any_checkpoint_a_full_disk_says_that_nothing_is_kept(tiny: Settings, monkeypatch):

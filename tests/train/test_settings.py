@@ -74,6 +74,7 @@ def test_later_words_win_and_entries_add_up() -> None:
         ("class_weights=1,,2", "class_weights='1,,2' is not of type"),
         ("num_classes=few", "num_classes='few' is not of type int"),
         ("optimizer=lamb", "optimizer must be one of adamw, sgd, got 'lamb'"),
+        ("out=", "out= is empty; name a folder, or the present one as out=."),
         ("steps=-1", "steps must be at least 0, got -1"),
         ("batch_size=0", "batch_size must be at least 1, got 0"),
         ("lr=nan", "lr must be at least 0"),
@@ -134,6 +135,13 @@ def test_settings_made_in_python_are_checked_alike(values: dict, message: str) -
 def test_paths_and_lists_become_what_json_holds() -> None:
     settings = Settings(out=Path("a") / "b", crop=[3, 4], lr=1, model_args={"a": 1})
     assert (settings.out, settings.crop) == ("a/b", (3, 4)) and json.dumps(settings.to_dict())
+
+
+def test_a_home_folder_is_found_where_no_shell_expands_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    made = parse_overrides(["out=~/run", "checkpoint_path=~/older/model"])
+    assert (made.out, made.checkpoint_path) == ("/home/me/run", "/home/me/older/model")
+    assert parse_overrides(["out=runs/~mine"]).out == "runs/~mine"
 
 
 def test_every_number_has_a_lowest_value() -> None:
