@@ -28,7 +28,7 @@ from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import NO_ROOM, write_json
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import on_cpu, warn_of_one_process
-from fapn_zoo.runtime.signals import Terminated, stop_signals
+from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
@@ -46,14 +46,15 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint; the message says how to continue."""
+    """The run was asked to stop and has written a checkpoint; the message says how to continue.
 
-    def __init__(self, step: int, steps: int, when: str = "") -> None:
+    Attributes:
+        number: of the signal that this process got first; SIGINT where another process got it.
+    """
+
+    def __init__(self, step: int, steps: int, number: int = signal.SIGINT, when: str = "") -> None:
         super().__init__(f"stopped after step {step} of {steps}{when}; continue with resume=auto")
-
-
-class InterruptedByTerm(Interrupted, Terminated):
-    """It was SIGTERM that asked."""
+        self.number = number
 
 
 def train(settings: Settings) -> Path:
@@ -256,9 +257,8 @@ class Run:
         on_main(self.accelerator, lambda: check_state(self.step, self.settings, **state))
 
     def interrupted(self, when: str = "") -> Interrupted:
-        """What to raise after a signal; the first one that this process got says which, for its exit code."""
-        kind = InterruptedByTerm if self.stop[:1] == [signal.SIGTERM] else Interrupted
-        return kind(self.step, self.settings.steps, when)
+        """What to raise after a signal."""
+        return Interrupted(self.step, self.settings.steps, *self.stop[:1] or [signal.SIGINT], when)
 
     def load(self, path: Path) -> None:
         """Continues from a checkpoint folder; ValueError where it is not this model's."""
