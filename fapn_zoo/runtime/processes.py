@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import logging
@@ -64,7 +65,19 @@ def processes() -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=on_cpu())
+    leave_at_exit()
     return Processes(state.process_index, state.num_processes)
+
+
+@functools.cache  # once is enough
+def leave_at_exit() -> None:
+    """Ends the group of CPU processes before the interpreter: threads of gloo that outlive it may abort the process."""
+
+    def leave() -> None:
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            dist.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def on_cpu() -> bool:

@@ -27,7 +27,7 @@ from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import NO_ROOM, write_json
 from fapn_zoo.runtime.precision import resolve_amp
-from fapn_zoo.runtime.processes import on_cpu, warn_of_one_process
+from fapn_zoo.runtime.processes import leave_at_exit, on_cpu, warn_of_one_process
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
@@ -76,6 +76,7 @@ def train(settings: Settings) -> Path:
     device = torch.device("cpu" if on_cpu() or not torch.cuda.is_available() else "cuda")
     amp = resolve_amp(settings.amp, device, training=True)
     accelerator = Accelerator(mixed_precision=amp, cpu=on_cpu())
+    leave_at_exit()
     with contextlib.ExitStack() as claim:  # OUT is this run's until it ends, and until `begin` it is left as it is
         resumed = on_main(accelerator, lambda: claim.enter_context(claim_folder(settings)))
         return _run(settings, accelerator, resumed)

@@ -111,7 +111,7 @@ def test_bands_that_do_not_fit_are_named(tmp_path, quick):
     )
     with pytest.raises(ValueError, match=r"\d.png .*has 1 channel, the model takes 4"):
         train(quick.replace(data=str(grey), in_chans=4))
-    with pytest.raises(ValueError, match="in_chans=0"):
+    with pytest.raises(ValueError, match="in_chans must be at least 1, got 0"):
         quick.replace(in_chans=0)
 
 
