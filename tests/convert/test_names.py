@@ -57,6 +57,7 @@ def test_round_trip(spec: ModelSpec) -> None:
         ("maskformer_fpn_resnet50_ade20k", "maskformer_fpn_r50_ade20k"),
         ("maskformer_fapn_swin_l_ade20k", "maskformer_fapn_swinl_ade20k"),
         ("perpixel_fapn_resnet50_ade20k", "perpixel_fapn_r50_ade20k"),
+        ("pointrend_fapn_resnet50_cityscapes", "pointrend_semantic_fapn_r50_cityscapes"),
     ],
 )
 def test_golden_round_trip(name: str, golden_name: str) -> None:
