@@ -26,6 +26,7 @@ LABELS_SHOWN = 30
 # ResNet is missing: its first weights were DeepLab's, which timm does not have.
 OFFICIAL_STARTS = ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
 PAPERS = {
+    "pointrend": ("PointRend: Image Segmentation as Rendering", "1912.08193"),
     "maskformer": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
     "perpixel_plus": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
     "fapn": ("FaPN: Feature-aligned Pyramid Network for Dense Image Prediction", "2108.07058"),

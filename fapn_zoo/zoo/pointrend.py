@@ -1,30 +1,54 @@
 """PointRend on Cityscapes: the FaPN paper's models, their FPN twins, and the rows of its ablation table.
 
 Settings are those of the official configs (FACTS section 3): ResNets with frozen norms whose stride is in the 1x1,
-BGR images without division, padded to multiples of 32. All are R50 but where the name says otherwise.
-
-The ablation table by parameters (FACTS section 5). The code of the ablations was not released: only the rows of FPN
-and FaPN are certain, the others are readings whose count fits.
-
-| row, as printed | neck | reading | parameters |
-|---|---|---|---|
-| FPN, 28.6 M | `fpn` | the official model | 28,632,678 |
-| FPN R101, 47.6 M | `fpn` | the official model | 47,572,582 |
-| FPN + extra 3x3, 33.4 M | `fpn_extra3x3` | two more 3x3 per level (four of 512 channels fit too) | 33,353,318 |
-| FPN + FAM, 31.7 M | `fam` | plain 1x1 laterals with bias, no output convolution on p5 | 31,699,694 |
-| FPN + FAM + SE, 33.1 M | `fam_se` | selection without its skip, no reduction | 33,075,182 |
-| FPN + FAM' + FSM, 32.7 M | `fam_noref_fsm` | offsets are read from the coarse map alone | 32,681,966 |
-| FPN + deconv + FSM, 32.7 M | `deconv_fsm` | transposed 4x4; **no reading gives 32.7 M** | 32,564,582 |
-| FaPN, 33.1 M | `fapn` | the official model | 33,075,182 |
+BGR images that are not divided by a deviation, padded to multiples of 32.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from fapn_zoo.zoo.official import DATASETS, FAPN
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec, WeightsSpec
 
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # BGR
-ABLATION = ("fpn_extra3x3", "fam", "fam_se", "fam_noref_fsm", "deconv_fsm")
+
+
+class AblationRow(NamedTuple):
+    """A row of the paper's ablation table: its name and millions of parameters as printed, and how it is read here."""
+
+    row: str
+    printed: float
+    neck: str
+    backbone: str
+    reading: str
+
+
+# The ablations' code was not released: only the first two rows and the last are certain (FACTS section 5).
+ABLATION = (
+    AblationRow("FPN", 28.6, "fpn", "resnet50", "the official model"),
+    AblationRow("FPN, R101", 47.6, "fpn", "resnet101", "the official model"),
+    AblationRow(
+        "FPN + extra 3x3", 33.4, "fpn_extra3x3", "resnet50",
+        "chosen: two more 3x3 convolutions on every level; four of 512 to 256 channels would print the same",
+    ),
+    AblationRow(
+        "FPN + FAM", 31.7, "fam", "resnet50",
+        "chosen: plain 1x1 laterals with bias, and no output convolution on the coarsest level, which would make 32.3",
+    ),
+    AblationRow(
+        "FPN + FAM + SE", 33.1, "fam_se", "resnet50", "chosen: feature selection without its skip, channels not reduced"
+    ),
+    AblationRow(
+        "FPN + deconv + FSM", 32.7, "deconv_fsm", "resnet50",
+        "no reading fits: transposed 4x4 convolutions come nearest, 3x3 make 31.2, a fourth output convolution 33.15",
+    ),
+    AblationRow(
+        "FPN + FAM' + FSM", 32.7, "fam_noref_fsm", "resnet50",
+        "chosen: offsets read from the coarse map alone, an ordinary DCNv2 without the 1x1 convolution of both maps",
+    ),
+    AblationRow("FaPN", 33.1, "fapn", "resnet50", "the official model"),
+)  # fmt: skip
 
 POINTREND = {
     "license": "none-stated",
@@ -67,5 +91,5 @@ def _model(neck: str, backbone: str) -> ModelSpec:
     )
 
 
-MODELS = [_model(neck, backbone) for neck in ("fapn", "fpn") for backbone in ("resnet50", "resnet101")]
-MODELS += [_model(neck, "resnet50") for neck in ABLATION]
+_NAMED = [("fapn", "resnet50"), ("fapn", "resnet101"), *((row.neck, row.backbone) for row in ABLATION)]
+MODELS = [_model(*parts) for parts in dict.fromkeys(_NAMED)]
