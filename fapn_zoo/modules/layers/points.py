@@ -40,9 +40,13 @@ def most_uncertain_pixels(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Their places in the flattened map, (N, P) int64, in no order; and their centres as points (N, P, 2).
     """
     height, width = scores.shape[-2:]
-    index = scores.flatten(1).topk(torch.sym_min(count, height * width), sorted=False).indices
-    row, column = index // width, index % width
-    return index, torch.stack([(column + 0.5) / width, (row + 0.5) / height], dim=2)
+    pixels = height * width
+    # the sizes that torch.jit.trace sees are tensors, those of torch.export symbols
+    count = pixels.clamp(max=count) if isinstance(pixels, Tensor) else torch.sym_min(count, pixels)
+    index = scores.flatten(1).topk(count, sorted=False).indices
+    rows, columns = ((torch.arange(side, device=scores.device) + 0.5) / side for side in (height, width))
+    centres = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=2)
+    return index, centres.flatten(0, 1)[index]
 
 
 def even_points(seeds: Tensor, count: int) -> Tensor:
