@@ -238,6 +238,15 @@ def test_other_preprocessing_is_said(state: dict[str, Tensor], caplog: pytest.Lo
     assert words in caplog.text
 
 
+def test_older_files_of_pointrend_hold_its_preprocessing(caplog: pytest.LogCaptureFixture) -> None:
+    spec = dataclasses.replace(BY_NAME["pointrend_fpn"], data=get_spec("pointrend_fpn_resnet101_cityscapes")[0].data)
+    state = official_state(spec)
+    mean = torch.tensor((103.53, 116.28, 123.675)).view(3, 1, 1)
+    with caplog.at_level(logging.WARNING):
+        zoo, dropped = to_zoo(state | {"pixel_mean": mean, "pixel_std": torch.ones(3, 1, 1)}, spec)
+    assert not caplog.records and set(dropped) == {"pixel_mean", "pixel_std"} and len(zoo) == len(state)
+
+
 @pytest.mark.parametrize("window", [2, 7, 12])
 def test_relative_position_index(window: int) -> None:
     """Token by token: equal displacements have equal rows, counted along columns, then rows, from the upper left."""

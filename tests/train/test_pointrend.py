@@ -105,6 +105,11 @@ def test_every_step_draws_other_points(narrow: Settings, monkeypatch: pytest.Mon
     assert len({tuple(image.flatten().tolist()) for image in images}) == len(images) == 8
 
 
+def test_half_precision(narrow: Settings) -> None:
+    train(narrow.replace(val_data="none", steps=2, amp="bf16"))
+    assert all(0 < line["point"] < 3 for line in losses_of(narrow))
+
+
 def test_a_frozen_head_still_has_its_loss(narrow: Settings) -> None:
     train(narrow.replace(val_data="none", steps=2, freeze="head", class_weights=(1.0, 2.0, 3.0)))
     assert all(line["point"] > 0 for line in losses_of(narrow))

@@ -126,5 +126,5 @@ class PointRendHead(nn.Module):
                 index, points = most_uncertain_pixels(uncertainty(logits), self.refined_points)
             found = self.at(points, coarse, fine).to(logits.dtype)
             places = index.unsqueeze(1).expand(-1, logits.shape[1], -1)
-            logits = logits.flatten(2).scatter(2, places, found).view(logits.shape)
+            logits = logits.flatten(2).scatter_(2, places, found).view(logits.shape)  # large, and nobody else's
         return logits
