@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from fapn_zoo.create import create_model
@@ -103,6 +106,17 @@ def test_every_step_draws_other_points(narrow: Settings, monkeypatch: pytest.Mon
     assert len(drawn) == 2
     images = torch.cat(drawn)
     assert len({tuple(image.flatten().tolist()) for image in images}) == len(images) == 8
+
+
+def test_one_class_is_refused_as_everywhere(narrow: Settings, pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "one"
+    shutil.copytree(pictures, data)
+    for path in data.glob("*/labels/*.png"):
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(path)
+    (data / "classes.json").write_text(json.dumps({"names": ["ground"], "ignore_index": 255}))
+    with pytest.raises(ValueError, match="one class only, 'ground', so that every answer is right"):
+        train(narrow.replace(data=str(data)))
+    assert not Path(narrow.out).exists()
 
 
 def test_half_precision(narrow: Settings) -> None:

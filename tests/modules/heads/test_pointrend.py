@@ -94,6 +94,14 @@ def test_training_gives_the_coarse_map_and_points() -> None:
     assert isinstance(head.train()(pyramid, []), PointRendOutput)
 
 
+def test_seeds_go_with_their_images() -> None:
+    targets = Targets(torch.zeros(3, 8, 8, dtype=torch.int64), seeds=torch.tensor([5, 6, 7]))
+    assert targets.part(1, 3).seeds.tolist() == [6, 7] and targets.padded(9, 9).seeds.tolist() == [5, 6, 7]
+    assert Targets.joined([targets.part(0, 1), targets.part(1, 3)]).seeds.tolist() == [5, 6, 7]
+    assert targets.to(torch.device("meta")).seeds.device.type == "meta"
+    assert Targets(targets.labels).part(0, 2).seeds is None
+
+
 def test_images_of_a_batch_do_not_mix() -> None:
     head, pyramid = make(refined_points=30), maps(n=3)
     with torch.no_grad():
