@@ -61,7 +61,8 @@ class ZooModel(nn.Module):
         """Normalised images (N, in_chans, H, W) -> the head's raw output (see `fapn_zoo.modules.heads.outputs`).
 
         Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
-        images without padding, `targets` the truth while training: only heads that choose among proposals read them.
+        images without padding, `targets` the truth while training: only heads that choose among proposals or draw
+        points at random read them.
 
         Exported to ONNX or TorchScript, which hold no numbers, the output's tensors are all that it holds as a tuple.
         Warns once where batch norms of a model with loaded weights are about to learn from images without targets.

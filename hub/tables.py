@@ -15,6 +15,7 @@ import io
 from pathlib import Path
 
 from fapn_zoo.runtime.files import write_text
+from fapn_zoo.zoo.pointrend import ABLATION
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec
 
@@ -130,6 +131,16 @@ def count_models() -> None:
     write_text(COUNTS, buffer.getvalue())
 
 
+def ablation_table() -> str:
+    """The rows of the FaPN paper's ablation table as Markdown: what they are called here, and by which reading."""
+    counts = {row["model"]: int(row["params"]) for row in _read(COUNTS)}
+    rows = []
+    for row in ABLATION:
+        name = f"pointrend_{row.neck}_{row.backbone}_cityscapes"
+        rows.append([row.row, f"{row.printed} M", f"{counts[name]:,}", f"`{name}`", row.reading])
+    return _markdown(("row", "printed", "counted", "model", "reading"), rows)
+
+
 def speed_table() -> str:
     """Models side by side as Markdown: milliseconds of one image in every manner of running."""
     found: dict[tuple[str, str, str, str], dict[str, str]] = {}
@@ -190,6 +201,7 @@ def deform_table() -> str:
 TABLES = {
     "results": ("embedded-model.md", score_table),
     "models": ("models.md", model_table),
+    "ablation": ("models.md", ablation_table),
     "speed": ("speed.md", speed_table),
     "deformable": ("deformable-convolution.md", deform_table),
 }

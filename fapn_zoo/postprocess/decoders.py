@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Output, SemanticOutput
+from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Output, PointRendOutput, SemanticOutput
 from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.masks import instances, panoptic
@@ -27,10 +27,12 @@ def semantic(output: Output, frame: Frame, data: DataSpec, *, shares: bool = Tru
 SOURCES: dict[type, Callable[[Any, tuple[int, int]], Source]] = {
     SemanticOutput: logits_source,
     MaskFormerOutput: masks_source,
+    PointRendOutput: logits_source,
 }
 DECODERS: dict[type, Mapping[str, Decoder]] = {
     SemanticOutput: {"semantic": semantic},
     MaskFormerOutput: {"semantic": semantic, "panoptic": panoptic, "instance": instances},
+    PointRendOutput: {"semantic": semantic},  # of training; predicting, the head gives a SemanticOutput
 }
 
 

@@ -23,9 +23,11 @@ EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
 BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"
 LABELS_SHOWN = 30
 # Official models whose backbones started from the weights that these timm names carry (FACTS section 1). The deep-stem
-# ResNet is missing: its first weights were DeepLab's, which timm does not have.
+# ResNet is missing: its first weights were DeepLab's, which timm does not have; nor does it have the Caffe ones of
+# ResNets whose stride is in the 1x1.
 OFFICIAL_STARTS = ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
 PAPERS = {
+    "pointrend": ("PointRend: Image Segmentation as Rendering", "1912.08193"),
     "maskformer": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
     "perpixel_plus": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
     "fapn": ("FaPN: Feature-aligned Pyramid Network for Dense Image Prediction", "2108.07058"),
@@ -174,7 +176,8 @@ def _base_model(config: Config, official: WeightsSpec | None) -> str | None:
         return next((w.location for w in registered(start).values() if w.source == "hub"), None)
     if training.get("pretrained_backbone"):
         return _timm_repository(backbone)
-    return _timm_repository(backbone) if official and backbone in OFFICIAL_STARTS else None
+    known = backbone in OFFICIAL_STARTS and not config["model"]["args"].get("backbone_stride_in_1x1")
+    return _timm_repository(backbone) if official and known else None
 
 
 def _timm_repository(backbone: str) -> str | None:

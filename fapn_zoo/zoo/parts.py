@@ -37,6 +37,7 @@ HEADS: dict[str, HeadPart] = {
     "perpixel": HeadPart(f"{_HEADS}:PerPixelHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
     "perpixel_plus": HeadPart(f"{_HEADS}:PerPixelPlusHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
     "semantic_fpn": HeadPart(f"{_HEADS}:SemanticFPNHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "detectron2"),
+    "pointrend": HeadPart(f"{_HEADS}:PointRendHead", f"{_LOSSES}:PointRendLoss", ("semantic",), "detectron2"),
     "maskformer": HeadPart(
         f"{_HEADS}:MaskFormerHead", f"{_LOSSES}:SetCriterion", ("semantic", "panoptic", "instance"), "maskformer", 1
     ),

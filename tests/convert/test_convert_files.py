@@ -316,9 +316,13 @@ def test_the_official_models_are_told_apart_by_their_tensors(monkeypatch: pytest
             state = to_official({key: torch.empty(shape) for key, shape in shapes_of(spec.name).items()}, spec)
         # without second names, whose values there are none of to compare
         states[spec.name] = spec, weights, {key: value for key, value in state.items() if ".offset.norm." not in key}
-    assert len(states) == 24
-    assert len({frozenset((k, v.shape) for k, v in state.items()) for _, _, state in states.values()}) == 24
-    for name in ("maskformer_fpn_resnet101s_ade20k_full", "maskformer_fapn_swin_l_ade20k"):
+    assert len(states) == 27
+    assert len({frozenset((k, v.shape) for k, v in state.items()) for _, _, state in states.values()}) == 27
+    for name in (
+        "maskformer_fpn_resnet101s_ade20k_full",
+        "maskformer_fapn_swin_l_ade20k",
+        "pointrend_fpn_resnet101_cityscapes",
+    ):
         spec, weights, state = states[name]
         assert files.find_model(Path("x"), state) == (spec, weights)
 

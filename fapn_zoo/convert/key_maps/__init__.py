@@ -23,6 +23,7 @@ HEADS: dict[str, tuple[str, Pairs]] = {
     "perpixel_plus": ("maskformer", maskformer.TRANSFORMER),
     "maskformer": ("maskformer", maskformer.TRANSFORMER + maskformer.CLASSES),
     "semantic_fpn": ("detectron2", detectron2.SEMANTIC_FPN),
+    "pointrend": ("detectron2", detectron2.POINTREND),
 }
 # dialect, neck -> rules, second names of shared tensors
 NECKS: dict[tuple[str, str], tuple[Pairs, Pairs]] = {
