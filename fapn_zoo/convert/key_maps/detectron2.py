@@ -1,4 +1,4 @@
-"""Detectron2's FPN and FAN necks and its semantic FPN head (FACTS section 3).
+"""Detectron2's FPN and FAN necks, its semantic FPN head and its two-stage heads (FACTS section 3).
 
 Levels are called by the logarithm of their stride there (2 to 5) and counted from 0 here.
 """
@@ -26,4 +26,18 @@ SEMANTIC_FPN = [
     ("sem_seg_head.p{level:2..5}.{2*step}.weight", "head.branches.{level-2}.{step}.conv.weight"),
     ("sem_seg_head.p{level:2..5}.{2*step}.norm.{what:weight|bias}", "head.branches.{level-2}.{step}.norm.{what}"),
     ("sem_seg_head.predictor.{what:weight|bias}", "head.predictor.{what}"),
+]
+
+_RPN, _ROI = "proposal_generator.rpn_head.", "roi_heads."
+FASTER_RCNN = [
+    (_RPN + "conv.{what:weight|bias}", "head.rpn.conv.{what}"),
+    (_RPN + "objectness_logits.{what:weight|bias}", "head.rpn.objectness.{what}"),
+    (_RPN + "anchor_deltas.{what:weight|bias}", "head.rpn.deltas.{what}"),
+    (_ROI + "box_head.fc{n:1..2}.{what:weight|bias}", "head.box.fc{n}.{what}"),
+    (_ROI + "box_predictor.cls_score.{what:weight|bias}", "head.box.scores.{what}"),
+    (_ROI + "box_predictor.bbox_pred.{what:weight|bias}", "head.box.deltas.{what}"),
+]
+MASKS = [
+    (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
+    (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
 ]

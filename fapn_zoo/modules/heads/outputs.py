@@ -56,6 +56,34 @@ class MaskFormerOutput(NamedTuple):
         return MaskFormerOutput(self.class_logits[n : n + 1], self.mask_logits[n : n + 1], stride=self.stride)
 
 
+class DetectionOutput(NamedTuple):
+    """Detections of N images, D of each (D may differ and be 0), the best first.
+
+    They are in pixels of the network input, inside the images without their padding.
+    """
+
+    boxes: tuple[Tensor, ...]  # (D, 4) x1, y1, x2, y2
+    scores: tuple[Tensor, ...]  # (D,) in 0..1
+    classes: tuple[Tensor, ...]  # (D,) int64
+    stride: int = 1
+
+    def image(self, n: int) -> DetectionOutput:
+        return DetectionOutput(*(field[n : n + 1] for field in self[:3]))
+
+
+class InstanceOutput(NamedTuple):
+    """`DetectionOutput` and of each box its mask: `mask_logits` (D, S, S) of its cells, before the sigmoid."""
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    stride: int = 1
+
+    def image(self, n: int) -> InstanceOutput:
+        return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
+
+
 def tensors_only(output: Output) -> Output:
     """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
 
@@ -71,7 +99,7 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-for _kind in (SemanticOutput, MaskFormerOutput):  # a name for `torch.export.save`
+for _kind in (SemanticOutput, MaskFormerOutput, DetectionOutput, InstanceOutput):  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
 
