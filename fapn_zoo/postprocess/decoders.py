@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Output, SemanticOutput
+from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput, MaskFormerOutput, Output, SemanticOutput
 from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
+from fapn_zoo.postprocess.boxes import boxed_instances, detections
 from fapn_zoo.postprocess.masks import instances, panoptic
 from fapn_zoo.postprocess.semantic import class_map, logits_source, masks_source
 from fapn_zoo.zoo.spec import DataSpec
@@ -31,6 +32,8 @@ SOURCES: dict[type, Callable[[Any, tuple[int, int]], Source]] = {
 DECODERS: dict[type, Mapping[str, Decoder]] = {
     SemanticOutput: {"semantic": semantic},
     MaskFormerOutput: {"semantic": semantic, "panoptic": panoptic, "instance": instances},
+    DetectionOutput: {"detection": detections},
+    InstanceOutput: {"instance": boxed_instances, "detection": detections},
 }
 
 
