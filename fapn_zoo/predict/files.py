@@ -48,10 +48,9 @@ def predict_files(
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
-        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; but for semantic `segments`; and but
-        for detection, which has no map, `labels` and `classes`, name -> share of the image), `failed` (`input` and
-        `error` of what cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr
-        names both.
+        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; `segments`, not of semantic; `labels`
+        and `classes`, name -> share of the image, not of detection), `failed` (`input` and `error` of what cannot be
+        read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.

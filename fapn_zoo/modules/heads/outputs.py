@@ -22,7 +22,8 @@ class Output(Protocol):
     All of its numbers are finite: predictions and evaluations stop at a NaN or an infinity in any tensor of it.
     A head is `forward(pyramid, features, sizes=None, targets=None) -> Output`: the neck's maps and the backbone's,
     both from fine to coarse, the sizes (N, 2) of the images without their padding, and while training the `Targets`.
-    Heads that score pixels or masks read neither of the last two.
+    Heads that score pixels or masks read neither of the last two. A head whose output is a choice, which rounding can
+    turn, also has `before_choice(pyramid)`: tensors by name, to which all of its layers contribute smoothly.
     """
 
     @property

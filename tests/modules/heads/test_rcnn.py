@@ -9,6 +9,8 @@ from torch import nn
 import fapn_zoo
 from fapn_zoo.modules.heads.rcnn import FasterRCNNHead, MaskRCNNHead
 from fapn_zoo.modules.necks import SubsampledLevel
+from fapn_zoo.weights import probe
+from fapn_zoo.weights.folder import read_config
 from fapn_zoo.zoo.registry import get_spec
 
 pytestmark = pytest.mark.unit
@@ -130,3 +132,19 @@ def test_on_the_meta_device_there_are_as_many_as_may_be(name):
     assert [tuple(b.shape) for b in out.boxes] == [(100, 4)] * 2
     spec = get_spec(name)[0]
     assert model.num_classes == 80 == len(model.data.labels) and spec.data.channel_order == "bgr"
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+def test_stored_outputs_are_those_before_the_choice(head, tmp_path):
+    """Saved and read back also where nothing is detected; a change of any weight of the head is found."""
+    model = small(head, head_score_threshold=1.0)
+    model.save(tmp_path / "m", license="apache-2.0")
+    stored = read_config(tmp_path / "m")["probe"]
+    assert probe.check(model, stored) == 0
+    for name, parameter in model.head.named_parameters():
+        before = parameter.detach().clone()
+        parameter.data += 0.5
+        with pytest.raises(ValueError, match="no longer computes its stored outputs"):
+            probe.check(model, stored)
+        parameter.data = before
+        assert probe.check(model, stored) == 0, name

@@ -96,14 +96,17 @@ class MaskBranch(nn.Module):
         for layer in (*self.convs, self.deconv, self.predictor):
             nn.init.zeros_(layer.bias)
 
+    def features(self, pooled: Tensor) -> Tensor:
+        """(M, C, side, side) -> (M, hidden, 2 side, 2 side), which the last layer reads."""
+        for conv in self.convs:
+            pooled = F.relu(conv(pooled))
+        return F.relu(self.deconv(pooled))
+
     def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """(M, C, side, side) and classes (M,) -> logits (M, 2 side, 2 side) of each region's own class.
 
         The last layer is computed for these classes alone.
         """
-        x = pooled
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        x = F.relu(self.deconv(x))
+        x = self.features(pooled)
         weight, bias = self.predictor.weight[classes, :, 0, 0], self.predictor.bias[classes]
         return torch.einsum("mchw,mc->mhw", x, weight) + bias[:, None, None]

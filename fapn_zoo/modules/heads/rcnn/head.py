@@ -13,6 +13,7 @@ from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
 from fapn_zoo.modules.layers.boxes import pool_boxes
 
 STRIDE = 4  # of the finest map
+FIXED = ((0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.5, 0.9), (0.6, 0.1, 0.7, 0.3))  # boxes, as shares of an image's sides
 
 
 class FasterRCNNHead(nn.Module):
@@ -60,6 +61,24 @@ class FasterRCNNHead(nn.Module):
     ) -> DetectionOutput:
         """The detections of every image, the best first, inside `sizes`; without them inside the padded input."""
         return DetectionOutput(*self.detect(pyramid, sizes))
+
+    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Logits and deltas of all anchors, and of `FIXED` boxes in every image."""
+        maps = zip(*self.rpn(pyramid), strict=True)
+        found = {
+            f"{name}{i}": x for i, pair in enumerate(maps) for name, x in zip(("logits", "shifts"), pair, strict=True)
+        }
+        scores, deltas = self.box(pool_boxes(pyramid[:-1], self.fixed_boxes(pyramid), self.box.side))
+        return found | {"scores": scores, "deltas": deltas}
+
+    @staticmethod
+    def fixed_boxes(pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """`FIXED` in pixels of the padded input, for every image."""
+        height, width = (STRIDE * side for side in pyramid[0].shape[-2:])
+        boxes = torch.tensor(FIXED, device=pyramid[0].device) * torch.tensor(
+            [width, height] * 2, device=pyramid[0].device
+        )
+        return [boxes] * len(pyramid[0])
 
     def detect(
         self, pyramid: Sequence[Tensor], sizes: Tensor | None
@@ -131,3 +150,8 @@ class MaskRCNNHead(FasterRCNNHead):
         usable = [each.nan_to_num() for each in boxes]
         logits = self.mask(pool_boxes(pyramid[:-1], usable, self.mask.side), torch.cat(classes))
         return InstanceOutput(boxes, scores, classes, logits.split([len(each) for each in boxes]))
+
+    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Also the masks of these boxes, for every class."""
+        pooled = pool_boxes(pyramid[:-1], self.fixed_boxes(pyramid), self.mask.side)
+        return super().before_choice(pyramid) | {"masks": self.mask.predictor(self.mask.features(pooled))}
