@@ -102,6 +102,7 @@ def pool_boxes(pyramid: Sequence[Tensor], boxes: Sequence[Tensor], side: int) ->
         rows = torch.nonzero(level_of == level)[:, 0]
         if len(rows):
             scale = 1 / (4 * 2**level)
-            found = roi_align(features, regions[rows].to(features.dtype), side, scale, sampling_ratio=0, aligned=True)
+            # in half precision a box of a large image would be off by pixels
+            found = roi_align(features.float(), regions[rows], side, scale, sampling_ratio=0, aligned=True)
             pooled[rows] = found.to(pooled.dtype)
     return pooled

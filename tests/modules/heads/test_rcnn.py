@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fapn_zoo
 from fapn_zoo.modules.heads.rcnn import FasterRCNNHead, MaskRCNNHead
+from fapn_zoo.modules.layers.boxes import pool_boxes
 from fapn_zoo.modules.necks import SubsampledLevel
 from fapn_zoo.weights import probe
 from fapn_zoo.weights.folder import read_config
@@ -148,3 +150,30 @@ def test_stored_outputs_are_those_before_the_choice(head, tmp_path):
             probe.check(model, stored)
         parameter.data = before
         assert probe.check(model, stored) == 0, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_boxes_in_place(dtype):
+    """A coordinate of 1000 has steps of 8 in bfloat16: boxes, anchors and pooling stay in float32."""
+    head = FasterRCNNHead(8, 8, 3, hidden=8, score_threshold=0.0)
+    pyramid = [torch.randn(1, 8, 320 // 2**i, 320 // 2**i) for i in range(5)]
+    proposals = [boxes for boxes, _ in head.rpn.choose(*head.rpn(pyramid), [(1280, 1280)])]
+    assert pool_boxes([x.to(dtype) for x in pyramid[:-1]], proposals, 7).dtype == dtype
+    ramp = [torch.arange(n).div(n).expand(1, 1, n, n) for n in (320, 160, 80, 40)]
+    pools = [pool_boxes([x.to(kind) for x in ramp], proposals, 7).float() for kind in (torch.float32, dtype)]
+    assert (pools[0] - pools[1]).abs().max() < 1e-2
+    out = head.to(dtype)([x.to(dtype) for x in pyramid], [], torch.tensor([[1280, 1280]]))
+    assert out.boxes[0].dtype == torch.float32 and len(out.boxes[0]) == 100
+
+
+def test_predictions_in_bfloat16_and_batches():
+    model = small("mask_rcnn")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (96, 128, 3), dtype=np.uint8) for _ in range(3)]
+    alone = [model.predict(image, amp="no") for image in images]
+    for result, other in zip(model.predict(images, batch_size=3, amp="no"), alone, strict=True):
+        assert len(result.segments) == len(other.segments) and np.allclose(result.boxes, other.boxes, atol=0.1)
+    for result in model.predict(images, batch_size=2, amp="bf16"):
+        assert result.boxes.shape == (len(result.segments), 4) and result.labels.shape == (96, 128)
+    assert model.to(torch.bfloat16).predict(images[0]).boxes.dtype == np.float32
