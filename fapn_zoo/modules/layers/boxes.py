@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
+
+from fapn_zoo.runtime.compilers import numba_works
+from fapn_zoo.runtime.workers import WORKERS
 
 LARGEST_LOG = math.log(1000 / 16)  # of a side over that of its reference: what is learned early must not overflow
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # a box of this side is pooled from the level of stride 2^4
@@ -86,6 +90,8 @@ def levels_of(boxes: Tensor, levels: int) -> Tensor:
 def pool_boxes(pyramid: Sequence[Tensor], boxes: Sequence[Tensor], side: int) -> Tensor:
     """Features inside boxes, by RoIAlign (Mask R-CNN, section 3) with pixel centres and as many samples as pixels.
 
+    On a CPU without gradients by `roi_kernels`, elsewhere by torchvision's operator; they differ by rounding.
+
     Args:
         pyramid: maps (N, C, H / s, W / s) of strides s = 4, 8, 16, ...
         boxes: of every image (M_n, 4) in input pixels, float32. They may leave the image.
@@ -94,15 +100,47 @@ def pool_boxes(pyramid: Sequence[Tensor], boxes: Sequence[Tensor], side: int) ->
     Returns:
         (sum of M_n, C, side, side), images one after the other.
     """
-    images = torch.cat([torch.full((len(b), 1), float(n), device=b.device) for n, b in enumerate(boxes)])
     joined = torch.cat(list(boxes))
-    regions, level_of = torch.cat([images, joined], dim=1), levels_of(joined, len(pyramid))
-    pooled = pyramid[0].new_zeros(len(joined), pyramid[0].shape[1], side, side)
-    for level, features in enumerate(pyramid if not pooled.is_meta else ()):
-        rows = torch.nonzero(level_of == level)[:, 0]
-        if len(rows):
-            scale = 1 / (4 * 2**level)
-            # in half precision a box of a large image would be off by pixels
-            found = roi_align(features.float(), regions[rows], side, scale, sampling_ratio=0, aligned=True)
-            pooled[rows] = found.to(pooled.dtype)
-    return pooled
+    if joined.is_meta or not len(joined):
+        return pyramid[0].new_empty(len(joined), pyramid[0].shape[1], side, side)
+    images = torch.cat([torch.full((len(b),), n, device=b.device) for n, b in enumerate(boxes)])
+    level_of = levels_of(joined, len(pyramid))
+    rows = [torch.nonzero(level_of == level)[:, 0] for level in range(len(pyramid))]
+    # in half precision a box of a large image would be off by pixels
+    used = [(x.float(), 1 / (4 * 2**level), rows[level]) for level, x in enumerate(pyramid) if len(rows[level])]
+    pool = _by_kernels if _kernels_work(pyramid) else _by_torchvision
+    return pool(used, images, joined, side).to(pyramid[0].dtype)
+
+
+Level = tuple[Tensor, float, Tensor]  # a map (N, C, h, w), its pixels per input pixel, and which boxes it serves
+
+
+def _by_torchvision(levels: Sequence[Level], images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    regions = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+    rule = {"sampling_ratio": 0, "aligned": True}
+    parts = [roi_align(features, regions[rows], side, scale, **rule) for features, scale, rows in levels]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[torch.cat([rows for *_, rows in levels]).argsort()]
+
+
+def _kernels_work(pyramid: Sequence[Tensor]) -> bool:
+    recorded = torch.is_grad_enabled() and any(features.requires_grad for features in pyramid)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return pyramid[0].device.type == "cpu" and not recorded and not traced and numba_works()
+
+
+def _by_kernels(levels: Sequence[Level], images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    from fapn_zoo.modules.layers import roi_kernels as kernels
+
+    out = torch.empty(len(boxes), levels[0][0].shape[1], side, side)
+    threads = torch.get_num_threads()
+    shared = images.numpy(), boxes.detach().float().contiguous().numpy()
+    for features, scale, rows in levels:
+        maps = features.detach().permute(0, 2, 3, 1).contiguous().numpy()
+
+        def work(worker: int, maps: np.ndarray = maps, scale: float = scale, rows: Tensor = rows) -> None:
+            kernels.pool(maps, *shared, np.float32(scale), rows[worker::threads].contiguous().numpy(), out.numpy())
+
+        WORKERS.run(work, threads)
+    return out

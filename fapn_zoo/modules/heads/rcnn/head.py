@@ -64,21 +64,18 @@ class FasterRCNNHead(nn.Module):
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Logits and deltas of all anchors, and of `FIXED` boxes in every image."""
-        maps = zip(*self.rpn(pyramid), strict=True)
-        found = {
-            f"{name}{i}": x for i, pair in enumerate(maps) for name, x in zip(("logits", "shifts"), pair, strict=True)
-        }
+        logits, shifts = self.rpn(pyramid)
+        found = {f"logits{i}": x for i, x in enumerate(logits)} | {f"shifts{i}": x for i, x in enumerate(shifts)}
         scores, deltas = self.box(pool_boxes(pyramid[:-1], self.fixed_boxes(pyramid), self.box.side))
         return found | {"scores": scores, "deltas": deltas}
 
     @staticmethod
     def fixed_boxes(pyramid: Sequence[Tensor]) -> list[Tensor]:
         """`FIXED` in pixels of the padded input, for every image."""
-        height, width = (STRIDE * side for side in pyramid[0].shape[-2:])
-        boxes = torch.tensor(FIXED, device=pyramid[0].device) * torch.tensor(
-            [width, height] * 2, device=pyramid[0].device
-        )
-        return [boxes] * len(pyramid[0])
+        finest = pyramid[0]
+        height, width = (STRIDE * side for side in finest.shape[-2:])
+        boxes = torch.tensor([(x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in FIXED])
+        return [boxes.to(finest.device)] * len(finest)
 
     def detect(
         self, pyramid: Sequence[Tensor], sizes: Tensor | None
