@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys.golden_rule import NOISE_FACTOR, Golden
+from toys.golden_rule import NOISE_FACTOR, Golden, record
 
 import fapn_zoo
 from fapn_zoo.convert import to_zoo
@@ -26,36 +26,6 @@ MODELS = {
     "maskformer_fapn_swin_l_ade20k": "maskformer_fapn_swinl_ade20k",
     "perpixel_fapn_resnet50_ade20k": "perpixel_fapn_r50_ade20k",
 }
-TABLE = f"parity with the official models: at most {NOISE_FACTOR} times the rounding noise of their own"
-
-
-@pytest.fixture
-def compare(record_property):
-    """``compare(golden, outputs)`` checks stored outputs, largest ratio last, and puts each into the table."""
-
-    def run(golden: Golden, outputs: dict[str, Tensor]) -> None:
-        for name, output in outputs.items():
-            difference, noise = golden.check(name, output), golden.noise(name)
-            record_property(
-                f"row of {TABLE}",
-                {
-                    "model": golden.folder.name,
-                    "tensor": name,
-                    "max difference": f"{difference:.3g}",
-                    "noise floor": f"{noise:.3g}",
-                    "ratio": f"{difference / noise:.2f}",
-                },
-            )
-
-    return run
-
-
-def record(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """A dict that the modules' outputs are written into when they run."""
-    outputs: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        module.register_forward_hook(lambda m, args, out, name=name: outputs.__setitem__(name, out))
-    return outputs
 
 
 def pixel_decoder(model: nn.Module) -> dict[str, nn.Module]:

@@ -187,6 +187,10 @@ def test_a_loss_that_is_not_finite_names_the_step(tiny: Settings, monkeypatch: p
         ({"val_data": "scenes:2@32x32"}, "classes"),
         ({"model": "perpixel_fpm"}, "perpixel_fp"),
         ({"model_args": {"neck_width": 3}}, "neck_width"),
+        (
+            {"model": "faster_rcnn_fpn", "model_args": {"neck_out_channels": 16}, "data": "scenes:4@64x96"},
+            "a faster_rcnn head cannot be trained yet",
+        ),
     ],
 )
 def test_bad_settings_leave_no_folder(tiny: Settings, changes: dict, message: str):

@@ -1,4 +1,4 @@
-"""Detectron2's FPN and FAN necks and its semantic FPN and PointRend heads (FACTS section 3).
+"""Detectron2's FPN and FAN necks, its semantic FPN and PointRend heads and its two-stage heads (FACTS section 3).
 
 Levels are called by the logarithm of their stride there (2 to 5) and counted from 0 here.
 """
@@ -38,3 +38,17 @@ _POINTS = [
 POINTREND = below("sem_seg_head.coarse_sem_seg_head.", "head.coarse.", _SEMANTIC_FPN) + below(
     "sem_seg_head.point_head.", "head.points.", _POINTS
 )
+
+_RPN, _ROI = "proposal_generator.rpn_head.", "roi_heads."
+FASTER_RCNN = [
+    (_RPN + "conv.{what:weight|bias}", "head.rpn.conv.{what}"),
+    (_RPN + "objectness_logits.{what:weight|bias}", "head.rpn.objectness.{what}"),
+    (_RPN + "anchor_deltas.{what:weight|bias}", "head.rpn.deltas.{what}"),
+    (_ROI + "box_head.fc{n:1..2}.{what:weight|bias}", "head.box.fc{n}.{what}"),
+    (_ROI + "box_predictor.cls_score.{what:weight|bias}", "head.box.scores.{what}"),
+    (_ROI + "box_predictor.bbox_pred.{what:weight|bias}", "head.box.deltas.{what}"),
+]
+MASKS = [
+    (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
+    (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
+]

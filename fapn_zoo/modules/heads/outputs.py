@@ -23,7 +23,9 @@ class Output(Protocol):
     A head is `forward(pyramid, features, sizes=None, targets=None) -> Output`: the neck's maps and the backbone's,
     both from fine to coarse, the sizes (N, 2) of the images without their padding, and while training the `Targets`.
     Heads that score pixels or masks read neither of the last two. What a head draws at random for an image while
-    training follows from its seed in the targets, so that it is the same in every batch.
+    training follows from its seed in the targets, so that it is the same in every batch. A head whose output is a
+    choice, which rounding can turn, also has `before_choice(pyramid)`: tensors by name, to which all of its layers
+    contribute smoothly.
     """
 
     @property
@@ -69,6 +71,34 @@ class PointRendOutput(NamedTuple):
         return PointRendOutput(*(tensor[n : n + 1] for tensor in self[:3]), stride=self.stride)
 
 
+class DetectionOutput(NamedTuple):
+    """Detections of N images, D of each (D may differ and be 0), the best first.
+
+    They are in pixels of the network input, inside the images without their padding.
+    """
+
+    boxes: tuple[Tensor, ...]  # (D, 4) x1, y1, x2, y2
+    scores: tuple[Tensor, ...]  # (D,) in 0..1
+    classes: tuple[Tensor, ...]  # (D,) int64
+    stride: int = 1
+
+    def image(self, n: int) -> DetectionOutput:
+        return DetectionOutput(*(field[n : n + 1] for field in self[:3]))
+
+
+class InstanceOutput(NamedTuple):
+    """`DetectionOutput` and of each box its mask: `mask_logits` (D, S, S) of its cells, before the sigmoid."""
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    stride: int = 1
+
+    def image(self, n: int) -> InstanceOutput:
+        return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
+
+
 def tensors_only(output: Output) -> Output:
     """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
 
@@ -84,7 +114,8 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-for _kind in (SemanticOutput, MaskFormerOutput, PointRendOutput):  # a name for `torch.export.save`
+_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput)
+for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
 
