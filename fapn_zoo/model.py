@@ -16,7 +16,7 @@ from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.modules.heads.outputs import Output, Targets, tensors_only
 from fapn_zoo.runtime.exporting import to_tensors_only
 from fapn_zoo.weights.folder import LoadReport, WithoutInit
-from fapn_zoo.zoo.parts import HEADS, NECKS, load_part
+from fapn_zoo.zoo.parts import EXTRA_LEVELS, HEADS, NECKS, load_part
 from fapn_zoo.zoo.registry import nearest
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
@@ -61,7 +61,8 @@ class ZooModel(nn.Module):
         """Normalised images (N, in_chans, H, W) -> the head's raw output (see `fapn_zoo.modules.heads.outputs`).
 
         Normalising, padding and post-processing are not done here but by `predict`. `sizes` (N, 2) are those of the
-        images without padding, `targets` the truth while training: only heads that choose among proposals read them.
+        images without padding, `targets` the truth while training: only heads that choose among proposals or draw
+        points at random read them.
 
         Exported to ONNX or TorchScript, which hold no numbers, the output's tensors are all that it holds as a tuple.
         Warns once where batch norms of a model with loaded weights are about to learn from images without targets.
@@ -121,6 +122,8 @@ def build(
         source = {"pretrained": pretrained_backbone, "cache_dir": cache_dir}
         backbone = Backbone(spec.backbone, in_chans=spec.in_chans, **source, **args["backbone"])
         neck_args = {"dialect": head_part.dialect} | neck_part.args | args["neck"]
+        if head_part.extra:
+            neck_args["extra_blocks"] = load_part(EXTRA_LEVELS[head_part.extra])()
         neck = neck_class(backbone.out_channels, num_outputs=head_part.levels, **neck_args)
         head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
         return ZooModel(backbone, neck, head, spec)

@@ -15,6 +15,7 @@ import io
 from pathlib import Path
 
 from fapn_zoo.runtime.files import write_text
+from fapn_zoo.zoo.pointrend import ABLATION
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec
 
@@ -38,7 +39,7 @@ SCORE_COLUMNS = {
     "params": "parameters",
     "seed": "seed",
 }
-MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported mIoU", "measured mIoU", "weights")
+MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported", "measured mIoU", "weights")
 COUNT_COLUMNS = ("model", "size", "params", "macs", "macs_backbone", "macs_neck", "macs_head")
 # Height and width of the images of a label set; those of the others vary, and count as squares of the test size.
 IMAGE_SIZES = {"cityscapes": (1024, 2048), "camvid": (360, 480)}
@@ -65,7 +66,8 @@ def model_table() -> str:
         if spec.backbone is None or not (spec.weights or name in measured):
             continue
         row = counts[name]
-        weights = "; ".join(f"{w.source}, {w.license}" for w in spec.weights.values()) or "none released"
+        weights = "; ".join(dict.fromkeys(f"{w.source}, {w.license}" for w in spec.weights.values()))
+        weights = weights or "none released"
         rows.append(
             [
                 f"`{name}`",
@@ -96,11 +98,13 @@ def measured_scores() -> dict[str, str]:
 
 
 def _reported(spec: ModelSpec) -> str:
-    """The reported mIoU at one scale, and that at several in brackets."""
+    """The reported mIoU at one scale, and that at several in brackets; or AP of masks and boxes."""
     metrics = next(iter(spec.weights.values())).metrics if spec.weights else {}
     single = [f"{value:.1f}" for name, value in metrics.items() if name.endswith("mIoU")]
     several = [f"({value:.1f})" for name, value in metrics.items() if name.endswith("mIoU multi-scale")]
-    return " ".join(single + several)
+    precision = {name.rpartition(" val2017 ")[2]: value for name, value in metrics.items()}
+    found = [f"{name} {precision[name]:.1f}" for name in ("AP", "box AP") if name in precision]
+    return " ".join(single + several) or ", ".join(found)
 
 
 def network_size(spec: ModelSpec) -> tuple[int, int]:
@@ -128,6 +132,16 @@ def count_models() -> None:
     writer.writeheader()
     writer.writerows(count_model(name) for name in list_models() if get_spec(name)[0].backbone is not None)
     write_text(COUNTS, buffer.getvalue())
+
+
+def ablation_table() -> str:
+    """The rows of the FaPN paper's ablation table as Markdown: what they are called here, and by which reading."""
+    counts = {row["model"]: int(row["params"]) for row in _read(COUNTS)}
+    rows = []
+    for row in ABLATION:
+        name = f"pointrend_{row.neck}_{row.backbone}_cityscapes"
+        rows.append([row.row, f"{row.printed} M", f"{counts[name]:,}", f"`{name}`", row.reading])
+    return _markdown(("row", "printed", "counted", "model", "reading"), rows)
 
 
 def speed_table() -> str:
@@ -190,6 +204,7 @@ def deform_table() -> str:
 TABLES = {
     "results": ("embedded-model.md", score_table),
     "models": ("models.md", model_table),
+    "ablation": ("models.md", ablation_table),
     "speed": ("speed.md", speed_table),
     "deformable": ("deformable-convolution.md", deform_table),
 }

@@ -56,8 +56,10 @@ def test_wildcards_order_and_filters():
         "maskformer_fpn_swin_t_ade20k",
         *[f"perpixel_fpn_swin_{s}_ade20k" for s in "blst"],
     ]
-    assert fapn_zoo.list_models(task="semantic") == fapn_zoo.list_models()
-    assert fapn_zoo.list_models(task="panoptic") == []
+    by_task = {task: fapn_zoo.list_models(task=task) for task in ("semantic", "panoptic", "instance", "detection")}
+    assert sorted(sum(by_task.values(), []), key=natural_key) == fapn_zoo.list_models() and not by_task["panoptic"]
+    assert all("faster_rcnn" in name for name in by_task["detection"])
+    assert all("mask_rcnn" in name for name in by_task["instance"])
     assert fapn_zoo.list_models("nothing*") == []
     assert all(get_spec(name)[0].weights for name in fapn_zoo.list_models(pretrained=True))
 

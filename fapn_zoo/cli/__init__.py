@@ -15,6 +15,7 @@ import sys
 
 from fapn_zoo import __version__
 from fapn_zoo.cli import benchmark, evaluate, models, pictures, predict, train, weights
+from fapn_zoo.runtime.files import NO_ROOM
 from fapn_zoo.runtime.signals import sigterm_as_interrupt
 
 SIGNALLED = 128  # and the number of the signal: what shells report of a program that a signal has ended
@@ -52,6 +53,8 @@ def _run(argv: list[str] | None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ArithmeticError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None and len(error.args) > 1:
+            raise  # as the system says it, of a stream: errors of files name these
         print(f"error: {error}", file=sys.stderr)
         return 1
 

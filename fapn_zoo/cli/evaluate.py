@@ -15,7 +15,10 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("model", nargs="+", help=f"{MODEL}; several: compared with the first")
     verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
     verb.add_argument("--split", default="test")
-    text = "semantic: mean IoU; panoptic: PQ; instance: AP of masks and boxes. These two on COCO's folders or scenes:N"
+    text = (
+        "semantic: mean IoU; panoptic: PQ; instance: AP of masks and boxes; detection: AP of boxes. "
+        "But for the first on COCO's folders or scenes:N"
+    )
     verb.add_argument("--task", default="semantic", help=text)
     verb.add_argument("--json", type=Path, help="write the report here")
     verb.add_argument("--csv", type=Path, help="append a row here")

@@ -23,7 +23,7 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(verbs, "list", run_list, "names of the models, and where their weights come from")
     verb.add_argument("pattern", nargs="?", default="*", help="wildcards, quoted")
     verb.add_argument("--pretrained", action="store_true", help="only those with weights")
-    verb.add_argument("--task", help="only those of this task: semantic, panoptic or instance")
+    verb.add_argument("--task", help="only those of this task: semantic, panoptic, instance or detection")
 
     text = "one model, or (without a name) versions and the deformable convolution in use"
     verb = add_verb(verbs, "info", run_info, text)

@@ -19,7 +19,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("paths", nargs="+", help="files, folders, URLs")
     verb.add_argument("--model", default=EMBEDDED, help=f"{MODEL} ({EMBEDDED})")
     verb.add_argument("--out", type=Path, default=Path("predictions"), help="output folder (predictions)")
-    verb.add_argument("--task", help="semantic, panoptic or instance; default: the model's")
+    verb.add_argument("--task", help="semantic, panoptic, instance or detection; default: the model's")
     verb.add_argument("--tile", type=size, help="window in pixels, 512 or 512x1024, for large images")
     verb.add_argument("--batch-size", type=int, default=1)
     verb.add_argument("--amp", default="auto", help="bf16, fp16 or no; auto: bf16 where the processor is fast in it")

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,8 +140,10 @@ def _by_name(path: Path) -> tuple[ModelSpec, WeightsSpec] | None:
     return next((found for found in _official_models() if path.name == found[1].location.rpartition("/")[2]), None)
 
 
-def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None, str]:
+def _claims(path: Path, weights: WeightsSpec | None, known: Collection[WeightsSpec]) -> tuple[WeightsSpec | None, str]:
     """What may be said of a file that is given as official weights: theirs, if its md5 is the one in their name.
+
+    `known` are all weights of the model: of several, the file's own are found by the md5 under another name too.
 
     Returns:
         The weights, or None where the file is another one, whose scores and terms nobody knows; and a sentence for the
@@ -159,6 +161,9 @@ def _claims(path: Path, weights: WeightsSpec | None) -> tuple[WeightsSpec | None
     digest = file_digest(path, "md5")
     if digest.startswith(official.md5_prefix):
         return weights, ""
+    own = next((w for w in known if w.md5_prefix and digest.startswith(w.md5_prefix)), None)
+    if own is not None and not named:
+        return own, ""
     if named:
         raise ValueError(f"{path} has md5 {digest}, but its name promises {official.md5_prefix}...; fetch it again")
     words = "%s has md5 %s, the released file %s...: it is converted without the release's scores and licence"
@@ -171,7 +176,7 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
     if weights is None:
         weights = next((w for w in spec.weights.values() if w.source == "official"), None)
-    weights, note = (weights, "") if checked else _claims(path, weights)
+    weights, note = (weights, "") if checked else _claims(path, weights, spec.weights.values())
     spec = with_labels(spec)
     digest = file_digest(path)
     if _is_made_of(out, digest, spec):

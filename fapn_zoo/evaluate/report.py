@@ -32,7 +32,7 @@ def csv_columns() -> tuple[list[str], int]:
     facts = "params amp device seconds torch fapn_zoo commit seed date command".split()
     old = [*"model weights data split task images".split(), *first.table, *facts]
     new = [*"scales flip window class_map".split(), *first.near, *(name for one in others for name in one.table)]
-    return [*old, *new], len(old)
+    return list(dict.fromkeys([*old, *new])), len(old)
 
 
 CSV_COLUMNS = csv_columns()[0]

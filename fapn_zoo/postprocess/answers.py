@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fapn_zoo.postprocess.cropped import Masks, pasted
+
 
 class Frame(NamedTuple):
     """One image's way through the network, sizes (height, width) in pixels."""
@@ -32,13 +34,13 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a panoptic map, or one instance."""
+    """One segment of a panoptic map, one instance, or one detection."""
 
-    id: int  # its value in the segment map (from 1), or 1 + its row in the stack of masks
+    id: int  # its value in the segment map (from 1), or 1 + its row among masks or boxes
     category_id: int
     isthing: bool  # False for amorphous regions, of which there is at most one per class
     score: float  # confidence in 0..1
-    area: int  # pixels
+    area: int  # pixels; of a detection those of its box
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,27 @@ class Panoptic:
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """Attributes: `masks` (M, h, w) bool, best score first, may overlap; `segments`, one per mask; M may be 0."""
+    """Scored masks of M objects, the best first, which may overlap; M may be 0.
 
-    masks: Tensor
+    Attributes:
+        cropped: the masks, none of them as large as the image.
+        segments: one per mask.
+        boxes: (M, 4) float32 x1, y1, x2, y2, where they were found too; None where those of the masks are meant.
+    """
+
+    cropped: Masks
+    segments: tuple[Segment, ...]
+    boxes: Tensor | None = None
+
+    @property
+    def masks(self) -> Tensor:
+        """(M, h, w) bool, made anew at every call."""
+        return pasted(self.cropped)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Attributes: `boxes` (M, 4) float32 x1, y1, x2, y2, best score first; `segments`, one per box; M may be 0."""
+
+    boxes: Tensor
     segments: tuple[Segment, ...]

@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Output, SemanticOutput
+from fapn_zoo.modules.heads.outputs import (
+    DetectionOutput,
+    InstanceOutput,
+    MaskFormerOutput,
+    Output,
+    PointRendOutput,
+    SemanticOutput,
+)
 from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
+from fapn_zoo.postprocess.boxes import boxed_instances, detections
 from fapn_zoo.postprocess.masks import instances, panoptic
 from fapn_zoo.postprocess.semantic import class_map, logits_source, masks_source
 from fapn_zoo.zoo.spec import DataSpec
@@ -27,10 +35,14 @@ def semantic(output: Output, frame: Frame, data: DataSpec, *, shares: bool = Tru
 SOURCES: dict[type, Callable[[Any, tuple[int, int]], Source]] = {
     SemanticOutput: logits_source,
     MaskFormerOutput: masks_source,
+    PointRendOutput: logits_source,
 }
 DECODERS: dict[type, Mapping[str, Decoder]] = {
     SemanticOutput: {"semantic": semantic},
     MaskFormerOutput: {"semantic": semantic, "panoptic": panoptic, "instance": instances},
+    PointRendOutput: {"semantic": semantic},  # of training; predicting, the head gives a SemanticOutput
+    DetectionOutput: {"detection": detections},
+    InstanceOutput: {"instance": boxed_instances, "detection": detections},
 }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.postprocess.answers import Frame, Instances, Panoptic, Segment
 from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
+from fapn_zoo.postprocess.cropped import HardMasks
 from fapn_zoo.postprocess.semantic import check_cover, class_probabilities
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -78,7 +79,7 @@ def instances(
     order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
     rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
     segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
-    return Instances(masks[order], segments)
+    return Instances(HardMasks(masks[order]), segments)
 
 
 def _mask_bands(masks: Tensor, frame: Frame, stride: int) -> Iterator[tuple[int, int, Tensor]]:

@@ -48,9 +48,9 @@ def predict_files(
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
-        `seconds`, `images` (of each `input`, `overlay`, `labels`, `size` [H, W], `seconds`, `classes`
-        name -> share of the image, and for panoptic and instance `segments`), `failed` (`input` and `error` of what
-        cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
+        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; `segments`, not of semantic; `labels`
+        and `classes`, name -> share of the image, not of detection), `failed` (`input` and `error` of what cannot be
+        read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
@@ -165,7 +165,9 @@ def _file_names(stem: str) -> tuple[str, str]:
 def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, Any]:
     overlay, labels = _file_names(stem)
     save_image(result.overlay(), out_dir / overlay)
-    save_image(result.label_image(), out_dir / labels)
     facts = result.to_dict()
+    if result.labels is None:
+        return {"overlay": overlay, "size": facts["size"], "segments": facts["segments"]}
+    save_image(result.label_image(), out_dir / labels)
     kept = ("size", "classes") if result.segment_map is None else ("size", "classes", "segments")
     return {"overlay": overlay, "labels": labels, **{key: facts[key] for key in kept}}

@@ -45,8 +45,8 @@ def predict(
         model: a `ZooModel`, on any device; its training flags are put back afterwards. Threads may share it.
         x: what `data.images.load_image` takes (path, URL, bytes, file object, PIL image, array, tensor), or a folder
             of images, or a list or tuple of all these, or a tensor (N, C, H, W).
-        task: `"semantic"`; for mask classification models also `"panoptic"` and `"instance"`. None is the
-            model's own.
+        task: `"semantic"`; for mask classification models also `"panoptic"` and `"instance"`; for two-stage models
+            `"detection"`, and with masks `"instance"`. None is the model's own.
         tile: semantic only. Run the image at its own resolution (without the model's test size) in overlapping
             windows of this many pixels, (height, width) or one number for both, and average their scores. Windows
             are rounded up to multiples of 32 and of the model's padding; smaller images are run whole, not enlarged.

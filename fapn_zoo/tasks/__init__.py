@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fapn_zoo.tasks.detection import DetectionTask
 from fapn_zoo.tasks.instance import InstanceTask
 from fapn_zoo.tasks.panoptic import PanopticTask
 from fapn_zoo.tasks.protocol import Task
@@ -11,7 +12,7 @@ from fapn_zoo.zoo.spec import ModelSpec
 
 __all__ = ["TASKS", "averaging_tasks", "register_task", "task_for"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (SemanticTask(), PanopticTask(), InstanceTask())}
+TASKS: dict[str, Task] = {task.name: task for task in (SemanticTask(), PanopticTask(), InstanceTask(), DetectionTask())}
 
 
 def register_task(task: Task) -> None:

@@ -13,6 +13,7 @@ from fapn_zoo.tasks import fonts
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LEGEND_ROWS = 12
+MOST_TEXTS = 40  # beside boxes
 
 
 def overlay(
@@ -65,6 +66,47 @@ def draw_legend(picture: Image.Image, shares: Mapping[str, float], colours: Mapp
         draw.rectangle((size // 2, top + size // 5, size // 2 + size, top + size // 5 + size), fill=tuple(colour))
         fonts.write(draw, (2 * size, top), text, "white", size)
     picture.paste(panel.convert("RGB"), (0, 0), panel.getchannel("A"))
+
+
+def boxed(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: Sequence[Sequence[int]]) -> Image.Image:
+    """An image with boxes drawn on it, the first on top, and texts beside them.
+
+    Lines are thin, and thinner on small objects. A text stands above its box, or below it where there is no room, so
+    that it does not hide the object. It is left out where another one stands already, and there are at most
+    `MOST_TEXTS`: the first ones count most.
+
+    Args:
+        image: (H, W, 3) uint8.
+        boxes: (M, 4) x1, y1, x2, y2 in pixels. texts, colours (RGB): M each.
+    """
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    line = max(1, round(min(picture.size) / 350))
+    corners = [[round(side) for side in box] for box in boxes.tolist()]
+    for (x1, y1, x2, y2), colour in reversed(list(zip(corners, colours, strict=True))):
+        width = min(line, 1 + min(x2 - x1, y2 - y1) // 32)
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=tuple(colour), width=width)
+    size = max(10, min(picture.size) // 45)
+    height, taken = round(1.35 * size), []
+    for (x1, y1, _, y2), text, colour in zip(corners, texts, colours, strict=True):
+        if len(taken) == MOST_TEXTS:
+            break
+        width = round(fonts.length(text, size)) + size // 2
+        left = max(0, min(x1, picture.width - width))
+        top = y1 - height if y1 >= height else y2
+        place = (left, top, left + width, top + height)
+        if top + height > picture.height or any(_meet(place, other) for other in taken):
+            continue
+        taken.append(place)
+        draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=tuple(colour))
+        light = sum(c * share for c, share in zip(colour, (0.3, 0.59, 0.11), strict=True)) > 140
+        fonts.write(draw, (left + size // 4, top), text, "black" if light else "white", size)
+    return picture
+
+
+def _meet(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two boxes x1, y1, x2, y2 have a pixel in common."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -87,3 +87,12 @@ def painted(ids: np.ndarray, category_of: Mapping[int, int], ignore_index: int) 
     for segment, category in category_of.items():
         table[segment] = category
     return table[ids]
+
+
+def thing_classes(task: str, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> ObjectClasses:
+    """`ObjectClasses` of which some are things; ValueError where model or data have none."""
+    found = ObjectClasses(task, dataset, classes, data, boundary)
+    if not found.spec.things or not found.things:
+        who = dataset.name if not found.things else "the model"
+        raise ValueError(f"{who} has no class of countable objects, which task {task!r} needs")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.postprocess.answers import Segment
+from fapn_zoo.postprocess.cropped import Masks, pasted
 from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.tasks import drawing, fonts
 from fapn_zoo.zoo.spec import DataSpec
@@ -23,6 +25,8 @@ from fapn_zoo.zoo.spec import DataSpec
 class Result:
     """The prediction for one image; every map has the image's own height and width.
 
+    Detections are boxes alone: they have no map, and their `labels` and `scores` are None.
+
     Attributes:
         image: (H, W, 3) uint8 RGB, upright as a viewer shows it.
         labels: (H, W) class ids: uint8 if all ids and `ignore_index` fit, else int64. `ignore_index` marks pixels
@@ -30,19 +34,23 @@ class Result:
         scores: (H, W) float32 in 0..1. Semantic: probability of the chosen class (softmax, or for MaskFormer its share
             of all class scores). Panoptic: class times mask probability of the winner. Instance: the mask's score.
         segments: dicts with `id` (from 1), `category_id`, `name`, `isthing`, `area` (pixels), `score`
-            (0..1) and `bbox` [x, y, width, height] in pixels. Semantic: one per class present, largest first.
+            (0..1) and `bbox` [x, y, width, height] in pixels. Semantic: one per class present, largest first. The
+            `area` of a detection is that of its box.
         names: class names; the index is the class id.
         palette: an RGB triple (0..255) per class.
         ignore_index: see `labels`.
         name: what the image is called, usually its file name.
-        task: `"semantic"`, `"panoptic"` or `"instance"`.
-        segment_map: (H, W) int32 segment ids, 0 for none; None for semantic. For instances, the best on top.
-        masks: (M, H, W) bool, one per instance, in the order of `segments`; None for the other tasks.
+        task: `"semantic"`, `"panoptic"`, `"instance"` or `"detection"`.
+        segment_map: (H, W) int32 segment ids, 0 for none; None for semantic and detection. For instances, the best
+            on top.
+        cropped: the masks of instances, in the order of `segments`, none of them as large as the image; else None.
+        boxes: (M, 4) float32 x1, y1, x2, y2 in pixels, in the order of `segments`, where the model finds boxes; else
+            None.
     """
 
     image: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
+    labels: np.ndarray | None
+    scores: np.ndarray | None
     segments: list[dict[str, Any]]
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -50,16 +58,34 @@ class Result:
     name: str = "image"
     task: str = "semantic"
     segment_map: np.ndarray | None = None
-    masks: np.ndarray | None = None
+    cropped: Masks | None = None
+    boxes: np.ndarray | None = None
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """(M, H, W) bool, one per instance, in the order of `segments`, made at every call; None for other tasks.
+
+        A hundred masks of a photo of 12 megapixels take 1.2 GB; `cropped` holds them in little.
+        """
+        return None if self.cropped is None else pasted(self.cropped).numpy()
 
     def __repr__(self) -> str:
-        height, width = self.labels.shape
+        height, width = self.image.shape[:2]
+        if self.labels is None:
+            counts = Counter(segment["name"] for segment in self.segments).most_common(4)
+            top, count = ", ".join(f"{number} {name}" for name, number in counts), f", {len(self.segments)} boxes"
+            return f"Result({self.name!r}, {width}x{height} pixels, {self.task}{count}: {top or 'nothing found'})"
         top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.class_shares().items())[:4])
         count = "" if self.segment_map is None else f", {len(self.segments)} segments"
         return f"Result({self.name!r}, {width}x{height} pixels, {self.task}{count}: {top or 'nothing found'})"
 
     def class_shares(self) -> dict[str, float]:
-        """Share of the image per class present, largest first; together 1 less the share without a class."""
+        """Share of the image per class present, largest first; together 1 less the share without a class.
+
+        Detections have none.
+        """
+        if self.labels is None:
+            return {}
         counts = np.bincount(self.labels.ravel())
         # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
         void = None if self.segment_map is None else self.ignore_index
@@ -76,13 +102,13 @@ class Result:
         return {
             "name": self.name,
             "task": self.task,
-            "size": [int(side) for side in self.labels.shape],
+            "size": [int(side) for side in self.image.shape[:2]],
             "classes": {name: round(share, 6) for name, share in self.class_shares().items()},
             "segments": [dict(segment) for segment in self.segments],
         }
 
     def overlay(self, alpha: float = 0.5, boundaries: bool = True, legend: bool = False) -> Image.Image:
-        """The image with the classes laid over it in their colours.
+        """The image with the classes laid over it in their colours; of detections the boxes, whatever the arguments.
 
         Args:
             alpha: 0 shows the image only, 1 the colours only.
@@ -95,6 +121,11 @@ class Result:
         Raises:
             ValueError: if alpha is outside 0..1.
         """
+        if self.labels is None:
+            names = fonts.class_names(self.names)
+            texts = [f"{names[s['category_id']]} {s['score']:.0%}" for s in self.segments]
+            colours = [self.palette[s["category_id"]] for s in self.segments]
+            return drawing.boxed(self.image, self.boxes, texts, colours)
         ids = self.labels if self.segment_map is None else self.segment_map
         picture = drawing.overlay(self.image, ids, *self._colours(), alpha, boundaries)
         if legend:
@@ -108,7 +139,10 @@ class Result:
         """The class map as an image whose pixel values are the class ids.
 
         Mode "P" with the palette's colours (black where no class is), or "I;16" if the ids need 16 bits.
+        Raises ValueError for detections, which have no map.
         """
+        if self.labels is None:
+            raise ValueError(f"a {self.task} result has boxes and no class map")
         if self.labels.dtype != np.uint8:
             return Image.fromarray(self.labels.astype(np.uint16))
         image = Image.fromarray(self.labels)
@@ -124,7 +158,8 @@ class Result:
 
         Args:
             path: a file ending in .png, .jpg, .jpeg or .webp gets the overlay. A folder (made if missing) gets
-                `NAME_overlay.png` and `NAME_labels.png`, NAME being the image's name without its ending.
+                `NAME_overlay.png` and, but for detections, `NAME_labels.png`, NAME being the image's name without
+                its ending.
             alpha, boundaries, legend: see `overlay`.
 
         Returns:
@@ -140,10 +175,12 @@ class Result:
             return [path]
         make_folder(path)
         stem = Path(self.name).stem or "image"
-        files = [path / f"{stem}_overlay.png", path / f"{stem}_labels.png"]
-        for file, image in zip(files, (overlay, self.label_image()), strict=True):
+        pictures = {path / f"{stem}_overlay.png": overlay}
+        if self.labels is not None:
+            pictures[path / f"{stem}_labels.png"] = self.label_image()
+        for file, image in pictures.items():
             drawing.save_image(image, file)
-        return files
+        return list(pictures)
 
     def _colours(self) -> tuple[np.ndarray, np.ndarray]:
         """Colour per value of the map that is drawn, (V, 3) uint8, and whether that value is drawn at all, (V,)."""
@@ -189,14 +226,17 @@ def describe_regions(ids: np.ndarray, scores: np.ndarray | None = None) -> dict[
     return regions
 
 
-def blank_result(image: LoadedImage, data: DataSpec, task: str) -> Result:
-    """A result without segments: no class anywhere, score 0. `data` has names and colours for every class."""
+def blank_result(image: LoadedImage, data: DataSpec, task: str, *, maps: bool = True) -> Result:
+    """A result without segments: no class anywhere, score 0, or without any `maps`.
+
+    `data` has names and colours for every class.
+    """
     size = tuple(image.pixels.shape[1:])
     small = 0 <= data.ignore_index <= 255 and len(data.labels) <= 256
     return Result(
         image=shown_pixels(image.pixels),
-        labels=np.full(size, data.ignore_index, np.uint8 if small else np.int64),
-        scores=np.zeros(size, np.float32),
+        labels=np.full(size, data.ignore_index, np.uint8 if small else np.int64) if maps else None,
+        scores=np.zeros(size, np.float32) if maps else None,
         segments=[],
         names=tuple(data.labels),
         palette=data.palette,
@@ -214,7 +254,14 @@ def shown_pixels(pixels: Tensor) -> np.ndarray:
     return np.ascontiguousarray(shown.permute(1, 2, 0).numpy())
 
 
-def segment_dict(segment: Segment, names: Sequence[str], bbox: list[int]) -> dict[str, Any]:
+def widths(boxes: np.ndarray) -> list[list[float]]:
+    """Boxes (M, 4) x1, y1, x2, y2 -> [x, y, width, height] of each, to hundredths of a pixel."""
+    found = boxes.astype(np.float64)
+    found[:, 2:] -= found[:, :2]
+    return found.round(2).tolist()
+
+
+def segment_dict(segment: Segment, names: Sequence[str], bbox: Sequence[float]) -> dict[str, Any]:
     """A segment as `Result.segments` holds it."""
     return {
         "id": segment.id,
@@ -222,7 +269,7 @@ def segment_dict(segment: Segment, names: Sequence[str], bbox: list[int]) -> dic
         "name": names[segment.category_id],
         "isthing": segment.isthing,
         "area": segment.area,
-        "bbox": bbox,
+        "bbox": list(bbox),
         "score": round(segment.score, 6),
     }
 

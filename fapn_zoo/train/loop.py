@@ -44,6 +44,8 @@ from fapn_zoo.weights.folder import save_model
 
 logger = logging.getLogger(__name__)
 
+OF_IMAGES = 2**32 - 1  # in place of a rank, which no process has: what is drawn for images is not for dropout
+
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint; the message says how to continue.
@@ -170,10 +172,17 @@ class Run:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
         torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
         size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
-        parts = list(batch.to(self.accelerator.device).parts(size))
+        batch = batch.to(self.accelerator.device)
+        batch.targets.seeds = self._seeds(len(batch.names)).to(self.accelerator.device)
+        parts = list(batch.parts(size))
         losses, stopping = self._everywhere(self._backward(parts, self._totals(parts)), stop)
         losses["lr"] = self._descend()
         return losses, stopping
+
+    def _seeds(self, images: int) -> Tensor:
+        """Of every image a seed by its position in the stream, whichever process and micro-batch it is in."""
+        first = self.step * self.settings.batch_size + self.rank * self.local_batch
+        return torch.tensor([step_seed(self.settings.seed, first + i, OF_IMAGES) for i in range(images)])
 
     def _totals(self, parts: list[Batch]) -> dict[str, Tensor]:
         """The counts that the loss of the whole batch is divided by, over all micro-batches and processes."""

@@ -77,7 +77,9 @@ def prepare(settings: Settings) -> Parts:
         check_classes(model, val)  # now, not after a day of training
     check_supervision(dataset, val, "segments" in task.needs)
     options = {"class_weights": s.class_weights} if s.class_weights else {}
-    loss = load_part(HEADS[model.spec.head].loss).of(model, **options)
+    if not (path := HEADS[model.spec.head].loss):
+        raise ValueError(f"a {model.spec.head} head cannot be trained yet: it has no loss")
+    loss = load_part(path).of(model, **options)
     joined = partial(collate, task=task, labels=dataset.labels, divisor=data.size_divisor)
     return Parts(model, loss, task, dataset, val, _transform(s, data, task), joined)
 

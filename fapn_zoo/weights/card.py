@@ -23,13 +23,17 @@ EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
 BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"
 LABELS_SHOWN = 30
 # Official models whose backbones started from the weights that these timm names carry (FACTS section 1). The deep-stem
-# ResNet is missing: its first weights were DeepLab's, which timm does not have.
+# ResNet is missing: its first weights were DeepLab's, which timm does not have; nor does it have the Caffe ones of
+# ResNets whose stride is in the 1x1.
 OFFICIAL_STARTS = ("resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l")
 PAPERS = {
+    "pointrend": ("PointRend: Image Segmentation as Rendering", "1912.08193"),
     "maskformer": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
     "perpixel_plus": ("Per-Pixel Classification is Not All You Need for Semantic Segmentation", "2107.06278"),
     "fapn": ("FaPN: Feature-aligned Pyramid Network for Dense Image Prediction", "2108.07058"),
     "fpn": ("Feature Pyramid Networks for Object Detection", "1612.03144"),
+    "faster_rcnn": ("Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", "1506.01497"),
+    "mask_rcnn": ("Mask R-CNN", "1703.06870"),
 }
 
 
@@ -102,9 +106,9 @@ def check_card(text: str) -> None:
         raise ValueError(f"metadata of the card cannot be read: {one_line(error)}") from error
     if data != again:
         raise ValueError("metadata of the card changes when it is read and written")
-    for key, value in {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"}.items():
-        if data.get(key) != value:
-            raise ValueError(f"{key} of the card is {data.get(key)!r}; expected {value!r}")
+    for key, values in {"library_name": ("fapn-zoo",), "pipeline_tag": card_facts.PIPELINES}.items():
+        if data.get(key) not in values:
+            raise ValueError(f"{key} of the card is {data.get(key)!r}; expected {' or '.join(map(repr, values))}")
     if data.get("license") in (None, "unknown"):
         raise ValueError("the card has no licence")
     if data["license"] == "other" and not (data.get("license_name") and data.get("license_link")):
@@ -146,8 +150,9 @@ def _metadata(
     config: Config, title: str, scores: list[Score], official: WeightsSpec | None, terms: dict, example: str | None
 ) -> dict[str, Any]:
     model = config["model"]
-    tags = ["image-segmentation", f"{model['task']}-segmentation", "fapn-zoo", model["head"], model["neck"]]
-    metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": "image-segmentation"} | terms
+    kind, task = card_facts.pipeline(model["task"])
+    tags = [kind, task.replace(" ", "-"), "fapn-zoo", model["head"], model["neck"]]
+    metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": kind} | terms
     metadata["tags"] = list(dict.fromkeys(map(one_line, tags)))
     base = _base_model(config, official)
     if base and card_facts.HUB_ID.fullmatch(base):
@@ -174,7 +179,8 @@ def _base_model(config: Config, official: WeightsSpec | None) -> str | None:
         return next((w.location for w in registered(start).values() if w.source == "hub"), None)
     if training.get("pretrained_backbone"):
         return _timm_repository(backbone)
-    return _timm_repository(backbone) if official and backbone in OFFICIAL_STARTS else None
+    other = config["model"]["args"].get("backbone_stride_in_1x1")  # Caffe's ResNets, which timm does not have
+    return _timm_repository(backbone) if official and backbone in OFFICIAL_STARTS and not other else None
 
 
 def _timm_repository(backbone: str) -> str | None:
@@ -192,13 +198,14 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
     def type_of(score: Score) -> str:
         return dict(card_facts.METRICS.values())[score.metric.removesuffix(card_facts.MULTI_SCALE)]
 
+    kind, name = card_facts.pipeline(task)
     results = []
     for data, split in dict.fromkeys((score.data, score.split) for score in scores):
         here = [score for score in scores if (score.data, score.split) == (data, split)]
         here = [score for score in here if score.origin != "release"] or here
         known = next((id for title, id in card_facts.DATASETS.values() if title == data and id), None)
         result = {
-            "task": {"type": "image-segmentation", "name": f"{one_line(task).capitalize()} segmentation"},
+            "task": {"type": kind, "name": name.capitalize()},
             "dataset": {"name": data, "type": known or re.sub(r"[^\w.+-]+", "-", data.lower()), "split": split},
             "metrics": [{"type": type_of(s), "value": round(s.value, 2), "name": s.metric} for s in here],
         }
@@ -213,6 +220,9 @@ def _usage(config: Config, repository: str | None, pointer: WeightsSpec | None) 
     lines = ["## Use", ""]
     if pointer:
         name = config["model"]["name"]
+        known = registered(name)
+        if len(known) > 1:
+            name = f"{name}.{next(tag for tag, weights in known.items() if weights == pointer)}"
         words = "No weights are kept here. `create_model` fetches the authors' file from"
         more = "checks and converts it on your machine, and keeps the result in the cache."
         lines += [f"{words} [their release]({pointer.page}), {more}", ""]

@@ -29,7 +29,13 @@ METRICS = {
     "fwiou": ("frequency-weighted IoU", "frequency_weighted_iou"),
     "pq": ("PQ", "panoptic_quality"),
     "ap": ("AP", "mean_average_precision"),
+    "aps": ("AP small", "mean_average_precision_small"),
+    "apm": ("AP medium", "mean_average_precision_medium"),
+    "apl": ("AP large", "mean_average_precision_large"),
     "box_ap": ("box AP", "box_mean_average_precision"),
+    "box_aps": ("box AP small", "box_mean_average_precision_small"),
+    "box_apm": ("box AP medium", "box_mean_average_precision_medium"),
+    "box_apl": ("box AP large", "box_mean_average_precision_large"),
 }
 MULTI_SCALE = " multi-scale"
 # Label set -> title of the data set, and its id on the Hub where this very data set is there.
@@ -41,6 +47,7 @@ DATASETS = {
     "cocostuff10k": ("COCO-Stuff-10K", None),
     "mapillary_vistas": ("Mapillary Vistas", None),
 }
+PIPELINES = ("image-segmentation", "object-detection")  # the Hub's words for what models do
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 Config = Mapping[str, Any]  # of a weights folder
 Rows = Sequence[Mapping[str, str]]  # of a result table, by column
@@ -109,6 +116,12 @@ def collect_scores(config: Config, rows: Rows = (), reported: bool = False) -> l
             name = f"{' '.join(score[:3])} of {config['model']['name']}"
             raise ValueError(f"{name}: config.json says {score.value:.2f}, the result row {twin.value:.2f}")
     return scores
+
+
+def pipeline(task: str) -> tuple[str, str]:
+    """The Hub's word for a task, and the task's own name there."""
+    name = one_line(task)
+    return (PIPELINES[1], "detection") if name == "detection" else (PIPELINES[0], f"{name} segmentation")
 
 
 def has_license(text: str) -> bool:

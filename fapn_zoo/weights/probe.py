@@ -1,7 +1,8 @@
 """A fingerprint of what a model computes: a few raw outputs on a fixed input, stored beside its weights.
 
 Whoever loads, converts or uploads a folder can tell with it that the weights still mean what they meant when they were
-written, whatever has changed in the code or on the way.
+written, whatever has changed in the code or on the way. Of a head that chooses, which rounding can turn, it is what the
+head chooses among.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def _run(model: nn.Module) -> Any:
     model.eval()
     try:
         with torch.no_grad():
-            return model(x)
+            if not hasattr(model.head, "before_choice"):
+                return model(x)
+            return model.head.before_choice(model.neck(model.backbone(x)))
     finally:
         for module, training in modes.items():
             module.training = training

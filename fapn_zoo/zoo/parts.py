@@ -13,10 +13,11 @@ class HeadPart(NamedTuple):
 
     Attributes:
         module: its class, an `nn.Module`; see `fapn_zoo.modules.heads.outputs` for what it takes and gives.
-        loss: the class of its loss, a `fapn_zoo.modules.losses.loss.Loss`.
+        loss: the class of its loss, a `fapn_zoo.modules.losses.loss.Loss`; empty where it cannot be trained yet.
         tasks: what its output answers, keys of `fapn_zoo.tasks.TASKS`; the first is the default.
         dialect: of `fpn` and `fapn` below it.
         levels: how many neck outputs it reads, the finest first.
+        extra: which levels the neck adds to them, a key of `EXTRA_LEVELS`; empty for none.
     """
 
     module: str
@@ -24,6 +25,7 @@ class HeadPart(NamedTuple):
     tasks: tuple[str, ...]
     dialect: str
     levels: int = 4
+    extra: str = ""
 
 
 class NeckPart(NamedTuple):
@@ -37,10 +39,15 @@ HEADS: dict[str, HeadPart] = {
     "perpixel": HeadPart(f"{_HEADS}:PerPixelHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
     "perpixel_plus": HeadPart(f"{_HEADS}:PerPixelPlusHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
     "semantic_fpn": HeadPart(f"{_HEADS}:SemanticFPNHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "detectron2"),
+    "pointrend": HeadPart(f"{_HEADS}:PointRendHead", f"{_LOSSES}:PointRendLoss", ("semantic",), "detectron2"),
     "maskformer": HeadPart(
         f"{_HEADS}:MaskFormerHead", f"{_LOSSES}:SetCriterion", ("semantic", "panoptic", "instance"), "maskformer", 1
     ),
+    "faster_rcnn": HeadPart(f"{_HEADS}.rcnn:FasterRCNNHead", "", ("detection",), "detectron2", extra="pool"),
+    "mask_rcnn": HeadPart(f"{_HEADS}.rcnn:MaskRCNNHead", "", ("instance", "detection"), "detectron2", extra="pool"),
 }
+
+EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel"}
 
 # `fpn` and `fapn` take the dialect of their head; the other names are rows of the paper's ablation table
 # (FACTS section 5), which was made in detectron2's dialect.

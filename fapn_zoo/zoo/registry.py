@@ -15,9 +15,9 @@ _registered: dict[str, ModelSpec] = {}
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    from fapn_zoo.zoo import official, small
+    from fapn_zoo.zoo import official, pointrend, rcnn, small
 
-    return {spec.name: spec for spec in [*official.MODELS, *small.MODELS]}
+    return {spec.name: spec for spec in [*official.MODELS, *pointrend.MODELS, *small.MODELS, *rcnn.MODELS]}
 
 
 def _all() -> dict[str, ModelSpec]:

@@ -36,6 +36,12 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RowsOf]
     torch.set_num_threads(threads)
 
 
+def test_rcnn(rows_of: RowsOf) -> None:
+    rows = rows_of("rcnn.py", "--models", "faster_rcnn", "--size", "64", "--threads", "1", "--rounds", "1")
+    assert [row["contender"] for row in rows] == ["torchvision", "fpn", "fapn"]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+
+
 def test_half_precision(rows_of: RowsOf) -> None:
     rows = rows_of("half_precision.py", "--shapes", "plain", "groups", "--seeds", "1")
     found = {(row["dtype"], row["offsets"], row["contender"]): row for row in rows}

@@ -316,11 +316,29 @@ def test_the_official_models_are_told_apart_by_their_tensors(monkeypatch: pytest
             state = to_official({key: torch.empty(shape) for key, shape in shapes_of(spec.name).items()}, spec)
         # without second names, whose values there are none of to compare
         states[spec.name] = spec, weights, {key: value for key, value in state.items() if ".offset.norm." not in key}
-    assert len(states) == 24
-    assert len({frozenset((k, v.shape) for k, v in state.items()) for _, _, state in states.values()}) == 24
-    for name in ("maskformer_fpn_resnet101s_ade20k_full", "maskformer_fapn_swin_l_ade20k"):
+    assert len(states) == 35
+    assert len({frozenset((k, v.shape) for k, v in state.items()) for _, _, state in states.values()}) == 35
+    for name in (
+        "maskformer_fpn_resnet101s_ade20k_full",
+        "maskformer_fapn_swin_l_ade20k",
+        "pointrend_fpn_resnet101_cityscapes",
+    ):
         spec, weights, state = states[name]
         assert files.find_model(Path("x"), state) == (spec, weights)
+
+
+def test_a_renamed_file_of_several_releases_keeps_its_own(tmp_path: Path) -> None:
+    spec = BY_NAME["perpixel"]
+    path = with_md5(write(tmp_path / "x.pkl", official_state(spec)))
+    terms = {"license": "cc-by-sa-3.0", "page": "https://example.org/zoo"}
+    locations = {"3x": "https://example.org/long_abcdef.pkl", "1x": f"https://example.org/{path.name}"}
+    weights = {
+        tag: WeightsSpec("official", where, metrics={"Toys val mIoU": float(tag[0])}, **terms)
+        for tag, where in locations.items()
+    }
+    fapn_zoo.register_model(dataclasses.replace(spec, weights=weights))
+    (found,) = convert(path.rename(tmp_path / "renamed.pkl"), tmp_path / "out")
+    assert read_config(found.folder)["metrics"] == {"Toys val mIoU": 1.0}
 
 
 def test_models_that_cannot_be(tmp_path: Path) -> None:

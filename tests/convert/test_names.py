@@ -57,6 +57,7 @@ def test_round_trip(spec: ModelSpec) -> None:
         ("maskformer_fpn_resnet50_ade20k", "maskformer_fpn_r50_ade20k"),
         ("maskformer_fapn_swin_l_ade20k", "maskformer_fapn_swinl_ade20k"),
         ("perpixel_fapn_resnet50_ade20k", "perpixel_fapn_r50_ade20k"),
+        ("pointrend_fapn_resnet50_cityscapes", "pointrend_semantic_fapn_r50_cityscapes"),
     ],
 )
 def test_golden_round_trip(name: str, golden_name: str) -> None:
@@ -235,6 +236,15 @@ def test_other_preprocessing_is_said(state: dict[str, Tensor], caplog: pytest.Lo
         to_zoo(state | {"pixel_std": torch.ones(3, 1, 1)}, SPEC)
     words = "pixel_std of the checkpoint is [1.0, 1.0, 1.0], but the model is made for [58.395, 57.12, 57.375]"
     assert words in caplog.text
+
+
+def test_older_files_of_pointrend_hold_its_preprocessing(caplog: pytest.LogCaptureFixture) -> None:
+    spec = dataclasses.replace(BY_NAME["pointrend_fpn"], data=get_spec("pointrend_fpn_resnet101_cityscapes")[0].data)
+    state = official_state(spec)
+    mean = torch.tensor((103.53, 116.28, 123.675)).view(3, 1, 1)
+    with caplog.at_level(logging.WARNING):
+        zoo, dropped = to_zoo(state | {"pixel_mean": mean, "pixel_std": torch.ones(3, 1, 1)}, spec)
+    assert not caplog.records and set(dropped) == {"pixel_mean", "pixel_std"} and len(zoo) == len(state)
 
 
 @pytest.mark.parametrize("window", [2, 7, 12])

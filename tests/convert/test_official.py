@@ -74,7 +74,15 @@ def test_one_line_from_release_to_prediction(
     assert all(torch.equal(v, from_folder.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["perpixel_fpn_resnet50_ade20k", "maskformer_fapn_resnet101_cocostuff10k"])
+AT_FULL_SIZE = [
+    "perpixel_fpn_resnet50_ade20k",
+    "maskformer_fapn_resnet101_cocostuff10k",
+    "faster_rcnn_fapn_resnet50_coco",
+    "mask_rcnn_fpn_resnet101_coco",
+]
+
+
+@pytest.mark.parametrize("name", AT_FULL_SIZE)
 def test_registered_models_at_full_size(
     name: str, toys: Toys, releases: ReleaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

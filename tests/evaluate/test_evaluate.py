@@ -103,7 +103,7 @@ def test_class_tables_that_differ_are_named(model: torch.nn.Module):
 
 
 def test_bad_arguments_and_files(model: torch.nn.Module, tmp_path: Path):
-    with pytest.raises(ValueError, match="task must be semantic or panoptic or instance, got 'boxes'"):
+    with pytest.raises(ValueError, match="task must be semantic or panoptic or instance or detection, got 'boxes'"):
         evaluate(model, Noise(), task="boxes")
     with pytest.raises(ValueError, match="at least 1, got 0"):
         evaluate(model, Noise(), batch_size=0)

@@ -6,10 +6,11 @@ run ends with.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys.golden_rule import NOISE_FACTOR, Golden
+from toys.golden_rule import NOISE_FACTOR, Golden, record
 
 import fapn_zoo
 from fapn_zoo.convert import to_zoo
@@ -25,36 +26,6 @@ MODELS = {
     "maskformer_fapn_swin_l_ade20k": "maskformer_fapn_swinl_ade20k",
     "perpixel_fapn_resnet50_ade20k": "perpixel_fapn_r50_ade20k",
 }
-TABLE = f"parity with the official models: at most {NOISE_FACTOR} times the rounding noise of their own"
-
-
-@pytest.fixture
-def compare(record_property):
-    """``compare(golden, outputs)`` checks stored outputs, largest ratio last, and puts each into the table."""
-
-    def run(golden: Golden, outputs: dict[str, Tensor]) -> None:
-        for name, output in outputs.items():
-            difference, noise = golden.check(name, output), golden.noise(name)
-            record_property(
-                f"row of {TABLE}",
-                {
-                    "model": golden.folder.name,
-                    "tensor": name,
-                    "max difference": f"{difference:.3g}",
-                    "noise floor": f"{noise:.3g}",
-                    "ratio": f"{difference / noise:.2f}",
-                },
-            )
-
-    return run
-
-
-def record(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """A dict that the modules' outputs are written into when they run."""
-    outputs: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        module.register_forward_hook(lambda m, args, out, name=name: outputs.__setitem__(name, out))
-    return outputs
 
 
 def pixel_decoder(model: nn.Module) -> dict[str, nn.Module]:
@@ -129,25 +100,48 @@ def test_other_sizes(name, size):
             assert difference <= NOISE_FACTOR * golden.noise(key), f"{key}: {difference:.3g}"
 
 
-def test_official_detectron2_dialect(compare):
-    """PointRend's pyramid and coarse head; its point head, which refines their result, is none of these models'."""
-    golden = Golden("pointrend_semantic_fapn_r50_cityscapes")
-    model = fapn_zoo.create_model(
-        "semantic_fpn_fapn_resnet50", num_classes=19, backbone_norm="frozen_bn", backbone_stride_in_1x1=True
-    ).eval()
-    coarse = {
-        key.replace(".coarse_sem_seg_head.", "."): value
-        for key, value in golden.state().items()
-        if not key.startswith("sem_seg_head.point_head.")
-    }
-    model.load_state_dict(to_zoo(coarse, model.spec)[0])
-    neck = model.neck
+def run_pointrend(model: nn.Module, x: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The same of a PointRend; `point_head_on_16x20_grid` is its point head on a regular grid over the map."""
+    neck, head = model.neck, model.head
     named = {f"fan_align{i + 2}": neck.align[i] for i in range(3)} | {"fan_align5": neck.top}
     named |= {f"fan_align{i + 2}.lateral_conv": neck.lateral[i] for i in range(3)}
-    outputs = record(named)
+    outputs = record(named | {"coarse_logits": head.coarse})
+    rows, columns = torch.meshgrid((torch.arange(16) + 0.5) / 16, (torch.arange(20) + 0.5) / 20, indexing="ij")
+    grid = torch.stack([columns, rows], dim=-1).view(1, -1, 2)
     with torch.no_grad():
-        features = model.backbone(golden.network_input())
-        pyramid = model.neck(features)
-        outputs |= {"coarse_logits": model.head(pyramid, features).logits}
+        out = model(x)
+        features = model.backbone(x)
+        pyramid = neck(features)
+        coarse = outputs["coarse_logits"] = outputs["coarse_logits"].logits
+        outputs["point_head_on_16x20_grid"] = head.at(grid, coarse, pyramid[0])
     outputs |= {f"p{i + 2}": p for i, p in enumerate(pyramid)} | {f"res{i + 2}": f for i, f in enumerate(features)}
-    compare(golden, outputs)
+    scores = semantic_scores(out, Frame(size, size))
+    return outputs | {"refined_logits_padded": out.logits, "final_sem_seg": scores}
+
+
+def test_official_pointrend(compare):
+    """All that is stored; p6, which no semantic head reads, is every second value of p5."""
+    golden = Golden("pointrend_semantic_fapn_r50_cityscapes")
+    model = converted("pointrend_fapn_resnet50_cityscapes", golden)
+    assert sum(p.numel() for p in model.parameters()) == golden.meta["n_parameters"]
+    size = tuple(golden.meta["input"]["H_W"]["outputs.npz"])
+    outputs = run_pointrend(model, golden.network_input(), size)
+    outputs["p6"] = outputs["p5"][..., ::2, ::2]
+    stored = set(golden.meta["outputs"]["outputs.npz"]) - {"padded_input_shape", "final_sem_seg_argmax"}
+    assert stored <= set(outputs), stored - set(outputs)
+    compare(golden, {key: outputs[key] for key in sorted(stored)})
+    with np.load(golden.folder / "outputs.npz") as arrays:
+        assert tuple(arrays["padded_input_shape"]) == tuple(golden.network_input().shape)
+        best = outputs["final_sem_seg"].argmax(0)[::2, ::2]
+        assert (best.numpy() == arrays["final_sem_seg_argmax"]).all()
+
+
+@pytest.mark.parametrize("size", [(250, 333), (97, 64), (33, 180)])
+def test_pointrend_at_other_sizes(size):
+    golden = Golden("pointrend_semantic_fapn_r50_cityscapes")
+    model = converted("pointrend_fapn_resnet50_cityscapes", golden)
+    x = golden.network_input(size)
+    outputs = run_pointrend(model, x, size)
+    assert outputs["refined_logits_padded"].shape == (1, 19, *x.shape[2:])
+    assert outputs["final_sem_seg"].shape == (19, *size)
+    assert torch.equal(outputs["final_sem_seg"], outputs["refined_logits_padded"][0, :, : size[0], : size[1]])

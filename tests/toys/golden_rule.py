@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # left as the official constructors make them
 _NOT_FILLED = ("relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std", "criterion.empty_weight")
@@ -113,3 +113,11 @@ class Golden:
         difference, noise = (sampled - expected).abs().max().item(), self.noise(name)
         assert difference <= NOISE_FACTOR * noise, f"{name}: differs by {difference:.3g}, the noise is {noise:.3g}"
         return difference
+
+
+def record(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """A dict that the modules' outputs are written into when they run."""
+    outputs: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda m, args, out, name=name: outputs.__setitem__(name, out))
+    return outputs

@@ -18,6 +18,7 @@ RESNET = {"backbone_norm": "frozen_bn", "backbone_channels": (16, 24, 32, 48)}
 SWIN = {"backbone_depths": (2, 1, 2, 1), "backbone_embed_dim": 16, "backbone_num_heads": (1, 1, 2, 2)}
 NECK = {"neck_out_channels": 32}
 DECODER = {"head_channels": 32, "head_layers": 2, "head_feedforward": 48, "head_mask_channels": 32}
+POINTS = {"backbone_stride_in_1x1": True, "head_channels": 32, "head_point_channels": 48}
 QUERIES = DECODER | {"head_num_queries": 7}
 
 
@@ -35,6 +36,8 @@ SPECS = [
     spec("tiny_perpixel_plus", "perpixel_plus", "fpn", "resnet18", RESNET | DECODER),
     spec("tiny_semantic_fapn", "semantic_fpn", "fapn", "resnet18", RESNET | {"head_channels": 32}),
     spec("tiny_semantic_fpn", "semantic_fpn", "fpn", "resnet18", RESNET | {"head_channels": 32}),
+    spec("tiny_pointrend_fapn", "pointrend", "fapn", "resnet50", RESNET | POINTS),
+    spec("tiny_pointrend_fpn", "pointrend", "fpn", "resnet50", RESNET | POINTS),
 ]
 BY_NAME = {spec.name.removeprefix("tiny_"): spec for spec in SPECS}
 

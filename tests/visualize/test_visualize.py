@@ -96,6 +96,7 @@ def test_offsets_are_told_by_direction_and_in_pixels(image: Image.Image) -> None
 VARIANTS = {
     "perpixel_fapn": (GROUPS, ["selection"]),
     "semantic_fpn_fapn": (GROUPS, []),
+    "pointrend_fapn": (GROUPS, []),
     "maskformer_fam_se": (GROUPS, []),
     "perpixel_fam_noref_fsm": (GROUPS, []),
     "perpixel_plus_fam": (GROUPS, ["selection"]),

@@ -13,6 +13,7 @@ SIZES = {  # name: (classes, things, ignore_index)
     "ade20k_full": (847, 0, 65535),
     "camvid": (11, 3, 255),
     "cityscapes": (19, 8, 255),
+    "coco": (80, 80, 255),
     "cocostuff10k": (171, 80, 255),
     "mapillary_vistas": (65, 37, 65),
 }
@@ -23,6 +24,7 @@ LANDMARKS = {
     "ade20k_full": {0: "wall", 11: "person", 255: "pier", 846: "adding machine"},
     "camvid": {0: "Sky", 3: "Road", 10: "Bicyclist"},
     "cityscapes": {0: "road", 10: "sky", 13: "car", 18: "bicycle"},
+    "coco": {0: "person", 11: "stop sign", 39: "bottle", 79: "toothbrush"},
     "cocostuff10k": {0: "person", 11: "stop sign", 79: "toothbrush", 80: "banner", 170: "wood"},
     "mapillary_vistas": {0: "Bird", 19: "Person", 55: "Car", 64: "Ego Vehicle"},
 }
@@ -34,6 +36,7 @@ COLOURS = {
     ("camvid", "Pavement"): (60, 40, 222),
     ("cityscapes", "road"): (128, 64, 128),
     ("cityscapes", "bicycle"): (119, 11, 32),
+    ("coco", "person"): (220, 20, 60),
     ("cocostuff10k", "person"): (220, 20, 60),
     ("mapillary_vistas", "Ego Vehicle"): (120, 10, 10),
 }

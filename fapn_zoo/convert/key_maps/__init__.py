@@ -23,6 +23,9 @@ HEADS: dict[str, tuple[str, Pairs]] = {
     "perpixel_plus": ("maskformer", maskformer.TRANSFORMER),
     "maskformer": ("maskformer", maskformer.TRANSFORMER + maskformer.CLASSES),
     "semantic_fpn": ("detectron2", detectron2.SEMANTIC_FPN),
+    "pointrend": ("detectron2", detectron2.POINTREND),
+    "faster_rcnn": ("detectron2", detectron2.FASTER_RCNN),
+    "mask_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.MASKS),
 }
 # dialect, neck -> rules, second names of shared tensors
 NECKS: dict[tuple[str, str], tuple[Pairs, Pairs]] = {

@@ -1,9 +1,11 @@
-"""Detectron2's FPN and FAN necks and its semantic FPN head (FACTS section 3).
+"""Detectron2's FPN and FAN necks, its semantic FPN and PointRend heads and its two-stage heads (FACTS section 3).
 
 Levels are called by the logarithm of their stride there (2 to 5) and counted from 0 here.
 """
 
 from __future__ import annotations
+
+from fapn_zoo.convert.key_maps.template import below
 
 FPN = [
     ("backbone.fpn_lateral{level:2..5}.{what:weight|bias}", "neck.lateral.{level-2}.conv.{what}"),
@@ -22,8 +24,31 @@ FAN = [
 ]
 
 # convolutions take every other place there, with upsamplers between them
-SEMANTIC_FPN = [
-    ("sem_seg_head.p{level:2..5}.{2*step}.weight", "head.branches.{level-2}.{step}.conv.weight"),
-    ("sem_seg_head.p{level:2..5}.{2*step}.norm.{what:weight|bias}", "head.branches.{level-2}.{step}.norm.{what}"),
-    ("sem_seg_head.predictor.{what:weight|bias}", "head.predictor.{what}"),
+_SEMANTIC_FPN = [
+    ("p{level:2..5}.{2*step}.weight", "branches.{level-2}.{step}.conv.weight"),
+    ("p{level:2..5}.{2*step}.norm.{what:weight|bias}", "branches.{level-2}.{step}.norm.{what}"),
+    ("predictor.{what:weight|bias}", "predictor.{what}"),
+]
+SEMANTIC_FPN = below("sem_seg_head.", "head.", _SEMANTIC_FPN)
+
+_POINTS = [
+    ("fc{layer}.{what:weight|bias}", "layers.{layer-1}.{what}"),
+    ("predictor.{what:weight|bias}", "predictor.{what}"),
+]
+POINTREND = below("sem_seg_head.coarse_sem_seg_head.", "head.coarse.", _SEMANTIC_FPN) + below(
+    "sem_seg_head.point_head.", "head.points.", _POINTS
+)
+
+_RPN, _ROI = "proposal_generator.rpn_head.", "roi_heads."
+FASTER_RCNN = [
+    (_RPN + "conv.{what:weight|bias}", "head.rpn.conv.{what}"),
+    (_RPN + "objectness_logits.{what:weight|bias}", "head.rpn.objectness.{what}"),
+    (_RPN + "anchor_deltas.{what:weight|bias}", "head.rpn.deltas.{what}"),
+    (_ROI + "box_head.fc{n:1..2}.{what:weight|bias}", "head.box.fc{n}.{what}"),
+    (_ROI + "box_predictor.cls_score.{what:weight|bias}", "head.box.scores.{what}"),
+    (_ROI + "box_predictor.bbox_pred.{what:weight|bias}", "head.box.deltas.{what}"),
+]
+MASKS = [
+    (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
+    (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
 ]

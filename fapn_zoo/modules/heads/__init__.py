@@ -2,5 +2,6 @@
 
 from fapn_zoo.modules.heads.maskformer import MaskFormerHead, PerPixelPlusHead
 from fapn_zoo.modules.heads.per_pixel import PerPixelHead, SemanticFPNHead
+from fapn_zoo.modules.heads.pointrend import PointRendHead
 
-__all__ = ["MaskFormerHead", "PerPixelHead", "PerPixelPlusHead", "SemanticFPNHead"]
+__all__ = ["MaskFormerHead", "PerPixelHead", "PerPixelPlusHead", "PointRendHead", "SemanticFPNHead"]

@@ -22,7 +22,10 @@ class Output(Protocol):
     All of its numbers are finite: predictions and evaluations stop at a NaN or an infinity in any tensor of it.
     A head is `forward(pyramid, features, sizes=None, targets=None) -> Output`: the neck's maps and the backbone's,
     both from fine to coarse, the sizes (N, 2) of the images without their padding, and while training the `Targets`.
-    Heads that score pixels or masks read neither of the last two.
+    Heads that score pixels or masks read neither of the last two. What a head draws at random for an image while
+    training follows from its seed in the targets, so that it is the same in every batch. A head whose output is a
+    choice, which rounding can turn, also has `before_choice(pyramid)`: tensors by name, to which all of its layers
+    contribute smoothly.
     """
 
     @property
@@ -56,6 +59,46 @@ class MaskFormerOutput(NamedTuple):
         return MaskFormerOutput(self.class_logits[n : n + 1], self.mask_logits[n : n + 1], stride=self.stride)
 
 
+class PointRendOutput(NamedTuple):
+    """What PointRend is trained by: coarse logits, and those of P points; predicting, it gives a `SemanticOutput`."""
+
+    logits: Tensor  # (N, K, h, w)
+    points: Tensor  # (N, P, 2): x and y, 0..1 over the extent of the logits
+    point_logits: Tensor  # (N, K, P)
+    stride: int = 4
+
+    def image(self, n: int) -> PointRendOutput:
+        return PointRendOutput(*(tensor[n : n + 1] for tensor in self[:3]), stride=self.stride)
+
+
+class DetectionOutput(NamedTuple):
+    """Detections of N images, D of each (D may differ and be 0), the best first.
+
+    They are in pixels of the network input, inside the images without their padding.
+    """
+
+    boxes: tuple[Tensor, ...]  # (D, 4) x1, y1, x2, y2
+    scores: tuple[Tensor, ...]  # (D,) in 0..1
+    classes: tuple[Tensor, ...]  # (D,) int64
+    stride: int = 1
+
+    def image(self, n: int) -> DetectionOutput:
+        return DetectionOutput(*(field[n : n + 1] for field in self[:3]))
+
+
+class InstanceOutput(NamedTuple):
+    """`DetectionOutput` and of each box its mask: `mask_logits` (D, S, S) of its cells, before the sigmoid."""
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    stride: int = 1
+
+    def image(self, n: int) -> InstanceOutput:
+        return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
+
+
 def tensors_only(output: Output) -> Output:
     """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
 
@@ -71,7 +114,8 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-for _kind in (SemanticOutput, MaskFormerOutput):  # a name for `torch.export.save`
+_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput)
+for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
 
@@ -84,6 +128,9 @@ class Targets:
     classes: tuple[Tensor, ...] = ()  # of every image its objects' classes (M,) int64; M may be 0
     masks: tuple[Tensor, ...] = ()  # of every image its objects' masks (M, H, W) bool
     ignore_index: int = 255
+    seeds: Tensor | None = (
+        None  # (N,) int64, of what is drawn at random for an image; None: PyTorch's generator decides
+    )
     _classes: tuple[Tensor, ...] | None = field(default=None, repr=False)
     _segments: list[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
@@ -93,7 +140,8 @@ class Targets:
     def part(self, first: int, last: int) -> Targets:
         """The images `first`..`last` - 1."""
         labels = None if self.labels is None else self.labels[first:last]
-        return Targets(labels, self.classes[first:last], self.masks[first:last], self.ignore_index)
+        seeds = None if self.seeds is None else self.seeds[first:last]
+        return Targets(labels, self.classes[first:last], self.masks[first:last], self.ignore_index, seeds)
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""
@@ -104,8 +152,9 @@ class Targets:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
-        labels = None if self.labels is None else change(self.labels)
-        return Targets(labels, tuple(map(change, self.classes)), tuple(map(change, self.masks)), self.ignore_index)
+        labels, seeds = (None if tensor is None else change(tensor) for tensor in (self.labels, self.seeds))
+        objects = tuple(map(change, self.classes)), tuple(map(change, self.masks))
+        return Targets(labels, *objects, self.ignore_index, seeds)
 
     def object_classes(self) -> tuple[Tensor, ...]:
         """Of every image the classes (M,) of `segments`, for which no mask is made; found once and kept."""
@@ -139,11 +188,14 @@ class Targets:
             return F.pad(maps, (0, right, 0, bottom), value=value) if right or bottom else maps
 
         labels = None if self.labels is None else grown(self.labels, self.ignore_index)
-        return Targets(labels, self.classes, tuple(grown(m, False) for m in self.masks), self.ignore_index)
+        return Targets(labels, self.classes, tuple(grown(m, False) for m in self.masks), self.ignore_index, self.seeds)
 
     @classmethod
     def joined(cls, parts: list[Targets]) -> Targets:
         """The targets of several batches of one size as those of one."""
-        labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
+        labels, seeds = (
+            None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+            for name in ("labels", "seeds")
+        )
         classes, masks = (tuple(t for part in parts for t in getattr(part, name)) for name in ("classes", "masks"))
-        return cls(labels, classes, masks, parts[0].ignore_index)
+        return cls(labels, classes, masks, parts[0].ignore_index, seeds)

@@ -2,6 +2,7 @@
 
 from fapn_zoo.modules.losses.loss import Loss
 from fapn_zoo.modules.losses.per_pixel import PerPixelLoss
+from fapn_zoo.modules.losses.points import PointRendLoss
 from fapn_zoo.modules.losses.set_criterion import SetCriterion
 
-__all__ = ["Loss", "PerPixelLoss", "SetCriterion"]
+__all__ = ["Loss", "PerPixelLoss", "PointRendLoss", "SetCriterion"]

@@ -1,0 +1,87 @@
+"""Points of maps: reading a map at them, and choosing those where a decision is least certain (PointRend).
+
+Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020, sections 3.1 and 3.2; FACTS section 3. Points
+are (N, P, 2) float32, (x, y) with 0 and 1 at the outer edges of a map, so the centre of the first of w columns is at
+0.5 / w, and the same points fit maps of every stride.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample_points(maps: Tensor, points: Tensor) -> Tensor:
+    """Values of maps (N, C, h, w) at points (N, P, 2), bilinear: (N, C, P) of the maps' dtype.
+
+    Outside a map is zero. So within half a pixel of its edge values fade, as in the official models.
+    """
+    grid = (2 * points - 1).unsqueeze(2)
+    found = F.grid_sample(maps.float(), grid, mode="bilinear", align_corners=False)
+    return found.squeeze(3).to(maps.dtype)
+
+
+def uncertainty(logits: Tensor) -> Tensor:
+    """How uncertain logits (N, K, ...) are, (N, ...), 0 at most: the second largest less the largest.
+
+    Of a single logit (K = 1), whose decision is at 0, it is its negative distance to that.
+    """
+    if logits.shape[1] == 1:
+        return -logits[:, 0].abs()
+    best, which = logits.max(dim=1, keepdim=True)
+    return logits.scatter(1, which, -torch.inf).amax(dim=1) - best[:, 0]  # topk takes twice as long on a CPU
+
+
+def most_uncertain_pixels(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of `scores` (N, h, w), all where there are fewer.
+
+    Returns:
+        Their places in the flattened map, (N, P) int64, in no order; and their centres as points (N, P, 2).
+    """
+    height, width = scores.shape[-2:]
+    pixels = height * width
+    # the sizes that torch.jit.trace sees are tensors, those of torch.export symbols
+    count = pixels.clamp(max=count) if isinstance(pixels, Tensor) else torch.sym_min(count, pixels)
+    index = scores.flatten(1).topk(count, sorted=False).indices
+    rows, columns = ((torch.arange(side, device=scores.device) + 0.5) / side for side in (height, width))
+    centres = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=2)
+    return index, centres.flatten(0, 1)[index]
+
+
+def even_points(seeds: Tensor, count: int) -> Tensor:
+    """Points (N, count, 2) that are spread evenly at random, by seeds (N,) int64: equal on every device.
+
+    They are numbers `2 * i` and `2 * i + 1` of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose sums wrap at 64
+    bits, and of which the upper 24 bits become a number below 1.
+    """
+    place = torch.arange(1, 2 * count + 1, device=seeds.device)
+    x = seeds[:, None] + place * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ _shifted(x, shift)) * factor
+    x = x ^ _shifted(x, 31)
+    return (_shifted(x, 40).float() / 2**24).unflatten(1, (count, 2))
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """`x >> bits` of unsigned numbers: the upper bits become zero."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def training_points(
+    logits: Tensor, count: int, seeds: Tensor | None = None, oversample: float = 3.0, importance: float = 0.75
+) -> Tensor:
+    """Random points (N, count, 2), most of them where `logits` (N, K, h, w) are uncertain (section 3.2).
+
+    Of `oversample * count` points drawn evenly the most uncertain are taken, `importance * count` of them; the rest is
+    drawn evenly once more. An image's own seed, of `seeds` (N,) int64, decides all that is drawn for it, so that no
+    batch it may be in changes its points; None takes seeds from PyTorch's generator.
+    """
+    if seeds is None:
+        seeds = torch.randint(2**62, (len(logits),), device="cpu")
+    candidates, uncertain = int(count * oversample), int(count * importance)
+    drawn = even_points(seeds.to(logits.device), candidates + count - uncertain)
+    pool, even = drawn.split((candidates, count - uncertain), dim=1)
+    with torch.no_grad():
+        chosen = uncertainty(sample_points(logits, pool)).topk(uncertain).indices
+    return torch.cat([pool.gather(1, chosen.unsqueeze(2).expand(-1, -1, 2)), even], dim=1)

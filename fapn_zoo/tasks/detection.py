@@ -1,0 +1,61 @@
+"""Detection: a scored box for every object of a countable class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fapn_zoo.data.classes import Classes
+from fapn_zoo.data.images import LoadedImage
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
+from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.postprocess import Detections
+from fapn_zoo.tasks.objects import object_targets, thing_classes
+from fapn_zoo.tasks.precision import NAMES, PrecisionScorer
+from fapn_zoo.tasks.protocol import Columns
+from fapn_zoo.tasks.result import Result, blank_result, segment_dict, widths
+from fapn_zoo.zoo.spec import DataSpec
+
+
+class DetectionTask:
+    """See `Task`. True boxes are those around true segments."""
+
+    name = "detection"
+    needs = SEGMENTS
+    averages_views = False
+    scored = {"score_threshold": 0.0}
+    columns = Columns(
+        means={f"box_{name}": f"box {label}" for name, label in NAMES.items()},
+        by_class={"box_ap": "box AP", "box_ap50": "AP50", "box_ap75": "AP75", "box_ar": "AR"},
+        table=("box_ap", "box_ap50", "box_ap75", "box_aps", "box_apm", "box_apl", "box_ar"),
+        truth=("truth",),
+    )
+
+    def result(self, answer: Detections, image: LoadedImage, data: DataSpec) -> Result:
+        result = blank_result(image, data, self.name, maps=False)
+        result.boxes = answer.boxes.numpy()
+        rows = zip(answer.segments, widths(result.boxes), strict=True)
+        result.segments += [segment_dict(segment, result.names, bbox) for segment, bbox in rows]
+        return result
+
+    def targets(self, sample: Sample, labels: LabelMap) -> Targets:
+        return object_targets(sample, labels, things_only=True)
+
+    def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> DetectionScorer:
+        return DetectionScorer(thing_classes(self.name, dataset, classes, data, boundary))
+
+
+class DetectionScorer(PrecisionScorer):
+    """Average precision of boxes."""
+
+    rank_by = "box_ap"
+    kinds = {"boxes": "box_"}
+
+    def found(self, answer: Detections) -> dict[str, Any]:
+        return {"boxes": answer.boxes.numpy()}
+
+    def places(self, answer: Detections, m: int) -> tuple[slice, slice, slice]:
+        x1, y1, x2, y2 = np.rint(answer.boxes[m].numpy()).astype(int).tolist()
+        return slice(y1, y2), slice(x1, x2), slice(None)

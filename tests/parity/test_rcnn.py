@@ -1,0 +1,116 @@
+"""Faster R-CNN against stored outputs of the official code, and the names of both families in official checkpoints."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys.golden_rule import NOISE_FACTOR, Golden, fill, record
+
+import fapn_zoo
+from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.convert.names import model_shapes
+from fapn_zoo.modules.layers.boxes import pool_boxes
+from fapn_zoo.zoo.registry import get_spec
+
+pytestmark = pytest.mark.parity
+NAME, GOLDEN = "faster_rcnn_fapn_resnet50_coco", "faster_rcnn_fapn_r50_coco"
+SETS = ("det_boxes", "det_scores", "det_classes")  # near-ties swap places, so these are compared as sets
+MODELS = [
+    f"{head}_{neck}_{backbone}_coco"
+    for head in ("faster_rcnn", "mask_rcnn")
+    for neck in ("fapn", "fpn")
+    for backbone in ("resnet50", "resnet101")
+]
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def model(golden: Golden) -> torch.nn.Module:
+    model = fapn_zoo.create_model(NAME).eval()
+    model.load_state_dict(to_zoo(golden.state(), model.spec)[0])
+    return model
+
+
+@torch.no_grad()
+def test_every_stored_tensor(model, golden, compare):
+    assert sum(p.numel() for p in model.parameters()) == golden.meta["n_parameters"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == golden.meta["n_trainable_parameters"]
+    neck, head, size = model.neck, model.head, golden.meta["input"]["H_W"]["outputs.npz"]
+    named = {f"fan_align{i + 2}": neck.align[i] for i in range(3)} | {"fan_align5": neck.top}
+    named |= {f"fan_align{i + 2}.lateral_conv": neck.lateral[i] for i in range(3)}
+    outputs, x = record(named), golden.network_input()
+    features = model.backbone(x)
+    pyramid = neck(features)
+    logits, deltas = head.rpn(pyramid)
+    outputs |= {f"res{i + 2}": f for i, f in enumerate(features)} | {f"p{i + 2}": p for i, p in enumerate(pyramid)}
+    outputs |= {f"rpn.objectness.p{i + 2}": v for i, v in enumerate(logits)}
+    outputs |= {f"rpn.deltas.p{i + 2}": v for i, v in enumerate(deltas)}
+    fixed = pool_boxes(pyramid[:-1], [torch.tensor(golden.meta["fixed_boxes"])], head.box.side)
+    outputs["box_pooled"] = fixed
+    outputs["box_scores"], outputs["box_deltas"] = head.box(fixed)
+    hidden = torch.relu(head.box.fc2(torch.relu(head.box.fc1(fixed.flatten(1)))))
+    outputs["box_head"] = hidden
+    ((proposals, scores),) = head.rpn.choose(logits, deltas, [size])
+    outputs |= {"proposals_top50": proposals[:50], "proposals_top50_logits": scores[:50]}
+    compare(golden, outputs)
+
+    with np.load(golden.folder / "outputs.npz") as stored:
+        assert len(proposals) == stored["num_proposals"] and list(x.shape) == stored["padded_input_shape"].tolist()
+        for level, found in enumerate(head.rpn.anchors(logits)):
+            assert np.array_equal(found[:6].numpy(), stored[f"anchors_first6.p{level + 2}"])
+        others = {"padded_input_shape", "num_proposals", "num_detections", *SETS}
+        others |= {name for name in stored.files if name.startswith("anchors")}
+        assert set(stored.files) - others == set(outputs)
+
+
+@torch.no_grad()
+def test_detections_as_a_set(model, golden):
+    size = golden.meta["input"]["H_W"]["outputs.npz"]
+    found = model(golden.network_input(), torch.tensor([size]))
+    boxes, scores, classes = (field[0] for field in found[:3])
+    with np.load(golden.folder / "outputs.npz") as stored:
+        assert len(boxes) == stored["num_detections"]
+        theirs = [torch.from_numpy(stored[name]) for name in SETS]
+    # boxes come from proposals, whose noise is known without swapped places
+    apart = (boxes[None] - theirs[0][:, None]).abs().amax(2)
+    apart = apart.masked_fill(classes[None] != theirs[2][:, None], torch.inf)
+    distance, twin = apart.min(1)
+    assert sorted(twin.tolist()) == list(range(len(theirs[0])))  # the best of ours are the best of theirs
+    assert distance.max() <= NOISE_FACTOR * golden.noise("proposals_top50")
+    assert (scores[twin] - theirs[1]).abs().max() <= NOISE_FACTOR * golden.noise("det_scores")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(250, 333), (97, 64)])
+def test_other_sizes_stay_inside_the_image(model, golden, size):
+    found = model(golden.network_input(size), torch.tensor([size]))
+    boxes = found.boxes[0]
+    assert len(boxes) and (boxes >= 0).all() and (boxes <= torch.tensor([*size[::-1], *size[::-1]])).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all() and (found.scores[0] > 0.05).all()
+
+
+def test_official_keys_are_those_of_the_release(golden):
+    spec = get_spec(NAME)[0]
+    assert to_official(model_shapes_as_tensors(NAME), spec).keys() == golden.keys.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_and_tensors_go_round(name):
+    """To official names, filled by the rule there, to ours, and back: nothing is lost, doubled or changed."""
+    spec = get_spec(name)[0]
+    state = fill({key: tuple(t.shape) for key, t in to_official(model_shapes_as_tensors(name), spec).items()})
+    extra = {"pixel_mean": torch.tensor(spec.data.mean), "pixel_std": torch.tensor(spec.data.std)}
+    extra |= {f"proposal_generator.anchor_generator.cell_anchors.{i}": torch.zeros(3, 4) for i in range(5)}
+    ours, dropped = to_zoo(state | extra, spec)
+    assert dropped.keys() == extra.keys()
+    back = to_official(ours, spec)
+    assert back.keys() == state.keys() and all(torch.equal(back[key], value) for key, value in state.items())
+
+
+def model_shapes_as_tensors(name: str) -> dict[str, torch.Tensor]:
+    return {key: torch.empty(shape, device="meta") for key, shape in model_shapes(get_spec(name)[0]).items()}
