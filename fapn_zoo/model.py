@@ -133,12 +133,7 @@ def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str
     """`{"neck_norm": "gn"}` -> `{"neck": {"norm": "gn"}}`; raises ValueError for what no part takes."""
     parts = {"backbone": Backbone, "neck": neck_class, "head": head_class}
     split: dict[str, dict[str, Any]] = {part: {} for part in parts}
-    allowed = {
-        f"{part}_{name}"
-        for part, cls in parts.items()
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if name not in RESERVED[part] and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+    allowed = {f"{part}_{name}" for part, cls in parts.items() for name in _keywords(cls) - RESERVED[part]}
     for key, value in spec.args.items():
         part, _, name = key.partition("_")
         # The backbone hands what it does not know to timm, which refuses unknown arguments itself.
@@ -149,3 +144,14 @@ def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str
             )
         split[part][name] = value
     return split
+
+
+def _keywords(cls: type) -> set[str]:
+    """What a part's constructor takes by name; where it hands on what it does not know, also what its base takes."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        found |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found

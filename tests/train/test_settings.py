@@ -137,10 +137,10 @@ def test_paths_and_lists_become_what_json_holds() -> None:
     assert (settings.out, settings.crop) == ("a/b", (3, 4)) and json.dumps(settings.to_dict())
 
 
-def test_a_home_folder_is_found_where_no_shell_expands_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+def test_a_home_folder_is_found_where_no_shell_expands_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     made = parse_overrides(["out=~/run", "checkpoint_path=~/older/model"])
-    assert (made.out, made.checkpoint_path) == ("/home/me/run", "/home/me/older/model")
+    assert (made.out, made.checkpoint_path) == (f"{tmp_path}/run", f"{tmp_path}/older/model")
     assert parse_overrides(["out=runs/~mine"]).out == "runs/~mine"
 
 

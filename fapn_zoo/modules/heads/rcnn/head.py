@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,32 +108,11 @@ class MaskRCNNHead(FasterRCNNHead):
         feature_channels: int,
         num_classes: int,
         *,
-        anchor_sides: Sequence[float] = (32, 64, 128, 256, 512),
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        pre_nms: int = 1000,
-        proposals: int = 1000,
-        proposal_nms: float = 0.7,
-        hidden: int = 1024,
-        score_threshold: float = 0.05,
-        nms: float = 0.5,
-        max_detections: int = 100,
         mask_hidden: int = 256,
         mask_convs: int = 4,
+        **detection: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            feature_channels,
-            num_classes,
-            anchor_sides=anchor_sides,
-            anchor_ratios=anchor_ratios,
-            pre_nms=pre_nms,
-            proposals=proposals,
-            proposal_nms=proposal_nms,
-            hidden=hidden,
-            score_threshold=score_threshold,
-            nms=nms,
-            max_detections=max_detections,
-        )
+        super().__init__(in_channels, feature_channels, num_classes, **detection)
         self.mask = MaskBranch(in_channels, num_classes, hidden=mask_hidden, convs=mask_convs)
 
     def forward(
