@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ def create_model(
     neck: str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    things: Sequence[int] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
     data: DataSpec | None = None,
@@ -46,6 +47,8 @@ def create_model(
         backbone, neck: replace those of the name; a short name or any timm pyramid.
         num_classes: replaces the label set; pretrained weights keep all but the classifier.
         in_chans: channels of the input; pretrained weights of the first convolution are adapted as timm does.
+        things: ids of the countable classes that `num_classes` new ones have; heads with an output for things and one
+            for stuff are built by them.
         checkpoint_path: a safetensors file or weights folder whose tensors must fit the model exactly.
         cache_dir: where downloads are kept; None is the Hub client's own place.
         data: replaces preprocessing and labels.
@@ -64,10 +67,10 @@ def create_model(
         raise ValueError("pretrained=True brings backbone weights already; choose it or pretrained_backbone=True")
     spec, folder, in_cache = _resolve(name, pretrained, cache_dir)
     replaced = {"backbone": backbone, "neck": neck, "num_classes": num_classes, "in_chans": in_chans}
-    wanted = _override(spec, replaced, data, kwargs)
+    wanted = _override(spec, replaced, things, data, kwargs)
     saved = read_spec(folder) if pretrained else None
     # Where every tensor comes from the file, nothing is initialised first.
-    whole = saved is not None and (saved.num_classes, saved.in_chans) == (wanted.num_classes, wanted.in_chans)
+    whole = saved is not None and _shape(saved) == _shape(wanted)
     model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole, cache_dir=cache_dir)
     if saved is not None:
         model.load_report = load_weights(model, folder, saved=saved, share=in_cache)
@@ -105,7 +108,14 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
     return spec, hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256), True
 
 
-def _override(spec: ModelSpec, replaced: Mapping, data: DataSpec | None, kwargs: Mapping) -> ModelSpec:
+def _shape(spec: ModelSpec) -> tuple[int | None, int, int]:
+    """What classes and bands make of a model's tensors."""
+    return spec.num_classes, spec.in_chans, len(spec.data.things)
+
+
+def _override(
+    spec: ModelSpec, replaced: Mapping, things: Sequence[int] | None, data: DataSpec | None, kwargs: Mapping
+) -> ModelSpec:
     changes = {key: value for key, value in replaced.items() if value is not None}
     if (neck := changes.get("neck", spec.neck)) not in NECKS:
         raise ValueError(f"unknown neck {neck!r}; expected one of {', '.join(NECKS)}")
@@ -124,6 +134,8 @@ def _override(spec: ModelSpec, replaced: Mapping, data: DataSpec | None, kwargs:
             changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=())
     elif spec.num_classes is None and data is not None and data.labels:
         changes["num_classes"] = len(data.labels)
+    if things is not None:
+        changes["data"] = dataclasses.replace(changes["data"], things=tuple(things))
     spec = dataclasses.replace(spec, **changes)
     if spec.num_classes is not None and spec.data.labels and len(spec.data.labels) != spec.num_classes:
         raise ValueError(f"num_classes={spec.num_classes}, but data has {len(spec.data.labels)} labels")

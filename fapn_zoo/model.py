@@ -99,7 +99,7 @@ class ZooModel(nn.Module):
 RESERVED = {
     "backbone": {"self", "name", "pretrained", "in_chans", "cache_dir"},
     "neck": {"self", "in_channels", "num_outputs", "extra_blocks"},
-    "head": {"self", "in_channels", "feature_channels", "num_classes"},
+    "head": {"self", "in_channels", "feature_channels", "num_classes", "things"},
 }
 
 
@@ -125,6 +125,8 @@ def build(
         if head_part.extra:
             neck_args["extra_blocks"] = load_part(EXTRA_LEVELS[head_part.extra])()
         neck = neck_class(backbone.out_channels, num_outputs=head_part.levels, **neck_args)
+        if "things" in _keywords(head_class):  # it has an output for things and one for stuff
+            args["head"]["things"] = spec.data.things
         head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
         return ZooModel(backbone, neck, head, spec)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -20,24 +20,94 @@ class DataError(ValueError):
     """A data set, or one file of it, that cannot be used; the message names the file and says why."""
 
 
+class Crop(NamedTuple):
+    """An object's mask cut to the rectangle it covers: `pixels` (h, w) bool, whose first one is at row y, column x."""
+
+    pixels: np.ndarray
+    y: int
+    x: int
+
+
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The M segments of an image, things and stuff; a pixel belongs to one of them or to none. M may be 0.
+    """The M objects or segments of an image; M may be 0. They are known in one of three ways.
+
+    `ids` is a map: things and stuff, a pixel belongs to one of them or to none. `crops` are masks that may overlap.
+    Where both are None there are boxes alone, which `given_boxes` holds.
 
     Attributes:
         ids: (H, W) int32; object m has the value m + 1, 0 is none (void).
         classes: (M,) int64 class ids.
         crowd: (M,) bool: many objects of one class in one segment.
+        crops: a mask per object, which may be empty.
+        given_boxes: (M, 4) float64 x1, y1, x2, y2 in pixels as annotated, the right and lower edge outside; None where
+            those around the masks are meant.
+        given_areas: (M,) float64 in pixels as annotated, by which objects count as small or large; None where those of
+            the masks, or without masks of the boxes, are meant.
     """
 
-    ids: np.ndarray
+    ids: np.ndarray | None
     classes: np.ndarray
     crowd: np.ndarray
+    crops: tuple[Crop, ...] | None = None
+    given_boxes: np.ndarray | None = None
+    given_areas: np.ndarray | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        return self.ids is not None or self.crops is not None
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """(M,) int64, in pixels."""
-        return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
+        """(M,) in pixels: int64 of masks, float64 where annotated or of boxes."""
+        if self.given_areas is not None:
+            return self.given_areas
+        if self.ids is not None:
+            return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
+        if self.crops is not None:
+            return np.array([np.count_nonzero(crop.pixels) for crop in self.crops], np.int64)
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """(M, 4) float64 x1, y1, x2, y2: `given_boxes`, or those around the masks, which are 0 for empty masks."""
+        if self.given_boxes is not None:
+            return self.given_boxes
+        crops = [self.crop(m) for m in range(len(self.classes))]
+        corners = [(c.x, c.y, c.x + c.pixels.shape[1], c.y + c.pixels.shape[0]) for c in crops]
+        return np.array(corners, np.float64).reshape(-1, 4)
+
+    def crop(self, m: int) -> Crop:
+        """The mask of object m without the rows and columns around it. ValueError where there are no masks."""
+        if self.crops is not None:
+            return _trimmed(self.crops[m])
+        if self.ids is None:
+            raise ValueError("these objects have boxes and no masks")
+        rows, columns = self._places[m] or (slice(0, 0), slice(0, 0))
+        return Crop(self.ids[rows, columns] == m + 1, rows.start, columns.start)
+
+    @cached_property
+    def _places(self) -> list[tuple[slice, slice] | None]:
+        from scipy import ndimage
+
+        return ndimage.find_objects(self.ids, len(self.classes))
+
+    def masks(self, rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+        """The masks of these objects, (len(rows), H, W) bool of an image of `size`."""
+        full = np.zeros((len(rows), *size), bool)
+        for image, m in zip(full, rows, strict=True):
+            crop = self.crop(m)
+            image[crop.y : crop.y + crop.pixels.shape[0], crop.x : crop.x + crop.pixels.shape[1]] = crop.pixels
+        return full
+
+
+def _trimmed(crop: Crop) -> Crop:
+    """Without empty rows and columns around it; an empty mask becomes (0, 0) at (0, 0)."""
+    rows, columns = (np.flatnonzero(crop.pixels.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return Crop(np.zeros((0, 0), bool), 0, 0)
+    (top, bottom), (left, right) = ((found[0], found[-1] + 1) for found in (rows, columns))
+    return Crop(crop.pixels[top:bottom, left:right], crop.y + int(top), crop.x + int(left))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +118,7 @@ class Sample:
         image: (C, H, W), uint8 or float32, 0..255, RGB or bands, as `load_image` gives it.
         name: of the image's file, without its ending.
         labels: (H, W) class ids (uint8 or int32), the data set's ignore index where no class is; None if not asked for.
-        objects: its segments; None if not asked for.
+        objects: its objects or segments; None if not asked for.
     """
 
     image: Tensor
@@ -62,9 +132,9 @@ class Sample:
         return tuple(self.image.shape[1:])
 
     def only(self, needs: Collection[str]) -> Sample:
-        """Without what is not needed: "labels", "segments"."""
+        """Without what is not needed: "labels", "segments", "masks", "boxes"."""
         labels = self.labels if "labels" in needs else None
-        return dataclasses.replace(self, labels=labels, objects=self.objects if "segments" in needs else None)
+        return dataclasses.replace(self, labels=labels, objects=self.objects if OBJECTS & {*needs} else None)
 
 
 class Dataset(Protocol):
@@ -73,7 +143,8 @@ class Dataset(Protocol):
     Attributes:
         name: for reports and errors.
         labels: names, colours and things of the classes.
-        holds: what its samples have: "labels", "segments".
+        holds: what its samples have: "labels" (a class map), "segments" (objects of which each pixel has one at most),
+            "masks" (of every object, they may overlap), "boxes".
         reading: how its pictures are read.
     """
 
@@ -95,7 +166,10 @@ class Dataset(Protocol):
 
 
 LABELS = frozenset({"labels"})
-SEGMENTS = frozenset({"labels", "segments"})
+OBJECTS = frozenset({"segments", "masks", "boxes"})
+SEGMENTS = LABELS | OBJECTS
+MASKS = frozenset({"masks", "boxes"})
+BOXES = frozenset({"boxes"})
 
 
 def check_holds(dataset: Dataset, needs: Collection[str], what: str) -> None:

@@ -41,7 +41,7 @@ class DetectionTask:
         return result
 
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
-        return object_targets(sample, labels, things_only=True)
+        return object_targets(sample, labels, things_only=True, masks=False)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> DetectionScorer:
         return DetectionScorer(thing_classes(self.name, dataset, classes, data, boundary))

@@ -15,17 +15,21 @@ from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.zoo.spec import DataSpec
 
 
-def object_targets(sample: Sample, labels: LabelMap, things_only: bool) -> Targets:
-    """One mask per segment that is no crowd and whose class is trained; see `Task.targets`."""
+def object_targets(sample: Sample, labels: LabelMap, *, things_only: bool, masks: bool = True) -> Targets:
+    """Class and box, and the mask where asked for, of what is no crowd, is seen, and has a trained class."""
     objects = sample.objects
     kept = ~objects.crowd & (objects.classes != labels.ignore_index)
     if things_only:
         kept &= np.isin(objects.classes, labels.things)
-    ids = torch.from_numpy(np.flatnonzero(kept) + 1)
-    masks = torch.from_numpy(objects.ids)[None] == ids[:, None, None]
-    present = masks.any(dim=(1, 2))  # a crop may have cut an object off
-    classes = torch.from_numpy(objects.classes[kept].astype(np.int64))
-    return Targets(classes=(classes[present],), masks=(masks[present],), ignore_index=labels.ignore_index)
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    kept &= (sides > 0).all(axis=1)  # a crop may have cut an object off
+    if masks:
+        kept &= np.array([objects.crop(m).pixels.size > 0 for m in range(len(kept))], bool)
+    rows = np.flatnonzero(kept)
+    classes = torch.from_numpy(objects.classes[rows].astype(np.int64))
+    boxes = torch.from_numpy(objects.boxes[rows].astype(np.float32))
+    full = (torch.from_numpy(objects.masks(rows.tolist(), sample.size)),) if masks else ()
+    return Targets(classes=(classes,), masks=full, boxes=(boxes,), ignore_index=labels.ignore_index)
 
 
 class ObjectClasses:

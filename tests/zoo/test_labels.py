@@ -14,6 +14,7 @@ SIZES = {  # name: (classes, things, ignore_index)
     "camvid": (11, 3, 255),
     "cityscapes": (19, 8, 255),
     "coco": (80, 80, 255),
+    "coco_panoptic": (133, 80, 255),
     "cocostuff10k": (171, 80, 255),
     "mapillary_vistas": (65, 37, 65),
 }
@@ -25,6 +26,7 @@ LANDMARKS = {
     "camvid": {0: "Sky", 3: "Road", 10: "Bicyclist"},
     "cityscapes": {0: "road", 10: "sky", 13: "car", 18: "bicycle"},
     "coco": {0: "person", 11: "stop sign", 39: "bottle", 79: "toothbrush"},
+    "coco_panoptic": {0: "person", 79: "toothbrush", 80: "banner", 132: "rug-merged"},
     "cocostuff10k": {0: "person", 11: "stop sign", 79: "toothbrush", 80: "banner", 170: "wood"},
     "mapillary_vistas": {0: "Bird", 19: "Person", 55: "Car", 64: "Ego Vehicle"},
 }

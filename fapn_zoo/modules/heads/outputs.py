@@ -126,7 +126,10 @@ class Targets:
 
     labels: Tensor | None = None  # (N, H, W) int64 class ids, `ignore_index` where no class is
     classes: tuple[Tensor, ...] = ()  # of every image its objects' classes (M,) int64; M may be 0
-    masks: tuple[Tensor, ...] = ()  # of every image its objects' masks (M, H, W) bool
+    masks: tuple[Tensor, ...] = ()  # of every image its objects' masks (M, H, W) bool; () where there are boxes alone
+    boxes: tuple[
+        Tensor, ...
+    ] = ()  # of every image its objects' boxes (M, 4) float32 x1, y1, x2, y2, in pixels of (H, W)
     ignore_index: int = 255
     seeds: Tensor | None = (
         None  # (N,) int64, of what is drawn at random for an image; None: PyTorch's generator decides
@@ -141,7 +144,8 @@ class Targets:
         """The images `first`..`last` - 1."""
         labels = None if self.labels is None else self.labels[first:last]
         seeds = None if self.seeds is None else self.seeds[first:last]
-        return Targets(labels, self.classes[first:last], self.masks[first:last], self.ignore_index, seeds)
+        objects = (part[first:last] for part in (self.classes, self.masks, self.boxes))
+        return Targets(labels, *objects, self.ignore_index, seeds)
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""
@@ -153,7 +157,7 @@ class Targets:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
         labels, seeds = (None if tensor is None else change(tensor) for tensor in (self.labels, self.seeds))
-        objects = tuple(map(change, self.classes)), tuple(map(change, self.masks))
+        objects = (tuple(map(change, part)) for part in (self.classes, self.masks, self.boxes))
         return Targets(labels, *objects, self.ignore_index, seeds)
 
     def object_classes(self) -> tuple[Tensor, ...]:
@@ -188,7 +192,8 @@ class Targets:
             return F.pad(maps, (0, right, 0, bottom), value=value) if right or bottom else maps
 
         labels = None if self.labels is None else grown(self.labels, self.ignore_index)
-        return Targets(labels, self.classes, tuple(grown(m, False) for m in self.masks), self.ignore_index, self.seeds)
+        masks = tuple(grown(m, False) for m in self.masks)
+        return Targets(labels, self.classes, masks, self.boxes, self.ignore_index, self.seeds)
 
     @classmethod
     def joined(cls, parts: list[Targets]) -> Targets:
@@ -197,5 +202,5 @@ class Targets:
             None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
             for name in ("labels", "seeds")
         )
-        classes, masks = (tuple(t for part in parts for t in getattr(part, name)) for name in ("classes", "masks"))
-        return cls(labels, classes, masks, parts[0].ignore_index, seeds)
+        objects = (tuple(t for part in parts for t in getattr(part, name)) for name in ("classes", "masks", "boxes"))
+        return cls(labels, *objects, parts[0].ignore_index, seeds)
