@@ -47,10 +47,10 @@ def bands(source: Source, out_size: tuple[int, int], step: int | None = None) ->
     step = step or band_height(source, out_size)
     for first in range(0, out_size[0], step):
         last = min(first + step, out_size[0])
-        yield first, last, _resized_rows(source.rows, source.size, out_size, first, last)
+        yield first, last, resized_rows(source.rows, source.size, out_size, first, last)
 
 
-def _resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, int], first: int, last: int) -> Tensor:
+def resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, int], first: int, last: int) -> Tensor:
     """Rows `first`..`last` of the bilinear resize (align_corners False) of a map that `rows` can compute."""
     if image_size == out_size:
         return rows(first, last)

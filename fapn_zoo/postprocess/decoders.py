@@ -13,9 +13,11 @@ from fapn_zoo.modules.heads.outputs import (
     InstanceOutput,
     MaskFormerOutput,
     Output,
+    PanopticFCNOutput,
     PointRendOutput,
     SemanticOutput,
 )
+from fapn_zoo.postprocess import panoptic_fcn
 from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.boxes import boxed_instances, detections
@@ -43,6 +45,7 @@ DECODERS: dict[type, Mapping[str, Decoder]] = {
     PointRendOutput: {"semantic": semantic},  # of training; predicting, the head gives a SemanticOutput
     DetectionOutput: {"detection": detections},
     InstanceOutput: {"instance": boxed_instances, "detection": detections},
+    PanopticFCNOutput: {"panoptic": panoptic_fcn.panoptic, "instance": panoptic_fcn.instances},  # things are one class
 }
 
 

@@ -45,9 +45,12 @@ HEADS: dict[str, HeadPart] = {
     ),
     "faster_rcnn": HeadPart(f"{_HEADS}.rcnn:FasterRCNNHead", "", ("detection",), "detectron2", extra="pool"),
     "mask_rcnn": HeadPart(f"{_HEADS}.rcnn:MaskRCNNHead", "", ("instance", "detection"), "detectron2", extra="pool"),
+    "panoptic_fcn": HeadPart(
+        f"{_HEADS}:PanopticFCNHead", f"{_LOSSES}:PanopticFCNLoss", ("panoptic", "instance"), "detectron2", extra="convs"
+    ),
 }
 
-EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel"}
+EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel", "convs": f"{_NECKS}:ConvolvedLevels"}
 
 # `fpn` and `fapn` take the dialect of their head; the other names are rows of the paper's ablation table
 # (FACTS section 5), which was made in detectron2's dialect.

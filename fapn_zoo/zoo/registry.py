@@ -15,9 +15,10 @@ _registered: dict[str, ModelSpec] = {}
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    from fapn_zoo.zoo import official, pointrend, rcnn, small
+    from fapn_zoo.zoo import official, panoptic_fcn, pointrend, rcnn, small
 
-    return {spec.name: spec for spec in [*official.MODELS, *pointrend.MODELS, *small.MODELS, *rcnn.MODELS]}
+    tables = (official, pointrend, small, rcnn, panoptic_fcn)
+    return {spec.name: spec for table in tables for spec in table.MODELS}
 
 
 def _all() -> dict[str, ModelSpec]:
