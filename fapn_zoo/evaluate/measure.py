@@ -59,7 +59,7 @@ class Options:
         window, stride: sliding windows, (height, width) in pixels of the resized image or one number; the stride is
             two thirds of the window if not given. The scores of all windows over a pixel are averaged.
         class_map: how to score where model and data have other classes: see `fapn_zoo.evaluate.match_classes`.
-        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score.
+        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score, or Boundary AP.
         white_level, exif: how pictures are read, for an opened data set without effect; None = as the data's
             `classes.json` says, and where that says nothing as the model was trained.
         threads: that read images, ahead of the model where it leaves a core free; None = one per core, up to 4.
