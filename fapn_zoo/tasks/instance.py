@@ -12,6 +12,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Instances
+from fapn_zoo.tasks.coco import run_lengths
 from fapn_zoo.tasks.objects import object_targets, thing_classes
 from fapn_zoo.tasks.precision import NAMES, PrecisionScorer
 from fapn_zoo.tasks.protocol import Columns
@@ -70,7 +71,7 @@ class InstanceScorer(PrecisionScorer):
 
     def found(self, answer: Instances) -> dict[str, Any]:
         boxes = {} if answer.boxes is None else {"boxes": answer.boxes.numpy()}
-        return {"masks": answer.masks.numpy()} | boxes
+        return {"masks": run_lengths(answer.cropped)} | boxes
 
     def places(self, answer: Instances, m: int) -> tuple[slice, slice, np.ndarray]:
         crop, (y, x) = answer.cropped.crop(m)
