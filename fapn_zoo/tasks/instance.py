@@ -14,6 +14,7 @@ from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import BOUNDARIES, require_boundaries
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Instances
+from fapn_zoo.tasks.coco import run_lengths
 from fapn_zoo.tasks.objects import ObjectClasses, object_targets, thing_classes
 from fapn_zoo.tasks.precision import NAMES, PrecisionScorer
 from fapn_zoo.tasks.protocol import Columns, plain
@@ -93,7 +94,7 @@ class InstanceScorer(PrecisionScorer):
 
     def found(self, answer: Instances) -> dict[str, Any]:
         boxes = {} if answer.boxes is None else {"boxes": answer.boxes.numpy()}
-        return {"masks": answer.masks.numpy()} | boxes
+        return {"masks": run_lengths(answer.cropped)} | boxes
 
     def places(self, answer: Instances, m: int) -> tuple[slice, slice, np.ndarray]:
         crop, (y, x) = answer.cropped.crop(m)

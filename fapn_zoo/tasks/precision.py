@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fapn_zoo.data.run_lengths import RunLengths
 from fapn_zoo.data.sample import Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES
@@ -48,7 +49,7 @@ class PrecisionScorer(ABC):
 
     @abstractmethod
     def found(self, answer: Answer) -> dict[str, Any]:
-        """Its "masks" (M, H, W) and "boxes" (M, 4), as far as it has and `kinds` wants them."""
+        """Its "masks" (`RunLengths`) and "boxes" (M, 4), as far as it has and `kinds` wants them."""
 
     @abstractmethod
     def places(self, answer: Answer, m: int) -> tuple[slice, slice, np.ndarray | slice]:
@@ -66,11 +67,12 @@ class PrecisionScorer(ABC):
         """Raises ValueError, naming the sample, for sizes that differ."""
         found = self._classes(answer)
         rows = [i for i, category in enumerate(found) if category >= 0]
-        predictions = {kind: values[rows] for kind, values in self.found(answer).items()}
+        predictions = {kind: [values[i] for i in rows] for kind, values in self.found(answer).items()}
         predictions |= {"classes": [found[i] for i in rows], "scores": [answer.segments[i].score for i in rows]}
         truth = {i: c for i, c in self.classes.truth(sample).items() if c in self.classes.things}
+        size = sample.size if sample.objects.ids is None else sample.objects.ids.shape
         targets = {
-            "masks": sample.objects.ids == np.array([*truth], np.int32).reshape(-1, 1, 1),
+            "masks": [RunLengths.of(*sample.objects.crop(i - 1), size) for i in truth],
             "classes": [*truth.values()],
             "crowd": [bool(sample.objects.crowd[i - 1]) for i in truth],
         }
