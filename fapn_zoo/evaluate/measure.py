@@ -44,7 +44,7 @@ class Options:
 
     Attributes:
         split: which part of a source to open; only noted for an opened data set.
-        task: a key of `fapn_zoo.tasks.TASKS`: "semantic"; for mask classification models also "panoptic" (PQ) and
+        task: a key of `fapn_zoo.tasks.TASKS`; None = the model's own: "semantic"; for mask classification models also "panoptic" (PQ) and
             "instance" (AP of masks and of the boxes around them; needs the extra `coco`); for two-stage models
             "detection" (AP of boxes), and with masks "instance".
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
@@ -66,7 +66,7 @@ class Options:
     """
 
     split: str = "test"
-    task: str = "semantic"
+    task: str | None = None
     batch_size: int = 1
     device: str | torch.device | None = None
     amp: str = "no"
@@ -83,7 +83,7 @@ class Options:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
+        if self.task is not None and self.task not in TASKS:
             raise ValueError(f"task must be {' or '.join(TASKS)}, got {self.task!r}")
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"batch_size and limit must be at least 1, got {self.batch_size} and {self.limit}")
@@ -156,7 +156,7 @@ class Job:
             "files": str(Fingerprint.of(self.dataset)),
             "classes": list(self.classes.names),
             "class map": self.classes.mapping,
-            "task": options.task,
+            "task": self.task.name,
             "boundary": options.boundary,
             "views": {name: value for name, value in vars(self.views).items() if name != "overlap"},  # of `predict`
             "batch size": options.batch_size,
@@ -232,7 +232,7 @@ def measure(
 
 
 def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job:
-    task = TASKS[options.task]
+    task = task_for(model.spec, options.task or first.spec.task)  # refuses what the model does not answer
     dataset, source = data, getattr(data, "name", str(data))
     table = model_labels(first) if options.class_map is None else None
     if isinstance(data, (str, os.PathLike)):
@@ -248,7 +248,6 @@ def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job
     if options.device is not None:
         model.to(options.device)
     resolve_amp(options.amp, *device_and_type(model))  # refuses what would not work there
-    task_for(model.spec, task.name)  # refuses what the model does not answer
     if not views.single and not task.averages_views:
         raise ValueError(f"scales, flip and window work for {averaging_tasks()} only, not {task.name!r}")
     check_holds(dataset, task.needs, f"task {task.name!r}")

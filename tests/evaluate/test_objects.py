@@ -175,6 +175,12 @@ def test_a_real_model_on_a_coco_folder(tmp_path: Path, capsys: pytest.CaptureFix
     for task in ("panoptic", "instance"):
         assert cli.main([*map(str, words), "--task", task, "--json", str(tmp_path / f"{task}.json")]) == 0
         assert ("PQ, stuff" if task == "panoptic" else "AP small") in capsys.readouterr().out
+    net.spec = dataclasses.replace(net.spec, task="panoptic")
+    assert evaluate(net, data, limit=1, progress=False)["task"] == "panoptic", "a model's own task is the default"
+    with pytest.raises(ValueError, match="task 'detection'; .* has semantic, panoptic, instance"):
+        evaluate(net, data, task="detection")
+    assert [r["task"] for r in compare([net, small_maskformer(1)], data, limit=1)["reports"]] == ["panoptic"] * 2
+    net.spec = dataclasses.replace(net.spec, task="semantic")
     written = json.loads((tmp_path / "panoptic.json").read_text())
     assert written["classes"] == report["classes"] and written["task"] == "panoptic"
     with open(tmp_path / "rows.csv", newline="") as file:
