@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fapn_zoo.data.run_lengths import RunLengths
+from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.metrics.accumulator import as_array, check_arrays, check_mergeable
 
 KINDS = ("masks", "boxes")

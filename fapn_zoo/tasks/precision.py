@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fapn_zoo.data.run_lengths import RunLengths
+from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.data.sample import Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES
