@@ -48,6 +48,9 @@ HEADS: dict[str, HeadPart] = {
     "panoptic_fcn": HeadPart(
         f"{_HEADS}:PanopticFCNHead", f"{_LOSSES}:PanopticFCNLoss", ("panoptic", "instance"), "detectron2", extra="convs"
     ),
+    "panoptic_fpn": HeadPart(
+        f"{_HEADS}.panoptic_fpn:PanopticFPNHead", "", ("panoptic", "instance", "detection"), "detectron2", extra="pool"
+    ),
 }
 
 EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel", "convs": f"{_NECKS}:ConvolvedLevels"}

@@ -15,10 +15,10 @@ _registered: dict[str, ModelSpec] = {}
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    from fapn_zoo.zoo import official, panoptic_fcn, pointrend, rcnn, small
+    from fapn_zoo.zoo import official, panoptic, panoptic_fcn, pointrend, rcnn, small
 
-    tables = (official, pointrend, small, rcnn, panoptic_fcn)
-    return {spec.name: spec for table in tables for spec in table.MODELS}
+    families = (official, pointrend, small, rcnn, panoptic, panoptic_fcn)
+    return {spec.name: spec for family in families for spec in family.MODELS}
 
 
 def _all() -> dict[str, ModelSpec]:

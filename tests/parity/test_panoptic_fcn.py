@@ -1,4 +1,4 @@
-"""Panoptic FCN against stored outputs of the official code, from maps to the panoptic answer, and its official names."""
+"""Panoptic FCN against stored outputs of the official code, from maps to panoptic answers, and its official names."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ MASKS = [
     (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
     (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
 ]
+PANOPTIC_FPN = FASTER_RCNN + MASKS + below("sem_seg_head.", "head.semantic.", _SEMANTIC_FPN)
 
 EXTRA_CONVS = [("backbone.top_block.{level:p6|p7}.{what:weight|bias}", "neck.extra_blocks.{level}.{what}")]
 _DEFORMED = [

@@ -107,6 +107,24 @@ class MergeRule(NamedTuple):
     stuff_area: int = 4096
 
 
+class PanopticFPNOutput(NamedTuple):
+    """`InstanceOutput`, and beside it `semantic_logits` (N, C, h, w), whose channel 0 is all things together.
+
+    Classes of boxes count things, the other channels stuff, both by increasing class ids.
+    """
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    semantic_logits: Tensor
+    stride: int = 4  # of the semantic logits
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFPNOutput:
+        return self._replace(**{name: getattr(self, name)[n : n + 1] for name in self._fields[:5]})
+
+
 class PanopticFCNOutput(NamedTuple):
     """Positions and kernels of five levels (FACTS section 4): things and stuff both by increasing class ids.
 
@@ -142,8 +160,10 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput, MergeRule)
-_NAMED += (PanopticFCNOutput,)
+_NAMED = (
+    SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput, MergeRule, PanopticFPNOutput,
+    PanopticFCNOutput,
+)  # fmt: skip
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFCNOutput
+from fapn_zoo.modules.heads.outputs import PanopticFCNOutput
+from fapn_zoo.modules.heads.panoptic import count_things, merge_rule
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
 from fapn_zoo.modules.layers.conv import ConvNormAct, make_norm
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
@@ -92,12 +93,10 @@ class PanopticFCNHead(nn.Module):
         stuff_area: int = 4096,
     ) -> None:
         super().__init__()
-        if not {*things} <= {*range(num_classes)} or len({*things}) != len(things):
-            raise ValueError(f"things={tuple(things)}; expected different ids of the {num_classes} classes, from 0 on")
         if min(convs, positions) < 1:
             raise ValueError(f"convs={convs}, positions={positions}; expected 1 or more of each")
-        count = len(things) or num_classes
-        self.positions, self.rule = positions, MergeRule(merge_score, merge_overlap, stuff_area)
+        count = count_things(things, num_classes)
+        self.positions, self.rule = positions, merge_rule(merge_score, merge_overlap, stuff_area)
         self.semantic = SemanticFPN(in_channels, channels, norm)
         self.encoder = _layers(channels, embed, convs, "none")
         self.position = PositionHead(in_channels, channels, count, num_classes - count + 1, convs, norm)
@@ -124,7 +123,7 @@ def with_places(x: Tensor) -> Tensor:
     """(N, C, h, w) -> (N, C + 2, h, w): also the row and the column of every pixel, from -1 to 1."""
     height, width = x.shape[-2:]
     rows, columns = (torch.linspace(-1, 1, side, dtype=x.dtype, device=x.device) for side in (height, width))
-    row, column = (place.expand(len(x), 1, height, width) for place in (rows[:, None], columns))
+    row, column = (place.expand(x.shape[0], 1, height, width) for place in (rows[:, None], columns))
     return torch.cat([x, row, column], dim=1)
 
 
