@@ -44,9 +44,9 @@ class Options:
 
     Attributes:
         split: which part of a source to open; only noted for an opened data set.
-        task: a key of `fapn_zoo.tasks.TASKS`; None = the model's own: "semantic"; for mask classification models also "panoptic" (PQ) and
-            "instance" (AP of masks and of the boxes around them; needs the extra `coco`); for two-stage models
-            "detection" (AP of boxes), and with masks "instance".
+        task: a key of `fapn_zoo.tasks.TASKS`; None = the model's own. "semantic"; for mask classification models also
+            "panoptic" (PQ) and "instance" (AP of masks and of the boxes around them; needs the extra `coco`); for
+            two-stage models "detection" (AP of boxes), and with masks "instance".
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
         device: where to run; None = where the model is.
         amp: "bf16" or "fp16" autocast, or "no": full precision. Scores are to be the same on every processor, so there
