@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fapn_zoo.data.run_lengths import RunLengths
+from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.postprocess.cropped import Masks
 
 

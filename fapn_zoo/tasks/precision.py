@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fapn_zoo.data.run_lengths import RunLengths
+from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.data.sample import Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES
@@ -46,7 +46,6 @@ class PrecisionScorer(ABC):
 
     def __init__(self, classes: ObjectClasses) -> None:
         self.classes, self.names, self.data = classes, classes.names, classes.spec
-        self.empty()  # says now if it cannot be done
 
     @abstractmethod
     def found(self, answer: Answer) -> dict[str, Any]:
@@ -86,7 +85,7 @@ class PrecisionScorer(ABC):
 
     def scores(self, tally: AveragePrecision) -> dict[str, Any]:
         found = tally.compute()
-        report: dict[str, Any] = {"evaluator": f"faster-coco-eval {metadata.version('faster-coco-eval')}"}
+        report: dict[str, Any] = {"evaluator": f"hotcoco {metadata.version('hotcoco')}"}
         rows = {i: {"id": i, "name": self.names[i]} for i in sorted(self.classes.things)}
         for kind, prefix in self.kinds.items():
             for name in SCORES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fapn_zoo.data.run_lengths import RunLengths
+from fapn_zoo.data.mask_encoding import RunLengths
 
 pytestmark = pytest.mark.unit
 official = pytest.importorskip("pycocotools.mask", reason="needs pycocotools")
