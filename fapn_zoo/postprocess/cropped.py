@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from fapn_zoo.postprocess.bands import enlarged_rows, resized_rows
 
 
 class Masks(Protocol):
@@ -24,8 +23,26 @@ class Masks(Protocol):
         """Mask m: (h, w) bool, and (y, x) of its upper left pixel in the image; outside of it the mask is empty."""
 
 
+class Packed(NamedTuple):
+    """A mask cut to the rectangle around it, `shape` with its upper left pixel at `place`, in few bytes."""
+
+    bits: bytes
+    shape: tuple[int, int]
+    place: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask: Tensor, top: int = 0) -> Self:
+        """A mask (h, w) bool, on any device, of the image's rows from `top` on, as wide as the image."""
+        rows, columns = (torch.nonzero(mask.any(dim))[:, 0].tolist() for dim in (1, 0))
+        if not rows:
+            return cls(zlib.compress(b""), (0, 0), (0, 0))
+        crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].cpu().numpy()
+        # a mask that is scattered over a photo fills its rectangle with few and long runs
+        return cls(zlib.compress(np.packbits(crop), 1), crop.shape, (top + rows[0], columns[0]))
+
+
 class HardMasks:
-    """Masks of pixels, each cut to the rectangle around it; see `Masks`.
+    """Masks of pixels, kept `Packed`; see `Masks`.
 
     Args:
         masks: (M, H, W) bool, on any device.
@@ -33,13 +50,22 @@ class HardMasks:
 
     def __init__(self, masks: Tensor) -> None:
         self.size = tuple(masks.shape[1:])
-        self._crops = [_cut(mask) for mask in masks]
+        self._masks = [Packed.of(mask) for mask in masks]
+
+    @classmethod
+    def joined(cls, masks: Sequence[Packed], size: tuple[int, int]) -> Self:
+        """Masks that are packed already, of an image of this size."""
+        found = cls(torch.zeros(0, *size, dtype=torch.bool))
+        found._masks = list(masks)
+        return found
 
     def __len__(self) -> int:
-        return len(self._crops)
+        return len(self._masks)
 
     def crop(self, m: int) -> tuple[Tensor, tuple[int, int]]:
-        return self._crops[m]
+        bits, (height, width), place = self._masks[m]
+        flat = np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=height * width)
+        return torch.from_numpy(flat.view(bool).reshape(height, width)), place
 
 
 class SoftMasks:
@@ -66,57 +92,6 @@ class SoftMasks:
         top, down = _weights(y1, y2, cells.shape[0], height)
         left, across = _weights(x1, x2, cells.shape[1], width)
         return down @ cells @ across.T >= 0.5, (top, left)
-
-
-class EnlargedMasks:
-    """Probabilities of whole images on a coarse grid, which become pixels when they are asked for; see `Masks`.
-
-    They are enlarged bilinearly by the stride, cropped to the image without its padding, and resized to the answer: a
-    pixel belongs to a mask where the result exceeds the threshold. Only rows that can are computed.
-
-    Args:
-        masks: (M, h, w) float32 in 0..1.
-        stride: pixels of the network input per cell.
-        inside: (height, width) of the network input without its padding.
-        size: (height, width) of the answer.
-        threshold: 0 or more.
-    """
-
-    def __init__(
-        self, masks: Tensor, stride: int, inside: tuple[int, int], size: tuple[int, int], threshold: float
-    ) -> None:
-        self.size, self._inside, self._stride, self._threshold = size, inside, stride, threshold
-        self._masks = masks.cpu()
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def only(self, rows: Sequence[int]) -> EnlargedMasks:
-        """The masks of these rows."""
-        return EnlargedMasks(self._masks[list(rows)], self._stride, self._inside, self.size, self._threshold)
-
-    def crop(self, m: int) -> tuple[Tensor, tuple[int, int]]:
-        mask = self._masks[m : m + 1]
-        touched = torch.nonzero((mask[0] > self._threshold).any(dim=1))[:, 0]
-        if not len(touched):
-            return torch.zeros(0, 0, dtype=torch.bool), (0, 0)
-        # a cell has a share in the pixels up to one cell from its middle, a pixel likewise
-        scale, stride = self.size[0] / self._inside[0], self._stride
-        first = int(((int(touched[0]) - 0.5) * stride - 1) * scale) - 1
-        last = int(((int(touched[-1]) + 1.5) * stride + 1) * scale) + 2
-        first, last = max(first, 0), min(last, self.size[0])
-        rows = partial(enlarged_rows, mask, self._inside[1], stride)
-        crop, (y, x) = _cut(resized_rows(rows, self._inside, self.size, first, last)[0] > self._threshold)
-        return crop, (y + first, x) if len(crop) else (0, 0)
-
-
-def _cut(mask: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """A copy of the rectangle around a mask on the CPU, which does not hold the memory of all, and where it is."""
-    rows, columns = (torch.nonzero(mask.any(dim))[:, 0] for dim in (1, 0))
-    if not len(rows):
-        return mask[:0, :0].cpu(), (0, 0)
-    (top, bottom), (left, right) = rows[[0, -1]].tolist(), columns[[0, -1]].tolist()
-    return mask[top : bottom + 1, left : right + 1].to("cpu", copy=True), (top, left)
 
 
 def _weights(first: float, last: float, cells: int, side: int) -> tuple[int, Tensor]:

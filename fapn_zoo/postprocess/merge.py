@@ -60,28 +60,34 @@ def merge(
         if area and own - area <= overlap_threshold * own:
             segments.append(Segment(len(segments) + 1, classes[m], True, scores[m], area))
             np.copyto(part, len(segments), where=free)
+    sure = _add_stuff(ids, segments, semantic, stuff, stuff_area)
+    return Panoptic(torch.from_numpy(ids), torch.from_numpy(sure), tuple(segments))
+
+
+def _add_stuff(
+    ids: np.ndarray, segments: list[Segment], semantic: ClassMap, stuff: Sequence[int], least: int
+) -> np.ndarray:
+    """Puts stuff where `ids` are 0, and its segments behind those of objects. Returns the scores of all pixels."""
     labels, shares = semantic.labels.cpu().numpy(), semantic.scores.cpu().numpy()
-    bands = _bands(ids.shape)
-    counts, sums = np.zeros(len(stuff), np.int64), np.zeros(len(stuff))
-    for rows in bands:
+    score = np.array([0, *(segment.score for segment in segments)], np.float32)
+    areas, sums = np.zeros(len(stuff), np.int64), np.zeros(len(stuff))
+    for rows in _bands(ids.shape):
         free = ids[rows] == 0
         found = labels[rows][free]
-        counts += np.bincount(found, minlength=len(stuff))
+        areas += np.bincount(found, minlength=len(stuff))
         sums += np.bincount(found, shares[rows][free], minlength=len(stuff))
     new_id = np.zeros(len(stuff), np.int32)
-    score = np.array([0, *(segment.score for segment in segments)], np.float32)
-    for channel in range(1, len(stuff)):
-        if area := int(counts[channel]) if counts[channel] >= stuff_area else 0:
-            mean = float(sums[channel] / area)
-            segments.append(Segment(len(segments) + 1, stuff[channel], False, mean, area))
+    for channel, area in enumerate(areas.tolist()):
+        if channel and area >= max(least, 1):
+            segments.append(Segment(len(segments) + 1, stuff[channel], False, float(sums[channel]) / area, area))
             new_id[channel] = len(segments)
     sure = np.empty(ids.shape, np.float32)
-    for rows in bands:
+    for rows in _bands(ids.shape):
         part = ids[rows]
         free, mine = part == 0, new_id[labels[rows]]
         sure[rows] = np.where(free, shares[rows] * (mine > 0), score[part])
         np.copyto(part, mine, where=free)
-    return Panoptic(torch.from_numpy(ids), torch.from_numpy(sure), tuple(segments))
+    return sure
 
 
 def _bands(size: tuple[int, int]) -> list[slice]:

@@ -15,7 +15,8 @@ from torch import Tensor
 from fapn_zoo.modules.heads.outputs import PanopticFCNOutput
 from fapn_zoo.postprocess.answers import ClassMap, Frame, Instances, Panoptic, Segment
 from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
-from fapn_zoo.postprocess.cropped import EnlargedMasks
+from fapn_zoo.postprocess.cropped import HardMasks, Packed
+from fapn_zoo.postprocess.masks import rows_of
 from fapn_zoo.postprocess.merge import merge, stuff_classes
 from fapn_zoo.postprocess.semantic import check_cover
 from fapn_zoo.zoo.spec import DataSpec
@@ -51,13 +52,15 @@ def instances(
     """
     check_cover(output.features, output.stride, frame.inside)
     found = objects(output, thing_threshold)
-    rows = torch.nonzero(found.scores >= score_threshold)[:, 0]
-    masks = _enlarged(output, found, frame)
-    areas = [int(masks.crop(m)[0].count_nonzero()) for m in rows.tolist()]
-    kept = [m for m, area in zip(rows.tolist(), areas, strict=True) if area][:max_instances]
-    classes, scores = _classes(found, output, data), found.scores.tolist()
-    facts = [(classes[m], True, scores[m], areas[m]) for m in kept]
-    return Instances(masks.only(kept), tuple(Segment(i, *fact) for i, fact in enumerate(facts, 1)))
+    things, packed, segments = _things(output, data), [], []
+    for mask, score, thing in zip(*found, strict=True):
+        if score < score_threshold or len(packed) == max_instances:
+            break
+        pixels, area = _pixels(mask, frame, output.stride)
+        if area:
+            packed.append(pixels)
+            segments.append(Segment(len(packed), things[int(thing)], True, float(score), area))
+    return Instances(HardMasks.joined(packed, frame.original), tuple(segments))
 
 
 def panoptic(
@@ -79,9 +82,12 @@ def panoptic(
     given = {"score_threshold": score_threshold, "overlap_threshold": overlap_threshold, "stuff_area": stuff_area}
     rule = output.rule._asdict() | {name: value for name, value in given.items() if value is not None}
     found = objects(output, thing_threshold)
-    masks, classes = _enlarged(output, found, frame), _classes(found, output, data)
-    stuff = stuff_classes(data, output.regions[0].shape[1])
-    return merge(masks, classes, found.scores.tolist(), stuff_map(output, frame, stuff_threshold), stuff, **rule)
+    count = int((found.scores >= rule["score_threshold"]).sum())
+    masks = HardMasks.joined([_pixels(m, frame, output.stride)[0] for m in found.masks[:count]], frame.original)
+    things, stuff = _things(output, data), stuff_classes(data, output.regions[0].shape[1])
+    classes = [things[place] for place in found.classes[:count].tolist()]
+    semantic = stuff_map(output, frame, stuff_threshold)
+    return merge(masks, classes, found.scores[:count].tolist(), semantic, stuff, **rule)
 
 
 def objects(output: PanopticFCNOutput, threshold: float) -> Objects:
@@ -164,15 +170,17 @@ def stuff_masks(output: PanopticFCNOutput, threshold: float) -> tuple[Tensor, Te
     return channels, logits + output.stuff_base.float()
 
 
-def _enlarged(output: PanopticFCNOutput, found: Objects, frame: Frame) -> EnlargedMasks:
-    return EnlargedMasks(found.masks, output.stride, frame.inside, frame.original, INSIDE)
+def _pixels(mask: Tensor, frame: Frame, stride: int) -> tuple[Packed, int]:
+    """The pixels of the answer in a mask (H, W), and how many they are. Only the rows are made in which it can be."""
+    top, bottom = rows_of(mask > INSIDE, frame, stride)
+    rows = partial(enlarged_rows, mask[None], frame.inside[1], stride)
+    source = Source(rows, 1, frame.inside, mask.device)
+    parts = [band[0] > INSIDE for _, _, band in bands(source, frame.original, within=(top, bottom))]
+    pixels = torch.cat(parts) if parts else mask[:0] > INSIDE
+    return Packed.of(pixels, top), int(pixels.count_nonzero())
 
 
-def _classes(found: Objects, output: PanopticFCNOutput, data: DataSpec) -> list[int]:
-    """The objects' classes as ids of `data`."""
+def _things(output: PanopticFCNOutput, data: DataSpec) -> list[int]:
+    """The class of every channel of centres."""
     stuff_classes(data, output.regions[0].shape[1])  # says if it cannot be done
-    classes = found.classes.tolist()
-    if not data.things:
-        return classes
-    things = sorted(data.things)
-    return [things[j] for j in classes]
+    return sorted(data.things) or list(range(output.centres[0].shape[1]))

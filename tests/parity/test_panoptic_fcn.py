@@ -48,10 +48,7 @@ def outputs(model: torch.nn.Module, golden: Golden) -> dict:
     found |= {f"p{i + 2}": p for i, p in enumerate(pyramid)} | {f"weight.p{i + 3}": k for i, k in enumerate(kernels)}
     found |= {f"center.p{i + 3}": x for i, x in enumerate(output.centres)}
     found |= {f"region.p{i + 3}": x for i, x in enumerate(output.regions)}
-    for name, maps, base in (
-        ("thing", output.thing_kernels, 0),
-        ("stuff", output.stuff_kernels, output.stuff_base),
-    ):
+    for name, maps, base in (("thing", output.thing_kernels, 0), ("stuff", output.stuff_kernels, output.stuff_base)):
         fixed = torch.stack([maps[2][:, :, y, x] for y, x in FIXED], dim=1)
         found[f"{name}_masks_fixed3"] = torch.einsum("npe,nehw->nphw", fixed, output.features) + base
     return {"output": output} | found

@@ -44,7 +44,7 @@ def small(name: str, **kwargs) -> nn.Module:
         options |= {"head_num_queries": 7}
     if spec.head == "pointrend":
         options |= {"head_channels": 32, "head_point_channels": 32, "head_train_points": 64}
-    if "rcnn" in spec.head:
+    if "rcnn" in spec.head or spec.head == "panoptic_fpn":
         options |= {"head_hidden": 32}
     if spec.head == "panoptic_fcn":
         options |= {"head_channels": 32, "head_embed": 8, "things": (0, 3)}
@@ -76,7 +76,10 @@ def test_shapes_on_meta(name, changes):
     classes = changes.get("num_classes", get_spec(name)[0].num_classes)
     assert model.num_classes == classes
     if hasattr(out, "boxes"):
-        assert logits(out).shape == (200, 4) and model.head.box.scores.out_features == classes + 1
+        things = len(model.data.things) or classes
+        assert logits(out).shape == (200, 4) and model.head.box.scores.out_features == things + 1
+        if hasattr(out, "semantic_logits"):
+            assert out.semantic_logits.shape == (2, classes - things + 1, 25, 33)
     elif hasattr(out, "centres"):
         things = 5 if "num_classes" in changes else 80
         assert [x.shape[1] for x in out.centres] == [things] * 5 and out.features.shape[2:] == (25, 33)
