@@ -9,7 +9,7 @@ import numpy as np
 from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
+from fapn_zoo.data.sample import MASKS, Dataset, Sample
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Instances
 from fapn_zoo.tasks.objects import object_targets, thing_classes
@@ -25,7 +25,7 @@ class InstanceTask:
     """See `Task`."""
 
     name = "instance"
-    needs = SEGMENTS
+    needs = MASKS
     averages_views = False
     scored = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
     columns = Columns(
@@ -59,7 +59,7 @@ class InstanceTask:
         return object_targets(sample, labels, things_only=True)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
-        return InstanceScorer(thing_classes(self.name, dataset, classes, data, boundary))
+        return InstanceScorer(thing_classes(self, dataset, classes, data, boundary))
 
 
 class InstanceScorer(PrecisionScorer):
