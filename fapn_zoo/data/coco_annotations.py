@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fapn_zoo.data.listing import printable
-from fapn_zoo.data.run_lengths import Shape
+from fapn_zoo.data.mask_decoding import Shape
 from fapn_zoo.runtime.tables import some
 
 ROUNDING = 0.5  # pixels that a box may reach out of its picture without a word

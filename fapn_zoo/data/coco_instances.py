@@ -14,10 +14,10 @@ from fapn_zoo.data.decoding import header
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import list_folder, missing, printable, told
+from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.opening import upright_size
 from fapn_zoo.data.reading import EXIF_WHERE, read_image
 from fapn_zoo.data.reading_rules import Reading, read_rules
-from fapn_zoo.data.run_lengths import crop_of
 from fapn_zoo.data.sample import BOXES, MASKS, Crop, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fapn_zoo.data.sample import LABELS, Crop, Sample
+from fapn_zoo.data.sample import LABELS, Crop, Objects, Sample
 
 # Luma and the two colour axes of YIQ: hue turns the colour plane and leaves the luma as it is.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -124,16 +124,11 @@ class TrainTransform:
         if objects is not None:
             ids = None if objects.ids is None else moved(objects.ids, 0, np.int32)
             crops = objects.crops and tuple(_moved_crop(crop, rows, cols, top, left) for crop in objects.crops)
-            changed = dataclasses.replace(objects, ids=ids, crops=crops, given_boxes=None, given_areas=None)
-            if objects.given_boxes is not None:
-                scale = [new / old for new, old in zip(resized[::-1], size[::-1], strict=True)] * 2
-                boxes, cut = _shown(objects.given_boxes * scale - [x0, y0, x0, y0], (x1 - x0, y1 - y0), mirror)
-                boxes += [left, top, left, top]
-                if changed.has_masks:
-                    boxes[cut] = changed.boxes[cut]
-                boxes[(boxes[:, 2:] - boxes[:, :2] < SLIVER).any(axis=1)] = 0
-                changed = dataclasses.replace(changed, given_boxes=boxes)
-            objects = changed
+            objects = dataclasses.replace(objects, ids=ids, crops=crops, given_boxes=None, given_areas=None)
+            if kept.objects.given_boxes is not None:
+                boxes = kept.objects.given_boxes * ([resized[1] / size[1], resized[0] / size[0]] * 2)
+                boxes = _moved_boxes(boxes, (x0, y0, x1, y1), (left, top), mirror, objects)
+                objects = dataclasses.replace(objects, given_boxes=boxes)
         return Sample(torch.from_numpy(out), sample.name, labels, objects)
 
     def _window(
@@ -178,12 +173,25 @@ def _moved_crop(crop: Crop, rows: np.ndarray, cols: np.ndarray, top: int, left: 
     return Crop(pixels, top + int(down_in[0]), left + int(across_in[0]))
 
 
-def _shown(boxes: np.ndarray, size: tuple[int, int], mirror: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (M, 4) within a part of (width, height) pixels, and which of them reached out of it by more than one."""
+def _moved_boxes(
+    boxes: np.ndarray, part: tuple[int, int, int, int], place: tuple[int, int], mirror: bool, moved: Objects
+) -> np.ndarray:
+    """Boxes (M, 4) of the resized picture, of which `part` (x1, y1, x2, y2) is shown with its corner at `place` (x, y).
+
+    Of an object that reaches out of the part the box is that around its mask in `moved`, or without masks what is left
+    of it; where nothing is left it is 0.
+    """
+    x1, y1, x2, y2 = part
+    boxes = boxes - [x1, y1, x1, y1]
     if mirror:
-        boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], axis=1)
-    inside = boxes.clip(0, [*size, *size])
-    return inside, (np.abs(inside - boxes) > 1).any(axis=1)
+        boxes = np.stack([x2 - x1 - boxes[:, 2], boxes[:, 1], x2 - x1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    inside = boxes.clip(0, [x2 - x1, y2 - y1] * 2)
+    cut = (np.abs(inside - boxes) > 1).any(axis=1)  # by less it is how a box was drawn
+    inside += [*place, *place]
+    if moved.has_masks:
+        inside[cut] = moved.boxes[cut]
+    inside[(inside[:, 2:] - inside[:, :2] < SLIVER).any(axis=1)] = 0
+    return inside
 
 
 def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, int, int, int]) -> np.ndarray:

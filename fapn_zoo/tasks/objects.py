@@ -52,7 +52,7 @@ class ObjectClasses:
 
     def __init__(self, task: Task, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> None:
         if boundary:
-            raise ValueError(f"boundary works for task 'semantic' only, not {task.name!r}")
+            raise ValueError(f"boundary works for task 'semantic' and 'instance' only, not {task.name!r}")
         check_holds(dataset, task.needs, f"task {task.name!r}")
         self.classes, self.names = classes, classes.names
         self.scored = frozenset(range(len(self.names))) - {classes.ignore_index}

@@ -54,6 +54,7 @@ class Settings:
     model: str = _setting("perpixel_fapn", "any name that create_model takes")
     backbone: str | None = _setting(None, "short or timm name; none: the model's own")
     neck: str | None = _setting(None, "fpn, fapn, ...; none: the model's own")
+    task: str | None = _setting(None, "to train for, of what the head answers; none: the model's own")
     num_classes: int | None = _setting(None, "none: the count of the data", least=1)
     pretrained: bool = _setting(False, "start from the model's released weights")
     pretrained_backbone: bool = _setting(False, "start from ImageNet weights of the backbone")

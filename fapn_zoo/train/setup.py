@@ -38,7 +38,7 @@ class Parts:
     """What a run is made of.
 
     Attributes:
-        task: what the model is trained for: its own.
+        task: what the model is trained for, and its own from then on.
         val: the validation set; None = the run is never evaluated.
         transform, collate: from a sample of `dataset` to a batch.
     """
@@ -61,15 +61,16 @@ def prepare(settings: Settings) -> Parts:
     if not s.data:
         raise ValueError("data= is missing: a folder, scenes:N, or several joined with ','")
     reading = Reading(s.white_level, s.exif, s.in_chans or s.model_args.get("in_chans", 3))
-    needs = task_for(spec_of(s.model)).needs
-    dataset = open_dataset(s.data, s.train_split, needs, num_classes=s.num_classes, reading=reading)
+    task = task_for(spec_of(s.model), s.task)
+    dataset = open_dataset(s.data, s.train_split, task.needs, num_classes=s.num_classes, reading=reading)
     model = build_model(s, dataset.labels, dataset.reading)
     if model.spec.in_chans != reading.in_chans:  # nobody asked for another number than the model's own
         reading = reading.replace(in_chans=model.spec.in_chans)
-        dataset = open_dataset(s.data, s.train_split, needs, num_classes=s.num_classes, reading=reading)
-    val = _validation_set(s, needs, reading.replace(otherwise=dataset.reading))
+        dataset = open_dataset(s.data, s.train_split, task.needs, num_classes=s.num_classes, reading=reading)
+    val = _validation_set(s, task.needs, reading.replace(otherwise=dataset.reading))
     warn_of_turned(*filter(None, (dataset, val)))
-    task, data = task_for(model.spec), model.spec.data
+    data = model.spec.data
+    model.spec = dataclasses.replace(model.spec, task=task.name)
     for opened in (dataset, val):
         if opened is not None:
             check_holds(opened, task.needs, f"task {task.name!r}")

@@ -12,7 +12,7 @@ from toys import coco
 
 from fapn_zoo.data import DataError, LabelMap, open_dataset
 from fapn_zoo.data.coco_instances import CocoInstances
-from fapn_zoo.data.run_lengths import crop_of
+from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.sample import BOXES, LABELS, MASKS, SEGMENTS, check_holds
 
 pytestmark = pytest.mark.unit
