@@ -74,12 +74,12 @@ def instances(
     queries = pairs // probabilities.shape[1]
     classes = pairs % probabilities.shape[1]
     masks, mean_inside = _binary_masks(output.mask_logits[0, queries], frame, output.stride)
-    scores, areas = scores * mean_inside, masks.sum(dim=(1, 2))
+    scores = (scores * mean_inside).cpu()
     order = torch.argsort(scores, descending=True, stable=True)
-    order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
-    rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
+    order = order[(scores[order] >= score_threshold) & (masks.areas[order] > 0)].tolist()
+    rows = zip(classes[order].tolist(), scores[order].tolist(), masks.areas[order].tolist(), strict=True)
     segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
-    return Instances(HardMasks(masks[order]), segments)
+    return Instances(masks.only(order), segments)
 
 
 def _mask_bands(masks: Tensor, frame: Frame, stride: int) -> Iterator[tuple[int, int, Tensor]]:
@@ -117,15 +117,16 @@ def _assemble(
     return Panoptic(ids, shares * (ids > 0), tuple(Segment(**segment) for segment in found))
 
 
-def _binary_masks(masks: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Tensor]:
-    """Masks (M, h, w) bool and the mean probability inside each (M,), 0 for an empty one."""
-    binary = torch.zeros(len(masks), *frame.original, dtype=torch.bool, device=masks.device)
+def _binary_masks(masks: Tensor, frame: Frame, stride: int) -> tuple[HardMasks, Tensor]:
+    """M masks, and the mean probability inside each (M,), 0 for an empty one."""
     exact = torch.float32 if masks.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     inside = torch.zeros(len(masks), dtype=exact, device=masks.device)
-    if len(masks):
-        for first, last, band in _mask_bands(masks, frame, stride):
-            chosen = band > 0.5
-            binary[:, first:last] = chosen
-            inside += (band * chosen).sum(dim=(1, 2), dtype=exact)
-    area = binary.sum(dim=(1, 2))
-    return binary, (inside / area.clamp_min(1)).float()
+
+    def chosen() -> Iterator[Tensor]:
+        for _, _, band in _mask_bands(masks, frame, stride) if len(masks) else ():
+            kept = band > 0.5
+            inside.add_((band * kept).sum(dim=(1, 2), dtype=exact))
+            yield kept
+
+    found = HardMasks(chosen(), frame.original)
+    return found, (inside / found.areas.to(inside.device).clamp_min(1)).float()
