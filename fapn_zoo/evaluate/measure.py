@@ -44,9 +44,8 @@ class Options:
 
     Attributes:
         split: which part of a source to open; only noted for an opened data set.
-        task: a key of `fapn_zoo.tasks.TASKS`; None = the model's own: "semantic"; for mask classification models also "panoptic" (PQ) and
-            "instance" (AP of masks and of the boxes around them; needs the extra `coco`); for two-stage models
-            "detection" (AP of boxes), and with masks "instance".
+        task: a key of `fapn_zoo.tasks.TASKS` that the model answers: "semantic", "panoptic" (PQ), "instance" (AP of
+            masks and boxes), "detection" (AP of boxes); None = the model's own.
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
         device: where to run; None = where the model is.
         amp: "bf16" or "fp16" autocast, or "no": full precision. Scores are to be the same on every processor, so there
@@ -59,7 +58,7 @@ class Options:
         window, stride: sliding windows, (height, width) in pixels of the resized image or one number; the stride is
             two thirds of the window if not given. The scores of all windows over a pixel are averaged.
         class_map: how to score where model and data have other classes: see `fapn_zoo.evaluate.match_classes`.
-        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score.
+        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score, or Boundary AP.
         white_level, exif: how pictures are read, for an opened data set without effect; None = as the data's
             `classes.json` says, and where that says nothing as the model was trained.
         threads: that read images, ahead of the model where it leaves a core free; None = one per core, up to 4.

@@ -1,15 +1,14 @@
 """Average precision and recall of detected boxes and masks, by COCO's rules.
 
-The rules themselves are not written again here: `faster-coco-eval` (extra `coco`; Apache 2.0) is a maintained C++
-version of pycocotools with the same numbers. This module brings truth and predictions into its
-form, keeps them small meanwhile, and makes the result independent of who has seen which image.
+The rules themselves are not written again here: `hotcoco` (MIT) is a version of pycocotools in Rust with the same
+numbers, and `faster-coco-eval` (extra `coco`; Apache 2.0), one in C++, knows Boundary AP. This module brings truth and
+predictions into their form, keeps them small meanwhile, and makes the result independent of who has seen which image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.metrics.accumulator import as_array, check_arrays, check_mergeable
 
 KINDS = ("masks", "boxes")
+BOUNDARIES = "boundaries"  # a third kind of score, of the masks that are kept
 LIMITS = (1, 10, 100)  # detections of one class in one image that recall is measured at; precision at the last
 SCORES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "ar100", "ars", "arm", "arl")
 _DTYPES = {"classes": np.int64, "areas": np.float64, "crowd": np.int64, "scores": np.float64, "boxes": np.float64}
@@ -36,7 +36,7 @@ class AveragePrecision:
         kinds: what is scored: "masks", "boxes" or both.
 
     Raises:
-        ValueError: num_classes < 1, other kinds, or `faster-coco-eval` is not installed.
+        ValueError: num_classes < 1, or other kinds.
     """
 
     def __init__(self, num_classes: int, kinds: Sequence[str] = KINDS) -> None:
@@ -45,7 +45,6 @@ class AveragePrecision:
         kinds = [kinds] if isinstance(kinds, str) else list(kinds)
         if not kinds or not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
             raise ValueError(f"kinds must be of {', '.join(KINDS)}, got {', '.join(map(str, kinds)) or 'none'}")
-        require_evaluator()
         self.num_classes, self.kinds = num_classes, tuple(k for k in KINDS if k in kinds)
         self.settings = {"num_classes": num_classes, "kinds": list(self.kinds)}
         self.images: dict[int | str, dict[str, Any]] = {}
@@ -156,10 +155,12 @@ class AveragePrecision:
             raise ValueError(f"{what} must lie in 0..{self.num_classes - 1}, got {classes.min()}..{classes.max()}")
 
     def compute(self, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-        """The scores, as fractions 0..1.
+        """The scores, as fractions 0..1. ValueError: for boundaries `faster-coco-eval` is not installed.
 
         Args:
-            kinds: which of those that were kept; None = all.
+            kinds: which of those that were kept; None = all. Also "boundaries" where masks were kept: the same scores
+                with the overlap of masks or of their edges, whichever is smaller (Cheng et al., CVPR 2021, section 5),
+                edges being 2 % of the image's diagonal wide.
 
         Returns:
             For each kind: ap (mean over IoU thresholds 0.50, 0.55, ... 0.95), ap50, ap75, aps, apm, apl (truth under
@@ -190,7 +191,7 @@ class AveragePrecision:
             for i, category in enumerate(rows["classes"]):
                 entry = {"id": len(found) + 1, "image_id": number, "category_id": category, "iscrowd": 0}
                 entry["area"] = rows["areas"][i]
-                if kind == "masks":
+                if kind != "boxes":
                     entry["segmentation"] = {"size": image["size"], "counts": rows["masks"][i]}
                 else:
                     entry["bbox"] = rows["boxes"][i]
@@ -204,14 +205,13 @@ class AveragePrecision:
         return found
 
 
-def require_evaluator() -> ModuleType:
-    """faster-coco-eval's module of run lengths; ValueError where it is not installed."""
+def require_boundaries() -> None:
+    """ValueError where what scores boundaries is not installed."""
     try:
-        from faster_coco_eval.core import mask
+        import faster_coco_eval  # noqa: F401
     except ImportError as error:
         hint = "install it with: pip install 'fapn-zoo[coco]'"
-        raise ValueError(f"average precision needs faster-coco-eval ({error}); {hint}") from None
-    return mask
+        raise ValueError(f"Boundary AP needs faster-coco-eval ({error}); {hint}") from None
 
 
 def _place(image: int | str) -> tuple[bool, int | str]:
@@ -226,20 +226,26 @@ def _evaluate(
 
     T are IoU thresholds, R points of recall, K classes, A areas (all, small, medium, large), M the `LIMITS`.
     """
-    from faster_coco_eval import COCO, COCOeval_faster
-
     table = {
         "images": [{"id": i, "height": e["size"][0], "width": e["size"][1]} for i, e in enumerate(images, 1)],
         "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
     }
     if not images:
         return np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
-    sides = [COCO({**table, "annotations": annotations}) for annotations in (truth, found)]
-    evaluator = COCOeval_faster(*sides, iouType="segm" if kind == "masks" else "bbox")
-    evaluator.params.maxDets = list(LIMITS)
+    sides = [{**table, "annotations": annotations} for annotations in (truth, found)]
+    if kind == BOUNDARIES:
+        require_boundaries()
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        evaluator = COCOeval_faster(*map(COCO, sides), iouType="boundary")
+        evaluator.params.maxDets = list(LIMITS)
+    else:
+        from hotcoco import COCO, COCOeval
+
+        evaluator = COCOeval(*map(COCO, sides), "segm" if kind == "masks" else "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+    return np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
 
 
 def _by_class(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:

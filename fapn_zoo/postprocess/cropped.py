@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,49 +23,49 @@ class Masks(Protocol):
         """Mask m: (h, w) bool, and (y, x) of its upper left pixel in the image; outside of it the mask is empty."""
 
 
+class Packed(NamedTuple):
+    """A mask cut to the rectangle around it, `shape` with its upper left pixel at `place`, in few bytes."""
+
+    bits: bytes
+    shape: tuple[int, int]
+    place: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask: Tensor, top: int = 0) -> Self:
+        """A mask (h, w) bool, on any device, of the image's rows from `top` on, as wide as the image."""
+        rows, columns = (torch.nonzero(mask.any(dim))[:, 0].tolist() for dim in (1, 0))
+        if not rows:
+            return cls(zlib.compress(b""), (0, 0), (0, 0))
+        crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].cpu().numpy()
+        # a mask that is scattered over a photo fills its rectangle with few and long runs
+        return cls(zlib.compress(np.packbits(crop), 1), crop.shape, (top + rows[0], columns[0]))
+
+
 class HardMasks:
-    """Masks of pixels, kept as the runs of their rows; see `Masks`.
+    """Masks of pixels, kept `Packed`; see `Masks`.
 
     Args:
-        bands: of M masks some rows at a time, from the top to the bottom: (M, rows, W) bool, on any device. A tensor
-            (M, H, W) is one band.
-        size: (height, width) of the image; may be left out beside a tensor.
-
-    Attributes:
-        areas: (M,) int64 in pixels.
+        masks: (M, H, W) bool, on any device.
     """
 
-    def __init__(self, bands: Tensor | Iterable[Tensor], size: tuple[int, int] | None = None) -> None:
-        self.size = tuple(bands.shape[1:]) if size is None else size
-        found, top, count = [], 0, 0
-        for band in (bands,) if isinstance(bands, Tensor) else bands:
-            turns = (F.pad(band, (1, 0)) != F.pad(band, (0, 1))).nonzero().to("cpu", torch.int32)
-            turns[:, 1] += top
-            found.append(torch.cat([turns[::2], turns[1::2, 2:]], dim=1))  # mask, row, first column, last + 1
-            top, count = top + band.shape[1], len(band)
-        runs = torch.cat(found) if found else torch.zeros(0, 4, dtype=torch.int32)
-        runs = runs[runs[:, 0].argsort(stable=True)]
-        self._runs = list(runs[:, 1:].split(torch.bincount(runs[:, 0], minlength=count).tolist()))
-        self.areas = torch.tensor([int((run[:, 2] - run[:, 1]).sum()) for run in self._runs], dtype=torch.int64)
+    def __init__(self, masks: Tensor) -> None:
+        self.size = tuple(masks.shape[1:])
+        self._masks = [Packed.of(mask) for mask in masks]
+
+    @classmethod
+    def joined(cls, masks: Sequence[Packed], size: tuple[int, int]) -> Self:
+        """Masks that are packed already, of an image of this size."""
+        found = cls(torch.zeros(0, *size, dtype=torch.bool))
+        found._masks = list(masks)
+        return found
 
     def __len__(self) -> int:
-        return len(self._runs)
-
-    def only(self, rows: Sequence[int]) -> HardMasks:
-        """Some of the masks, in this order."""
-        chosen = copy.copy(self)
-        chosen._runs, chosen.areas = [self._runs[m].clone() for m in rows], self.areas[list(rows)]
-        return chosen
+        return len(self._masks)
 
     def crop(self, m: int) -> tuple[Tensor, tuple[int, int]]:
-        run = self._runs[m]
-        if not len(run):
-            return torch.zeros(0, 0, dtype=torch.bool), (0, 0)
-        top, bottom, left, right = (int(side) for side in (run[0, 0], run[-1, 0], run[:, 1].min(), run[:, 2].max()))
-        change = torch.zeros(bottom + 1 - top, right + 1 - left, dtype=torch.int8)
-        rows, starts, ends = (column.long() for column in (run - run.new_tensor([top, left, left])).T)
-        change[rows, starts], change[rows, ends] = 1, -1
-        return change.cumsum(dim=1, dtype=torch.int8)[:, :-1].bool(), (top, left)
+        bits, (height, width), place = self._masks[m]
+        flat = np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=height * width)
+        return torch.from_numpy(flat.view(bool).reshape(height, width)), place
 
 
 class SoftMasks:

@@ -46,7 +46,6 @@ class PrecisionScorer(ABC):
 
     def __init__(self, classes: ObjectClasses) -> None:
         self.classes, self.names, self.data = classes, classes.names, classes.spec
-        self.empty()  # says now if it cannot be done
 
     @abstractmethod
     def found(self, answer: Answer) -> dict[str, Any]:
@@ -86,7 +85,7 @@ class PrecisionScorer(ABC):
 
     def scores(self, tally: AveragePrecision) -> dict[str, Any]:
         found = tally.compute()
-        report: dict[str, Any] = {"evaluator": f"faster-coco-eval {metadata.version('faster-coco-eval')}"}
+        report: dict[str, Any] = {"evaluator": f"hotcoco {metadata.version('hotcoco')}"}
         rows = {i: {"id": i, "name": self.names[i]} for i in sorted(self.classes.things)}
         for kind, prefix in self.kinds.items():
             for name in SCORES:

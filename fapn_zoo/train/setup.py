@@ -96,6 +96,7 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
         raise ValueError(f"num_classes={s.num_classes}, but the data has {labels.num_classes} classes")
     arguments = {"backbone": s.backbone, "neck": s.neck, "checkpoint_path": s.checkpoint_path}
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
+    arguments["backbone_weights"] = s.backbone_weights
     given = {name: value for name, value in arguments.items() if value is not None}
     model = create_model(s.model, num_classes=labels.num_classes, things=labels.things, **(s.model_args | given))
     if model.load_report is not None:
