@@ -99,6 +99,32 @@ class InstanceOutput(NamedTuple):
         return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
 
 
+class MergeRule(NamedTuple):
+    """When objects and stuff get pixels of a panoptic map; see `fapn_zoo.postprocess.merge.merge`."""
+
+    score_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    stuff_area: int = 4096
+
+
+class PanopticFPNOutput(NamedTuple):
+    """`InstanceOutput`, and beside it `semantic_logits` (N, C, h, w), whose channel 0 is all things together.
+
+    Classes of boxes count things, the other channels stuff, both by increasing class ids.
+    """
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    semantic_logits: Tensor
+    stride: int = 4  # of the semantic logits
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFPNOutput:
+        return self._replace(**{name: getattr(self, name)[n : n + 1] for name in self._fields[:5]})
+
+
 class Compared(NamedTuple):
     """Of every image what was found and what is true, tensors of one shape, or class logits and class ids."""
 
@@ -129,32 +155,6 @@ class RCNNOutput(NamedTuple):
     def image(self, n: int) -> RCNNOutput:
         masks = {name: compared.image(n) for name, compared in self.masks.items()}
         return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
-
-
-class MergeRule(NamedTuple):
-    """When objects and stuff get pixels of a panoptic map; see `fapn_zoo.postprocess.merge.merge`."""
-
-    score_threshold: float = 0.5
-    overlap_threshold: float = 0.5
-    stuff_area: int = 4096
-
-
-class PanopticFPNOutput(NamedTuple):
-    """`InstanceOutput`, and beside it `semantic_logits` (N, C, h, w), whose channel 0 is all things together.
-
-    Classes of boxes count things, the other channels stuff, both by increasing class ids.
-    """
-
-    boxes: tuple[Tensor, ...]
-    scores: tuple[Tensor, ...]
-    classes: tuple[Tensor, ...]
-    mask_logits: tuple[Tensor, ...]
-    semantic_logits: Tensor
-    stride: int = 4  # of the semantic logits
-    rule: MergeRule = MergeRule()
-
-    def image(self, n: int) -> PanopticFPNOutput:
-        return self._replace(**{name: getattr(self, name)[n : n + 1] for name in self._fields[:5]})
 
 
 class PanopticFCNOutput(NamedTuple):
@@ -193,16 +193,8 @@ def tensors_only(output: Output) -> Output:
 
 
 _NAMED = (
-    SemanticOutput,
-    MaskFormerOutput,
-    PointRendOutput,
-    DetectionOutput,
-    InstanceOutput,
-    Compared,
-    RCNNOutput,
-    MergeRule,
-    PanopticFPNOutput,
-    PanopticFCNOutput,
+    *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFCNOutput),
 )
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
