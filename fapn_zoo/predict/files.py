@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -47,15 +48,14 @@ def predict_files(
         model, task, tile, batch_size, amp, and options (overlap, white_level, exif): see `fapn_zoo.predict.predict`.
         paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each path is done once.
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
-        coco: a .json file for all objects in COCO's form, with the ids and names of the model's categories; of panoptic
-            results also a folder of its name beside it, with a PNG file per image. See `fapn_zoo.tasks.coco.CocoFile`.
+        coco: a .json file for all objects in COCO's form, see `fapn_zoo.tasks.coco.CocoFile`; of panoptic results also
+            a folder of its name beside it, with a PNG file per image.
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
-        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; `segments` and `counts`, name ->
-        objects, not of semantic; `labels` and `classes`, name -> share of the image, not of detection), `failed`
-        (`input` and `error` of what cannot be read) and `skipped` (`input` and `reason` of what else lies in the
-        folders); stderr names both.
+        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; `segments` and `counts` of objects by
+        name, not of semantic; `labels` and `classes`, name -> share of the image, not of detection), `failed` (`input`
+        and `error` of what cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders).
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
@@ -64,38 +64,60 @@ def predict_files(
     task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
-    annotations = None if coco is None else CocoFile(coco, inputs, stems, out_dir)
+    annotations = CocoFile(coco, inputs, stems, out_dir) if coco is not None else None
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
-    started = before = time.perf_counter()
-
-    def on_error(index: int, error: Exception) -> None:
-        nonlocal before
-        before = time.perf_counter()
-        summary["failed"].append({"input": str(inputs[index]), "error": str(error)})
-        shown.write(f"error: {error}", file=sys.stderr)
-        shown.update()
-
-    stream = predict_each(model, inputs, task, tile, batch_size=batch_size, amp=amp, on_error=on_error, **options)
+    run = _Run(inputs, stems, out_dir, annotations, summary)
+    options |= {"batch_size": batch_size, "amp": amp, "on_error": run.failed}
+    stream = predict_each(model, inputs, task, tile, **options)
     make_folder(out_dir)
+    started = run.before = time.perf_counter()
     try:
-        with bar(progress, total=len(inputs), unit="image") as shown:
+        with bar(progress, total=len(inputs), unit="image") as run.shown:
             for index, result in stream:
-                entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
-                if annotations is not None:
-                    annotations.add(index, result)
-                summary["images"].append(entry | {"seconds": round(time.perf_counter() - before, 4)})
-                before = time.perf_counter()
-                shown.update()
+                run.done(index, result)
         if annotations is not None:
             annotations.write(model.spec.name, named(model))
         summary["complete"] = True
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 4)
-        text = json_text(summary, out_dir / SUMMARY, indent=2, ensure_ascii=False) + "\n"
-        # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
-        write_whole(out_dir / SUMMARY, lambda file: file.write(text.encode(errors="backslashreplace")))
+        _write_summary(summary, out_dir / SUMMARY)
     return summary
+
+
+@dataclass
+class _Run:
+    """What becomes of the images one by one: files of results, and entries of the summary."""
+
+    inputs: list[str | Path]
+    stems: list[str]
+    out_dir: Path
+    annotations: CocoFile | None
+    summary: dict[str, Any]
+    shown: Any = None  # the bar
+    before: float = 0.0  # when the image before was done
+
+    def done(self, index: int, result: Result) -> None:
+        entry = {"input": str(self.inputs[index]), **_write_pictures(result, self.out_dir, self.stems[index])}
+        if self.annotations is not None:
+            self.annotations.add(index, result)
+        self.summary["images"].append(entry | {"seconds": round(time.perf_counter() - self.before, 4)})
+        self._next()
+
+    def failed(self, index: int, error: Exception) -> None:
+        self.summary["failed"].append({"input": str(self.inputs[index]), "error": str(error)})
+        self.shown.write(f"error: {error}", file=sys.stderr)
+        self._next()
+
+    def _next(self) -> None:
+        self.before = time.perf_counter()
+        self.shown.update()
+
+
+def _write_summary(summary: dict[str, Any], path: Path) -> None:
+    text = json_text(summary, path, indent=2, ensure_ascii=False) + "\n"
+    # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> tuple[list[str | Path], list[Unused]]:

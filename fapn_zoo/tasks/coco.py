@@ -1,6 +1,7 @@
 """Results in COCO's forms: run lengths, json of objects, and PNG files of panoptic segments with their json.
 
-Class i is the category `category_ids[i]` of the data that the model was trained on, or i + 1 where those are not known.
+A `result` is a `fapn_zoo.tasks.result.Result`. Class i is the category `category_ids[i]` of the data that the model was
+trained on, or i + 1 where those are not known.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,9 +20,6 @@ from fapn_zoo.postprocess.cropped import Masks
 from fapn_zoo.runtime.files import check_writable, json_text, make_folder, read_json, write_whole
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.zoo.spec import DataSpec
-
-if TYPE_CHECKING:
-    from fapn_zoo.tasks.result import Result
 
 WORDS = "predictions of"  # that a file of ours begins to describe itself with
 
@@ -35,7 +33,7 @@ def run_lengths(masks: Masks) -> list[RunLengths]:
     return found
 
 
-def segment_masks(result: Result) -> list[RunLengths] | None:
+def segment_masks(result: Any) -> list[RunLengths] | None:
     """The mask of every segment, read from the maps where they are no masks of their own; None for boxes alone."""
     if result.cropped is not None:
         return run_lengths(result.cropped)
@@ -51,13 +49,13 @@ def segment_masks(result: Result) -> list[RunLengths] | None:
     return found
 
 
-def category_ids(data: DataSpec | Result) -> tuple[int, ...]:
+def category_ids(data: DataSpec | Any) -> tuple[int, ...]:
     """COCO's id of every class."""
     names = data.labels if isinstance(data, DataSpec) else data.names
     return tuple(data.category_ids) or tuple(range(1, len(names) + 1))
 
 
-def detections(result: Result, image_id: int | str) -> list[dict[str, Any]]:
+def detections(result: Any, image_id: int | str) -> list[dict[str, Any]]:
     """See `Result.to_coco`."""
     masks, ids = segment_masks(result), category_ids(result)
     found = []
@@ -73,7 +71,7 @@ def detections(result: Result, image_id: int | str) -> list[dict[str, Any]]:
     return found
 
 
-def panoptic(result: Result) -> tuple[Image.Image, list[dict[str, Any]]]:
+def panoptic(result: Any) -> tuple[Image.Image, list[dict[str, Any]]]:
     """See `Result.to_coco_panoptic`."""
     if result.task != "panoptic":
         raise ValueError(f"a {result.task} result is no panoptic map; take task='panoptic', or to_coco()")
@@ -123,7 +121,7 @@ class CocoFile:
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, index: int, result: Result) -> None:
+    def add(self, index: int, result: Any) -> None:
         """The result of input `index`."""
         height, width = result.image.shape[:2]
         image_id = self._ids[index]
