@@ -54,6 +54,7 @@ def test_wildcards_order_and_filters():
     assert len(names) == 6
     assert fapn_zoo.list_models(["perpixel_fpn_swin*", "maskformer_fpn_swin_t*"]) == [
         "maskformer_fpn_swin_t_ade20k",
+        "maskformer_fpn_swin_t_coco_panoptic",
         *[f"perpixel_fpn_swin_{s}_ade20k" for s in "blst"],
     ]
     by_task = {task: fapn_zoo.list_models(task=task) for task in ("semantic", "panoptic", "instance", "detection")}
