@@ -106,6 +106,64 @@ class InstanceOutput(NamedTuple):
         return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
 
 
+class MergeRule(NamedTuple):
+    """When objects and stuff get pixels of a panoptic map; see `fapn_zoo.postprocess.merge.merge`."""
+
+    score_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    stuff_area: int = 4096
+
+
+class PanopticFPNOutput(NamedTuple):
+    """`InstanceOutput`, and beside it `semantic_logits` (N, C, h, w), whose channel 0 is all things together.
+
+    Classes of boxes count things, the other channels stuff, both by increasing class ids.
+    """
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    semantic_logits: Tensor
+    stride: int = 4  # of the semantic logits
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFPNOutput:
+        return self._replace(**{name: getattr(self, name)[n : n + 1] for name in self._fields[:5]})
+
+
+class Compared(NamedTuple):
+    """Of every image what was found and what is true, tensors of one shape, or class logits and class ids."""
+
+    found: tuple[Tensor, ...]
+    true: tuple[Tensor, ...]
+
+    def and_of(self, found: Tensor, true: Tensor) -> Compared:
+        """With one more image."""
+        return Compared((*self.found, found), (*self.true, true))
+
+    def image(self, n: int) -> Compared:
+        return Compared(self.found[n : n + 1], self.true[n : n + 1])
+
+
+class RCNNOutput(NamedTuple):
+    """What a two-stage head is trained by; predicting, it gives detections.
+
+    Of an image S anchors and R regions are drawn, of which O and P belong to objects.
+    """
+
+    rpn_class: Compared  # logits (S,), and 1.0 for an object, 0.0 for background
+    rpn_box: Compared  # deltas (O, 4)
+    classes: Compared  # logits (R, K + 1), and class ids (R,), K for background
+    box: Compared  # deltas (P, 4) of the true class
+    masks: dict[str, Compared] = {}  # by the name of a term of the loss: logits (P, ...) of the true class, and 0.0..1
+    stride: int = 1
+
+    def image(self, n: int) -> RCNNOutput:
+        masks = {name: compared.image(n) for name, compared in self.masks.items()}
+        return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
+
+
 def covering(output: Output, size: tuple[int, int]) -> Output:
     """The output, knowing the size (H, W) of the network input if it has to.
 
@@ -129,7 +187,10 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput)
+_NAMED = (
+    *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput),
+)
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
