@@ -137,9 +137,9 @@ def build(
         encoder = CoarseEncoder(backbone.out_channels, **args["encoder"]) if args["encoder"] else None
         channels = (encoder or backbone).out_channels
         neck_args = {"dialect": head_part.dialect} | neck_part.args | args["neck"]
-        if head_part.extra:
-            neck_args["extra_blocks"] = load_part(EXTRA_LEVELS[head_part.extra])()
         neck = neck_class(channels, num_outputs=head_part.levels, **neck_args)
+        if head_part.extra:
+            neck.extra_blocks = load_part(EXTRA_LEVELS[head_part.extra])(neck.out_channels)
         if "things" in _keywords(head_class):  # it has an output for things and one for stuff
             args["head"]["things"] = spec.data.things
         head = head_class(neck.out_channels, channels[-1], spec.num_classes, **args["head"])
