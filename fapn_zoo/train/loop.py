@@ -224,11 +224,12 @@ class Run:
     def _descend(self) -> float:
         """The step of the optimizer and of the averaged weights; returns the learning rate."""
         s = self.settings
+        if s.clip_value:
+            self.accelerator.clip_grad_value_(self.trainable, s.clip_value)
         norm = self.accelerator.clip_grad_norm_(self.trainable, s.clip_norm) if s.clip_norm else None
         # In fp16 the scaler leaves out steps whose gradients overflow, and goes on with smaller ones.
         check_gradient(self.step, None if self.accelerator.scaler else norm, s)
-        factor = learning_rate_factor(self.step, s.steps, s.poly_power, s.warmup_steps)
-        rate = set_learning_rate(self.optimizer, factor)
+        rate = set_learning_rate(self.optimizer, learning_rate_factor(self.step, s))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
