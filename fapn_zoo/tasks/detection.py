@@ -25,6 +25,7 @@ class DetectionTask:
     name = "detection"
     needs = SEGMENTS
     averages_views = False
+    joins_windows = True
     scored = {"score_threshold": 0.0}
     columns = Columns(
         means={f"box_{name}": f"box {label}" for name, label in NAMES.items()},

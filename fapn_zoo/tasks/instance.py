@@ -30,6 +30,7 @@ class InstanceTask:
     name = "instance"
     needs = SEGMENTS
     averages_views = False
+    joins_windows = True
     scored = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
     columns = Columns(
         means=NAMES | {f"box_{name}": f"box {NAMES[name]}" for name in ("ap", "ap50", "ap75", "ar")},

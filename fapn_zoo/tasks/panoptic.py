@@ -27,6 +27,7 @@ class PanopticTask:
     name = "panoptic"
     needs = SEGMENTS
     averages_views = False
+    joins_windows = False
     scored: dict[str, Any] = {}
     columns = Columns(
         means={
