@@ -173,6 +173,9 @@ class Run:
         torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
         size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
+        if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
+            dist.all_reduce(size := torch.tensor(batch.images.shape[-2:], device=batch.images.device), dist.ReduceOp.MAX)
+            batch = batch.padded(*size.tolist())
         batch.targets.seeds = self._seeds(len(batch.names)).to(self.accelerator.device)
         parts = list(batch.parts(size))
         losses, stopping = self._everywhere(self._backward(parts, self._totals(parts)), stop)
@@ -205,7 +208,8 @@ class Run:
 
     def _losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         device, data = self.accelerator.device, self.plain.data
-        images = network_input(data, part.pixels(), device, torch.float32, self.memory_format, training=True)
+        options = {"memory_format": self.memory_format, "training": True, "size": part.images.shape[-2:]}
+        images = network_input(data, part.pixels(), device, torch.float32, **options)
         try:
             return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
         except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's

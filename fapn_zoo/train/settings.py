@@ -75,8 +75,20 @@ class Settings:
     )
     exif: str | None = _setting(None, "apply or ignore EXIF orientations; none: as classes.json says, or apply")
     in_chans: int | None = _setting(None, "bands of multispectral pictures; none: the model's own", least=1)
-    crop: tuple[int, int] = _setting((512, 512), "height, width in pixels of training images", least=1, most=MOST_SIDE)
+    crop: tuple[int, int] = _setting(
+        (512, 512), "height, width in pixels of training images; 0: whole ones", least=0, most=MOST_SIDE
+    )
+    crop_category_max: float = _setting(
+        1.0, "new crops, up to ten, while one class has more of the labelled pixels", least=0, most=1
+    )
     scale: tuple[float, float] = _setting((0.5, 2.0), "range of the random resize, within 0.1,10")
+    short_sides: tuple[int, ...] = _setting(
+        (), "instead of scale: short sides in pixels, of which one is drawn", least=1, most=MOST_SIDE
+    )
+    max_side: int = _setting(0, "of short_sides: most pixels of the long side, 0: any", least=0, most=MOST_SIDE)
+    pad_value: float | None = _setting(
+        None, "0..255, around pictures smaller than crop; none: the model's mean colour", least=0, most=255
+    )
     flip: float = _setting(0.5, "probability of mirroring", least=0, most=1)
     colour_jitter: float = _setting(1.0, "factor of the usual colour changes, 0: none, at most 3", least=0, most=3)
     rare_classes: tuple[int, ...] = _setting((), "class ids that rare_prob prefers", least=0)
@@ -141,6 +153,12 @@ class Settings:
         if not SCALES[0] <= self.scale[0] <= self.scale[1] <= SCALES[1]:
             low, high = SCALES
             raise ValueError(f"scale must be (low, high) with {low} <= low <= high <= {high}, got {self.scale}")
+        if (self.crop[0] == 0) != (self.crop[1] == 0):
+            raise ValueError(f"crop must be two sides, or 0 for whole pictures, got {self.crop}")
+        if self.max_side and not max(self.short_sides, default=0) <= self.max_side:
+            raise ValueError(f"max_side={self.max_side} is less than a short side of {self.short_sides}")
+        if self.max_side and not self.short_sides:
+            raise ValueError(f"max_side={self.max_side} does nothing without short_sides=")
         if self.class_weights and not min(self.class_weights) > 0:
             raise ValueError(f"class_weights must be positive, got {self.class_weights}")
         if bool(self.lr_steps) != (self.schedule == "steps"):
