@@ -97,6 +97,11 @@ def _without_stride(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, args={key: value for key, value in spec.args.items() if key != STRIDE})
 
 
+def spec_of(name: str, cache_dir: str | Path | None = None) -> ModelSpec:
+    """The description of what `create_model` makes of a name, without its weights; errors as there."""
+    return _resolve(name, False, cache_dir)[0]
+
+
 def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:
     """The description; the weights folder, where the name or `pretrained` leads to one; whether that is in a cache.
 
@@ -149,7 +154,7 @@ def _override(
     if changes.get("num_classes", spec.num_classes) != spec.num_classes:
         changes["label_set"] = None
         if data is None:
-            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=())
+            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=(), category_ids=())
     elif spec.num_classes is None and data is not None and data.labels:
         changes["num_classes"] = len(data.labels)
     if things is not None:
