@@ -83,6 +83,11 @@ def create_model(
     return model.train(model.load_report is None)
 
 
+def spec_of(name: str, cache_dir: str | Path | None = None) -> ModelSpec:
+    """The description of what `create_model` makes of a name, without its weights; errors as there."""
+    return _resolve(name, False, cache_dir)[0]
+
+
 def _from_imagenet(pretrained: bool, pretrained_backbone: bool, backbone_weights: str | Path | None) -> bool:
     """Whether only the backbone starts from weights; ValueError for two sources of them."""
     given = {"pretrained=True": pretrained, "pretrained_backbone=True": pretrained_backbone}
@@ -95,11 +100,6 @@ def _from_imagenet(pretrained: bool, pretrained_backbone: bool, backbone_weights
 def _without_stride(spec: ModelSpec) -> ModelSpec:
     """A stride in the 1x1 is that of Caffe's weights."""
     return dataclasses.replace(spec, args={key: value for key, value in spec.args.items() if key != STRIDE})
-
-
-def spec_of(name: str, cache_dir: str | Path | None = None) -> ModelSpec:
-    """The description of what `create_model` makes of a name, without its weights; errors as there."""
-    return _resolve(name, False, cache_dir)[0]
 
 
 def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:

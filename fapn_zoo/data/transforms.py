@@ -34,8 +34,8 @@ class TrainTransform:
     Args:
         crop_size: (height, width) of what comes out, pixels; (0, 0): the whole resized picture.
         scale: smallest and largest resize factor; drawn evenly on the log scale.
-        short_sides: instead of `scale`, as in the official trainings: the short side becomes one of these, or less where
-            the long one would exceed `max_side` (0: it may). A smaller picture then lies at the window's top left.
+        short_sides: instead of `scale`, as in the official trainings: the short side becomes one of these, or less
+            where the long one would exceed `max_side` (0: any). A smaller picture then lies at the top left.
         category_max: of ten windows the first is taken that shows two classes and none of them on this share or more
             of the labelled pixels, else the last; 1 takes any, others need labels.
         flip: probability of the left-right flip.
