@@ -174,10 +174,9 @@ class Run:
         size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
         if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
-            dist.all_reduce(
-                size := torch.tensor(batch.images.shape[-2:], device=batch.images.device), dist.ReduceOp.MAX
-            )
-            batch = batch.padded(*size.tolist())
+            largest = torch.tensor(batch.images.shape[-2:], device=batch.images.device)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            batch = batch.padded(*largest.tolist())
         batch.targets.seeds = self._seeds(len(batch.names)).to(self.accelerator.device)
         parts = list(batch.parts(size))
         losses, stopping = self._everywhere(self._backward(parts, self._totals(parts)), stop)
