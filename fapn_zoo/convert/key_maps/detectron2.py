@@ -52,3 +52,4 @@ MASKS = [
     (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
     (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
 ]
+PANOPTIC_FPN = FASTER_RCNN + MASKS + below("sem_seg_head.", "head.semantic.", _SEMANTIC_FPN)
