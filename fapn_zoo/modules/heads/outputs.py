@@ -157,6 +157,26 @@ class RCNNOutput(NamedTuple):
         return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
 
 
+class PanopticFCNOutput(NamedTuple):
+    """Positions and kernels of five levels (FACTS section 4): things and stuff both by increasing class ids.
+
+    The mask of a kernel is its product with the features, before the sigmoid; of stuff, `stuff_base` is added to it.
+    """
+
+    centres: tuple[Tensor, ...]  # of every level logits (N, T, h, w), where objects of a class have their centres
+    regions: tuple[Tensor, ...]  # logits (N, S + 1, h, w), where a class of stuff is; the first: any thing
+    thing_kernels: tuple[Tensor, ...]  # (N, E, h, w)
+    stuff_kernels: tuple[Tensor, ...]  # (N, E, h, w); of a region, the mean over the level with zero elsewhere
+    features: Tensor  # (N, E, H, W)
+    stuff_base: Tensor  # (N, H, W)
+    stride: int = 4  # of the features; the first level has twice that
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFCNOutput:
+        levels = (tuple(level[n : n + 1] for level in maps) for maps in self[:4])
+        return PanopticFCNOutput(*levels, *(maps[n : n + 1] for maps in self[4:6]), self.stride, self.rule)
+
+
 def tensors_only(output: Output) -> Output:
     """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
 
@@ -174,7 +194,7 @@ def tensors_only(output: Output) -> Output:
 
 _NAMED = (
     *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
-    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput),
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFCNOutput),
 )
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
