@@ -1,4 +1,4 @@
-"""Panoptic FCN's head and its answers: which kernels are joined, what is enlarged, and images where nothing is found."""
+"""Panoptic FCN's head and its answers: which kernels are joined, what is enlarged, images without answers."""
 
 from __future__ import annotations
 
