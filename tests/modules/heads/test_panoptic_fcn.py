@@ -130,6 +130,17 @@ def test_places_and_levels():
     assert torch.equal(found[2], levels.p7(found[1].clamp(min=0)))
 
 
+def test_exported_places_follow_the_size():
+    class Places(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return with_places(x)
+
+    sizes = ({2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)},)
+    program = torch.export.export(Places(), (torch.zeros(2, 1, 6, 8),), dynamic_shapes=sizes).module()
+    x = torch.randn(2, 1, 9, 5)
+    assert torch.equal(program(x), with_places(x))
+
+
 def test_what_is_refused():
     for options, words in (
         ({"things": (5,)}, "things"),
