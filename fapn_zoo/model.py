@@ -122,9 +122,9 @@ def build(
         source = {"pretrained": pretrained_backbone, "cache_dir": cache_dir}
         backbone = Backbone(spec.backbone, in_chans=spec.in_chans, **source, **args["backbone"])
         neck_args = {"dialect": head_part.dialect} | neck_part.args | args["neck"]
-        if head_part.extra:
-            neck_args["extra_blocks"] = load_part(EXTRA_LEVELS[head_part.extra])()
         neck = neck_class(backbone.out_channels, num_outputs=head_part.levels, **neck_args)
+        if head_part.extra:
+            neck.extra_blocks = load_part(EXTRA_LEVELS[head_part.extra])(neck.out_channels)
         if "things" in _keywords(head_class):  # it has an output for things and one for stuff
             args["head"]["things"] = spec.data.things
         head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])

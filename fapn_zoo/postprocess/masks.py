@@ -123,6 +123,18 @@ def _assemble(
     return Panoptic(ids, shares * (ids > 0), tuple(Segment(**segment) for segment in found))
 
 
+def rows_of(mask: Tensor, frame: Frame, stride: int) -> tuple[int, int]:
+    """The first and last rows of the answer that places (h, w) bool can reach, enlarged; (0, 0) where none is set."""
+    rows = torch.nonzero(mask.any(dim=1))[:, 0].tolist()
+    if not rows:
+        return 0, 0
+    # a row reaches no further than the middles of its neighbours; resizing looks one row further
+    scale = stride * frame.original[0] / frame.inside[0]
+    top, bottom = int((rows[0] - 1) * scale) - 2, int((rows[-1] + 2) * scale) + 3
+    top, bottom = max(top, 0), min(bottom, frame.original[0])
+    return top, max(bottom, top)
+
+
 class _HardMask(NamedTuple):
     """Where a probability exceeds 0.5: the pixels, how many they are, and the mean of it in there (0 for none)."""
 
@@ -133,16 +145,10 @@ class _HardMask(NamedTuple):
 
 def _hard_mask(mask: Tensor, frame: Frame, stride: int) -> _HardMask:
     """Of the logits (h, w) of one mask. Only the rows are made in which it can be."""
-    rows = torch.nonzero((mask > 0).any(dim=1))[:, 0].tolist()
-    if not rows:
-        return _HardMask(Packed.of(mask[:0] > 0), 0, 0.0)
-    # a row of logits reaches no further than the middles of its neighbours; resizing looks one row further
-    scale = stride * frame.original[0] / frame.inside[0]
-    top, bottom = int((rows[0] - 1) * scale) - 2, int((rows[-1] + 2) * scale) + 3
-    top, bottom = max(top, 0), min(bottom, frame.original[0])
+    top, bottom = rows_of(mask > 0, frame, stride)
     exact = torch.float32 if mask.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     inside, parts = torch.zeros((), dtype=exact, device=mask.device), []
-    for _, _, (band,) in _mask_bands(mask[None], frame, stride, (top, max(bottom, top))):
+    for _, _, (band,) in _mask_bands(mask[None], frame, stride, (top, bottom)):
         parts.append(band > 0.5)
         inside += (band * parts[-1]).sum(dtype=exact)
     pixels = torch.cat(parts) if parts else mask[:0] > 0

@@ -6,6 +6,8 @@ original Caffe ResNets), and training leaves the stem and the first stage alone 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec, WeightsSpec
 
 DATA = DataSpec(
@@ -70,10 +72,10 @@ RELEASE = [
 ]
 
 
-def _weights(head: str, neck: str, backbone: str) -> dict[str, WeightsSpec]:
-    """Schedule -> the released weights of a model."""
+def weights_of(release: Iterable[tuple], head: str, neck: str, backbone: str) -> dict[str, WeightsSpec]:
+    """Schedule -> the released weights of a model, of rows like those of `RELEASE`."""
     found = {}
-    for *model, schedule, file, scores in RELEASE:
+    for *model, schedule, file, scores in release:
         if model == [head, neck, backbone]:
             location, terms = (f"gdrive:{file}", FAPN) if neck == "fapn" else (FILES.format(file=file), DETECTRON2)
             metrics = {f"COCO val2017 {name}": value for name, value in scores.items()}
@@ -91,7 +93,7 @@ MODELS = [
         args=ARGS,
         label_set="coco",
         data=DATA,
-        weights=_weights(head, neck, backbone),
+        weights=weights_of(RELEASE, head, neck, backbone),
         task=task,
     )
     for head, task in HEADS.items()

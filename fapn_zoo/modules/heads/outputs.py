@@ -99,6 +99,32 @@ class InstanceOutput(NamedTuple):
         return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
 
 
+class MergeRule(NamedTuple):
+    """When objects and stuff get pixels of a panoptic map; see `fapn_zoo.postprocess.merge.merge`."""
+
+    score_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    stuff_area: int = 4096
+
+
+class PanopticFPNOutput(NamedTuple):
+    """`InstanceOutput`, and beside it `semantic_logits` (N, C, h, w), whose channel 0 is all things together.
+
+    Classes of boxes count things, the other channels stuff, both by increasing class ids.
+    """
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    semantic_logits: Tensor
+    stride: int = 4  # of the semantic logits
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFPNOutput:
+        return self._replace(**{name: getattr(self, name)[n : n + 1] for name in self._fields[:5]})
+
+
 class Compared(NamedTuple):
     """Of every image what was found and what is true, tensors of one shape, or class logits and class ids."""
 
@@ -131,6 +157,26 @@ class RCNNOutput(NamedTuple):
         return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
 
 
+class PanopticFCNOutput(NamedTuple):
+    """Positions and kernels of five levels (FACTS section 4): things and stuff both by increasing class ids.
+
+    The mask of a kernel is its product with the features, before the sigmoid; of stuff, `stuff_base` is added to it.
+    """
+
+    centres: tuple[Tensor, ...]  # of every level logits (N, T, h, w), where objects of a class have their centres
+    regions: tuple[Tensor, ...]  # logits (N, S + 1, h, w), where a class of stuff is; the first: any thing
+    thing_kernels: tuple[Tensor, ...]  # (N, E, h, w)
+    stuff_kernels: tuple[Tensor, ...]  # (N, E, h, w); of a region, the mean over the level with zero elsewhere
+    features: Tensor  # (N, E, H, W)
+    stuff_base: Tensor  # (N, H, W)
+    stride: int = 4  # of the features; the first level has twice that
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFCNOutput:
+        levels = (tuple(level[n : n + 1] for level in maps) for maps in self[:4])
+        return PanopticFCNOutput(*levels, *(maps[n : n + 1] for maps in self[4:6]), self.stride, self.rule)
+
+
 def tensors_only(output: Output) -> Output:
     """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
 
@@ -146,7 +192,10 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput, Compared, RCNNOutput)
+_NAMED = (
+    *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFCNOutput),
+)
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
