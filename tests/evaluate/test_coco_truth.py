@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from toys import coco
 
+from fapn_zoo.create import create_model
 from fapn_zoo.data import open_dataset
 from fapn_zoo.data.sample import BOXES, MASKS, Crop, Objects
 from fapn_zoo.evaluate import evaluate
@@ -19,6 +19,8 @@ from fapn_zoo.metrics.detection import SCORES
 from fapn_zoo.postprocess import decode
 from fapn_zoo.postprocess.answers import Frame
 from fapn_zoo.tasks import TASKS
+from fapn_zoo.train.settings import Settings
+from fapn_zoo.train.setup import prepare
 
 pytestmark = pytest.mark.unit
 
@@ -134,14 +136,20 @@ def test_objects_are_drawn_small_ones_on_top(tmp_path: Path):
     assert (truth[5:25, :25] == 1).sum() == 20 * 25 - 16 and (truth == 255).sum() == 40 * 56 - 500
 
 
-def test_a_model_keeps_names_and_ids_of_the_file(tmp_path: Path):
-    import fapn_zoo
-
-    for number, ids in enumerate([(1, 2, 3), (3, 7, 90), (0, 1, 2), (5, 2, 9)]):
-        content = coco.table(ids=ids)
-        content["categories"].append({"id": 100, "name": "unused", "supercategory": "other"})
-        data = open_dataset(coco.write(tmp_path / str(number), content), "train", BOXES)
-        model = coco.Witness(data, "detection")
-        again = fapn_zoo.DataSpec.from_dict(model.data.to_dict())
-        assert again.category_ids == (*sorted(ids), 100) and again.labels[-1] == "unused"
-        assert dataclasses.replace(again, category_ids=()).to_dict().get("category_ids") is None
+@pytest.mark.parametrize("ids", [(1, 2, 3), (3, 7, 90), (0, 1, 2), (5, 2, 9), "supercategory"])
+def test_names_and_ids_survive_training_and_saving(tmp_path: Path, ids: Any):
+    content = coco.table(ids=(1, 2, 3) if ids == "supercategory" else ids)
+    content["categories"].append({"id": 100, "name": "unused", "supercategory": "things"})
+    expected = [(entry["id"], entry["name"]) for entry in sorted(content["categories"], key=lambda entry: entry["id"])]
+    if ids == "supercategory":
+        content["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+    coco.write(tmp_path, content)
+    args = {"neck_out_channels": 8, "head_hidden": 8, "head_region_samples": 8, "head_proposals": 8}
+    made = Settings(model="faster_rcnn_fpn", backbone="test_efficientnet", data=str(tmp_path), model_args=args)
+    parts = prepare(made.replace(val_data="none", crop=(32, 32), out=str(tmp_path / "out")))
+    parts.model.save(tmp_path / "model")
+    again = create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    assert [*zip(again.data.category_ids, again.data.labels, strict=True)] == expected
+    assert again.spec.task == "detection" and again.data.things == (0, 1, 2, 3)
+    other = create_model(f"local-dir:{tmp_path / 'model'}", num_classes=2)
+    assert other.data.category_ids == ()  # other classes
