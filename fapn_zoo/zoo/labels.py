@@ -25,8 +25,7 @@ def list_label_sets() -> tuple[str, ...]:
 @cache
 def _read(name: str) -> dict:
     raw = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    lists = {key: tuple(raw[key]) for key in ("names", "things", "source")}
-    lists["category_ids"] = tuple(raw.get("category_ids", ()))
+    lists = {key: tuple(raw.get(key, ())) for key in ("names", "things", "source", "category_ids")}
     return raw | lists | {"palette": tuple(map(tuple, raw["palette"]))}
 
 
@@ -38,10 +37,10 @@ def label_set(name: str) -> dict:
 
     Returns:
         A new dict of unchangeable values: `names` (K unique strings, index = class id), `palette` (K RGB triples,
-        0..255), `things` (increasing class ids; empty where the data set does not say), `ignore_index` (the value of
+        0..255), `things` (increasing class ids; empty where the data set does not say), `category_ids` (COCO's id of
+        every class; empty where the data set has none, or they are the class ids plus 1), `ignore_index` (the value of
         unlabelled pixels in the data set's label maps, never a class id; 65 for `mapillary_vistas`, 65535 for
-        `ade20k_full`, else 255), `category_ids` (the COCO id of every class; empty where it is the class id plus 1 or
-        nobody has any), `source` (sentences) and `licence_note`.
+        `ade20k_full`, else 255), `source` (sentences) and `licence_note`.
 
     Raises:
         ValueError: No set has this name.

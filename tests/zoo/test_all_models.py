@@ -42,6 +42,8 @@ def small(name: str, **kwargs) -> nn.Module:
         options |= {"head_layers": 2, "head_channels": 32, "head_feedforward": 32}
     if spec.head == "maskformer":
         options |= {"head_num_queries": 7}
+    if "encoder_layers" in spec.args:
+        options |= {"encoder_channels": 32, "encoder_layers": 2, "encoder_feedforward": 32}
     if spec.head == "pointrend":
         options |= {"head_channels": 32, "head_point_channels": 32, "head_train_points": 64}
     if "rcnn" in spec.head or spec.head == "panoptic_fpn":

@@ -21,7 +21,7 @@ from fapn_zoo.zoo.spec import ModelSpec
 HEADS: dict[str, tuple[str, Pairs]] = {
     "perpixel": ("maskformer", maskformer.PER_PIXEL),
     "perpixel_plus": ("maskformer", maskformer.TRANSFORMER),
-    "maskformer": ("maskformer", maskformer.TRANSFORMER + maskformer.CLASSES),
+    "maskformer": ("maskformer", maskformer.TRANSFORMER + maskformer.CLASSES + maskformer.ENCODER),
     "semantic_fpn": ("detectron2", detectron2.SEMANTIC_FPN),
     "pointrend": ("detectron2", detectron2.POINTREND),
     "faster_rcnn": ("detectron2", detectron2.FASTER_RCNN),
