@@ -45,6 +45,9 @@ HEADS: dict[str, HeadPart] = {
     ),
     "faster_rcnn": HeadPart(f"{_HEADS}.rcnn:FasterRCNNHead", "", ("detection",), "detectron2", extra="pool"),
     "mask_rcnn": HeadPart(f"{_HEADS}.rcnn:MaskRCNNHead", "", ("instance", "detection"), "detectron2", extra="pool"),
+    "pointrend_rcnn": HeadPart(
+        f"{_HEADS}.rcnn:PointRendRCNNHead", "", ("instance", "detection"), "detectron2", extra="pool"
+    ),
 }
 
 EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel"}

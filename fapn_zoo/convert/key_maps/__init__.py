@@ -26,6 +26,7 @@ HEADS: dict[str, tuple[str, Pairs]] = {
     "pointrend": ("detectron2", detectron2.POINTREND),
     "faster_rcnn": ("detectron2", detectron2.FASTER_RCNN),
     "mask_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.MASKS),
+    "pointrend_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.POINTREND_RCNN),
 }
 # dialect, neck -> rules, second names of shared tensors
 NECKS: dict[tuple[str, str], tuple[Pairs, Pairs]] = {

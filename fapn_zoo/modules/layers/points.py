@@ -7,6 +7,8 @@ are (N, P, 2) float32, (x, y) with 0 and 1 at the outer edges of a map, so the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,26 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     grid = (2 * points - 1).unsqueeze(2)
     found = F.grid_sample(maps.float(), grid, mode="bilinear", align_corners=False)
     return found.squeeze(3).to(maps.dtype)
+
+
+def sample_in_boxes(maps: Tensor, boxes: Sequence[Tensor], points: Tensor, stride: int) -> Tensor:
+    """Values of maps (N, C, h, w) at points (M, P, 2) of boxes, of whose sides 0 and 1 are the ends: (M, C, P).
+
+    `boxes` are those of every image, (M_n, 4) in pixels of the input, M of them in all; `stride` is that of the maps.
+    """
+    height, width = (stride * side for side in maps.shape[-2:])
+    corner, end = torch.cat(list(boxes))[:, None].split(2, dim=2)
+    places = (points * (end - corner) + corner) / points.new_tensor([width, height])
+    # of every image one row of points, box after box
+    rows = zip(maps.split(1), places.split([len(b) for b in boxes]), strict=True)
+    found = [sample_points(image, p.reshape(1, -1, 2)).unflatten(2, p.shape[:2]) for image, p in rows]
+    return torch.cat(found, dim=2)[0].transpose(0, 1)
+
+
+def regular_points(side: int, like: Tensor) -> Tensor:
+    """The middles of side x side cells, (side * side, 2) in reading order, on the device of `like`."""
+    middles = (torch.arange(side, device=like.device) + 0.5) / side
+    return torch.stack([middles.expand(side, side), middles[:, None].expand(side, side)], dim=2).flatten(0, 1)
 
 
 def uncertainty(logits: Tensor) -> Tensor:
