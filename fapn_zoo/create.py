@@ -9,14 +9,17 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from fapn_zoo.convert.backbone_weights import load_backbone
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.weights import hub
-from fapn_zoo.weights.folder import load_weights, read_spec
+from fapn_zoo.weights.folder import LoadReport, load_weights, read_spec
 from fapn_zoo.zoo.parts import NECKS
 from fapn_zoo.zoo.registry import resolve
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
+
+STRIDE = "backbone_stride_in_1x1"
 
 
 def create_model(
@@ -24,6 +27,7 @@ def create_model(
     pretrained: bool = False,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     backbone: str | None = None,
     neck: str | None = None,
     num_classes: int | None = None,
@@ -43,17 +47,17 @@ def create_model(
         name: a listed name, with or without `.tag`; an architecture (`"maskformer_fapn"` with `backbone=`, or
             `"perpixel_fapn_convnextv2_tiny"`); `"hf-hub:owner/name@revision"`; or `"local-dir:path"`.
         pretrained: load the weights of the name, the Hub repository or the folder.
-        pretrained_backbone: start the backbone from its ImageNet weights (through timm). Not with `pretrained`.
+        pretrained_backbone: start the backbone from its ImageNet weights (through timm). Not with `pretrained`. Images
+            are normalised as those want it unless `data` is given, and strides stand where timm has them.
+        backbone_weights: the same from a file on this machine, see `convert.backbone_weights.load_backbone`.
         backbone, neck: replace those of the name; a short name or any timm pyramid.
         num_classes: replaces the label set; pretrained weights keep all but the classifier.
         in_chans: channels of the input; pretrained weights of the first convolution are adapted as timm does.
-        things: ids of the countable classes that `num_classes` new ones have; heads with an output for things and one
-            for stuff are built by them.
-        checkpoint_path: a safetensors file or weights folder whose tensors must fit the model exactly.
+        things: ids of the countable classes among `num_classes` new ones, for heads that tell them from stuff.
+        checkpoint_path: a safetensors file or weights folder that fits exactly; its mean and std replace the name's.
         cache_dir: where downloads are kept; None is the Hub client's own place.
         data: replaces preprocessing and labels.
-        kwargs: arguments of the parts, prefixed: `backbone_norm="frozen_bn"`, `neck_out_channels=128`,
-            `head_num_queries=50`. They win over those of the name.
+        kwargs: arguments of the parts, prefixed, that win over those of the name: `neck_out_channels=128`.
 
     Returns:
         A model, with `load_report` and in evaluation mode where `pretrained` or `checkpoint_path` loaded its weights.
@@ -63,20 +67,34 @@ def create_model(
         ValueError: unknown names, tags, keyword arguments or sources (with the nearest known ones), or weights that do
             not fit. FileNotFoundError: a folder or file that is not there.
     """
-    if pretrained and pretrained_backbone:
-        raise ValueError("pretrained=True brings backbone weights already; choose it or pretrained_backbone=True")
+    imagenet = _from_imagenet(pretrained, pretrained_backbone, backbone_weights)
     spec, folder, in_cache = _resolve(name, pretrained, cache_dir)
     replaced = {"backbone": backbone, "neck": neck, "num_classes": num_classes, "in_chans": in_chans}
-    wanted = _override(spec, replaced, things, data, kwargs)
+    wanted = _override(_without_stride(spec) if imagenet else spec, replaced, things, data, kwargs)
     saved = read_spec(folder) if pretrained else None
-    # Where every tensor comes from the file, nothing is initialised first.
-    whole = saved is not None and _shape(saved) == _shape(wanted)
+    whole = saved is not None and _shape(saved) == _shape(wanted)  # then nothing is initialised first
     model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole, cache_dir=cache_dir)
+    if imagenet:
+        _start_backbone(model, backbone_weights, data)
     if saved is not None:
         model.load_report = load_weights(model, folder, saved=saved, share=in_cache)
     if checkpoint_path is not None:
-        model.load_report = load_weights(model, checkpoint_path)
+        model.load_report = _load_checkpoint(model, checkpoint_path, data)
     return model.train(model.load_report is None)
+
+
+def _from_imagenet(pretrained: bool, pretrained_backbone: bool, backbone_weights: str | Path | None) -> bool:
+    """Whether only the backbone starts from weights; ValueError for two sources of them."""
+    given = {"pretrained=True": pretrained, "pretrained_backbone=True": pretrained_backbone}
+    given["backbone_weights="] = backbone_weights is not None
+    if len(names := [name for name, value in given.items() if value]) > 1:
+        raise ValueError(f"{names[0]} brings backbone weights already; choose it or {' or '.join(names[1:])}")
+    return bool(names) and not pretrained
+
+
+def _without_stride(spec: ModelSpec) -> ModelSpec:
+    """A stride in the 1x1 is that of Caffe's weights."""
+    return dataclasses.replace(spec, args={key: value for key, value in spec.args.items() if key != STRIDE})
 
 
 def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple[ModelSpec, Path | None, bool]:
@@ -139,6 +157,32 @@ def _override(
     spec = dataclasses.replace(spec, **changes)
     if spec.num_classes is not None and spec.data.labels and len(spec.data.labels) != spec.num_classes:
         raise ValueError(f"num_classes={spec.num_classes}, but data has {len(spec.data.labels)} labels")
-    # Mean and std are repeated where the image has another number of channels than they were given for.
-    mean, std = (tuple(islice(cycle(values), spec.in_chans)) for values in (spec.data.mean, spec.data.std))
-    return dataclasses.replace(spec, data=dataclasses.replace(spec.data, mean=mean, std=std))
+    return _normalised_by(spec, spec.data.mean, spec.data.std, spec.data.channel_order)
+
+
+def _start_backbone(model: ZooModel, weights: str | Path | None, data: DataSpec | None) -> None:
+    """Images as the ImageNet weights that timm describes want them (RGB, mean and std of 0..1), and those of a file."""
+    if data is None:
+        described = model.backbone.body.pretrained_cfg
+        mean, std = ([round(255 * value, 4) for value in described[name]] for name in ("mean", "std"))
+        model.spec = _normalised_by(model.spec, mean, std, "rgb")
+    if weights is not None:
+        load_backbone(model, weights)
+
+
+def _load_checkpoint(model: ZooModel, path: str | Path, data: DataSpec | None) -> LoadReport:
+    """Reads weights, and from their folder what they depend on and no tensor shows."""
+    report = load_weights(model, path)
+    if Path(path).is_dir():
+        saved = read_spec(path)
+        if bool(model.spec.args.get(STRIDE)) != bool(its := saved.args.get(STRIDE, False)):
+            raise ValueError(f"{path} was trained with {STRIDE}={its}, which no tensor shows; pass it along")
+        if data is None:
+            model.spec = _normalised_by(model.spec, saved.data.mean, saved.data.std, saved.data.channel_order)
+    return report
+
+
+def _normalised_by(spec: ModelSpec, mean: Sequence[float], std: Sequence[float], order: str) -> ModelSpec:
+    """Mean and std are repeated where the image has another number of channels than they were given for."""
+    mean, std = (tuple(islice(cycle(values), spec.in_chans)) for values in (mean, std))
+    return dataclasses.replace(spec, data=dataclasses.replace(spec.data, mean=mean, std=std, channel_order=order))

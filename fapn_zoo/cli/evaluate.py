@@ -16,10 +16,10 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
     verb.add_argument("--split", default="test")
     text = (
-        "semantic: mean IoU; panoptic: PQ; instance: AP of masks and boxes; detection: AP of boxes. "
-        "But for the first on COCO's folders or scenes:N"
+        "semantic: mean IoU; panoptic: PQ; instance: AP of masks and boxes; detection: AP of boxes, the last three on "
+        "COCO's folders or scenes:N; default: the model's own"
     )
-    verb.add_argument("--task", default="semantic", help=text)
+    verb.add_argument("--task", help=text)
     verb.add_argument("--json", type=Path, help="write the report here")
     verb.add_argument("--csv", type=Path, help="append a row here")
     verb.add_argument("--out", type=Path, help="folder for the report, plots, scores by image and the worst images")

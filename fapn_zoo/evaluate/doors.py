@@ -28,7 +28,7 @@ def evaluate(
     model: nn.Module,
     data: Any,
     split: str = "test",
-    task: str = "semantic",
+    task: str | None = None,
     *,
     seed: int | None = None,
     weights: str = "",
@@ -85,7 +85,7 @@ def make_report(measured: Measured, seconds: float, seed: int | None, weights: s
     report = {"model": job.model.spec.name, "params": sum(p.numel() for p in job.model.parameters())}
     report |= {"device": device_name(next(job.model.parameters()).device)} | circumstances()
     report |= {"weights": weights, "data": job.dataset.name, "source": job.source, "split": options.split}
-    report |= {"task": options.task, "images": len(measured.images), "amp": options.amp, "seed": seed}
+    report |= {"task": job.task.name, "images": len(measured.images), "amp": options.amp, "seed": seed}
     report |= {"batch_size": options.batch_size, "scales": list(views.scales), "flip": views.flip}
     report |= {"window": list(views.window or ()), "stride": list(views.stride or ())}
     report |= {"class_map": classes.mapping, "unscored": list(classes.unscored), "seconds": round(seconds, 4)}

@@ -44,9 +44,8 @@ class Options:
 
     Attributes:
         split: which part of a source to open; only noted for an opened data set.
-        task: a key of `fapn_zoo.tasks.TASKS`: "semantic"; for mask classification models also "panoptic" (PQ) and
-            "instance" (AP of masks and of the boxes around them; needs the extra `coco`); for two-stage models
-            "detection" (AP of boxes), and with masks "instance".
+        task: a key of `fapn_zoo.tasks.TASKS` that the model answers: "semantic", "panoptic" (PQ), "instance" (AP of
+            masks and boxes), "detection" (AP of boxes); None = the model's own.
         batch_size: how many images of equal (resized and padded) size, or how many windows, are run together.
         device: where to run; None = where the model is.
         amp: "bf16" or "fp16" autocast, or "no": full precision. Scores are to be the same on every processor, so there
@@ -59,14 +58,14 @@ class Options:
         window, stride: sliding windows, (height, width) in pixels of the resized image or one number; the stride is
             two thirds of the window if not given. The scores of all windows over a pixel are averaged.
         class_map: how to score where model and data have other classes: see `fapn_zoo.evaluate.match_classes`.
-        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score.
+        boundary: also mIoU in bands around true boundaries, Boundary IoU and boundary F-score, or Boundary AP.
         white_level, exif: how pictures are read, for an opened data set without effect; None = as the data's
             `classes.json` says, and where that says nothing as the model was trained.
         threads: that read images, ahead of the model where it leaves a core free; None = one per core, up to 4.
     """
 
     split: str = "test"
-    task: str = "semantic"
+    task: str | None = None
     batch_size: int = 1
     device: str | torch.device | None = None
     amp: str = "no"
@@ -83,7 +82,7 @@ class Options:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
+        if self.task is not None and self.task not in TASKS:
             raise ValueError(f"task must be {' or '.join(TASKS)}, got {self.task!r}")
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"batch_size and limit must be at least 1, got {self.batch_size} and {self.limit}")
@@ -156,7 +155,7 @@ class Job:
             "files": str(Fingerprint.of(self.dataset)),
             "classes": list(self.classes.names),
             "class map": self.classes.mapping,
-            "task": options.task,
+            "task": self.task.name,
             "boundary": options.boundary,
             "views": {name: value for name, value in vars(self.views).items() if name != "overlap"},  # of `predict`
             "batch size": options.batch_size,
@@ -232,7 +231,7 @@ def measure(
 
 
 def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job:
-    task = TASKS[options.task]
+    task = task_for(model.spec, options.task or first.spec.task)  # refuses what the model does not answer
     dataset, source = data, getattr(data, "name", str(data))
     table = model_labels(first) if options.class_map is None else None
     if isinstance(data, (str, os.PathLike)):
@@ -248,7 +247,6 @@ def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job
     if options.device is not None:
         model.to(options.device)
     resolve_amp(options.amp, *device_and_type(model))  # refuses what would not work there
-    task_for(model.spec, task.name)  # refuses what the model does not answer
     if not views.single and not task.averages_views:
         raise ValueError(f"scales, flip and window work for {averaging_tasks()} only, not {task.name!r}")
     check_holds(dataset, task.needs, f"task {task.name!r}")

@@ -32,6 +32,7 @@ def csv_columns() -> tuple[list[str], int]:
     facts = "params amp device seconds torch fapn_zoo commit seed date command".split()
     old = [*"model weights data split task images".split(), *first.table, *facts]
     new = [*"scales flip window class_map".split(), *first.near, *(name for one in others for name in one.table)]
+    new += [name for one in others for name in list(one.near)[:1]]
     return list(dict.fromkeys([*old, *new])), len(old)
 
 
@@ -72,20 +73,19 @@ def doubts(report: dict[str, Any]) -> list[str]:
 def render(report: dict[str, Any]) -> str:
     """The report as a text table, in percent."""
     near, names = report.get("boundary", {}), TASKS[report["task"]].columns
-    columns, means = names.by_class, names.means
+    means, columns = names.means, names.by_class | (names.near_by_class if near else {})
     labels = [*means.values(), *(names.near[name] for name in near)]
     width = max(map(len, [*labels, *(row["name"] for row in report["classes"])]))
-    extra = "  5 px band  b. IoU" if near else ""
     lines = [
         f"{report['model']}  {report['weights']}".rstrip(),
         f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
         *filter(None, [manner(report), *report.get("notes", ())]),
         "",
-        f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()) + extra,
+        f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()),
     ]
     for row in report["classes"]:
-        line = f"{row['name']:<{width}}" + "".join(f"  {percent(row[name], 6)}" for name in columns)
-        lines.append(line + (f"  {percent(row['band_5'], 9)}  {percent(row['boundary_iou'], 6)}" if near else ""))
+        cells = (percent(row[name], max(6, len(label))) for name, label in columns.items())
+        lines.append("  ".join([f"{row['name']:<{width}}", *cells]))
     lines.append("")
     lines += [f"{label:<{width}}  {percent(report[name], 6)}" for name, label in means.items()]
     lines += [f"{names.near[name]:<{width}}  {percent(value, 6)}" for name, value in near.items()]

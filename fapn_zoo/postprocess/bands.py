@@ -42,11 +42,17 @@ def band_height(source: Source, out_size: tuple[int, int]) -> int:
     return max(int(budget / max(per_row, 1)), 1)
 
 
-def bands(source: Source, out_size: tuple[int, int], step: int | None = None) -> Iterator[tuple[int, int, Tensor]]:
-    """Yields (first, last, band) of the source resized to out_size, `step` rows at a time or what fits the budget."""
+def bands(
+    source: Source, out_size: tuple[int, int], step: int | None = None, within: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yields (first, last, band) of the source resized to out_size, `step` rows at a time or what fits the budget.
+
+    `within`: the first and last rows of the result that are asked for; None: all.
+    """
     step = step or band_height(source, out_size)
-    for first in range(0, out_size[0], step):
-        last = min(first + step, out_size[0])
+    start, stop = within or (0, out_size[0])
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
         yield first, last, _resized_rows(source.rows, source.size, out_size, first, last)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +23,26 @@ class Masks(Protocol):
         """Mask m: (h, w) bool, and (y, x) of its upper left pixel in the image; outside of it the mask is empty."""
 
 
+class Packed(NamedTuple):
+    """A mask cut to the rectangle around it, `shape` with its upper left pixel at `place`, in few bytes."""
+
+    bits: bytes
+    shape: tuple[int, int]
+    place: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask: Tensor, top: int = 0) -> Self:
+        """A mask (h, w) bool, on any device, of the image's rows from `top` on, as wide as the image."""
+        rows, columns = (torch.nonzero(mask.any(dim))[:, 0].tolist() for dim in (1, 0))
+        if not rows:
+            return cls(zlib.compress(b""), (0, 0), (0, 0))
+        crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].cpu().numpy()
+        # a mask that is scattered over a photo fills its rectangle with few and long runs
+        return cls(zlib.compress(np.packbits(crop), 1), crop.shape, (top + rows[0], columns[0]))
+
+
 class HardMasks:
-    """Masks of pixels, each cut to the rectangle around it; see `Masks`.
+    """Masks of pixels, kept `Packed`; see `Masks`.
 
     Args:
         masks: (M, H, W) bool, on any device.
@@ -29,22 +50,22 @@ class HardMasks:
 
     def __init__(self, masks: Tensor) -> None:
         self.size = tuple(masks.shape[1:])
-        self._crops = [self._cut(mask) for mask in masks]
+        self._masks = [Packed.of(mask) for mask in masks]
 
-    @staticmethod
-    def _cut(mask: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        rows, columns = (torch.nonzero(mask.any(dim))[:, 0] for dim in (1, 0))
-        if not len(rows):
-            return mask[:0, :0].cpu(), (0, 0)
-        (top, bottom), (left, right) = rows[[0, -1]].tolist(), columns[[0, -1]].tolist()
-        # a copy, which does not hold the memory of all
-        return mask[top : bottom + 1, left : right + 1].to("cpu", copy=True), (top, left)
+    @classmethod
+    def joined(cls, masks: Sequence[Packed], size: tuple[int, int]) -> Self:
+        """Masks that are packed already, of an image of this size."""
+        found = cls(torch.zeros(0, *size, dtype=torch.bool))
+        found._masks = list(masks)
+        return found
 
     def __len__(self) -> int:
-        return len(self._crops)
+        return len(self._masks)
 
     def crop(self, m: int) -> tuple[Tensor, tuple[int, int]]:
-        return self._crops[m]
+        bits, (height, width), place = self._masks[m]
+        flat = np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=height * width)
+        return torch.from_numpy(flat.view(bool).reshape(height, width)), place
 
 
 class SoftMasks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.postprocess.answers import Frame, Instances, Panoptic, Segment
 from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
-from fapn_zoo.postprocess.cropped import HardMasks
+from fapn_zoo.postprocess.cropped import HardMasks, Packed
 from fapn_zoo.postprocess.semantic import check_cover, class_probabilities
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -73,20 +74,25 @@ def instances(
     scores, pairs = scores[hopeful], pairs[hopeful]
     queries = pairs // probabilities.shape[1]
     classes = pairs % probabilities.shape[1]
-    masks, mean_inside = _binary_masks(output.mask_logits[0, queries], frame, output.stride)
-    scores, areas = scores * mean_inside, masks.sum(dim=(1, 2))
+    chosen = queries.tolist()
+    found = {query: _hard_mask(output.mask_logits[0, query], frame, output.stride) for query in dict.fromkeys(chosen)}
+    scores = scores * scores.new_tensor([found[query].mean for query in chosen])
+    areas = torch.tensor([found[query].area for query in chosen], device=scores.device)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
     rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
     segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
-    return Instances(HardMasks(masks[order]), segments)
+    masks = HardMasks.joined([found[query].packed for query in queries[order].tolist()], frame.original)
+    return Instances(masks, segments)
 
 
-def _mask_bands(masks: Tensor, frame: Frame, stride: int) -> Iterator[tuple[int, int, Tensor]]:
+def _mask_bands(
+    masks: Tensor, frame: Frame, stride: int, within: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int, Tensor]]:
     """Yields (first, last, mask probabilities (Q, rows, w)): masks are resized as logits, then squashed."""
     rows = partial(enlarged_rows, masks, frame.inside[1], stride)
     source = Source(rows, max(len(masks), 1), frame.inside, masks.device)
-    for first, last, logits in bands(source, frame.original):
+    for first, last, logits in bands(source, frame.original, within=within):
         yield first, last, logits.sigmoid()
 
 
@@ -117,15 +123,28 @@ def _assemble(
     return Panoptic(ids, shares * (ids > 0), tuple(Segment(**segment) for segment in found))
 
 
-def _binary_masks(masks: Tensor, frame: Frame, stride: int) -> tuple[Tensor, Tensor]:
-    """Masks (M, h, w) bool and the mean probability inside each (M,), 0 for an empty one."""
-    binary = torch.zeros(len(masks), *frame.original, dtype=torch.bool, device=masks.device)
-    exact = torch.float32 if masks.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    inside = torch.zeros(len(masks), dtype=exact, device=masks.device)
-    if len(masks):
-        for first, last, band in _mask_bands(masks, frame, stride):
-            chosen = band > 0.5
-            binary[:, first:last] = chosen
-            inside += (band * chosen).sum(dim=(1, 2), dtype=exact)
-    area = binary.sum(dim=(1, 2))
-    return binary, (inside / area.clamp_min(1)).float()
+class _HardMask(NamedTuple):
+    """Where a probability exceeds 0.5: the pixels, how many they are, and the mean of it in there (0 for none)."""
+
+    packed: Packed
+    area: int
+    mean: float
+
+
+def _hard_mask(mask: Tensor, frame: Frame, stride: int) -> _HardMask:
+    """Of the logits (h, w) of one mask. Only the rows are made in which it can be."""
+    rows = torch.nonzero((mask > 0).any(dim=1))[:, 0].tolist()
+    if not rows:
+        return _HardMask(Packed.of(mask[:0] > 0), 0, 0.0)
+    # a row of logits reaches no further than the middles of its neighbours; resizing looks one row further
+    scale = stride * frame.original[0] / frame.inside[0]
+    top, bottom = int((rows[0] - 1) * scale) - 2, int((rows[-1] + 2) * scale) + 3
+    top, bottom = max(top, 0), min(bottom, frame.original[0])
+    exact = torch.float32 if mask.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    inside, parts = torch.zeros((), dtype=exact, device=mask.device), []
+    for _, _, (band,) in _mask_bands(mask[None], frame, stride, (top, max(bottom, top))):
+        parts.append(band > 0.5)
+        inside += (band * parts[-1]).sum(dtype=exact)
+    pixels = torch.cat(parts) if parts else mask[:0] > 0
+    area = int(pixels.count_nonzero())
+    return _HardMask(Packed.of(pixels, top), area, float(inside) / max(area, 1))

@@ -10,11 +10,14 @@ from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
+from fapn_zoo.metrics import AveragePrecision
+from fapn_zoo.metrics.detection import BOUNDARIES, require_boundaries
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Instances
-from fapn_zoo.tasks.objects import object_targets, thing_classes
+from fapn_zoo.tasks.coco import run_lengths
+from fapn_zoo.tasks.objects import ObjectClasses, object_targets, thing_classes
 from fapn_zoo.tasks.precision import NAMES, PrecisionScorer
-from fapn_zoo.tasks.protocol import Columns
+from fapn_zoo.tasks.protocol import Columns, plain
 from fapn_zoo.tasks.result import Result, blank_result, paint_labels, segment_dict, widths
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -32,6 +35,8 @@ class InstanceTask:
         means=NAMES | {f"box_{name}": f"box {NAMES[name]}" for name in ("ap", "ap50", "ap75", "ar")},
         by_class={"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "box_ap": "box AP"},
         table=("ap", "ap50", "ap75", "aps", "apm", "apl", "ar", "box_ap"),
+        near={f"boundary_{name}": f"boundary {NAMES[name]}" for name in ("ap", "ap50", "ap75", "aps", "apm", "apl")},
+        near_by_class={"boundary_ap": "b. AP"},
         truth=("truth",),
     )
 
@@ -59,18 +64,37 @@ class InstanceTask:
         return object_targets(sample, labels, things_only=True)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
-        return InstanceScorer(thing_classes(self.name, dataset, classes, data, boundary))
+        return InstanceScorer(thing_classes(self.name, dataset, classes, data, False), boundary)
 
 
 class InstanceScorer(PrecisionScorer):
-    """Average precision of masks and of boxes: those found with the masks, else those around them."""
+    """Average precision of masks and of boxes: those found with the masks, else those around them.
+
+    Also Boundary AP where asked for; ValueError where its evaluator is not installed.
+    """
 
     rank_by = "ap"
     kinds = {"masks": "", "boxes": "box_"}
 
+    def __init__(self, classes: ObjectClasses, boundary: bool = False) -> None:
+        if boundary:
+            require_boundaries()
+        super().__init__(classes)
+        self.boundary = boundary
+
+    def scores(self, tally: AveragePrecision) -> dict[str, Any]:
+        report = super().scores(tally)
+        if not self.boundary:
+            return report
+        found = tally.compute([BOUNDARIES])[BOUNDARIES]
+        for row in report["classes"]:
+            row["boundary_ap"] = plain(found["per_class"][row["id"]]["ap"])
+        means = {name: plain(found[name.removeprefix("boundary_")]) for name in InstanceTask.columns.near}
+        return report | {"boundary": means}
+
     def found(self, answer: Instances) -> dict[str, Any]:
         boxes = {} if answer.boxes is None else {"boxes": answer.boxes.numpy()}
-        return {"masks": answer.masks.numpy()} | boxes
+        return {"masks": run_lengths(answer.cropped)} | boxes
 
     def places(self, answer: Instances, m: int) -> tuple[slice, slice, np.ndarray]:
         crop, (y, x) = answer.cropped.crop(m)

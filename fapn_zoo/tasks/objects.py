@@ -51,7 +51,7 @@ class ObjectClasses:
 
     def __init__(self, task: str, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> None:
         if boundary:
-            raise ValueError(f"boundary works for task 'semantic' only, not {task!r}")
+            raise ValueError(f"boundary works for task 'semantic' and 'instance' only, not {task!r}")
         check_holds(dataset, {"segments"}, f"task {task!r}")
         self.classes, self.names = classes, classes.names
         self.scored = frozenset(range(len(self.names))) - {classes.ignore_index}

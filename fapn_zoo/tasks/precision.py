@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.data.sample import Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import SCORES
@@ -45,11 +46,10 @@ class PrecisionScorer(ABC):
 
     def __init__(self, classes: ObjectClasses) -> None:
         self.classes, self.names, self.data = classes, classes.names, classes.spec
-        self.empty()  # says now if it cannot be done
 
     @abstractmethod
     def found(self, answer: Answer) -> dict[str, Any]:
-        """Its "masks" (M, H, W) and "boxes" (M, 4), as far as it has and `kinds` wants them."""
+        """Its "masks" (`RunLengths`) and "boxes" (M, 4), as far as it has and `kinds` wants them."""
 
     @abstractmethod
     def places(self, answer: Answer, m: int) -> tuple[slice, slice, np.ndarray | slice]:
@@ -67,11 +67,12 @@ class PrecisionScorer(ABC):
         """Raises ValueError, naming the sample, for sizes that differ."""
         found = self._classes(answer)
         rows = [i for i, category in enumerate(found) if category >= 0]
-        predictions = {kind: values[rows] for kind, values in self.found(answer).items()}
+        predictions = {kind: [values[i] for i in rows] for kind, values in self.found(answer).items()}
         predictions |= {"classes": [found[i] for i in rows], "scores": [answer.segments[i].score for i in rows]}
         truth = {i: c for i, c in self.classes.truth(sample).items() if c in self.classes.things}
+        size = sample.size if sample.objects.ids is None else sample.objects.ids.shape
         targets = {
-            "masks": sample.objects.ids == np.array([*truth], np.int32).reshape(-1, 1, 1),
+            "masks": [RunLengths.of(*sample.objects.crop(i - 1), size) for i in truth],
             "classes": [*truth.values()],
             "crowd": [bool(sample.objects.crowd[i - 1]) for i in truth],
         }
@@ -84,7 +85,7 @@ class PrecisionScorer(ABC):
 
     def scores(self, tally: AveragePrecision) -> dict[str, Any]:
         found = tally.compute()
-        report: dict[str, Any] = {"evaluator": f"faster-coco-eval {metadata.version('faster-coco-eval')}"}
+        report: dict[str, Any] = {"evaluator": f"hotcoco {metadata.version('hotcoco')}"}
         rows = {i: {"id": i, "name": self.names[i]} for i in sorted(self.classes.things)}
         for kind, prefix in self.kinds.items():
             for name in SCORES:

@@ -29,7 +29,8 @@ class Columns(NamedTuple):
         means: over classes; the first is the main score.
         by_class: of every class; the first is what the main score is the mean of.
         table: those that have a column in tables of results.
-        near: scores near boundaries, which are only there when asked for.
+        near: scores near boundaries, which are only there when asked for; near_by_class: those of every class that
+            are printed.
         truth, unit: keys of a class's row whose sum is how much of it is in the data, and what that counts.
     """
 
@@ -37,6 +38,7 @@ class Columns(NamedTuple):
     by_class: Mapping[str, str]
     table: tuple[str, ...]
     near: Mapping[str, str] = {}
+    near_by_class: Mapping[str, str] = {}
     truth: tuple[str, ...] = ()
     unit: str = "segment"
 

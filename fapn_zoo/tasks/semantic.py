@@ -37,6 +37,7 @@ class SemanticTask:
         near={f"band_{width}": f"mIoU, {width} px band" for width in BAND_WIDTHS}
         | {"boundary_iou": "Boundary IoU"}
         | {f"boundary_f_{tolerance}": f"boundary F, {tolerance} px" for tolerance in F_TOLERANCES},
+        near_by_class={"band_5": "5 px band", "boundary_iou": "b. IoU"},
         truth=("pixels",),
         unit="pixel",
     )

@@ -337,6 +337,8 @@ class Run:
         """The settings as they travel with the weights: without folders of this machine and what changes no weight."""
         told = {k: v for k, v in self.settings.to_dict().items() if k not in FREE_ON_RESUME and v is not None}
         told.pop("checkpoint_path", None)
+        if s := self.settings.backbone_weights:
+            told["backbone_weights"] = Path(s).name
         started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
         return told | {"model": started_from, "data": self.parts.dataset.name}
 

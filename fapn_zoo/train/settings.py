@@ -54,9 +54,11 @@ class Settings:
     model: str = _setting("perpixel_fapn", "any name that create_model takes")
     backbone: str | None = _setting(None, "short or timm name; none: the model's own")
     neck: str | None = _setting(None, "fpn, fapn, ...; none: the model's own")
+    task: str | None = _setting(None, "to train for, of what the head answers; none: the model's own")
     num_classes: int | None = _setting(None, "none: the count of the data", least=1)
     pretrained: bool = _setting(False, "start from the model's released weights")
     pretrained_backbone: bool = _setting(False, "start from ImageNet weights of the backbone")
+    backbone_weights: str | None = _setting(None, "the same from a torch or safetensors file, see docs/models.md")
     checkpoint_path: str | None = _setting(None, "start from this weights folder or safetensors file")
     model_args: dict[str, Any] = _setting({}, "further arguments of create_model, also as model_args.NAME=VALUE")
     freeze: str = _setting("", "modules, joined with ',', that keep weights and statistics: backbone")
@@ -120,7 +122,7 @@ class Settings:
             value = _plain(getattr(self, f.name))
             object.__setattr__(self, f.name, value)
             _check(f.name, value, f.metadata)
-        for name in ("out", "checkpoint_path"):  # no shell expands what stands behind the = of out=~/run
+        for name in ("out", "checkpoint_path", "backbone_weights"):  # no shell expands what follows the = of out=~/run
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, os.path.expanduser(value))
         if not self.out:

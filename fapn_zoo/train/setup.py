@@ -38,7 +38,7 @@ class Parts:
     """What a run is made of.
 
     Attributes:
-        task: what the model is trained for: its own.
+        task: what the model is trained for, and its own from then on.
         val: the validation set; None = the run is never evaluated.
         transform, collate: from a sample of `dataset` to a batch.
     """
@@ -68,7 +68,8 @@ def prepare(settings: Settings) -> Parts:
         dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes, reading=reading)
     val = _validation_set(s, reading.replace(otherwise=dataset.reading))
     warn_of_turned(*filter(None, (dataset, val)))
-    task, data = task_for(model.spec), model.spec.data
+    task, data = task_for(model.spec, s.task), model.spec.data
+    model.spec = dataclasses.replace(model.spec, task=task.name)
     for opened in (dataset, val):
         if opened is not None:
             check_holds(opened, task.needs, f"task {task.name!r}")
@@ -95,6 +96,7 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
         raise ValueError(f"num_classes={s.num_classes}, but the data has {labels.num_classes} classes")
     arguments = {"backbone": s.backbone, "neck": s.neck, "checkpoint_path": s.checkpoint_path}
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
+    arguments["backbone_weights"] = s.backbone_weights
     given = {name: value for name, value in arguments.items() if value is not None}
     model = create_model(s.model, num_classes=labels.num_classes, things=labels.things, **(s.model_args | given))
     if model.load_report is not None:

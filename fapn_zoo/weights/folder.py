@@ -99,7 +99,7 @@ def load_weights(
         for key in fresh:
             tensors.pop(key, None)
     if saved is not None and saved.in_chans != model.spec.in_chans:
-        adapted = _adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
+        adapted = adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
     assign_tensors(model, tensors, path, fresh=fresh, share=share)
     report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
     if adapted or fresh:  # what fits needs no words
@@ -273,7 +273,7 @@ def _stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return tensors
 
 
-def _adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted: int) -> list[str]:
+def adapt_input(tensors: dict[str, Tensor], state: Tensors, saved: int, wanted: int) -> list[str]:
     """Fits the one tensor that reads the image to another number of channels, as timm does for its own weights."""
     from timm.models import adapt_input_conv
 

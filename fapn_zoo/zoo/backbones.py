@@ -22,6 +22,10 @@ BACKBONES: dict[str, str] = {
     "swin_s": "swin_small_patch4_window7_224.ms_in1k",
     "swin_b": "swin_base_patch4_window12_384.ms_in22k",
     "swin_l": "swin_large_patch4_window12_384.ms_in22k",
+    # Apache-2.0, and to be had without the Hub: a file for `backbone_weights=` (docs/models.md).
+    "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    "efficientnet_lite1": "tf_efficientnet_lite1.in1k",
+    "efficientnet_lite2": "tf_efficientnet_lite2.in1k",
     "mobilenetv4_s": "mobilenetv4_conv_small.e2400_r224_in1k",
     "mobilenetv4_m": "mobilenetv4_conv_medium.e500_r256_in1k",
     "convnextv2_a": "convnextv2_atto.fcmae_ft_in1k",

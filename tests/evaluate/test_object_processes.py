@@ -16,7 +16,6 @@ from toys.panoptic import OddScenes, Oracle, Painted, mistaken
 from fapn_zoo.evaluate import evaluate
 
 pytestmark = pytest.mark.train
-pytest.importorskip("faster_coco_eval", reason="needs the extra coco")
 IMAGES = 24
 CHANGING = ("seconds", "date", "command", "commit", "weights", "versions")
 CODE = """

@@ -27,7 +27,6 @@ from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, writ
 from fapn_zoo.metrics.detection import SCORES
 
 pytestmark = pytest.mark.unit
-pytest.importorskip("faster_coco_eval", reason="needs the extra coco")
 CHANGING = ("seconds", "date", "command", "commit")
 
 
@@ -88,7 +87,7 @@ def test_the_truth_scores_one(changes: dict[str, int]):
     names = [name + group for name in ("pq", "sq", "rq") for group in ("", "_things", "_stuff")]
     assert all(report[name] == 1 for name in names)
     report = evaluate(Oracle(), data, task="instance", progress=False)
-    assert report["evaluator"].startswith("faster-coco-eval 1.")
+    assert report["evaluator"].startswith("hotcoco 1.")
     assert [row["name"] for row in report["classes"]] == [CLASSES[i] for i in sorted(THINGS)]
     counts = np.bincount(np.concatenate([data.sample(i).objects.classes for i in range(4)]), minlength=11)
     assert [row["truth"] for row in report["classes"]] == counts[sorted(THINGS)].tolist()
@@ -175,6 +174,12 @@ def test_a_real_model_on_a_coco_folder(tmp_path: Path, capsys: pytest.CaptureFix
     for task in ("panoptic", "instance"):
         assert cli.main([*map(str, words), "--task", task, "--json", str(tmp_path / f"{task}.json")]) == 0
         assert ("PQ, stuff" if task == "panoptic" else "AP small") in capsys.readouterr().out
+    net.spec = dataclasses.replace(net.spec, task="panoptic")
+    assert evaluate(net, data, limit=1, progress=False)["task"] == "panoptic", "a model's own task is the default"
+    with pytest.raises(ValueError, match="task 'detection'; .* has semantic, panoptic, instance"):
+        evaluate(net, data, task="detection")
+    assert [r["task"] for r in compare([net, small_maskformer(1)], data, limit=1)["reports"]] == ["panoptic"] * 2
+    net.spec = dataclasses.replace(net.spec, task="semantic")
     written = json.loads((tmp_path / "panoptic.json").read_text())
     assert written["classes"] == report["classes"] and written["task"] == "panoptic"
     with open(tmp_path / "rows.csv", newline="") as file:
@@ -276,7 +281,8 @@ def test_what_cannot_be_done_is_said_before_any_image(task: str):
     refused(f"task {task!r}; perpixel_fpn has semantic", small_model(names=tuple(CLASSES)))
     refused(f"scales, flip and window work for task 'semantic' only, not {task!r}", flip=True)
     refused("scales, flip and window work", window=64)
-    refused("boundary works for task 'semantic' only", boundary=True)
+    if task != "instance":
+        refused("boundary works for task 'semantic' and 'instance' only", boundary=True)
     refused(f"noise has no segments, which task {task!r} needs", dataset=Noise(names=tuple(CLASSES)))
     assert not data.asked
     with pytest.raises(FileNotFoundError, match="no data folder"):
@@ -291,9 +297,9 @@ def test_instances_need_things_and_the_evaluator(monkeypatch: pytest.MonkeyPatch
     data = painted(2)
     with pytest.raises(ValueError, match="instance.* cannot be compared: its scores are no sums over images"):
         compare([Oracle(), Oracle()], data, task="instance", progress=False)
-    monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval.core", None)
-    with pytest.raises(ValueError, match=r"pip install 'fapn-zoo\[coco\]'"):
-        evaluate(Oracle(), data, task="instance", progress=False)
+    monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval", None)
+    with pytest.raises(ValueError, match=r"Boundary AP needs faster-coco-eval .*pip install 'fapn-zoo\[coco\]'$"):
+        evaluate(Oracle(), data, task="instance", boundary=True, progress=False)
     assert not data.asked
 
 

@@ -166,6 +166,44 @@ def test_instances_are_ranked_and_filtered():
     assert len(instances(output, (16, 32), (32, 64), score_threshold=0.99)[0].segments) == 2
 
 
+@pytest.mark.parametrize("maps, image_size, out_size", SIZES)
+@pytest.mark.parametrize("budget", [1, bands.BAND_FLOATS])
+def test_instances_are_those_of_whole_masks(monkeypatch, maps, image_size, out_size, budget):
+    """Rows in which no mask can be are never made, and queries that are found twice are made once."""
+    monkeypatch.setattr(bands, "BAND_FLOATS", budget)
+    output = random_output("masks", maps, q=6)
+    output.mask_logits[:, :, : maps[0] // 2] -= 9.0  # most are empty above
+    factor = output.stride
+    large = F.interpolate(output.mask_logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    large = large[..., : image_size[0], : image_size[1]]
+    whole = F.interpolate(large, size=out_size, mode="bilinear", align_corners=False).sigmoid()
+    for n, found in enumerate(instances(output, image_size, out_size, score_threshold=0.0, max_instances=30)):
+        chosen, probabilities = whole[n] > 0.5, output.class_logits[n].softmax(-1)[:, :-1]
+        mean = (whole[n] * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp(min=1)
+        rows = [(float(p * mean[q]), q, k) for q, of in enumerate(probabilities) for k, p in enumerate(of)]
+        rows = [row for row in sorted(rows, reverse=True) if chosen[row[1]].any()]
+        assert [s.category_id for s in found.segments] == [k for _, _, k in rows]
+        assert [s.score for s in found.segments] == pytest.approx([score for score, _, _ in rows], abs=1e-5)
+        unsure = (whole[n] - 0.5).abs() < 1e-5
+        for mask, segment, (_, q, _) in zip(found.masks, found.segments, rows, strict=True):
+            assert not (mask ^ chosen[q])[~unsure[q]].any() and segment.area == mask.sum()
+
+
+def test_instances_of_a_photo_take_little_memory():
+    """100 objects on 12 megapixels, one of them scattered all over it; their full masks would take 1.2 GB."""
+    maps, size, count = (200, 267), (3000, 4000), 100
+    y, x = torch.meshgrid(*map(torch.arange, maps), indexing="ij")
+    centre = torch.rand(count, 2, 1, 1, generator=torch.Generator().manual_seed(0)) * torch.tensor(maps).view(2, 1, 1)
+    masks = 2.5 - ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2).sqrt()
+    masks[0] = torch.where((y + x) % 8 < 4, 3.0, -3.0)
+    classes = torch.cat([torch.full((1, count, 1), 4.0), torch.zeros(1, count, 1)], -1)
+    with LargestTensor() as seen:
+        (found,) = instances(MaskFormerOutput(classes, masks[None]), (800, 1067), size, max_instances=count)
+    assert len(found.segments) == count and found.segments[-1].area > 500
+    assert seen.largest * 4 < 64 * 2**20
+    assert sum(len(mask.bits) for mask in found.cropped._masks) < 2**20
+
+
 LOGITS = SemanticOutput(torch.zeros(1, 2, 4, 4))
 
 

@@ -112,7 +112,6 @@ def test_boxes_follow_the_image_through_the_resize():
 
 @pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
 def test_true_boxes_score_everything(head: str, tmp_path: Path):
-    pytest.importorskip("faster_coco_eval", reason="needs the extra coco")
     from fapn_zoo.data import open_dataset
 
     data = open_dataset("scenes:4@96x128", "test", ("segments",))

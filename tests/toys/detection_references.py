@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+from toys.metric_references import region
 
 from fapn_zoo.data.scenes import CLASSES, generate_scene
 
@@ -92,7 +93,7 @@ class CocoReference:
                     self.truth["annotations"].append(entry | more | {"area": float(targets["areas"][i])})
 
     def evaluate(self, kind: str) -> Any:
-        """The evaluator after `summarize`: `stats` and `eval`."""
+        """The evaluator after `summarize`: `stats` and `eval`. Of "boundaries" with Boundary AP's overlap."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -101,13 +102,36 @@ class CocoReference:
             truth.dataset = self.truth
             truth.createIndex()
             # with boxes beside them, pycocotools would take the boxes' areas for those of the masks
-            without = "bbox" if kind == "masks" else "segmentation"
+            without = "segmentation" if kind == "boxes" else "bbox"
             found = truth.loadRes([{k: v for k, v in entry.items() if k != without} for entry in self.found])
-            evaluator = COCOeval(truth, found, "segm" if kind == "masks" else "bbox")
+            evaluator = COCOeval(truth, found, "bbox" if kind == "boxes" else "segm")
+            if kind == "boundaries":
+                evaluator.computeIoU = partial(_overlap_of_edges, evaluator, evaluator.computeIoU)
             evaluator.evaluate()
             evaluator.accumulate()
             evaluator.summarize()
         return evaluator
+
+
+def _overlap_of_edges(evaluator: Any, of_masks: Any, image: int, category: int) -> Any:
+    """The smaller overlap, of masks or of their edges; within crowds that of masks (Cheng et al., CVPR 2021)."""
+    from pycocotools import mask as coco_mask
+
+    ious = of_masks(image, category)
+    truth, found = evaluator._gts[image, category], evaluator._dts[image, category]
+    if not len(ious):
+        return ious
+    found = sorted(found, key=lambda entry: -entry["score"])[: evaluator.params.maxDets[-1]]
+    crowd = [entry["iscrowd"] for entry in truth]
+    rles = [
+        [
+            coco_mask.encode(np.asfortranarray(region(coco_mask.decode(entry["segmentation"]) > 0).view(np.uint8)))
+            for entry in side
+        ]
+        for side in (found, truth)
+    ]
+    edges = coco_mask.iou(*rles, crowd)
+    return np.where(np.array(crowd, bool), ious, np.minimum(ious, edges))
 
 
 def feed(metric: Any, seeds: Iterable[int], **options: Any) -> Any:
