@@ -317,7 +317,7 @@ def test_numbers_of_the_official_weights() -> None:
     detectors = [name for name in official if "rcnn" in name]
     says("docs/weights.md", f"{len(official)} official weights load by name")
     says("docs/weights.md", f"{len(official) - len(detectors)} of the MaskFormer and FaPN papers")
-    says("docs/weights.md", f"{len(detectors)} of Faster and Mask R-CNN on COCO")
+    says("docs/weights.md", f"{len(detectors)} of Faster, Mask and PointRend R-CNN on COCO")
     says("docs/weights.md", f"within {NOISE_FACTOR} times the rounding noise")
     metrics = get_spec("maskformer_fapn_swin_l_ade20k")[0].weights.values()
     assert 55.2 in next(iter(metrics)).metrics.values()

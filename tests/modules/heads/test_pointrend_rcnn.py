@@ -229,7 +229,7 @@ def test_predictions_paste_all_cells() -> None:
                     checked += 1
                     assert abs(columns[0] - x1) <= 1 and abs(columns[-1] + 1 - x2) <= 1
                     assert abs(rows[0] - y1) <= 1 and abs(rows[-1] + 1 - y2) <= 1
-                assert segment.area == mask.sum()
+                assert segment["area"] == mask.sum()
     assert checked > 4 and all(r.segments for r in model.predict(images, task="detection"))
 
 
