@@ -83,6 +83,11 @@ def create_model(
     return model.train(model.load_report is None)
 
 
+def spec_of(name: str, cache_dir: str | Path | None = None) -> ModelSpec:
+    """The description of what `create_model` makes of a name, without its weights; errors as there."""
+    return _resolve(name, False, cache_dir)[0]
+
+
 def _from_imagenet(pretrained: bool, pretrained_backbone: bool, backbone_weights: str | Path | None) -> bool:
     """Whether only the backbone starts from weights; ValueError for two sources of them."""
     given = {"pretrained=True": pretrained, "pretrained_backbone=True": pretrained_backbone}
@@ -149,7 +154,7 @@ def _override(
     if changes.get("num_classes", spec.num_classes) != spec.num_classes:
         changes["label_set"] = None
         if data is None:
-            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=())
+            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=(), category_ids=())
     elif spec.num_classes is None and data is not None and data.labels:
         changes["num_classes"] = len(data.labels)
     if things is not None:

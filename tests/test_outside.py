@@ -132,7 +132,7 @@ class SharesScorer:
 
 
 class SharesTask:
-    name, needs, averages_views, scored = "shares", LABELS, False, {}
+    name, needs, averages_views, joins_windows, scored = "shares", LABELS, False, False, {}
     columns = Columns({"overlap": "overlap of shares"}, {"overlap": "overlap"}, ("overlap",))
 
     def result(self, answer: Tensor, image: Any, data: fapn_zoo.DataSpec) -> Any:
@@ -192,7 +192,7 @@ def test_a_head_a_loss_and_a_task_from_outside(registered: None, tmp_path: Path)
     result = model.predict(scene)
     assert result.task == "shares" and result.labels.shape == (64, 96) and 0 < result.scores.max() <= 1
     result.overlay(legend=True)
-    with pytest.raises(ValueError, match="tile works for task 'semantic' only, not 'shares'"):
+    with pytest.raises(ValueError, match="tile works for task 'semantic' or .*'detection' only, not 'shares'"):
         model.predict(scene, tile=64)
     with pytest.raises(ValueError, match="task 'semantic'; shares_fapn has shares"):
         model.predict(scene, task="semantic")

@@ -58,7 +58,8 @@ class Fingerprint:
         for name, (path, label) in sorted(found.items()):
             size, time = facts[name]
             files[name] = f"{size} {_contents(path) if read == 'all' or (label and read == 'labels') else time}"
-        classes = {k: v for k, v in dataclasses.asdict(dataset.labels).items() if k != "palette"}
+        known = dataclasses.asdict(dataset.labels)
+        classes = {k: v for k, v in known.items() if k != "palette" and (v or k != "category_ids")}
         rules = reading_of(dataset)
         classes |= {"white_level": rules.white_level, "exif": rules.exif or "apply"}
         listed = files if len(files) <= LISTED else {}

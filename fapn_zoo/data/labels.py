@@ -16,7 +16,16 @@ from fapn_zoo.runtime.tables import some
 
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
-KEYS = ("names", "palette", "ignore_index", "num_classes", "things", "white_level", "exif")  # of a classes.json
+KEYS = (
+    "names",
+    "palette",
+    "ignore_index",
+    "num_classes",
+    "things",
+    "category_ids",
+    "white_level",
+    "exif",
+)  # of a classes.json
 
 
 def default_palette(n: int) -> tuple[Colour, ...]:
@@ -49,6 +58,8 @@ class LabelMap:
             for 0: label files often use 0 for "unlabelled", and then class 0 is named but never trained or scored.
         things: ids of the classes whose objects are counted, in any order, kept in increasing order; the other classes
             are stuff. Empty where a data set knows no objects.
+        category_ids: the COCO id of every class, with which predictions are written; empty where it is the class id
+            plus 1.
 
     Raises:
         ValueError: lengths differ, a name or a thing repeats, a colour, the ignore index or a thing is out of range.
@@ -58,6 +69,7 @@ class LabelMap:
     palette: tuple[Colour, ...] = ()
     ignore_index: int = 255
     things: tuple[int, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str):
@@ -76,6 +88,7 @@ class LabelMap:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "palette", _checked_palette(self.palette, names))
         object.__setattr__(self, "things", _checked_things(self.things, names))
+        object.__setattr__(self, "category_ids", _checked_categories(self.category_ids, names))
         value, count = self.ignore_index, len(names)
         if type(value) is not int or not 0 <= value <= MAX_ID:
             raise ValueError(f"ignore_index must be an integer in 0..{MAX_ID}, not {value!r}")
@@ -98,7 +111,7 @@ class LabelMap:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> LabelMap:
-        """Read a `classes.json`: `names`, and optionally `palette`, `ignore_index`, `num_classes`, `things`.
+        """Read a `classes.json`: `names`, and optionally the other attributes and `num_classes`.
 
         `white_level` and `exif` may be there too; they are of the pictures, not of the classes. Other keys are refused.
 
@@ -126,7 +139,8 @@ class LabelMap:
         given = {key: value for key, value in data.items() if value is not None}
         ignore = given.get("ignore_index", _default_ignore(len(names)))
         try:
-            return cls(tuple(names), given.get("palette", ()), ignore, given.get("things", ()))
+            own = given.get("things", ()), given.get("category_ids", ())
+            return cls(tuple(names), given.get("palette", ()), ignore, *own)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -147,6 +161,13 @@ def _checked_palette(palette: Sequence, names: tuple[str, ...]) -> tuple[Colour,
         if not fits or not all(type(v) is int and 0 <= v <= 255 for v in colour):
             raise ValueError(f"colour of class {name!r} must be three integers in 0..255, not {colour!r}")
     return tuple(tuple(colour) for colour in palette)
+
+
+def _checked_categories(ids: Sequence, names: tuple[str, ...]) -> tuple[int, ...]:
+    fits = isinstance(ids, (list, tuple)) and all(type(i) is int for i in ids)
+    if not fits or (ids and (len(ids) != len(names) or len(set(ids)) < len(ids))):
+        raise ValueError(f"category_ids must be a different integer for each of the {len(names)} classes, not {ids!r}")
+    return tuple(ids)
 
 
 def _checked_things(things: Sequence, names: tuple[str, ...]) -> tuple[int, ...]:

@@ -37,6 +37,11 @@ def find_splits(root: Path) -> list[str]:
     return sorted(names, key=lambda n: (usual.index(n) if n in usual else len(usual), n))
 
 
+def has_labels(root: Path) -> bool:
+    """Whether it has a split with label files."""
+    return root.is_dir() and any((root / split / "labels").is_dir() for split in find_splits(root))
+
+
 def other_places(root: Path, depth: int = 2) -> str:
     """Words about the folders that are there where `images` and `labels` are looked for; or ""."""
     names = [below for path in _folders(root) for below in (_folders(path) if depth > 1 else []) or [path]]

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from fapn_zoo.data.coco_files import CATEGORY, check_entry, one_folder, read_categories, read_table
 from fapn_zoo.data.images import EXTENSIONS
-from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import list_folder, missing, printable, told
 from fapn_zoo.data.reading import read_ids, read_image, turn_hint
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
-from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
 
 
@@ -45,12 +44,12 @@ class CocoPanoptic:
         self.name = os.path.basename(os.path.realpath(self.root))
         self.file = _annotation_file(self.root, split)
         self.reading = read_rules(self.root, reading)
-        self._png_folder = _one_folder([self.file.with_suffix("")], f"the segments of {self.file}")
+        self._png_folder = one_folder([self.file.with_suffix("")], f"the segments of {self.file}")
         part = self.file.stem.removeprefix("panoptic").removeprefix("_")
         names = [part, f"images/{part}", "images"] if part else ["images"]
-        self._image_folder = _one_folder([self.root / name for name in names], f"the pictures of {self.file}")
+        self._image_folder = one_folder([self.root / name for name in names], f"the pictures of {self.file}")
         table = _read_table(self.file)
-        self.labels, self._class_of = _categories(self.file, table["categories"])
+        self.labels, self._class_of = read_categories(self.file, table["categories"])
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} categories")
         self._entries = _entries(self.file, table, self._class_of)
@@ -173,61 +172,20 @@ def _annotation_file(root: Path, split: str) -> Path:
     raise FileNotFoundError(f"no panoptic_{split}*.json or panoptic.json in {root} or {root / 'annotations'}")
 
 
-def _one_folder(folders: list[Path], what: str) -> Path:
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"no folder with {what}; looked for {', '.join(map(str, folders))}")
-
-
 def _read_table(file: Path) -> dict[str, Any]:
-    """The annotation file, a dict with the lists images, annotations and categories."""
-    try:
-        table = load_json(file)
-    except OSError as error:
-        raise DataError(f"{file} is not readable JSON: {error}") from None
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    keys = ("images", "annotations", "categories")
-    if not isinstance(table, Mapping) or not all(isinstance(table.get(key), list) for key in keys):
-        raise DataError(f"{file} is no COCO panoptic file: expected an object with lists {', '.join(keys)}")
+    """The annotation file, all entries checked."""
+    table = read_table(file, "COCO panoptic")
     for key, needed in (
         ("images", {"id": int, "file_name": str, "height": int, "width": int}),
         ("annotations", {"image_id": int, "file_name": str, "segments_info": list}),
-        ("categories", {"id": int, "name": str, "isthing": int}),
+        ("categories", CATEGORY | {"isthing": int}),
     ):
         for place, entry in enumerate(table[key]):
-            _check_entry(entry, needed, f"{file}: {key}[{place}]")
+            check_entry(entry, needed, f"{file}: {key}[{place}]")
     for entry in table["annotations"]:
         for segment in entry["segments_info"]:
-            _check_entry(segment, {"id": int, "category_id": int}, f"{file}: a segment of {entry['file_name']}")
+            check_entry(segment, {"id": int, "category_id": int}, f"{file}: a segment of {entry['file_name']}")
     return table
-
-
-def _check_entry(entry: Any, needed: Mapping[str, type], where: str) -> None:
-    wrong = [n for n, kind in needed.items() if not isinstance(entry, Mapping) or not isinstance(entry.get(n), kind)]
-    if wrong:
-        raise DataError(f"{where} lacks {', '.join(f'{name} ({needed[name].__name__})' for name in wrong)}")
-    name = PurePath(entry.get("file_name", ""))
-    if name.is_absolute() or ".." in name.parts:
-        raise DataError(f"{where} names the file {str(name)!r}, which is outside of the folder")
-
-
-def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[LabelMap, dict[int, int]]:
-    """Classes, and the class id of each COCO id."""
-    table = sorted(entries, key=lambda entry: entry["id"])
-    class_of = {entry["id"]: i for i, entry in enumerate(table)}
-    if len(class_of) < len(table):
-        ids = [entry["id"] for entry in table]
-        raise DataError(f"{file}: category id {some([i for i in class_of if ids.count(i) > 1])} is listed twice")
-    colours = [tuple(entry["color"]) if isinstance(entry.get("color"), list) else () for entry in table]
-    ignore = 255 if len(table) <= 255 else 65535
-    things = tuple(i for i, entry in enumerate(table) if entry["isthing"])
-    try:
-        labels = LabelMap(tuple(e["name"] for e in table), tuple(colours) if all(colours) else (), ignore, things)
-    except ValueError as error:
-        raise DataError(f"{file}: {error}") from None
-    return labels, class_of
 
 
 def _entries(file: Path, table: Mapping[str, Any], class_of: Mapping[int, int]) -> list[tuple[dict, dict]]:

@@ -132,9 +132,12 @@ class Sample:
         return tuple(self.image.shape[1:])
 
     def only(self, needs: Collection[str]) -> Sample:
-        """Without what is not needed: "labels", "segments", "masks", "boxes"."""
-        labels = self.labels if "labels" in needs else None
-        return dataclasses.replace(self, labels=labels, objects=self.objects if OBJECTS & {*needs} else None)
+        """Without what is not needed: "labels", "segments", "masks", "boxes". Where boxes are, masks are not kept."""
+        labels, objects = (self.labels if "labels" in needs else None), (self.objects if OBJECTS & {*needs} else None)
+        if objects is not None and objects.has_masks and not {"segments", "masks"} & {*needs}:
+            known = {"given_boxes": objects.boxes, "given_areas": objects.areas.astype(np.float64)}
+            objects = dataclasses.replace(objects, ids=None, crops=None, **known)
+        return dataclasses.replace(self, labels=labels, objects=objects)
 
 
 class Dataset(Protocol):
@@ -174,7 +177,13 @@ BOXES = frozenset({"boxes"})
 
 def check_holds(dataset: Dataset, needs: Collection[str], what: str) -> None:
     """ValueError where a data set lacks what `what` needs of its samples."""
-    missing = sorted(set(needs) - dataset.holds)
+    missing = [word for word in ("labels", "segments", "masks", "boxes") if word in {*needs} - dataset.holds]
     if missing:
+        missing = missing[: 1 + ("labels" in missing)]  # who has no segments is not told of masks
         hint = "give a folder in COCO's panoptic format, or scenes:N"
+        if "boxes" in dataset.holds and "masks" in missing:
+            hint = "its objects have boxes alone, for task 'detection'; masks are its polygons or run lengths"
+        elif "boxes" in dataset.holds:
+            able = "'instance' and 'detection'" if "masks" in dataset.holds else "'detection'"
+            hint = f"it has objects, for task {able}; else {hint}"
         raise ValueError(f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; {hint}")

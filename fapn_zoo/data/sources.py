@@ -14,14 +14,15 @@ import torch
 
 from fapn_zoo.data import scenes
 from fapn_zoo.data.classes import class_difference
+from fapn_zoo.data.coco_instances import CocoInstances, is_instances
 from fapn_zoo.data.images import EXTENSIONS, with_channels
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import ERRORS, missing, printable, told
-from fapn_zoo.data.pairs import Pairs, find_splits, instead, list_pairs, near, other_places
+from fapn_zoo.data.pairs import Pairs, find_splits, has_labels, instead, list_pairs, near, other_places
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
 from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
 from fapn_zoo.data.reading_rules import Reading, joined_reading, read_rules, reading_of
-from fapn_zoo.data.sample import LABELS, SEGMENTS, DataError, Dataset, Objects, Sample
+from fapn_zoo.data.sample import LABELS, OBJECTS, SEGMENTS, DataError, Dataset, Objects, Sample
 from fapn_zoo.runtime.processes import processes
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ class JoinedDataset:
             found = class_difference(first, ours.names, part.name, part.labels.names)
             if ours.ignore_index != part.labels.ignore_index:
                 found = f"ignore_index {ours.ignore_index} against {part.labels.ignore_index}"
-            elif not found and "segments" in self.holds and ours.things != part.labels.things:
+            elif not found and "boxes" in self.holds and ours.things != part.labels.things:
                 found = "their things are other classes"
             if found:
                 raise DataError(f"cannot join {first} and {part.name}: {found}")
@@ -274,11 +275,12 @@ def open_dataset(
     """Opens a data set by its name.
 
     Args:
-        source: a folder (see `FolderDataset`, and `CocoPanoptic` for COCO's panoptic format), `scenes:N` or
+        source: a folder (see `FolderDataset`; `CocoPanoptic` and `CocoInstances` for COCO's formats), `scenes:N` or
             `scenes:N@HxW` (see `ScenesDataset`), or several of them joined with commas; then their class names must
             be equal.
         split: "train", "val", "test", or another that the folder has; "train+val" joins two.
-        needs: what samples must hold: "labels", "segments".
+        needs: what samples are for: "labels", "segments", "masks", "boxes". It chooses in a folder that can be read in
+            two ways; what is opened may hold less (`check_holds`).
         num_classes: number of classes; for a folder without `classes.json`, else it must agree.
         reading: how pictures are read; what it leaves open, each folder's `classes.json` says.
         table: the classes of a folder that says nothing of them, where `num_classes` is not known either.
@@ -314,4 +316,11 @@ def _kind(name: str, needs: Collection[str]) -> type[Dataset]:
     # A near miss such as "scenes" or "scene:40" is told the grammar, unless there is a folder of that name.
     if name.startswith("scenes:") or (re.match(r"scenes?\b", name) and not Path(name).exists()):
         return ScenesDataset
-    return CocoPanoptic if "segments" in needs or is_panoptic(Path(name)) else FolderDataset
+    root, needed = Path(name).expanduser(), {*needs}
+    known = {CocoPanoptic: is_panoptic(root), FolderDataset: has_labels(root), CocoInstances: is_instances(root)}
+    if "segments" in needed:
+        wanted = [CocoPanoptic, CocoInstances]
+    else:
+        wanted = [CocoInstances, CocoPanoptic] if OBJECTS & needed else [CocoPanoptic, FolderDataset, CocoInstances]
+    usual = wanted[0] if OBJECTS & needed else FolderDataset  # its error says what is looked for
+    return next((kind for kind in wanted if known[kind]), usual)

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fapn_zoo.data.coco_instances import CocoInstances
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic
 from fapn_zoo.data.reading import check_ids, read_labels
-from fapn_zoo.data.sample import DataError, Dataset
+from fapn_zoo.data.sample import OBJECTS, DataError, Dataset
 from fapn_zoo.data.sources import FolderDataset, JoinedDataset
 from fapn_zoo.runtime.processes import processes
 from fapn_zoo.runtime.tables import some
@@ -37,12 +38,12 @@ class SplitCounts:
 
     Attributes:
         samples: how many there are.
-        pixels: (K + 1,) int64, of the samples seen; segments, where these are counted.
+        pixels: (K + 1,) int64, of the samples seen; segments or objects, where these are counted.
         images: (K + 1,) int64, how many samples have the class.
         beside: (K + 1,) int64, how many of those in which something is ignored have it.
         seen: how many samples were counted.
         others: value -> pixels, of values that are neither a class nor ignored.
-        unit: "pixel" or "segment".
+        unit: "pixel", "segment" or "object".
     """
 
     samples: int
@@ -98,14 +99,14 @@ def count_classes(dataset: Dataset, unit: str = "pixel", seconds: float = SECOND
     taken in a random order, always the same, so that they are spread over the whole set.
 
     Args:
-        unit: "pixel"; "segment" counts segments that are no crowds.
+        unit: "pixel"; "segment" counts segments that are no crowds, "object" those of things.
 
     Raises:
         DataError: a label file that cannot be read, or holds ids out of range.
     """
     table = dataset.labels
     counts = SplitCounts.of(len(dataset), table.num_classes, unit)
-    scored = _scored(table)
+    scored = _scored(table, unit)
     order = np.random.default_rng(0).permutation(len(dataset)).tolist()
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -124,9 +125,11 @@ def _of_sample(dataset: Dataset, unit: str, index: int) -> np.ndarray:
     if isinstance(dataset, JoinedDataset):
         part, place = dataset.where(index)
         return _of_sample(part, unit, place)
+    if isinstance(dataset, CocoInstances):
+        return dataset.listed(index)
     if isinstance(dataset, CocoPanoptic):
         return dataset.listed(index, unit == "pixel")
-    if unit == "segment":
+    if unit != "pixel":
         objects = dataset.sample(index).objects
         return _by_class(_histogram(objects.classes[~objects.crowd], table), table)
     if isinstance(dataset, FolderDataset):
@@ -156,7 +159,7 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     Args:
         where: the split, for the text.
     """
-    scored, unit = _scored(labels), counts.unit
+    scored, unit = _scored(labels, counts.unit), counts.unit
     if len(scored) < 2 and unit == "pixel":
         yield Finding(NOTHING, f"{where}: {_one_class(labels)}", True)
         return
@@ -189,8 +192,9 @@ def _never_beside(scored: list[int], counts: SplitCounts) -> int | None:
     return found[0] if alike and len(found) == 1 else None
 
 
-def _scored(labels: LabelMap) -> list[int]:
-    return [i for i in range(labels.num_classes) if i != labels.ignore_index]
+def _scored(labels: LabelMap, unit: str) -> list[int]:
+    ids = labels.things if unit == "object" else range(labels.num_classes)
+    return [i for i in ids if i != labels.ignore_index]
 
 
 def _one_class(labels: LabelMap) -> str:
@@ -204,8 +208,8 @@ def _one_class(labels: LabelMap) -> str:
 
 def _too_few(labels: LabelMap, counts: SplitCounts, present: list[int], absent: list[int]) -> str:
     value, ignored, unit = labels.ignore_index, int(counts.pixels[-1]), counts.unit
-    if unit == "segment":
-        return f"no segment of any class that is no crowd, of {some(labels.names[i] for i in absent)}"
+    if unit != "pixel":
+        return f"no {unit} of any class that is no crowd, of {some(labels.names[i] for i in absent)}"
     if not present and not ignored:
         return "no pixel of any class"
     if not present:
@@ -219,16 +223,16 @@ def _too_few(labels: LabelMap, counts: SplitCounts, present: list[int], absent: 
     return f"every label holds only {both}, and {value} is ignored: {ignored_hint(absent, labels)}"
 
 
-def check_supervision(dataset: Dataset, val: Dataset | None, segments: bool) -> None:
+def check_supervision(dataset: Dataset, val: Dataset | None, needs: Collection[str]) -> None:
     """Whether a training on `dataset`, evaluated on `val`, can learn anything; what is doubtful is logged as a warning.
 
     Args:
-        segments: whether segments are learnt, not the classes of pixels.
+        needs: of the task: whether segments or objects are learnt, or the classes of pixels.
 
     Raises:
         DataError: nothing can be learnt, with the fix; or a label file that is bad.
     """
-    unit = "segment" if segments else "pixel"
+    unit = "segment" if "segments" in needs else "object" if OBJECTS & {*needs} else "pixel"
     counts = count_classes(dataset, unit)
     said = []
     for found in findings(f"{dataset.name}, to train on", dataset.labels, counts):
@@ -243,7 +247,7 @@ def check_supervision(dataset: Dataset, val: Dataset | None, segments: bool) -> 
 
 
 def _of_validation(val: Dataset, train: SplitCounts, counts: SplitCounts) -> Iterator[str]:
-    scored, names = _scored(val.labels), val.labels.names
+    scored, names = _scored(val.labels, counts.unit), val.labels.names
     present = [i for i in scored if counts.pixels[i]]
     seen = "" if counts.seen == counts.samples else f" (counted {counts.seen:,} of {counts.samples:,} files)"
     if not present:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fapn_zoo.data.sample import LABELS, Sample
+from fapn_zoo.data.sample import LABELS, Crop, Objects, Sample
 
 # Luma and the two colour axes of YIQ: hue turns the colour plane and leaves the luma as it is.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _RGB = np.linalg.inv(_YIQ)
 _LUMA = _YIQ[0]
+SLIVER = 0.01  # pixels: what is left of a box is nothing where it is thinner
 _kept = threading.local()
 
 
@@ -40,7 +41,7 @@ class TrainTransform:
         fill: of the padding, a value (0..255) per channel; the default is the ImageNet mean, which normalises to zero.
         rare_classes, rare_prob: with this probability, and where the picture holds one of these classes, the window
             is put around a random pixel of one of them; needs labels.
-        needs: what of a sample is kept: "labels", "segments".
+        needs: what of a sample is kept: "labels", "segments", "masks", "boxes".
 
     Raises:
         ValueError: an argument out of its range.
@@ -82,7 +83,8 @@ class TrainTransform:
 
         Returns:
             The sample with an image (C, h, w) float32 of 0..255, (h, w) = `crop_size`, and with labels int64 and
-            segments of that size, as far as they are needed. Objects that are not seen any more have no pixel.
+            objects of that size, as far as they are needed. Objects that are not seen any more have an empty mask and
+            an empty box; of one that the window cuts the box is that around the rest of its mask, or the rest of it.
         """
         image = sample.image
         if image.ndim != 3 or image.shape[0] != len(self.fill):
@@ -118,7 +120,15 @@ class TrainTransform:
 
         kept = sample.only(self.needs)
         labels = None if kept.labels is None else moved(kept.labels, self.ignore_index, np.int64)
-        objects = kept.objects and dataclasses.replace(kept.objects, ids=moved(kept.objects.ids, 0, np.int32))
+        objects = kept.objects
+        if objects is not None:
+            ids = None if objects.ids is None else moved(objects.ids, 0, np.int32)
+            crops = objects.crops and tuple(_moved_crop(crop, rows, cols, top, left) for crop in objects.crops)
+            objects = dataclasses.replace(objects, ids=ids, crops=crops, given_boxes=None, given_areas=None)
+            if kept.objects.given_boxes is not None:
+                boxes = kept.objects.given_boxes * ([resized[1] / size[1], resized[0] / size[0]] * 2)
+                boxes = _moved_boxes(boxes, (x0, y0, x1, y1), (left, top), mirror, objects)
+                objects = dataclasses.replace(objects, given_boxes=boxes)
         return Sample(torch.from_numpy(out), sample.name, labels, objects)
 
     def _window(
@@ -150,6 +160,38 @@ class TrainTransform:
 def _source_index(first: int, last: int, size: int, resized: int) -> np.ndarray:
     """Nearest source pixel of the resized pixels first..last-1, by pixel centres, in exact integer arithmetic."""
     return ((2 * np.arange(first, last) + 1) * size) // (2 * resized)
+
+
+def _moved_crop(crop: Crop, rows: np.ndarray, cols: np.ndarray, top: int, left: int) -> Crop:
+    """A mask as label maps are moved: output pixel (top + i, left + j) is the source's (rows[i], cols[j])."""
+    down, across = rows - crop.y, cols - crop.x
+    height, width = crop.pixels.shape
+    down_in, across_in = (np.flatnonzero((to >= 0) & (to < n)) for to, n in ((down, height), (across, width)))
+    if not len(down_in) or not len(across_in):
+        return Crop(np.zeros((0, 0), bool), 0, 0)
+    pixels = crop.pixels[down[down_in][:, None], across[across_in]]
+    return Crop(pixels, top + int(down_in[0]), left + int(across_in[0]))
+
+
+def _moved_boxes(
+    boxes: np.ndarray, part: tuple[int, int, int, int], place: tuple[int, int], mirror: bool, moved: Objects
+) -> np.ndarray:
+    """Boxes (M, 4) of the resized picture, of which `part` (x1, y1, x2, y2) is shown with its corner at `place` (x, y).
+
+    Of an object that reaches out of the part the box is that around its mask in `moved`, or without masks what is left
+    of it; where nothing is left it is 0.
+    """
+    x1, y1, x2, y2 = part
+    boxes = boxes - [x1, y1, x1, y1]
+    if mirror:
+        boxes = np.stack([x2 - x1 - boxes[:, 2], boxes[:, 1], x2 - x1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    inside = boxes.clip(0, [x2 - x1, y2 - y1] * 2)
+    cut = (np.abs(inside - boxes) > 1).any(axis=1)  # by less it is how a box was drawn
+    inside += [*place, *place]
+    if moved.has_masks:
+        inside[cut] = moved.boxes[cut]
+    inside[(inside[:, 2:] - inside[:, :2] < SLIVER).any(axis=1)] = 0
+    return inside
 
 
 def _resize_part(image: np.ndarray, resized: tuple[int, int], part: tuple[int, int, int, int]) -> np.ndarray:

@@ -94,6 +94,37 @@ class SoftMasks:
         return down @ cells @ across.T >= 0.5, (top, left)
 
 
+class JoinedMasks:
+    """Masks that are made of pieces of other ones, each moved to its place; see `Masks`.
+
+    Args:
+        pieces: of every mask its pieces: masks, which of them, and how many pixels it is moved down and right.
+        size: (height, width) of the image, in which all pieces lie.
+    """
+
+    def __init__(self, pieces: Sequence[Sequence[tuple[Masks, int, int, int]]], size: tuple[int, int]) -> None:
+        self._pieces, self.size = pieces, size
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def crop(self, m: int) -> tuple[Tensor, tuple[int, int]]:
+        found = []
+        for masks, row, down, right in self._pieces[m]:
+            pixels, (y, x) = masks.crop(row)
+            if pixels.numel():
+                found.append((pixels, y + down, x + right))
+        if len(found) < 2:
+            pixels, y, x = found[0] if found else (torch.zeros(0, 0, dtype=torch.bool), 0, 0)
+            return pixels, (y, x)
+        top, left = (min(piece[side] for piece in found) for side in (1, 2))
+        bottom, end = (max(piece[side] + piece[0].shape[side - 1] for piece in found) for side in (1, 2))
+        whole = torch.zeros(bottom - top, end - left, dtype=torch.bool)
+        for pixels, y, x in found:
+            whole[y - top : y - top + pixels.shape[0], x - left : x - left + pixels.shape[1]] |= pixels
+        return whole, (top, left)
+
+
 def _weights(first: float, last: float, cells: int, side: int) -> tuple[int, Tensor]:
     """The first pixel that an interval of an image's side touches, and for it and the next ones the share (n, cells)
     that every cell of the interval has in the value at the pixel's middle."""

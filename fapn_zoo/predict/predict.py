@@ -47,9 +47,11 @@ def predict(
             of images, or a list or tuple of all these, or a tensor (N, C, H, W).
         task: `"semantic"`; for mask classification models also `"panoptic"` and `"instance"`; for two-stage models
             `"detection"`, and with masks `"instance"`. None is the model's own.
-        tile: semantic only. Run the image at its own resolution (without the model's test size) in overlapping
-            windows of this many pixels, (height, width) or one number for both, and average their scores. Windows
-            are rounded up to multiples of 32 and of the model's padding; smaller images are run whole, not enlarged.
+        tile: not for panoptic. Run the image at its own resolution (without the model's test size) in overlapping
+            windows of this many pixels, (height, width) or one number for both, and average their scores, or join
+            their objects, see `fapn_zoo.postprocess.joining`: each comes out once, and one that is larger than the
+            overlap is put together of its pieces. Windows are rounded up to multiples of 32 and of the model's
+            padding; smaller images are run whole, not enlarged.
         overlap: share of a window that its neighbour covers again, 0..0.75.
         batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
             resizing and padding) share a batch, so this changes results by rounding alone (in bfloat16, where that is
@@ -106,9 +108,9 @@ def predict_each(
     if windows is not None and not views.single:
         raise ValueError("scales and flip work without tile")
     views = windows or views
-    if not views.single and not asked.averages_views:
-        what = f"{'scales and flip work' if windows is None else 'tile works'} for {averaging_tasks()} only"
-        raise ValueError(f"{what}, not {asked.name!r}: objects are not joined across views")
+    if not (views.single or asked.averages_views or (windows is not None and asked.joins_windows)):
+        what = "scales and flip work" if windows is None else "tile works"
+        raise ValueError(f"{what} for {averaging_tasks(windows is not None)} only, not {asked.name!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")
     network = ModelNetwork(model, resolve_amp(amp, *device_and_type(model)))

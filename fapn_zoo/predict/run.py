@@ -26,7 +26,7 @@ from fapn_zoo.postprocess.decoders import decode, score_source, semantic_scores
 from fapn_zoo.postprocess.semantic import Bands, best_of_bands
 from fapn_zoo.predict.inputs import network_input, padded_size
 from fapn_zoo.predict.views import Views
-from fapn_zoo.predict.windows import Downwards, window_scores
+from fapn_zoo.predict.windows import Downwards, window_objects, window_scores
 from fapn_zoo.runtime.precision import AMP, autocast
 from fapn_zoo.tasks.protocol import Task
 from fapn_zoo.weights.finite import NotFinite, faults, faults_of_model, named_tensors, told
@@ -116,7 +116,8 @@ def answers(
 
     Args:
         data: of the model: padding, classes and things.
-        views: how the images were prepared. Several views are for tasks that average them (`Task.averages_views`).
+        views: how the images were prepared. Several views are for tasks that average them (`Task.averages_views`),
+            windows alone also for those that join objects (`Task.joins_windows`).
         images: those that follow each other with equal padded sizes share a batch.
         batch_size: images, or windows of one image, that enter the network at once.
         options: of `decode`.
@@ -129,6 +130,8 @@ def answers(
             output = network([image.parts[0] for image in batch])
             frames = [Frame(tuple(image.parts[0].shape[1:]), image.size) for image in batch]
             return [decode(output.image(n), task.name, frame, data, **options) for n, frame in enumerate(frames)]
+        if not task.averages_views:
+            return [_joined_objects(network, data, task.name, views, image, batch_size, options) for image in batch]
         merged = score_sources(network, data, views, [image.parts for image in batch], batch_size)
         streams = [merged_bands(sources, image.size) for sources, image in zip(merged, batch, strict=True)]
         return [best_of_bands(b, s[0][0].are_logits, **options) for b, s in zip(streams, merged, strict=True)]
@@ -185,6 +188,19 @@ def _window_source(network: Network, data: DataSpec, pixels: Tensor, views: View
 
     rows = Downwards(window_scores(run, pixels, *views.spans(data, size), batch_size))  # runs the first row of windows
     return Source(rows, len(rows.held), size, rows.held.device, are_logits=are_logits[0])
+
+
+def _joined_objects(
+    network: Network, data: DataSpec, task: str, views: Views, image: Shown, batch_size: int, options: dict[str, Any]
+) -> Any:
+    """The answer for an image of which one view is prepared, in windows, of the size of that view."""
+
+    def run(parts: list[Tensor]) -> list[Any]:
+        inside, output = tuple(parts[0].shape[1:]), network(parts)
+        return [decode(output.image(n), task, Frame(inside, inside), data, **options) for n in range(len(parts))]
+
+    (pixels,) = image.parts
+    return window_objects(run, pixels, *views.spans(data, tuple(pixels.shape[1:])), batch_size)
 
 
 def device_and_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -1,4 +1,4 @@
-"""Class scores of large images in overlapping windows, holding the scores of one row of windows at a time.
+"""Large images in overlapping windows: class scores, holding those of one row of windows at a time, and objects.
 
 Two layouts of windows: that of `predict` (`tile=`) lies on the grid of the coarsest features and cuts off the margins
 where a window saw its own padding; that of `evaluate` (`window=`) is the field's: fixed steps, the last window moved
@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fapn_zoo.postprocess.joining import Window, join_windows
 
 PHASE = 32  # window corners lie on the grid of the coarsest features, so a window sees what the whole image would
 
@@ -64,14 +66,33 @@ def window_scores(
     sums = _RowSums(width)
     ends = [*(row.first for row in rows[1:]), height]
     for row, end in zip(rows, ends, strict=True):
-        for _, alike in itertools.groupby(columns, lambda column: column.end - column.start):
-            while batch := list(itertools.islice(alike, batch_size)):
-                found = run([pixels[:, row.start : row.end, column.start : column.end] for column in batch])
-                for column, scores in zip(batch, found, strict=True):
-                    used = scores[:, row.first - row.start : row.last - row.start]
-                    used = used[:, :, column.first - column.start : column.last - column.start]
-                    sums.add(used, row.first, column.first)
+        for column, scores in _run_row(run, pixels, row, columns, batch_size):
+            used = scores[:, row.first - row.start : row.last - row.start]
+            used = used[:, :, column.first - column.start : column.last - column.start]
+            sums.add(used, row.first, column.first)
         yield sums.take_until(end)
+
+
+def window_objects(
+    run: Callable[[list[Tensor]], list[Any]], pixels: Tensor, rows: list[Span], columns: list[Span], batch_size: int
+) -> Any:
+    """The objects of an image (C, H, W), from answers of `run` for windows of equal size; see `join_windows`."""
+    found, windows = [], []
+    for row in rows:
+        for column, answer in _run_row(run, pixels, row, columns, batch_size):
+            windows.append(Window(row.start, column.start, row.end, column.end))
+            found.append(answer)
+    return join_windows(windows, found, tuple(pixels.shape[1:]))
+
+
+def _run_row(
+    run: Callable[[list[Tensor]], list[Any]], pixels: Tensor, row: Span, columns: list[Span], batch_size: int
+) -> Iterator[tuple[Span, Any]]:
+    """Yields what `run` gives for every window of a row."""
+    for _, alike in itertools.groupby(columns, lambda column: column.end - column.start):
+        while batch := list(itertools.islice(alike, batch_size)):
+            parts = [pixels[:, row.start : row.end, column.start : column.end] for column in batch]
+            yield from zip(batch, run(parts), strict=True)
 
 
 class _RowSums:

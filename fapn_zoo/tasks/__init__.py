@@ -31,6 +31,7 @@ def task_for(spec: ModelSpec, name: str | None = None) -> Task:
     return TASKS[name]
 
 
-def averaging_tasks() -> str:
-    """Words for an error: the tasks that take several views of an image."""
-    return "task " + " or ".join(repr(task.name) for task in TASKS.values() if task.averages_views)
+def averaging_tasks(windows: bool = False) -> str:
+    """Words for an error: the tasks that take several views of an image, or that take windows of it."""
+    fitting = (task for task in TASKS.values() if task.averages_views or (windows and task.joins_windows))
+    return "task " + " or ".join(repr(task.name) for task in fitting)

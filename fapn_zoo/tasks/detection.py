@@ -9,7 +9,7 @@ import numpy as np
 from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
+from fapn_zoo.data.sample import BOXES, Dataset, Sample
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Detections
 from fapn_zoo.tasks.objects import object_targets, thing_classes
@@ -20,11 +20,12 @@ from fapn_zoo.zoo.spec import DataSpec
 
 
 class DetectionTask:
-    """See `Task`. True boxes are those around true segments."""
+    """See `Task`. True boxes are as annotated, or those around true masks."""
 
     name = "detection"
-    needs = SEGMENTS
+    needs = BOXES
     averages_views = False
+    joins_windows = True
     scored = {"score_threshold": 0.0}
     columns = Columns(
         means={f"box_{name}": f"box {label}" for name, label in NAMES.items()},
@@ -44,7 +45,7 @@ class DetectionTask:
         return object_targets(sample, labels, things_only=True, masks=False)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> DetectionScorer:
-        return DetectionScorer(thing_classes(self.name, dataset, classes, data, boundary))
+        return DetectionScorer(thing_classes(self, dataset, classes, data, boundary))
 
 
 class DetectionScorer(PrecisionScorer):

@@ -9,7 +9,7 @@ import numpy as np
 from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sample import SEGMENTS, Dataset, Sample
+from fapn_zoo.data.sample import MASKS, Dataset, Sample
 from fapn_zoo.metrics import AveragePrecision
 from fapn_zoo.metrics.detection import BOUNDARIES, require_boundaries
 from fapn_zoo.modules.heads.outputs import Targets
@@ -28,8 +28,9 @@ class InstanceTask:
     """See `Task`."""
 
     name = "instance"
-    needs = SEGMENTS
+    needs = MASKS
     averages_views = False
+    joins_windows = True
     scored = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
     columns = Columns(
         means=NAMES | {f"box_{name}": f"box {NAMES[name]}" for name in ("ap", "ap50", "ap75", "ar")},
@@ -64,7 +65,7 @@ class InstanceTask:
         return object_targets(sample, labels, things_only=True)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> InstanceScorer:
-        return InstanceScorer(thing_classes(self.name, dataset, classes, data, False), boundary)
+        return InstanceScorer(thing_classes(self, dataset, classes, data, False), boundary)
 
 
 class InstanceScorer(PrecisionScorer):

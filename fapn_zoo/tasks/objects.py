@@ -10,8 +10,9 @@ import torch
 
 from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sample import Dataset, Sample, check_holds
+from fapn_zoo.data.sample import Dataset, Objects, Sample, check_holds
 from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.tasks.protocol import Task
 from fapn_zoo.zoo.spec import DataSpec
 
 
@@ -36,7 +37,7 @@ class ObjectClasses:
     """Which classes of model and data are scored, and which of them are things.
 
     Args:
-        task: the task's name, for errors.
+        task: whose truth is scored.
         dataset, classes, data, boundary: see `Task.scorer`.
 
     Attributes:
@@ -45,14 +46,14 @@ class ObjectClasses:
         spec: the model's `data`, its things those that count here.
 
     Raises:
-        ValueError: `boundary`, a data set without segments, or things of the model that the data calls stuff or the
-            other way round.
+        ValueError: `boundary`, a data set without what the task needs, or things of the model that the data calls stuff
+            or the other way round.
     """
 
-    def __init__(self, task: str, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> None:
+    def __init__(self, task: Task, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> None:
         if boundary:
-            raise ValueError(f"boundary works for task 'semantic' and 'instance' only, not {task!r}")
-        check_holds(dataset, {"segments"}, f"task {task!r}")
+            raise ValueError(f"boundary works for task 'semantic' and 'instance' only, not {task.name!r}")
+        check_holds(dataset, task.needs, f"task {task.name!r}")
         self.classes, self.names = classes, classes.names
         self.scored = frozenset(range(len(self.names))) - {classes.ignore_index}
         self.things = self.scored & frozenset(dataset.labels.things)
@@ -82,7 +83,14 @@ class ObjectClasses:
     def drawn(self, sample: Sample, kept: Callable[[int], bool] = lambda category: True) -> np.ndarray:
         """The class map of the true segments whose class is kept, with the ignore index elsewhere."""
         found = {i: category for i, category in self.truth(sample).items() if kept(category)}
-        return painted(sample.objects.ids, found, self.classes.ignore_index)
+        if sample.objects.ids is not None:
+            return painted(sample.objects.ids, found, self.classes.ignore_index)
+        classes = np.full(sample.size, self.classes.ignore_index, np.int64)
+        for m in np.argsort(-sample.objects.areas, kind="stable").tolist():  # small ones on top
+            if m + 1 in found:
+                rows, columns, pixels = place_of(sample.objects, m, sample.size)
+                classes[rows, columns][pixels] = found[m + 1]
+        return classes
 
 
 def painted(ids: np.ndarray, category_of: Mapping[int, int], ignore_index: int) -> np.ndarray:
@@ -93,10 +101,19 @@ def painted(ids: np.ndarray, category_of: Mapping[int, int], ignore_index: int) 
     return table[ids]
 
 
-def thing_classes(task: str, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> ObjectClasses:
+def place_of(objects: Objects, m: int, size: tuple[int, int]) -> tuple[slice, slice, np.ndarray | slice]:
+    """Rows and columns of an image of `size` that hold object m, and which pixels in there are its: all of a box."""
+    if objects.has_masks:
+        pixels, y, x = objects.crop(m)
+        return slice(y, y + pixels.shape[0]), slice(x, x + pixels.shape[1]), pixels
+    left, top, right, bottom = np.rint(objects.boxes[m].clip(0, [size[1], size[0]] * 2)).astype(int).tolist()
+    return slice(top, bottom), slice(left, right), slice(None)
+
+
+def thing_classes(task: Task, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> ObjectClasses:
     """`ObjectClasses` of which some are things; ValueError where model or data have none."""
     found = ObjectClasses(task, dataset, classes, data, boundary)
     if not found.spec.things or not found.things:
         who = dataset.name if not found.things else "the model"
-        raise ValueError(f"{who} has no class of countable objects, which task {task!r} needs")
+        raise ValueError(f"{who} has no class of countable objects, which task {task.name!r} needs")
     return found

@@ -27,6 +27,7 @@ class PanopticTask:
     name = "panoptic"
     needs = SEGMENTS
     averages_views = False
+    joins_windows = False
     scored: dict[str, Any] = {}
     columns = Columns(
         means={
@@ -52,7 +53,7 @@ class PanopticTask:
         return object_targets(sample, labels, things_only=False)
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> PanopticScorer:
-        return PanopticScorer(ObjectClasses(self.name, dataset, classes, data, boundary))
+        return PanopticScorer(ObjectClasses(self, dataset, classes, data, boundary))
 
 
 class PanopticScorer:

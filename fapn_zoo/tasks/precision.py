@@ -70,12 +70,12 @@ class PrecisionScorer(ABC):
         predictions = {kind: [values[i] for i in rows] for kind, values in self.found(answer).items()}
         predictions |= {"classes": [found[i] for i in rows], "scores": [answer.segments[i].score for i in rows]}
         truth = {i: c for i, c in self.classes.truth(sample).items() if c in self.classes.things}
-        size = sample.size if sample.objects.ids is None else sample.objects.ids.shape
-        targets = {
-            "masks": [RunLengths.of(*sample.objects.crop(i - 1), size) for i in truth],
-            "classes": [*truth.values()],
-            "crowd": [bool(sample.objects.crowd[i - 1]) for i in truth],
-        }
+        objects, kept = sample.objects, [i - 1 for i in truth]
+        targets = {"classes": [*truth.values()], "crowd": objects.crowd[kept], "boxes": objects.boxes[kept]}
+        targets["areas"] = objects.areas[kept]
+        if "masks" in self.kinds:
+            size = sample.size if objects.ids is None else objects.ids.shape
+            targets["masks"] = [RunLengths.of(*objects.crop(m), size) for m in kept]
         tally = self.empty()
         try:
             tally.update(predictions, targets, place)
@@ -110,7 +110,7 @@ class PrecisionScorer(ABC):
         return None
 
     def maps(self, answer: Answer, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        found = np.full(sample.objects.ids.shape, self.classes.classes.ignore_index, np.int64)
+        found = np.full(sample.size, self.classes.classes.ignore_index, np.int64)
         rows = enumerate(zip(answer.segments, self._classes(answer), strict=True))
         for m, (segment, category) in reversed(list(rows)):  # the best on top
             if category >= 0 and segment.score >= SHOWN_SCORE:

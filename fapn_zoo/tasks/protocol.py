@@ -115,8 +115,9 @@ class Task(Protocol):
 
     Attributes:
         name: its key in `TASKS`.
-        needs: what a sample must hold to train and score it: "labels", "segments".
+        needs: what a sample must hold to train and score it: of "labels", "segments", "masks", "boxes".
         averages_views: whether an image may be shown several times, or in windows, and scores be averaged.
+        joins_windows: whether an image may be shown in windows, and their objects be joined.
         scored: options of `decode` under which it computes what is scored, and no more.
         columns: names of its scores.
     """
@@ -124,6 +125,7 @@ class Task(Protocol):
     name: str
     needs: frozenset[str]
     averages_views: bool
+    joins_windows: bool
     scored: Mapping[str, Any]
     columns: Columns
 

@@ -29,6 +29,7 @@ class SemanticTask:
     name = "semantic"
     needs = LABELS
     averages_views = True
+    joins_windows = False
     scored = {"shares": False}
     columns = Columns(
         means={"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},

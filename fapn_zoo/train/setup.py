@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
-from fapn_zoo.create import create_model
+from fapn_zoo.create import create_model, spec_of
 from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import check_classes
 from fapn_zoo.data.labels import LabelMap
@@ -61,14 +61,15 @@ def prepare(settings: Settings) -> Parts:
     if not s.data:
         raise ValueError("data= is missing: a folder, scenes:N, or several joined with ','")
     reading = Reading(s.white_level, s.exif, s.in_chans or s.model_args.get("in_chans", 3))
-    dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes, reading=reading)
+    task = task_for(spec_of(s.model), s.task)
+    dataset = open_dataset(s.data, s.train_split, task.needs, num_classes=s.num_classes, reading=reading)
     model = build_model(s, dataset.labels, dataset.reading)
     if model.spec.in_chans != reading.in_chans:  # nobody asked for another number than the model's own
         reading = reading.replace(in_chans=model.spec.in_chans)
-        dataset = open_dataset(s.data, s.train_split, num_classes=s.num_classes, reading=reading)
-    val = _validation_set(s, reading.replace(otherwise=dataset.reading))
+        dataset = open_dataset(s.data, s.train_split, task.needs, num_classes=s.num_classes, reading=reading)
+    val = _validation_set(s, task.needs, reading.replace(otherwise=dataset.reading))
     warn_of_turned(*filter(None, (dataset, val)))
-    task, data = task_for(model.spec, s.task), model.spec.data
+    data = model.spec.data
     model.spec = dataclasses.replace(model.spec, task=task.name)
     for opened in (dataset, val):
         if opened is not None:
@@ -76,7 +77,7 @@ def prepare(settings: Settings) -> Parts:
     _check_rare_classes(s, dataset.labels)
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
-    check_supervision(dataset, val, "segments" in task.needs)
+    check_supervision(dataset, val, task.needs)
     options = {"class_weights": s.class_weights} if s.class_weights else {}
     if not (path := HEADS[model.spec.head].loss):
         raise ValueError(f"a {model.spec.head} head cannot be trained yet: it has no loss")
@@ -104,7 +105,7 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
         check_finite(model.state_dict().items(), f"training cannot start from {source}: its weights")
         logger.info("starting from %s: %s", source, model.load_report)
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
-    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply"}
+    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply", "category_ids": labels.category_ids}
     if s.test_size is not None:
         data["test_size"] = s.test_size or None
     data = dataclasses.replace(model.spec.data, things=labels.things, **data)
@@ -130,12 +131,12 @@ def _check_rare_classes(settings: Settings, labels: LabelMap) -> None:
         logger.warning("%s does nothing without %s: set both", given, lacks)
 
 
-def _validation_set(settings: Settings, reading: Reading) -> Dataset | None:
+def _validation_set(settings: Settings, needs: Collection[str], reading: Reading) -> Dataset | None:
     if settings.val_data == "none":
         return None
     options = {"num_classes": settings.num_classes, "reading": reading}
     try:
-        return open_dataset(settings.val_data or settings.data, settings.val_split, **options)
+        return open_dataset(settings.val_data or settings.data, settings.val_split, needs, **options)
     except FileNotFoundError as error:
         if settings.val_data:
             raise

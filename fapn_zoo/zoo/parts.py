@@ -43,10 +43,14 @@ HEADS: dict[str, HeadPart] = {
     "maskformer": HeadPart(
         f"{_HEADS}:MaskFormerHead", f"{_LOSSES}:SetCriterion", ("semantic", "panoptic", "instance"), "maskformer", 1
     ),
-    "faster_rcnn": HeadPart(f"{_HEADS}.rcnn:FasterRCNNHead", "", ("detection",), "detectron2", extra="pool"),
-    "mask_rcnn": HeadPart(f"{_HEADS}.rcnn:MaskRCNNHead", "", ("instance", "detection"), "detectron2", extra="pool"),
+    "faster_rcnn": HeadPart(
+        f"{_HEADS}.rcnn:FasterRCNNHead", f"{_LOSSES}:RCNNLoss", ("detection",), "detectron2", extra="pool"
+    ),
+    "mask_rcnn": HeadPart(
+        f"{_HEADS}.rcnn:MaskRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
+    ),
     "pointrend_rcnn": HeadPart(
-        f"{_HEADS}.rcnn:PointRendRCNNHead", "", ("instance", "detection"), "detectron2", extra="pool"
+        f"{_HEADS}.rcnn:PointRendRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
     ),
 }
 

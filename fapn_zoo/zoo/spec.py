@@ -44,6 +44,7 @@ class DataSpec:
         white_level, exif: how files were read in training, see `fapn_zoo.data.reading_rules`: the stored value that is
             white in pictures deeper than 8 bits (None: not said), and whether pictures are turned by their EXIF
             orientation, `"apply"` or `"ignore"`.
+        category_ids: the COCO id of every class in the data it was trained on; empty where it is the class id plus 1.
     """
 
     labels: tuple[str, ...] = ()
@@ -58,8 +59,11 @@ class DataSpec:
     size_divisor: int = 1
     white_level: float | None = None
     exif: str = "apply"
+    category_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.category_ids and len(self.category_ids) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels but {len(self.category_ids)} category ids")
         if self.palette and len(self.palette) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels but {len(self.palette)} palette colours")
         if self.channel_order not in ("rgb", "bgr"):
@@ -71,16 +75,16 @@ class DataSpec:
         check_reading(self.white_level, self.exif)
 
     def to_dict(self) -> dict[str, Any]:
-        """Without `white_level` and `exif` where they are the usual ones: older versions know neither."""
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if (k, v) not in (("white_level", None), ("exif", "apply"))}
+        """Without `white_level`, `exif` and `category_ids` where they are the usual ones: older versions know none."""
+        usual = (("white_level", None), ("exif", "apply"), ("category_ids", ()))
+        return {k: v for k, v in dataclasses.asdict(self).items() if (k, v) not in usual}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
         """The inverse of `to_dict` after a trip through JSON; unknown keys raise ValueError."""
         known = _known_fields(cls, values)
         known["palette"] = tuple(tuple(int(c) for c in colour) for colour in known.get("palette", ()))
-        for name in ("labels", "things", "mean", "std"):
+        for name in ("labels", "things", "mean", "std", "category_ids"):
             if name in known:
                 known[name] = tuple(known[name])
         return cls(**known)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from toys.panoptic import write_coco
+from toys.panoptic import CATEGORY, write_coco
 
 from fapn_zoo.data import DataError, LabelMap, open_dataset
+from fapn_zoo.data.sample import SEGMENTS
 from fapn_zoo.data.scenes import CLASSES, PALETTE, THINGS, generate_scene
 
 pytestmark = pytest.mark.unit
@@ -27,8 +28,8 @@ def open_panoptic(source, split):
 def test_a_folder_gives_what_was_written(tmp_path: Path, split: str | None):
     file = write_coco(tmp_path, range(3), split=split)
     data = open_panoptic(tmp_path, "val")
-    assert data.holds == {"labels", "segments"} and len(data) == 3 and data.name == tmp_path.name
-    assert data.labels == LabelMap(tuple(CLASSES), PALETTE, 255, tuple(THINGS))
+    assert data.holds == SEGMENTS and len(data) == 3 and data.name == tmp_path.name
+    assert data.labels == LabelMap(tuple(CLASSES), PALETTE, 255, tuple(THINGS), CATEGORY)
     for seed in range(3):
         scene, sample = generate_scene(seed, (48, 64)), data.sample(seed)
         assert data.size(seed) == (48, 64) and sample.name == f"{seed:06d}" and data.files(seed)[2] == file
@@ -56,7 +57,7 @@ def test_a_folder_of_segments_serves_labels_alone(tmp_path: Path):
 
 def test_scenes_with_their_segments():
     data = open_panoptic("scenes:2@48x64", "test")
-    assert data.holds == {"labels", "segments"} and len(data) == 2 and data.labels.things == tuple(THINGS)
+    assert data.holds == SEGMENTS and len(data) == 2 and data.labels.things == tuple(THINGS)
     scene, sample = generate_scene(data.seed(1), (48, 64)), data.sample(1)
     np.testing.assert_array_equal(sample.objects.ids, scene.panoptic)
     assert sample.objects.areas.tolist() == [s["area"] for s in scene.segments]

@@ -13,6 +13,7 @@ from toys.panoptic import write_coco
 
 from fapn_zoo.data import DataError, LabelMap, open_dataset, supervision
 from fapn_zoo.data.hints import id_hint
+from fapn_zoo.data.sample import LABELS, SEGMENTS
 from fapn_zoo.data.supervision import check_supervision, count_classes
 
 pytestmark = pytest.mark.unit
@@ -51,14 +52,14 @@ def test_nothing_to_learn_is_refused_with_the_fix(tmp_path: Path, what: str):
     labels, more, says = REFUSED[what]
     data = write(tmp_path, labels, **more)
     with pytest.raises(DataError, match="^nothing to learn: ") as caught:
-        check_supervision(data, None, segments=False)
+        check_supervision(data, None, needs=LABELS)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def warnings(caplog, data, val=None) -> str:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "fapn_zoo"):
-        check_supervision(data, val, segments=False)
+        check_supervision(data, val, needs=LABELS)
     return "\n".join(caplog.messages)
 
 
@@ -118,7 +119,7 @@ def test_counting_ends_early_or_when_the_time_is_up(tmp_path: Path, caplog, monk
     assert "nothing to learn: b, to train on: only 'ground' has pixels (32)" in warnings(caplog, data)
     partly.pixels[:], partly.seen, partly.samples = [0, 0, 0, 9], 600, 20210
     with pytest.raises(DataError, match="every pixel has the value 255.*counted 600 of 20,210 files"):
-        check_supervision(data, None, segments=False)
+        check_supervision(data, None, needs=LABELS)
 
 
 def test_all_parts_of_joined_data_count(tmp_path: Path, caplog):
@@ -146,7 +147,7 @@ def test_segments_are_counted_without_their_files(tmp_path: Path):
         for segment in annotation["segments_info"]:
             segment["iscrowd"] = 1
     with pytest.raises(DataError, match="no segment of any class that is no crowd, of Sky, "):
-        check_supervision(data, None, segments=True)
+        check_supervision(data, None, needs=SEGMENTS)
 
 
 @pytest.mark.parametrize(

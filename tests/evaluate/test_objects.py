@@ -278,12 +278,13 @@ def test_what_cannot_be_done_is_said_before_any_image(task: str):
             evaluate(model or Oracle(), dataset, task=task, progress=False, **options)
         assert "\n" not in str(error.value)
 
+    lacking = {"panoptic": "segments", "instance": "masks"}[task]
     refused(f"task {task!r}; perpixel_fpn has semantic", small_model(names=tuple(CLASSES)))
     refused(f"scales, flip and window work for task 'semantic' only, not {task!r}", flip=True)
     refused("scales, flip and window work", window=64)
     if task != "instance":
         refused("boundary works for task 'semantic' and 'instance' only", boundary=True)
-    refused(f"noise has no segments, which task {task!r} needs", dataset=Noise(names=tuple(CLASSES)))
+    refused(f"noise has no {lacking}, which task {task!r} needs", dataset=Noise(names=tuple(CLASSES)))
     assert not data.asked
     with pytest.raises(FileNotFoundError, match="no data folder"):
         evaluate(Oracle(), "nowhere", task=task)

@@ -261,8 +261,8 @@ def test_wrong_arguments(options, message):
         predict(BrightSquare(), square(), **options)
 
 
-def test_tiles_are_for_class_scores(pair):
-    with pytest.raises(ValueError, match="tile works for task 'semantic' only, not 'panoptic'"):
+def test_panoptic_maps_have_no_tiles(pair):
+    with pytest.raises(ValueError, match="tile works for .*'instance' or 'detection' only, not 'panoptic'"):
         predict(pair[0], pair[1], tile=64, task="panoptic")
 
 

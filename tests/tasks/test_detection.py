@@ -97,8 +97,6 @@ def test_masks_and_boxes_of_one_model():
     assert boxes.boxes.tolist() == result.boxes.tolist() and boxes.labels is None
     with pytest.raises(ValueError, match="task 'semantic'; mask_rcnn_fpn has instance, detection"):
         made.predict(image, task="semantic")
-    with pytest.raises(ValueError, match="tile works for task 'semantic' only"):
-        made.predict(image, tile=64)
 
 
 def test_boxes_follow_the_image_through_the_resize():

@@ -45,7 +45,7 @@ def small(name: str, **kwargs) -> nn.Module:
     if spec.head == "pointrend":
         options |= {"head_channels": 32, "head_point_channels": 32, "head_train_points": 64}
     if "rcnn" in spec.head:
-        options |= {"head_hidden": 32}
+        options |= {"head_hidden": 32, "head_region_samples": 32}
     options |= {"backbone": "resnet10t", "num_classes": 5, "backbone_channels": (16, 24, 32, 48)}
     torch.manual_seed(0)
     return fapn_zoo.create_model(name, **(options | kwargs))
@@ -54,6 +54,14 @@ def small(name: str, **kwargs) -> nn.Module:
 def places(output, height, width):
     """The size of the maps of an output for an image of this size."""
     return tuple(-(-side // 4) * 4 // output.stride for side in (height, width))
+
+
+def two_boxes(height, width):
+    """Targets of two images with one object each."""
+    masks = torch.zeros(2, 1, height, width, dtype=torch.bool)
+    masks[..., 10:50, 8:30] = True
+    boxes = torch.tensor([[8.0, 10.0, 30.0, 50.0]])
+    return Targets(classes=(torch.tensor([0]), torch.tensor([4])), masks=tuple(masks), boxes=(boxes, boxes))
 
 
 def logits(output):
@@ -87,11 +95,14 @@ def test_forward_backward_odd_sizes(name):
     model = small(name).train()
     criterion = load_part(HEADS[model.spec.head].loss).of(model)
     for height, width in ODD_SIZES:
-        out = model(torch.randn(2, 3, height, width))
-        assert out.stride == 4 and logits(out).shape[-2:] == places(out, height, width)
-        labels = torch.randint(0, 5, (2, height, width))
-        labels[:, :8] = 255
-        criterion(out, Targets(labels))["loss"].backward()
+        targets = Targets(torch.randint(0, 5, (2, height, width)))
+        targets.labels[:, :8] = 255
+        if "rcnn" in model.spec.head:
+            targets = two_boxes(height, width)
+        out = model(torch.randn(2, 3, height, width), None, targets)
+        if "rcnn" not in model.spec.head:
+            assert out.stride == 4 and logits(out).shape[-2:] == places(out, height, width)
+        criterion(out, targets)["loss"].backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not silent
 

@@ -99,6 +99,38 @@ class InstanceOutput(NamedTuple):
         return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
 
 
+class Compared(NamedTuple):
+    """Of every image what was found and what is true, tensors of one shape, or class logits and class ids."""
+
+    found: tuple[Tensor, ...]
+    true: tuple[Tensor, ...]
+
+    def and_of(self, found: Tensor, true: Tensor) -> Compared:
+        """With one more image."""
+        return Compared((*self.found, found), (*self.true, true))
+
+    def image(self, n: int) -> Compared:
+        return Compared(self.found[n : n + 1], self.true[n : n + 1])
+
+
+class RCNNOutput(NamedTuple):
+    """What a two-stage head is trained by; predicting, it gives detections.
+
+    Of an image S anchors and R regions are drawn, of which O and P belong to objects.
+    """
+
+    rpn_class: Compared  # logits (S,), and 1.0 for an object, 0.0 for background
+    rpn_box: Compared  # deltas (O, 4)
+    classes: Compared  # logits (R, K + 1), and class ids (R,), K for background
+    box: Compared  # deltas (P, 4) of the true class
+    masks: dict[str, Compared] = {}  # by the name of a term of the loss: logits (P, ...) of the true class, and 0.0..1
+    stride: int = 1
+
+    def image(self, n: int) -> RCNNOutput:
+        masks = {name: compared.image(n) for name, compared in self.masks.items()}
+        return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
+
+
 def tensors_only(output: Output) -> Output:
     """An output in which only tensors are elements of the tuple; the rest, such as `stride`, can still be read.
 
@@ -114,7 +146,7 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput)
+_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput, Compared, RCNNOutput)
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")

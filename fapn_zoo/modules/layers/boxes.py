@@ -18,6 +18,7 @@ from fapn_zoo.runtime.compilers import numba_works
 from fapn_zoo.runtime.workers import WORKERS
 
 LARGEST_LOG = math.log(1000 / 16)  # of a side over that of its reference: what is learned early must not overflow
+PIXELS = 2**24  # of masks that are numbers at one time: 64 MiB
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # a box of this side is pooled from the level of stride 2^4
 
 
@@ -110,6 +111,23 @@ def pool_boxes(pyramid: Sequence[Tensor], boxes: Sequence[Tensor], side: int) ->
     used = [(x.float(), 1 / (4 * 2**level), rows[level]) for level, x in enumerate(pyramid) if len(rows[level])]
     pool = _by_kernels if _kernels_work(pyramid) else _by_torchvision
     return pool(used, images, joined, side).to(pyramid[0].dtype)
+
+
+def masks_in_boxes(masks: Tensor, boxes: Tensor, rows: Tensor, side: int) -> Tensor:
+    """Masks (M, H, W) bool inside boxes (P, 4) of their pixels, of which each shows mask `rows` (P,).
+
+    Returns:
+        (P, side, side) float32: 1 where the mask covers at least half of a cell, by RoIAlign as in `pool_boxes`.
+    """
+    found = torch.zeros(len(boxes), side, side, device=boxes.device)
+    used, place = rows.unique(return_inverse=True)
+    at_once = max(1, PIXELS // max(1, masks[0].numel() if len(masks) else 1))
+    for first in range(0, len(used), at_once):
+        maps = masks[used[first : first + at_once], None].float()
+        here = torch.nonzero((place >= first) & (place < first + at_once))[:, 0]
+        regions = torch.cat([(place[here, None] - first).float(), boxes[here]], dim=1)
+        found[here] = roi_align(maps, regions, side, sampling_ratio=0, aligned=True)[:, 0].ge(0.5).float()
+    return found
 
 
 Level = tuple[Tensor, float, Tensor]  # a map (N, C, h, w), its pixels per input pixel, and which boxes it serves

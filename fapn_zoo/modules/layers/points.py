@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fapn_zoo.modules.layers.random import drawn_bits, seeds_or_new, shifted
+
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     """Values of maps (N, C, h, w) at points (N, P, 2), bilinear: (N, C, P) of the maps' dtype.
@@ -74,20 +76,9 @@ def most_uncertain_pixels(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def even_points(seeds: Tensor, count: int) -> Tensor:
     """Points (N, count, 2) that are spread evenly at random, by seeds (N,) int64: equal on every device.
 
-    They are numbers `2 * i` and `2 * i + 1` of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose sums wrap at 64
-    bits, and of which the upper 24 bits become a number below 1.
+    They are numbers `2 * i` and `2 * i + 1` of `drawn_bits`, of which the upper 24 bits become a number below 1.
     """
-    place = torch.arange(1, 2 * count + 1, device=seeds.device)
-    x = seeds[:, None] + place * -0x61C8864680B583EB
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ _shifted(x, shift)) * factor
-    x = x ^ _shifted(x, 31)
-    return (_shifted(x, 40).float() / 2**24).unflatten(1, (count, 2))
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """`x >> bits` of unsigned numbers: the upper bits become zero."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (shifted(drawn_bits(seeds, 2 * count), 40).float() / 2**24).unflatten(1, (count, 2))
 
 
 def training_points(
@@ -99,10 +90,9 @@ def training_points(
     drawn evenly once more. An image's own seed, of `seeds` (N,) int64, decides all that is drawn for it, so that no
     batch it may be in changes its points; None takes seeds from PyTorch's generator.
     """
-    if seeds is None:
-        seeds = torch.randint(2**62, (len(logits),), device="cpu")
+    seeds = seeds_or_new(seeds, len(logits), logits.device)
     candidates, uncertain = int(count * oversample), int(count * importance)
-    drawn = even_points(seeds.to(logits.device), candidates + count - uncertain)
+    drawn = even_points(seeds, candidates + count - uncertain)
     pool, even = drawn.split((candidates, count - uncertain), dim=1)
     with torch.no_grad():
         chosen = uncertainty(sample_points(logits, pool)).topk(uncertain).indices

@@ -3,6 +3,7 @@
 from fapn_zoo.modules.losses.loss import Loss
 from fapn_zoo.modules.losses.per_pixel import PerPixelLoss
 from fapn_zoo.modules.losses.points import PointRendLoss
+from fapn_zoo.modules.losses.rcnn import RCNNLoss
 from fapn_zoo.modules.losses.set_criterion import SetCriterion
 
-__all__ = ["Loss", "PerPixelLoss", "PointRendLoss", "SetCriterion"]
+__all__ = ["Loss", "PerPixelLoss", "PointRendLoss", "RCNNLoss", "SetCriterion"]

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput, Targets
-from fapn_zoo.modules.heads.rcnn.branches import BoxBranch, MaskBranch
+from fapn_zoo.modules.heads.outputs import Compared, DetectionOutput, InstanceOutput, RCNNOutput, Targets
+from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS, BoxBranch, MaskBranch
 from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
-from fapn_zoo.modules.layers.boxes import pool_boxes
+from fapn_zoo.modules.heads.rcnn.sampling import draw_regions
+from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, pool_boxes
+from fapn_zoo.modules.layers.random import seeds_or_new
 
 STRIDE = 4  # of the finest map
 FIXED = ((0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.5, 0.9), (0.6, 0.1, 0.7, 0.3))  # boxes, as shares of an image's sides
+
+
+class OnObjects(NamedTuple):
+    """The regions of N images that lie on objects, P of each, while training; P may be 0."""
+
+    boxes: tuple[Tensor, ...]  # (P, 4), without gradient
+    deltas: tuple[Tensor, ...]  # (P, 4) of the true class, by `BOX_WEIGHTS`
+    classes: tuple[Tensor, ...]  # (P,) int64
+    objects: tuple[Tensor, ...]  # (P,) int64: which of the image's objects each lies on
 
 
 class FasterRCNNHead(nn.Module):
@@ -25,7 +36,9 @@ class FasterRCNNHead(nn.Module):
         feature_channels: channels of the coarsest backbone map; not used, every head takes it.
         num_classes: K, without background.
         anchor_sides, anchor_ratios, pre_nms, proposals, proposal_nms: `sides`, `ratios`, `before`, `after` and `nms`
-            of `RegionProposals`.
+            of `RegionProposals`; train_pre_nms, train_proposals, anchor_samples: its `train_before`, `train_after`
+            and `samples`.
+        region_samples: regions of an image that the second stage is trained on.
         hidden, score_threshold, nms, max_detections: `hidden`, `score`, `nms` and `most` of `BoxBranch`.
     """
 
@@ -46,12 +59,18 @@ class FasterRCNNHead(nn.Module):
         score_threshold: float = 0.05,
         nms: float = 0.5,
         max_detections: int = 100,
+        train_pre_nms: int = 2000,
+        train_proposals: int = 1000,
+        anchor_samples: int = 256,
+        region_samples: int = 512,
     ) -> None:
         super().__init__()
         looked_at = {"before": pre_nms, "after": proposals, "nms": proposal_nms}
+        looked_at |= {"train_before": train_pre_nms, "train_after": train_proposals, "samples": anchor_samples}
         kept = {"score": score_threshold, "nms": nms, "most": max_detections}
         self.rpn = RegionProposals(in_channels, anchor_sides, anchor_ratios, **looked_at)
         self.box = BoxBranch(in_channels, num_classes, hidden=hidden, **kept)
+        self.num_classes, self.region_samples = num_classes, region_samples
 
     def forward(
         self,
@@ -59,9 +78,12 @@ class FasterRCNNHead(nn.Module):
         features: Sequence[Tensor],
         sizes: Tensor | None = None,
         targets: Targets | None = None,
-    ) -> DetectionOutput:
-        """The detections of every image, the best first, inside `sizes`; without them inside the padded input."""
-        return DetectionOutput(*self.detect(pyramid, sizes))
+    ) -> DetectionOutput | RCNNOutput:
+        """The detections of every image, the best first, inside `sizes`; without them inside the padded input.
+
+        With targets, what the loss reads instead, in evaluation mode too.
+        """
+        return DetectionOutput(*self.detect(pyramid, sizes)) if targets is None else self.learn(pyramid, sizes, targets)
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Logits and deltas of all anchors, and of `FIXED` boxes in every image."""
@@ -78,13 +100,51 @@ class FasterRCNNHead(nn.Module):
         boxes = torch.tensor([(x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in FIXED])
         return [boxes.to(finest.device)] * len(finest)
 
+    def learn(self, pyramid: Sequence[Tensor], sizes: Tensor | None, targets: Targets) -> RCNNOutput:
+        """What both stages find for anchors and regions that the seeds of the targets draw, beside the truth.
+
+        Raises ValueError where the targets have no boxes, or the maps are not finite.
+        """
+        truth, seeds = targets.boxes, seeds_or_new(targets.seeds, len(pyramid[0]), pyramid[0].device)
+        if len(truth) != len(pyramid[0]):
+            raise ValueError(f"targets have boxes of {len(truth)} images, the batch has {len(pyramid[0])}")
+        logits, shifts = self.rpn(pyramid)
+        proposals, *first_stage = self.rpn.learn(logits, shifts, self._inside(pyramid, sizes), truth, seeds)
+        anchors = sum(x[0].numel() for x in logits)
+        rows = zip(proposals, truth, seeds, strict=True)
+        regions = [draw_regions(*found, anchors, true, seed, self.region_samples) for found, true, seed in rows]
+        scores, deltas = self.box(pool_boxes(pyramid[:-1], [region.boxes for region in regions], self.box.side))
+        parts = [len(region.boxes) for region in regions]
+        kinds, box, on_objects = Compared((), ()), Compared((), ()), []
+        every = zip(regions, scores.split(parts), deltas.split(parts), targets.classes, truth, strict=True)
+        for (boxes, objects), score, delta, classes, true in every:
+            wanted, count = classes[objects], len(objects)
+            background = wanted.new_full((len(boxes) - count,), self.num_classes)
+            delta = delta.view(len(boxes), self.num_classes, 4)[torch.arange(count, device=wanted.device), wanted]
+            kinds = kinds.and_of(score, torch.cat([wanted, background]))
+            box = box.and_of(delta, encode(true[objects], boxes[:count], BOX_WEIGHTS))
+            on_objects.append((boxes[:count], delta, wanted, objects))
+        masks = self.learn_masks(pyramid, OnObjects(*zip(*on_objects, strict=True)), targets)
+        return RCNNOutput(*first_stage, kinds, box, masks)
+
+    def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
+        """What the masks are trained by: a `Compared` by the name of each term of the loss; here none.
+
+        Every parameter takes part, also where no region lies on an object.
+        """
+        return {}
+
+    @staticmethod
+    def _inside(pyramid: Sequence[Tensor], sizes: Tensor | None) -> list[list[int]]:
+        """Height and width of every image without its padding."""
+        padded = [STRIDE * side for side in pyramid[0].shape[-2:]]
+        return [padded] * len(pyramid[0]) if sizes is None else sizes.tolist()
+
     def detect(
         self, pyramid: Sequence[Tensor], sizes: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Boxes, scores and classes of every image; see `DetectionOutput`."""
-        count = len(pyramid[0])
-        padded = [STRIDE * side for side in pyramid[0].shape[-2:]]
-        inside = [padded] * count if sizes is None else sizes.tolist()
+        inside = self._inside(pyramid, sizes)
         proposals = [boxes for boxes, _ in self.rpn.choose(*self.rpn(pyramid), inside)]
         usable = [boxes.nan_to_num() for boxes in proposals]  # what is NaN stays so below, but is not pooled
         logits, deltas = self.box(pool_boxes(pyramid[:-1], usable, self.box.side))
@@ -121,12 +181,26 @@ class MaskRCNNHead(FasterRCNNHead):
         features: Sequence[Tensor],
         sizes: Tensor | None = None,
         targets: Targets | None = None,
-    ) -> InstanceOutput:
+    ) -> InstanceOutput | RCNNOutput:
         """The detections of every image with the logits of their masks; see `FasterRCNNHead`."""
+        if targets is not None:
+            return self.learn(pyramid, sizes, targets)
         boxes, scores, classes = self.detect(pyramid, sizes)
         usable = [each.nan_to_num() for each in boxes]
         logits = self.mask(pool_boxes(pyramid[:-1], usable, self.mask.side), torch.cat(classes))
         return InstanceOutput(boxes, scores, classes, logits.split([len(each) for each in boxes]))
+
+    def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
+        """`mask`: the logits of regions' own classes beside the true masks in them.
+
+        Raises ValueError where the targets have no masks.
+        """
+        if len(targets.masks) != len(targets.boxes):
+            raise ValueError("targets have boxes but no masks, which this head is trained by")
+        logits = self.mask(pool_boxes(pyramid[:-1], found.boxes, self.mask.side), torch.cat(found.classes))
+        rows = zip(targets.masks, found.boxes, found.objects, strict=True)
+        true = tuple(masks_in_boxes(*row, side=2 * self.mask.side) for row in rows)
+        return {"mask": Compared(logits.split([len(boxes) for boxes in found.boxes]), true)}
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Also the masks of these boxes, for every class."""

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from fapn_zoo.modules.layers.boxes import all_finite, anchors, clip, decode, not_empty
+from fapn_zoo.modules.heads.outputs import Compared
+from fapn_zoo.modules.heads.rcnn.sampling import draw, nearest_boxes, nearest_objects
+from fapn_zoo.modules.layers.boxes import all_finite, anchors, clip, decode, encode, not_empty
+from fapn_zoo.modules.layers.random import drawn_bits
+
+BACKGROUND, OBJECT = 0.3, 0.7  # an anchor that overlaps every object less is background, one that overlaps more is none
 
 
 class RegionProposals(nn.Module):
@@ -20,6 +25,8 @@ class RegionProposals(nn.Module):
         sides: square root of the area of the anchors, one number per level; ratios: their heights over widths.
         before: how many anchors of each level are looked at, the best first.
         after: how many proposals an image has at most. nms: overlap above which the worse of a level's two goes.
+        train_before, train_after: the same two while training.
+        samples: anchors of an image that are trained on.
     """
 
     def __init__(
@@ -31,10 +38,14 @@ class RegionProposals(nn.Module):
         before: int = 1000,
         after: int = 1000,
         nms: float = 0.7,
+        train_before: int = 2000,
+        train_after: int = 1000,
+        samples: int = 256,
     ) -> None:
         super().__init__()
         self.sides, self.ratios = tuple(sides), tuple(ratios)
         self.before, self.after, self.nms = before, after, nms
+        self.train_before, self.train_after, self.samples = train_before, train_after, samples
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, len(self.ratios), 1)
         self.deltas = nn.Conv2d(channels, 4 * len(self.ratios), 1)
@@ -67,30 +78,88 @@ class RegionProposals(nn.Module):
         NaN: nothing can be chosen, and no one shall take that for an empty image. On the meta device, where nothing can
         be chosen either, there are as many as there may be.
         """
+        limits, references = (self.before, self.after), self.anchors(logits)
+        by_image = zip(*_by_anchor(logits, deltas), sizes, strict=True)
+        return [self._image(*image, references, limits)[:2] for image in by_image]
+
+    def learn(
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        sizes: Sequence[Sequence[int]],
+        truth: Sequence[Tensor],
+        seeds: Tensor,
+    ) -> tuple[list[tuple[Tensor, Tensor]], Compared, Compared]:
+        """What the stage and the next one are trained by, for true boxes (M, 4) and a seed of every image.
+
+        Returns:
+            Of every image the proposals, without gradient, (P, 4), and the numbers of the anchors they were made of,
+            (P,); logits (S,) of drawn anchors beside 1.0 for objects and 0.0 for background; deltas (O, 4) of those
+            that are objects beside the true ones. Anchors that cross the edge of an image are as good as others.
+
+        Raises ValueError where a map is not finite.
+        """
         references = self.anchors(logits)
-        # (N, A, h, w) and (N, 4A, h, w) -> in the order of the anchors
-        scores = [x.permute(0, 2, 3, 1).flatten(1).float() for x in logits]
-        shifts = [x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
-        return [
-            self._image([x[n] for x in scores], [x[n] for x in shifts], references, size)
-            for n, size in enumerate(sizes)
-        ]
+        scores, shifts = _by_anchor(logits, deltas)
+        proposals = []
+        with torch.no_grad():
+            for image in zip(scores, shifts, sizes, strict=True):
+                boxes, best, rows = self._image(*image, references, (self.train_before, self.train_after))
+                if best.isnan().any():
+                    raise ValueError("the outputs of the region proposals are not finite")
+                proposals.append((boxes, rows))
+        joined = torch.cat(references)
+        chosen = [self._drawn(joined, boxes, seed) for boxes, seed in zip(truth, seeds, strict=True)]
+        classes, moves = Compared((), ()), Compared((), ())
+        for score, shift, (ours, others, wanted) in zip(scores, shifts, chosen, strict=True):
+            found = torch.cat(score)[torch.cat([ours, others])]
+            is_object = (torch.arange(len(found), device=found.device) < len(ours)).float()
+            classes, moves = classes.and_of(found, is_object), moves.and_of(torch.cat(shift)[ours], wanted)
+        return proposals, classes, moves
+
+    def _drawn(self, anchors: Tensor, truth: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of anchors that are trained on, of objects and of background, and the deltas of the former."""
+        overlap, objects = nearest_objects(anchors, truth)
+        positive = (overlap >= OBJECT) | nearest_boxes(anchors, truth)
+        bits = drawn_bits(seed[None], len(anchors))[0]
+        ours, others = draw(positive, (overlap < BACKGROUND) & ~positive, bits, self.samples, 0.5)
+        return ours, others, encode(truth[objects[ours]], anchors[ours])
 
     def _image(
-        self, scores: list[Tensor], deltas: list[Tensor], references: list[Tensor], size: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        scores: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        size: Sequence[int],
+        references: Sequence[Tensor],
+        limits: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, logits and numbers of the anchors of one image's proposals; see `choose`."""
+        before, after = limits
         if scores[0].is_meta:
-            return scores[0].new_empty(self.after, 4), scores[0].new_empty(self.after)
+            found = scores[0].new_empty(after, 5)
+            return found[:, :4], found[:, 4], found.new_empty(after, dtype=torch.int64)
         if not all_finite(*scores, *deltas):
-            return scores[0].new_full((1, 4), torch.nan), scores[0].new_full((1,), torch.nan)
-        boxes, logits, level_of = [], [], []
+            broken = scores[0].new_full((1, 5), torch.nan)
+            return broken[:, :4], broken[:, 4], broken.new_zeros(1, dtype=torch.int64)
+        boxes, logits, level_of, numbers, first = [], [], [], [], 0
         for level, (score, delta, reference) in enumerate(zip(scores, deltas, references, strict=True)):
-            best, rows = score.topk(min(self.before, len(score)))
+            best, rows = score.topk(min(before, len(score)))
             boxes.append(decode(delta[rows], reference[rows]))
             logits.append(best)
             level_of.append(torch.full_like(rows, level))
-        found, logits, level_of = clip(torch.cat(boxes), size), torch.cat(logits), torch.cat(level_of)
+            numbers.append(rows + first)
+            first += len(score)
+        found, logits, level_of, numbers = (
+            clip(torch.cat(boxes), size), torch.cat(logits), torch.cat(level_of), torch.cat(numbers)
+        )  # fmt: skip
         rows = torch.nonzero(not_empty(found))[:, 0]
-        found, logits = found[rows], logits[rows]
-        kept = batched_nms(found, logits, level_of[rows], self.nms)[: self.after]
-        return found[kept], logits[kept]
+        kept = rows[batched_nms(found[rows], logits[rows], level_of[rows], self.nms)[:after]]
+        return found[kept], logits[kept], numbers[kept]
+
+
+def _by_anchor(logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Of every image and level logits (h * w * A,) float32 and deltas (h * w * A, 4), in the order of the anchors."""
+    scores = [x.permute(0, 2, 3, 1).flatten(1).float() for x in logits]
+    shifts = [x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
+    images = range(len(scores[0]))
+    return [[x[n] for x in scores] for n in images], [[x[n] for x in shifts] for n in images]

@@ -1,0 +1,224 @@
+"""The entries of a COCO instance file, each looked at once: what is used of them, and all that is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fapn_zoo.data.listing import printable
+from fapn_zoo.data.mask_decoding import Shape
+from fapn_zoo.runtime.tables import some
+
+ROUNDING = 0.5  # pixels that a box may reach out of its picture without a word
+BAD_BOX, BAD_MASK, BAD_ENTRY = "bad box", "bad mask", "entry of another form"
+TWICE, UNKNOWN = "listed twice", "of nothing that is listed"
+OUTSIDE, FLAT, PARTS = "boxes that reach out", "boxes without area", "polygons of fewer than 3 points"
+SAME_ID, GROUP = "ids of several annotations", "row that is no class"
+
+
+class Fault(NamedTuple):
+    """Something about one entry: its kind, a sentence that names it, and whether the file cannot be used with it."""
+
+    kind: str
+    text: str
+    error: bool = True
+
+
+class Annotation(NamedTuple):
+    """One object.
+
+    Attributes:
+        name: for messages: "annotation 7".
+        category: class id.
+        box: x1, y1, x2, y2 as annotated; None where the one around the mask is meant.
+        area: in pixels, as annotated; None where it is not.
+        shape: its mask; None where there is none.
+    """
+
+    name: str
+    category: int
+    crowd: bool
+    box: tuple[float, float, float, float] | None
+    area: float | None
+    shape: Shape | None
+
+
+@dataclass
+class Picture:
+    """An image of the file and its objects; `size` is (height, width)."""
+
+    id: int | str
+    file_name: str
+    size: tuple[int, int]
+    objects: list[Annotation] = field(default_factory=list)
+
+
+class Refused(Exception):
+    """What is wrong with an annotation, in a few words, after its kind."""
+
+
+def without_group(categories: Sequence[Mapping[str, Any]], used: set[Any]) -> tuple[list, Fault | None]:
+    """Without a first row that is the supercategory of all others and of no annotation, as Roboflow writes it."""
+    first, *rest = sorted(categories, key=lambda entry: entry["id"]) or [{}]
+    if rest and first["id"] not in used and all(entry.get("supercategory") == first["name"] for entry in rest):
+        text = f"category {first['id']} ({first['name']!r}) is no class: it is the supercategory of the others"
+        return rest, Fault(GROUP, f"{text}, and no annotation has it", error=False)
+    return [*categories], None
+
+
+def read_pictures(table: Mapping[str, Any], class_of: Mapping[int, int]) -> tuple[list[Picture], list[Fault]]:
+    """The images in the order of the file with the annotations that can be used, and all faults of both."""
+    faults: list[Fault] = []
+    pictures: dict[Any, Picture] = {}
+    names: dict[str, Any] = {}
+    for place, entry in enumerate(table["images"]):
+        try:
+            picture = _picture(entry)
+        except Refused as error:
+            faults.append(Fault(BAD_ENTRY, f"images[{place}] {error}"))
+            continue
+        if picture.id in pictures:
+            both = f"{pictures[picture.id].file_name} and {picture.file_name}"
+            faults.append(Fault(TWICE, f"image id {picture.id!r} is of two pictures, {both}"))
+        elif picture.file_name in names:
+            both = f"images {names[picture.file_name]!r} and {picture.id!r}"
+            faults.append(Fault(TWICE, f"{picture.file_name} is of two {both}"))
+        pictures.setdefault(picture.id, picture)
+        names.setdefault(picture.file_name, picture.id)
+    seen: Counter[Any] = Counter()
+    for place, entry in enumerate(table["annotations"]):
+        known = isinstance(entry, Mapping) and isinstance(entry.get("id"), (int, str))
+        name = f"annotation {entry['id']}" if known else f"annotations[{place}]"
+        seen[name] += 1
+        try:
+            picture, found = _annotation(entry, name, pictures, class_of, faults)
+        except Refused as error:
+            faults.append(Fault(*error.args))
+        else:
+            picture.objects.append(found)
+    for name, times in seen.items() if len(seen) < len(table["annotations"]) else ():
+        if times > 1:
+            faults.append(Fault(SAME_ID, f"{name} is there {times} times; all are used", error=False))
+    return list(pictures.values()), faults
+
+
+def _picture(entry: Any) -> Picture:
+    needed = {"id": (int, str), "file_name": (str,), "height": (int, float), "width": (int, float)}
+    wrong = [n for n, kinds in needed.items() if not isinstance(entry, Mapping) or not isinstance(entry.get(n), kinds)]
+    if wrong:
+        raise Refused(f"lacks {', '.join(f'{name} ({needed[name][0].__name__})' for name in wrong)}")
+    name, size = entry["file_name"].replace("\\", "/"), (entry["height"], entry["width"])
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not name:
+        raise Refused(f"names the file {name!r}, which is outside of the folder")
+    if not all(0 < side < math.inf and side == int(side) for side in size):
+        raise Refused(f"({name}) has height {size[0]} and width {size[1]}; expected whole numbers of 1 or more")
+    return Picture(entry["id"], PurePath(name).as_posix(), (int(size[0]), int(size[1])))
+
+
+def _annotation(
+    entry: Any, name: str, pictures: Mapping[Any, Picture], class_of: Mapping[int, int], faults: list[Fault]
+) -> tuple[Picture, Annotation]:
+    """An annotation and its picture; Refused where it cannot be used. What is worth knowing is added to `faults`."""
+    if not isinstance(entry, Mapping):
+        raise Refused(BAD_ENTRY, f"{name} is {entry!r}; expected an object")
+    image, category = entry.get("image_id"), entry.get("category_id")
+    picture = pictures.get(image) if isinstance(image, (int, str)) else None
+    if picture is None:
+        raise Refused(UNKNOWN, f"{name} is of image {image!r}, which is not among the {len(pictures):,} images")
+    where = f"{name} of {printable(picture.file_name)}"
+    if type(category) is not int:
+        raise Refused(BAD_ENTRY, f"{where} has category_id {category!r}; expected a whole number")
+    if category not in class_of:
+        ids = some(class_of, 8)
+        raise Refused(UNKNOWN, f"{where} is of category {category}, which is not among the categories {ids}")
+    crowd, area = entry.get("iscrowd") or 0, entry.get("area")
+    if crowd not in (0, 1):
+        raise Refused(BAD_ENTRY, f"{where} has iscrowd {crowd!r}; expected 0 or 1")
+    if area is not None and not (_is_number(area) and area >= 0):
+        raise Refused(BAD_ENTRY, f"{where} has area {area!r}; expected a number of 0 or more")
+    shape = _shape(entry.get("segmentation"), where, picture.size, faults)
+    box = _box(entry.get("bbox"), where, picture.size, shape is not None, faults)
+    return picture, Annotation(name, class_of[category], bool(crowd), box, None if area is None else float(area), shape)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _box(
+    values: Any, where: str, size: tuple[int, int], has_mask: bool, faults: list[Fault]
+) -> tuple[float, float, float, float] | None:
+    if values is None or values == []:
+        if not has_mask:
+            raise Refused(BAD_BOX, f"{where} has neither a bbox nor a segmentation")
+        return None
+    if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
+        raise Refused(BAD_BOX, f"{where} has bbox {values!r}; expected four numbers: x, y, width, height")
+    x, y, width, height = map(float, values)
+    if min(width, height) < 0 or (min(width, height) == 0 and not has_mask):
+        raise Refused(BAD_BOX, f"{where} has bbox {values}: width and height must be above 0")
+    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        what = f"has bbox {values}, which is outside of its picture of {size[1]}x{size[0]}"
+        if min(width, height) > 0:
+            raise Refused(BAD_BOX, f"{where} {what}")
+    beyond = max(-x, -y, x + width - size[1], y + height - size[0])
+    if beyond > ROUNDING:
+        faults.append(Fault(OUTSIDE, f"{where} reaches out by {beyond:.5g} pixels", error=False))
+    if min(width, height) == 0:
+        faults.append(Fault(FLAT, f"{where} has bbox {values}; it is not trained", error=False))
+    return x, y, x + width, y + height
+
+
+def _shape(values: Any, where: str, size: tuple[int, int], faults: list[Fault]) -> Shape | None:
+    if not values or values == [[]]:
+        return None
+    if isinstance(values, Mapping):
+        return _runs(values, where, size)
+    if not isinstance(values, list) or not all(isinstance(part, list) for part in values):
+        raise Refused(BAD_MASK, f"{where} has segmentation {_short(values)}; expected polygons or run lengths")
+    parts = []
+    for part in values:
+        if not all(map(_is_number, part)) or len(part) % 2:
+            raise Refused(BAD_MASK, f"{where} has a polygon {_short(part)}; expected numbers x, y, x, y, ...")
+        if len(part) >= 6:
+            parts.append(np.array(part, np.float64))
+    if not parts:
+        raise Refused(BAD_MASK, f"{where} has a polygon of {len(values[0]) // 2} points; expected 3 or more")
+    if len(parts) < len(values):
+        text = f"{where}: {len(values) - len(parts)} of its {len(values)} polygons have fewer than 3 points"
+        faults.append(Fault(PARTS, f"{text} and are left out", error=False))
+    return tuple(parts)
+
+
+def _runs(values: Mapping[str, Any], where: str, size: tuple[int, int]) -> Shape:
+    counts, theirs = values.get("counts"), values.get("size")
+    if theirs != list(size):
+        shown = "x".join(map(str, theirs[::-1])) if isinstance(theirs, list) else repr(theirs)
+        raise Refused(BAD_MASK, f"{where} has run lengths of a picture of {shown}, its own is {size[1]}x{size[0]}")
+    if isinstance(counts, str):
+        return counts.encode("ascii", "replace")
+    if not isinstance(counts, list) or not all(type(n) is int for n in counts):
+        raise Refused(BAD_MASK, f"{where} has run lengths {_short(counts)}; expected whole numbers or a text")
+    return np.array(counts, np.int64)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def summary(faults: Sequence[Fault], error: bool) -> Iterator[str]:
+    """A sentence for every kind, in the order in which they were found: the first, and how many more there are."""
+    kinds: dict[str, list[Fault]] = {}
+    for fault in faults:
+        if fault.error == error:
+            kinds.setdefault(fault.kind, []).append(fault)
+    for kind, found in kinds.items():
+        more = f" ({kind}: {len(found) - 1:,} more)" if len(found) > 1 else ""
+        yield f"{found[0].text}{more}"

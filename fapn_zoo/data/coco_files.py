@@ -1,0 +1,66 @@
+"""What COCO's formats share: the annotation file, its categories, and where it and the pictures lie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.sample import DataError
+from fapn_zoo.runtime.files import load_json
+from fapn_zoo.runtime.tables import some
+
+LISTS = ("images", "annotations", "categories")
+CATEGORY = {"id": int, "name": str}
+
+
+def read_table(file: Path, what: str) -> dict[str, Any]:
+    """The annotation file, a dict with the lists images, annotations and categories; DataError for another form."""
+    try:
+        table = load_json(file)
+    except OSError as error:
+        raise DataError(f"{file} is not readable JSON: {error}") from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(table, Mapping) or not all(isinstance(table.get(key), list) for key in LISTS):
+        raise DataError(f"{file} is no {what} file: expected an object with lists {', '.join(LISTS)}")
+    return table
+
+
+def check_entry(entry: Any, needed: Mapping[str, type], where: str) -> None:
+    """DataError for an entry that lacks something, or whose file lies outside of the folder."""
+    wrong = [n for n, kind in needed.items() if not isinstance(entry, Mapping) or not isinstance(entry.get(n), kind)]
+    if wrong:
+        raise DataError(f"{where} lacks {', '.join(f'{name} ({needed[name].__name__})' for name in wrong)}")
+    name = PurePath(entry.get("file_name", ""))
+    if name.is_absolute() or ".." in name.parts:
+        raise DataError(f"{where} names the file {str(name)!r}, which is outside of the folder")
+
+
+def read_categories(file: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[LabelMap, dict[int, int]]:
+    """Classes in the order of their COCO ids, and the class id of each COCO id; those without `isthing` are things."""
+    table = sorted(entries, key=lambda entry: entry["id"])
+    class_of = {entry["id"]: i for i, entry in enumerate(table)}
+    ids = [entry["id"] for entry in table]
+    if len(class_of) < len(table):
+        raise DataError(f"{file}: category id {some([i for i in class_of if ids.count(i) > 1])} is listed twice")
+    colours = [tuple(entry["color"]) if isinstance(entry.get("color"), list) else () for entry in table]
+    ignore = 255 if len(table) <= 255 else 65535
+    things = tuple(i for i, entry in enumerate(table) if entry.get("isthing", 1))
+    palette = tuple(colours) if all(colours) else ()
+    own = () if ids == [*range(1, len(ids) + 1)] else tuple(ids)
+    try:
+        labels = LabelMap(tuple(entry["name"] for entry in table), palette, ignore, things, own)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
+    return labels, class_of
+
+
+def one_folder(folders: Sequence[Path], what: str, names: Collection[str] = ()) -> Path:
+    """The first folder that is there and has, where some are given, one of these files; else FileNotFoundError."""
+    for folder in folders:
+        if folder.is_dir() and (not names or any((folder / name).is_file() for name in names)):
+            return folder
+    such = f", such as {next(iter(names))}" if names else ""
+    raise FileNotFoundError(f"no folder with {what}{such}; looked for {', '.join(map(str, dict.fromkeys(folders)))}")
