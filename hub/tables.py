@@ -98,12 +98,12 @@ def measured_scores() -> dict[str, str]:
 
 
 def _reported(spec: ModelSpec) -> str:
-    """The reported mIoU at one scale, and that at several in brackets; or AP of masks and boxes."""
+    """The reported mIoU at one scale, and that at several in brackets; or PQ, and AP of masks and boxes."""
     metrics = next(iter(spec.weights.values())).metrics if spec.weights else {}
     single = [f"{value:.1f}" for name, value in metrics.items() if name.endswith("mIoU")]
     several = [f"({value:.1f})" for name, value in metrics.items() if name.endswith("mIoU multi-scale")]
     precision = {name.rpartition(" val2017 ")[2]: value for name, value in metrics.items()}
-    found = [f"{name} {precision[name]:.1f}" for name in ("AP", "box AP") if name in precision]
+    found = [f"{name} {precision[name]:.1f}" for name in ("PQ", "AP", "box AP") if name in precision]
     return " ".join(single + several) or ", ".join(found)
 
 

@@ -314,10 +314,10 @@ def test_numbers_of_the_official_weights() -> None:
     from toys.golden_rule import NOISE_FACTOR
 
     official = [name for name in list_models(pretrained=True) if name != EMBEDDED]
-    detectors = [name for name in official if "rcnn" in name]
+    detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_fpn")]
     says("docs/weights.md", f"{len(official)} official weights load by name")
     says("docs/weights.md", f"{len(official) - len(detectors)} of the MaskFormer and FaPN papers")
-    says("docs/weights.md", f"{len(detectors)} of Faster, Mask and PointRend R-CNN on COCO")
+    says("docs/weights.md", f"{len(detectors)} of Faster R-CNN, Mask R-CNN, PointRend and Panoptic FPN on COCO")
     says("docs/weights.md", f"within {NOISE_FACTOR} times the rounding noise")
     metrics = get_spec("maskformer_fapn_swin_l_ade20k")[0].weights.values()
     assert 55.2 in next(iter(metrics)).metrics.values()

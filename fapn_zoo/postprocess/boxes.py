@@ -26,7 +26,7 @@ def detections(
 
     Only `data.things` are considered; empty means all classes. Boxes that end up without area are left out.
     """
-    boxes, rows = _boxes(output, frame, data, score_threshold, max_instances)
+    boxes, rows = boxes_of(output, frame, data, score_threshold, max_instances)
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(dim=1).round().long().tolist()
     return Detections(boxes.cpu(), _segments(output, rows, areas))
@@ -36,16 +36,16 @@ def boxed_instances(
     output: InstanceOutput, frame: Frame, data: DataSpec, *, score_threshold: float = 0.5, max_instances: int = MOST
 ) -> Instances:
     """`detections` with their masks, which stay cells of boxes until pixels are asked for."""
-    boxes, rows = _boxes(output, frame, data, score_threshold, max_instances)
+    boxes, rows = boxes_of(output, frame, data, score_threshold, max_instances)
     masks = SoftMasks(output.mask_logits[0][rows], boxes, frame.original)
     areas = [int(masks.crop(m)[0].count_nonzero()) for m in range(len(masks))]
     return Instances(masks, _segments(output, rows, areas), boxes.cpu())
 
 
-def _boxes(
-    output: DetectionOutput | InstanceOutput, frame: Frame, data: DataSpec, score_threshold: float, most: int
+def boxes_of(
+    output: DetectionOutput | InstanceOutput, frame: Frame, data: DataSpec, score_threshold: float, most: int = MOST
 ) -> tuple[Tensor, Tensor]:
-    """Boxes (M, 4) float32 inside the original image, and their rows in the output."""
+    """Of what `detections` keeps boxes (M, 4) float32 inside the original image, and their rows in the output."""
     found, scores, classes = output.boxes[0], output.scores[0], output.classes[0]
     (height, width), (full_height, full_width) = frame.inside, frame.original
     scale = found.new_tensor([full_width / width, full_height / height] * 2)

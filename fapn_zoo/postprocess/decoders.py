@@ -13,6 +13,7 @@ from fapn_zoo.modules.heads.outputs import (
     InstanceOutput,
     MaskFormerOutput,
     Output,
+    PanopticFPNOutput,
     PointRendOutput,
     SemanticOutput,
 )
@@ -20,6 +21,7 @@ from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.boxes import boxed_instances, detections
 from fapn_zoo.postprocess.masks import instances, panoptic
+from fapn_zoo.postprocess.merge import detections_of_parts, instances_of_parts, panoptic_of_parts
 from fapn_zoo.postprocess.semantic import class_map, logits_source, masks_source
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -43,6 +45,12 @@ DECODERS: dict[type, Mapping[str, Decoder]] = {
     PointRendOutput: {"semantic": semantic},  # of training; predicting, the head gives a SemanticOutput
     DetectionOutput: {"detection": detections},
     InstanceOutput: {"instance": boxed_instances, "detection": detections},
+    # no "semantic": things are one class of the map
+    PanopticFPNOutput: {
+        "panoptic": panoptic_of_parts,
+        "instance": instances_of_parts,
+        "detection": detections_of_parts,
+    },
 }
 
 

@@ -52,6 +52,9 @@ HEADS: dict[str, HeadPart] = {
     "pointrend_rcnn": HeadPart(
         f"{_HEADS}.rcnn:PointRendRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
     ),
+    "panoptic_fpn": HeadPart(
+        f"{_HEADS}.panoptic_fpn:PanopticFPNHead", "", ("panoptic", "instance", "detection"), "detectron2", extra="pool"
+    ),
 }
 
 EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel"}

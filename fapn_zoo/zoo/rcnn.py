@@ -6,6 +6,8 @@ original Caffe ResNets), and training leaves the stem and the first stage alone 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fapn_zoo.zoo.official import FAPN
 from fapn_zoo.zoo.pointrend import POINTREND
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec, WeightsSpec
@@ -84,10 +86,10 @@ RELEASE = [
 ]
 
 
-def _weights(head: str, neck: str, backbone: str) -> dict[str, WeightsSpec]:
-    """Schedule -> the released weights of a model."""
+def weights_of(release: Iterable[tuple], head: str, neck: str, backbone: str) -> dict[str, WeightsSpec]:
+    """Schedule -> the released weights of a model, of rows like those of `RELEASE`."""
     found = {}
-    for *model, schedule, file, scores in RELEASE:
+    for *model, schedule, file, scores in release:
         if model == [head, neck, backbone]:
             theirs = POINTREND if head == "pointrend_rcnn" else DETECTRON2
             location, terms = (f"gdrive:{file}", FAPN) if neck == "fapn" else (FILES.format(file=file), theirs)
@@ -106,7 +108,7 @@ MODELS = [
         args=ARGS,
         label_set="coco",
         data=DATA,
-        weights=_weights(head, neck, backbone),
+        weights=weights_of(RELEASE, head, neck, backbone),
         task=task,
     )
     for head, task in HEADS.items()

@@ -15,9 +15,10 @@ _registered: dict[str, ModelSpec] = {}
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    from fapn_zoo.zoo import official, pointrend, rcnn, small
+    from fapn_zoo.zoo import official, panoptic, pointrend, rcnn, small
 
-    return {spec.name: spec for spec in [*official.MODELS, *pointrend.MODELS, *small.MODELS, *rcnn.MODELS]}
+    families = (official, pointrend, small, rcnn, panoptic)
+    return {spec.name: spec for family in families for spec in family.MODELS}
 
 
 def _all() -> dict[str, ModelSpec]:

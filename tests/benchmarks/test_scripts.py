@@ -40,6 +40,9 @@ def test_rcnn(rows_of: RowsOf) -> None:
     rows = rows_of("rcnn.py", "--models", "faster_rcnn", "--size", "64", "--threads", "1", "--rounds", "1")
     assert [row["contender"] for row in rows] == ["torchvision", "fpn", "fapn"]
     assert all(float(row["seconds"]) > 0 for row in rows)
+    rows = rows_of("rcnn.py", "--models", "--merge", "480x640", "--threads", "1", "--rounds", "1")
+    assert [(row["model"], row["contender"]) for row in rows] == [("merge", "full masks"), ("merge", "ours")]
+    assert float(rows[1]["times_faster_than_full_masks"]) > 3
 
 
 def test_half_precision(rows_of: RowsOf) -> None:

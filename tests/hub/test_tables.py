@@ -85,6 +85,7 @@ def test_the_table_holds_what_has_weights_or_scores(tables: ModuleType) -> None:
     assert rows["maskformer_fapn_swin_l_ade20k"][3] == "55.2 (56.7)"
     assert rows["maskformer_fpn_resnet50_ade20k_full"][3] == "16.0"
     assert rows["mask_rcnn_fapn_resnet50_coco"][3] == "AP 36.4, box AP 39.8"
+    assert rows["panoptic_fpn_fapn_resnet101_coco"][3] == "PQ 44.2, box AP 43.0"
     assert rows["perpixel_fpn_resnet18_slim_camvid"][5] == "none released"
 
 

@@ -44,7 +44,7 @@ def small(name: str, **kwargs) -> nn.Module:
         options |= {"head_num_queries": 7}
     if spec.head == "pointrend":
         options |= {"head_channels": 32, "head_point_channels": 32, "head_train_points": 64}
-    if "rcnn" in spec.head:
+    if "rcnn" in spec.head or spec.head == "panoptic_fpn":
         options |= {"head_hidden": 32, "head_region_samples": 32}
     options |= {"backbone": "resnet10t", "num_classes": 5, "backbone_channels": (16, 24, 32, 48)}
     torch.manual_seed(0)
@@ -80,7 +80,10 @@ def test_shapes_on_meta(name, changes):
     classes = changes.get("num_classes", get_spec(name)[0].num_classes)
     assert model.num_classes == classes
     if hasattr(out, "boxes"):
-        assert logits(out).shape == (200, 4) and model.head.box.scores.out_features == classes + 1
+        things = len(model.data.things) or classes
+        assert logits(out).shape == (200, 4) and model.head.box.scores.out_features == things + 1
+        if hasattr(out, "semantic_logits"):
+            assert out.semantic_logits.shape == (2, classes - things + 1, 25, 33)
     elif get_spec(name)[0].head == "maskformer":
         assert logits(out).shape[-2:] == (25, 33) and model.head.class_embed.out_features == classes + 1
     else:

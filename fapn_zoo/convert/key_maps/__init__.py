@@ -27,6 +27,7 @@ HEADS: dict[str, tuple[str, Pairs]] = {
     "faster_rcnn": ("detectron2", detectron2.FASTER_RCNN),
     "mask_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.MASKS),
     "pointrend_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.POINTREND_RCNN),
+    "panoptic_fpn": ("detectron2", detectron2.PANOPTIC_FPN),
 }
 # dialect, neck -> rules, second names of shared tensors
 NECKS: dict[tuple[str, str], tuple[Pairs, Pairs]] = {

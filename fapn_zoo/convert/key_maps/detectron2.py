@@ -67,3 +67,4 @@ FIRST_VERSION = {
     _ROI + "mask_head.coarse_head.coarse_mask_fc": _ROI + "mask_head.coarse_head.fc",
     _ROI + "mask_coarse_head.": _ROI + "mask_head.coarse_head.",
 }
+PANOPTIC_FPN = FASTER_RCNN + MASKS + below("sem_seg_head.", "head.semantic.", _SEMANTIC_FPN)

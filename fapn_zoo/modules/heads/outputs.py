@@ -99,6 +99,32 @@ class InstanceOutput(NamedTuple):
         return InstanceOutput(*(field[n : n + 1] for field in self[:4]))
 
 
+class MergeRule(NamedTuple):
+    """When objects and stuff get pixels of a panoptic map; see `fapn_zoo.postprocess.merge.merge`."""
+
+    score_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    stuff_area: int = 4096
+
+
+class PanopticFPNOutput(NamedTuple):
+    """`InstanceOutput`, and beside it `semantic_logits` (N, C, h, w), whose channel 0 is all things together.
+
+    Classes of boxes count things, the other channels stuff, both by increasing class ids.
+    """
+
+    boxes: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    mask_logits: tuple[Tensor, ...]
+    semantic_logits: Tensor
+    stride: int = 4  # of the semantic logits
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFPNOutput:
+        return self._replace(**{name: getattr(self, name)[n : n + 1] for name in self._fields[:5]})
+
+
 class Compared(NamedTuple):
     """Of every image what was found and what is true, tensors of one shape, or class logits and class ids."""
 
@@ -146,7 +172,10 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-_NAMED = (SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput, Compared, RCNNOutput)
+_NAMED = (
+    *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput),
+)
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")

@@ -1,0 +1,67 @@
+"""Panoptic FPN: Mask R-CNN and a semantic branch on one pyramid (Kirillov et al., CVPR 2019; FACTS section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, Targets
+from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
+from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
+
+
+class PanopticFPNHead(MaskRCNNHead):
+    """Boxes and masks of things, and a map of stuff in which all things are one class.
+
+    Args: as `MaskRCNNHead`, and
+        things: ids of the countable ones of the K classes; empty: all are.
+        semantic_channels, semantic_norm: `channels` and `norm` of `SemanticFPNHead`.
+        merge_score, merge_overlap, stuff_area: how an answer is made of both parts, see `MergeRule`; the score is that
+            from which on a detection gets a segment, the area in pixels of the original image.
+
+    Raises ValueError for things that are none of the classes, a score or overlap outside 0..1, or an area below 0.
+    """
+
+    classifier = (*MaskRCNNHead.classifier, "semantic.predictor")
+
+    def __init__(
+        self,
+        in_channels: int,
+        feature_channels: int,
+        num_classes: int,
+        *,
+        things: Sequence[int] = (),
+        semantic_channels: int = 128,
+        semantic_norm: str = "gn",
+        merge_score: float = 0.5,
+        merge_overlap: float = 0.5,
+        stuff_area: int = 4096,
+        **detection: Any,
+    ) -> None:
+        if not {*things} <= {*range(num_classes)} or len({*things}) != len(things):
+            raise ValueError(f"things={tuple(things)}; expected different ids of the {num_classes} classes, from 0 on")
+        if not (0 <= merge_score <= 1 and 0 <= merge_overlap <= 1 and stuff_area >= 0):
+            given = f"merge_score={merge_score}, merge_overlap={merge_overlap}, stuff_area={stuff_area}"
+            raise ValueError(f"{given}; expected 0..1, 0..1, and pixels from 0 on")
+        count = len(things) or num_classes
+        super().__init__(in_channels, feature_channels, count, **detection)
+        look = {"channels": semantic_channels, "norm": semantic_norm}
+        self.semantic = SemanticFPNHead(in_channels, feature_channels, num_classes - count + 1, **look)
+        self.rule = MergeRule(merge_score, merge_overlap, stuff_area)
+
+    def forward(
+        self,
+        pyramid: Sequence[Tensor],
+        features: Sequence[Tensor],
+        sizes: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> PanopticFPNOutput:
+        """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4."""
+        found = super().forward(pyramid, features, sizes, targets)
+        return PanopticFPNOutput(*found[:4], self.semantic(pyramid, features).logits, rule=self.rule)
+
+    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Also the semantic logits."""
+        return super().before_choice(pyramid) | {"semantic": self.semantic(pyramid, ()).logits}
