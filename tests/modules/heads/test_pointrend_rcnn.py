@@ -248,7 +248,7 @@ def test_stored_outputs_are_those_before_the_choice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"steps": -1}, "steps=-1, point_layers=3"), ({"refined_points": 0}, "refined_points=0;")]
+    ("options", "words"), [({"steps": -1}, "steps=-1, point_layers=3"), ({"refined_points": 0}, "refined_points=0,")]
 )
 def test_bad_arguments_are_named(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -12,10 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import InstanceOutput, Targets
+from fapn_zoo.modules.heads.outputs import Compared, Targets
 from fapn_zoo.modules.heads.pointrend import PointHead
-from fapn_zoo.modules.heads.rcnn.head import STRIDE, FasterRCNNHead
-from fapn_zoo.modules.layers.points import most_uncertain_pixels, regular_points, sample_in_boxes, sample_points
+from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS
+from fapn_zoo.modules.heads.rcnn.head import STRIDE, FasterRCNNHead, OnObjects, check_masks
+from fapn_zoo.modules.layers.boxes import clip, decode, masks_in_boxes
+from fapn_zoo.modules.layers.points import (
+    masks_at,
+    most_uncertain_pixels,
+    regular_points,
+    sample_in_boxes,
+    sample_points,
+    training_points,
+)
+from fapn_zoo.modules.layers.random import drawn_bits, seeds_or_new
 
 BLOCK = 16  # boxes whose points are classified at once: the features of a hundred would leave every cache
 
@@ -78,6 +88,14 @@ class PointRendBranch(nn.Module):
         """What `PointHead` takes for points (M, P, 2) of boxes: fine features (M, C, P), coarse logits (M, K, P)."""
         return sample_in_boxes(fine, boxes, points, STRIDE), sample_points(coarse, points)
 
+    def classified(
+        self, points: Tensor, fine: Tensor, boxes: Sequence[Tensor], coarse: Tensor, classes: Tensor
+    ) -> Tensor:
+        """Logits (M, P) of points (M, P, 2) of boxes, each of its box's own class (M,) alone."""
+        hidden = self.points.hidden(*self.at(points, fine, boxes, coarse))
+        weight, bias = self.points.predictor.weight[classes, :, 0], self.points.predictor.bias[classes, None]
+        return torch.einsum("mcp,mc->mp", hidden, weight) + bias
+
     def forward(self, fine: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of every image the logits (M_n, S, S) of its boxes' own classes (M_n,), S = `side` * 2^`steps`."""
         coarse = self.coarse(fine, boxes).split([len(each) for each in boxes])
@@ -89,19 +107,14 @@ class PointRendBranch(nn.Module):
 
     def _refined(self, fine: Tensor, boxes: Tensor, classes: Tensor, coarse: Tensor) -> Tensor:
         """`forward` for some boxes of one image, whose fine features are (1, C, h, w)."""
-        weight, bias = self.points.predictor.weight[classes, :, 0], self.points.predictor.bias[classes, None]
-
-        def classified(points: Tensor) -> Tensor:
-            hidden = self.points.hidden(*self.at(points, fine, [boxes], coarse))
-            return torch.einsum("mcp,mc->mp", hidden, weight) + bias  # of the one class that is asked for
-
         start = regular_points(self.first_side, fine).expand(len(boxes), -1, -1)
-        logits = classified(start).view(-1, self.first_side, self.first_side)
+        logits = self.classified(start, fine, [boxes], coarse, classes).view(-1, self.first_side, self.first_side)
         for _ in range(self.steps):
             doubled = F.interpolate(logits[:, None], scale_factor=2.0, mode="bilinear", align_corners=False)[:, 0]
             with torch.no_grad():
                 index, points = most_uncertain_pixels(-doubled.abs(), self.refined_points)
-            logits = doubled.flatten(1).scatter(1, index, classified(points).to(doubled.dtype)).view(doubled.shape)
+            found = self.classified(points, fine, [boxes], coarse, classes).to(doubled.dtype)
+            logits = doubled.flatten(1).scatter(1, index, found).view(doubled.shape)
         return logits
 
 
@@ -109,9 +122,10 @@ class PointRendRCNNHead(FasterRCNNHead):
     """Faster R-CNN whose detections have masks that are rendered point by point, S = 224 cells a side.
 
     Args: as `FasterRCNNHead`; `mask_hidden` and `mask_fc` are `hidden` and `fc` of `PointRendBranch`,
-        `point_channels`, `point_layers`, `steps` and `refined_points` are the same as there.
+        `point_channels`, `point_layers`, `steps` and `refined_points` are the same as there; `train_points` of a region
+        are what the loss sees, `oversample` and `importance` are those of `training_points`.
 
-    Raises ValueError for fewer than one layer or refined point, or negative `steps`.
+    Raises ValueError for fewer than one layer or point, negative `steps`, or an `importance` outside 0..1.
     """
 
     # every layer of the point head reads the coarse logits, so its shape follows the classes
@@ -127,28 +141,57 @@ class PointRendRCNNHead(FasterRCNNHead):
         mask_fc: int = 1024,
         point_channels: int = 256,
         point_layers: int = 3,
+        train_points: int = 196,
+        oversample: float = 3.0,
+        importance: float = 0.75,
         steps: int = 5,
         refined_points: int = 784,
         **detection: Any,
     ) -> None:
         super().__init__(in_channels, feature_channels, num_classes, **detection)
-        if steps < 0 or min(point_layers, refined_points) < 1:
+        if steps < 0 or min(point_layers, refined_points, train_points) < 1:
             given = f"steps={steps}, point_layers={point_layers}, refined_points={refined_points}"
-            raise ValueError(f"{given}; expected 0 or more steps and 1 or more of the others")
+            raise ValueError(f"{given}, train_points={train_points}; expected 0 or more steps, 1 or more of the others")
+        if not 0 <= importance <= 1 <= oversample:
+            raise ValueError(f"importance={importance}, oversample={oversample}; expected 0..1, and 1 or more")
+        self.train_points, self.oversample, self.importance = train_points, oversample, importance
         points = {"point_channels": point_channels, "point_layers": point_layers, "refined_points": refined_points}
         self.mask = PointRendBranch(in_channels, num_classes, hidden=mask_hidden, fc=mask_fc, steps=steps, **points)
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> InstanceOutput:
-        """The detections of every image with the logits of their masks; see `FasterRCNNHead`."""
-        boxes, scores, classes = self.detect(pyramid, sizes)
-        usable = [each.nan_to_num() for each in boxes]
-        return InstanceOutput(boxes, scores, classes, self.mask(pyramid[0], usable, classes))
+    def find_masks(
+        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Of every image the logits (D, S, S) of its boxes' own classes."""
+        return self.mask(pyramid[0], boxes, classes)
+
+    def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
+        """`mask`: coarse logits (P, 7, 7); `point`: those of random points (P, `train_points`), of the true classes.
+
+        Boxes are those that the second stage predicts for the true class, without gradient, cut to the padded image.
+        (The official code does not cut them. A wild one would make the true masks in it cost without bound.) The truth
+        is 1 where a mask covers half of a coarse cell; at a point it is how far the mask covers it.
+
+        Raises ValueError where the targets have no masks.
+        """
+        check_masks(targets)
+        fine, parts = pyramid[0], [len(boxes) for boxes in found.boxes]
+        extent = [STRIDE * side for side in fine.shape[-2:]]
+        pairs = zip(found.deltas, found.boxes, strict=True)
+        boxes = [clip(decode(deltas.detach(), regions, BOX_WEIGHTS), extent) for deltas, regions in pairs]
+        coarse, classes = self.mask.coarse(fine, boxes), torch.cat(found.classes)
+        own = coarse[torch.arange(len(classes), device=classes.device), classes]
+        seeds = seeds_or_new(targets.seeds, len(fine), fine.device)
+        # every box has a seed of its own, which follows from its image's
+        drawn = zip(drawn_bits(seeds, 1).split(1), parts, strict=True)
+        of_boxes = torch.cat([drawn_bits(~seed[0], count)[0] for seed, count in drawn])
+        points = training_points(own[:, None], self.train_points, of_boxes, self.oversample, self.importance)
+        logits = self.mask.classified(points, fine, boxes, coarse, classes)
+        rows = list(zip(targets.masks, found.objects, boxes, points.split(parts), strict=True))
+        cells = tuple(masks_in_boxes(masks, box, objects, self.mask.side) for masks, objects, box, _ in rows)
+        return {
+            "mask": Compared(own.split(parts), cells),
+            "point": Compared(logits.split(parts), tuple(masks_at(*row) for row in rows)),
+        }
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Also the coarse masks of these boxes, and points on a regular grid, for every class."""
