@@ -314,10 +314,11 @@ def test_numbers_of_the_official_weights() -> None:
     from toys.golden_rule import NOISE_FACTOR
 
     official = [name for name in list_models(pretrained=True) if name != EMBEDDED]
-    detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_fpn")]
+    detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_")]
     says("docs/weights.md", f"{len(official)} official weights load by name")
     says("docs/weights.md", f"{len(official) - len(detectors)} of the MaskFormer and FaPN papers")
-    says("docs/weights.md", f"{len(detectors)} of Faster R-CNN, Mask R-CNN, PointRend and Panoptic FPN on COCO")
+    kinds = "Faster R-CNN, Mask R-CNN, PointRend R-CNN, Panoptic FPN and Panoptic FCN"
+    says("docs/weights.md", f"{len(detectors)} of {kinds} on COCO")
     says("docs/weights.md", f"within {NOISE_FACTOR} times the rounding noise")
     metrics = get_spec("maskformer_fapn_swin_l_ade20k")[0].weights.values()
     assert 55.2 in next(iter(metrics)).metrics.values()

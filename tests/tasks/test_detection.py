@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from toys.detections import SMALL
+from toys.detections import known_model as model
 
 import fapn_zoo
 from fapn_zoo.evaluate import compare, evaluate, render, write_report
@@ -18,28 +19,6 @@ from fapn_zoo.predict.files import predict_files
 from fapn_zoo.tasks.drawing import MOST_TEXTS, boxed
 
 pytestmark = pytest.mark.unit
-SMALL = {"backbone": "test_efficientnet", "neck_out_channels": 16, "head_hidden": 16}
-
-
-class Known(nn.Module):
-    """A head that finds what it is told, in pixels of the network input."""
-
-    def __init__(self, kind: type, boxes: list[list[float]], classes: list[int], scores: list[float]) -> None:
-        super().__init__()
-        self.kind, self.classifier = kind, ()
-        self.found = torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(classes, dtype=torch.int64)
-
-    def forward(self, pyramid: list[Tensor], *_: object) -> DetectionOutput | InstanceOutput:
-        fields = [(field,) * len(pyramid[0]) for field in self.found]
-        masks = [(torch.full((len(self.found[0]), 28, 28), 5.0),) * len(pyramid[0])]
-        return self.kind(*fields, *(masks if self.kind is InstanceOutput else []))
-
-
-def model(head: str = "faster_rcnn", **found) -> nn.Module:
-    made = fapn_zoo.create_model(f"{head}_fpn", num_classes=3, **SMALL).eval()
-    known = {"boxes": [[10, 20, 50, 40], [0, 0, 5, 5.5]], "classes": [2, 0], "scores": [0.9, 0.2]} | found
-    made.head = Known(InstanceOutput if head == "mask_rcnn" else DetectionOutput, **known)
-    return made
 
 
 def test_result_of_a_detection():
@@ -49,7 +28,7 @@ def test_result_of_a_detection():
     (segment,) = result.segments
     assert segment["bbox"] == [10, 20, 40, 20] and segment["area"] == 800 and segment["category_id"] == 2
     assert segment["isthing"] and segment["score"] == pytest.approx(0.9)
-    assert repr(result) == "Result('image', 96x64 pixels, detection, 1 boxes: 1 class_2)"
+    assert repr(result) == "Result('image', 96x64 pixels, detection, 1 object: 1 class_2)"
     assert json.loads(json.dumps(result.to_dict()))["size"] == [64, 96] and result.class_shares() == {}
     with pytest.raises(ValueError, match="a detection result has boxes and no class map"):
         result.label_image()
