@@ -15,6 +15,7 @@ from torch import Tensor
 from fapn_zoo.convert.key_maps import DROPPED, official_names
 from fapn_zoo.convert.key_maps.detectron2 import FIRST_VERSION
 from fapn_zoo.model import build
+from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def to_official(state: State, spec: ModelSpec) -> dict[str, Tensor]:
 def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
     """Name -> shape of a model's state dict, without its memory."""
     with torch.device("meta"):
-        return {key: tensor.shape for key, tensor in build(spec, empty=True).state_dict().items()}
+        model = build(with_labels(spec), empty=True)  # which classes are things decides about shapes
+        return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
 def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -12,7 +12,7 @@ from fapn_zoo.modules.heads.outputs import Compared, DetectionOutput, InstanceOu
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS, BoxBranch, MaskBranch
 from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
 from fapn_zoo.modules.heads.rcnn.sampling import draw_regions
-from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, pool_boxes
+from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, not_empty, pool_boxes
 from fapn_zoo.modules.layers.random import seeds_or_new
 
 STRIDE = 4  # of the finest map
@@ -116,11 +116,14 @@ class FasterRCNNHead(nn.Module):
     def learn(self, pyramid: Sequence[Tensor], sizes: Tensor | None, targets: Targets) -> RCNNOutput:
         """What both stages find for anchors and regions that the seeds of the targets draw, beside the truth.
 
-        Raises ValueError where the targets have no boxes, or the maps are not finite.
+        Raises ValueError where the targets have no boxes or one without an area, or the maps are not finite.
         """
         truth, seeds = targets.boxes, seeds_or_new(targets.seeds, len(pyramid[0]), pyramid[0].device)
         if len(truth) != len(pyramid[0]):
             raise ValueError(f"targets have boxes of {len(truth)} images, the batch has {len(pyramid[0])}")
+        for n, boxes in enumerate(truth):
+            if not bool((not_empty(boxes) & boxes.isfinite().all(1)).all()):
+                raise ValueError(f"image {n} of the batch has a true box without an area, or that is not finite")
         logits, shifts = self.rpn(pyramid)
         proposals, *first_stage = self.rpn.learn(logits, shifts, self._inside(pyramid, sizes), truth, seeds)
         anchors = sum(x[0].numel() for x in logits)
