@@ -122,7 +122,9 @@ class PanopticFCNHead(nn.Module):
 def with_places(x: Tensor) -> Tensor:
     """(N, C, h, w) -> (N, C + 2, h, w): also the row and the column of every pixel, from -1 to 1."""
     height, width = x.shape[-2:]
-    rows, columns = (torch.linspace(-1, 1, side, dtype=x.dtype, device=x.device) for side in (height, width))
+    # linspace would pin the sizes of an exported program
+    counts = (torch.arange(side, device=x.device).float() for side in (height, width))
+    rows, columns = ((2 * count / count[-1:].clamp(min=1) - 1).to(x.dtype) for count in counts)
     row, column = (place.expand(x.shape[0], 1, height, width) for place in (rows[:, None], columns))
     return torch.cat([x, row, column], dim=1)
 
