@@ -61,7 +61,7 @@ def test_wildcards_order_and_filters():
     assert sorted(sum(by_task.values(), []), key=natural_key) == fapn_zoo.list_models()
     assert all(name.startswith("panoptic_") or name.endswith("_panoptic") for name in by_task["panoptic"])
     assert all("faster_rcnn" in name for name in by_task["detection"])
-    assert all("mask_rcnn" in name for name in by_task["instance"])
+    assert all("mask_rcnn" in name or "pointrend_rcnn" in name for name in by_task["instance"])
     assert fapn_zoo.list_models("nothing*") == []
     assert all(get_spec(name)[0].weights for name in fapn_zoo.list_models(pretrained=True))
 

@@ -317,8 +317,8 @@ def test_numbers_of_the_official_weights() -> None:
     detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_")]
     says("docs/weights.md", f"{len(official)} official weights load by name")
     says("docs/weights.md", f"{len(official) - len(detectors)} of the MaskFormer and FaPN papers")
-    count = f"{len(detectors)} of Faster R-CNN, Mask R-CNN, Panoptic FPN and Panoptic FCN on COCO"
-    says("docs/weights.md", count)
+    kinds = "Faster R-CNN, Mask R-CNN, PointRend R-CNN, Panoptic FPN and Panoptic FCN"
+    says("docs/weights.md", f"{len(detectors)} of {kinds} on COCO")
     says("docs/weights.md", f"within {NOISE_FACTOR} times the rounding noise")
     metrics = get_spec("maskformer_fapn_swin_l_ade20k")[0].weights.values()
     assert 55.2 in next(iter(metrics)).metrics.values()

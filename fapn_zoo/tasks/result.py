@@ -20,6 +20,8 @@ from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.tasks import coco, drawing, fonts
 from fapn_zoo.zoo.spec import DataSpec
 
+WIDTHS_TO_CORNERS = ((1, 0, 1, 0), (0, 1, 0, 1), (0, 0, 1, 0), (0, 0, 0, 1))  # x, y, width, height -> x1, y1, x2, y2
+
 
 @dataclass(eq=False, repr=False)
 class Result:
@@ -172,13 +174,16 @@ class Result:
             "segments": [dict(segment) for segment in self.segments],
         }
 
-    def overlay(self, alpha: float = 0.5, boundaries: bool = True, legend: bool = False) -> Image.Image:
+    def overlay(
+        self, alpha: float = 0.5, boundaries: bool = True, legend: bool = False, texts: bool = True
+    ) -> Image.Image:
         """The image with the classes laid over it in their colours; of detections the boxes, whatever the arguments.
 
         Args:
             alpha: 0 shows the image only, 1 the colours only.
             boundaries: draw a thin line between classes (between segments, where the task has them).
             legend: list the largest classes in the upper left corner.
+            texts: class and score beside objects, of so many as there is room for.
 
         Returns:
             An RGB image of the input's size. Pixels without a class keep the image.
@@ -186,13 +191,22 @@ class Result:
         Raises:
             ValueError: if alpha is outside 0..1.
         """
+        named = [s for s in self.segments if s["isthing"]] if self.has_objects and texts else []
+        names = fonts.class_names(self.names)
+        words = [f"{names[s['category_id']]} {s['score']:.0%}" for s in named]
         if self.labels is None:
-            names = fonts.class_names(self.names)
-            texts = [f"{names[s['category_id']]} {s['score']:.0%}" for s in self.segments]
-            colours = [self.palette[s["category_id"]] for s in self.segments]
-            return drawing.boxed(self.image, self.boxes, texts, colours)
-        ids = self.labels if self.segment_map is None else self.segment_map
-        picture = drawing.overlay(self.image, ids, *self._colours(), alpha, boundaries)
+            colours = drawing.object_colours([s["category_id"] for s in self.segments], self.palette)
+            return drawing.boxed(self.image, self.boxes, words if texts else [""] * len(colours), colours)
+        ids, table = (self.labels if self.segment_map is None else self.segment_map), self._colours()
+        thickest = None
+        if self.has_objects:
+            thickest = np.full(len(table[1]), 2**15)
+            for segment in self.segments:
+                thickest[segment["id"]] = 1 + min(segment["bbox"][2:]) // 24
+        picture = drawing.overlay(self.image, ids, *table, alpha, boundaries, thickest)
+        if named:
+            corners = np.array([s["bbox"] for s in named], np.float64) @ np.array(WIDTHS_TO_CORNERS)
+            drawing.write_texts(picture, corners, words, [tuple(map(int, table[0][s["id"]])) for s in named])
         if legend:
             names = dict(zip(self.names, fonts.class_names(self.names), strict=True))
             shares = {names.get(name, name): share for name, share in self.class_shares().items()}
@@ -256,11 +270,9 @@ class Result:
             table[: len(palette)] = palette
             return table, np.arange(size) < len(palette)
         table = np.zeros((max((s["id"] for s in self.segments), default=0) + 1, 3), np.uint8)
-        seen: dict[int, int] = {}
-        for segment in self.segments:  # objects of one class differ in brightness
-            category = segment["category_id"]
-            step = seen[category] = seen.get(category, -1) + 1
-            table[segment["id"]] = palette[category] * (1.0, 0.7, 0.85, 0.55)[step % 4]
+        colours = drawing.object_colours([s["category_id"] for s in self.segments], self.palette)
+        for segment, colour in zip(self.segments, colours, strict=True):
+            table[segment["id"]] = colour
         return table, np.arange(len(table)) > 0
 
 

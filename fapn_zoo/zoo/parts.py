@@ -49,6 +49,9 @@ HEADS: dict[str, HeadPart] = {
     "mask_rcnn": HeadPart(
         f"{_HEADS}.rcnn:MaskRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
     ),
+    "pointrend_rcnn": HeadPart(
+        f"{_HEADS}.rcnn:PointRendRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
+    ),
     "panoptic_fcn": HeadPart(
         f"{_HEADS}:PanopticFCNHead", f"{_LOSSES}:PanopticFCNLoss", ("panoptic", "instance"), "detectron2", extra="convs"
     ),

@@ -26,6 +26,7 @@ HEADS: dict[str, tuple[str, Pairs]] = {
     "pointrend": ("detectron2", detectron2.POINTREND),
     "faster_rcnn": ("detectron2", detectron2.FASTER_RCNN),
     "mask_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.MASKS),
+    "pointrend_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.POINTREND_RCNN),
     "panoptic_fcn": ("detectron2", detectron2.EXTRA_CONVS + detectron2.PANOPTIC_FCN),
     "panoptic_fpn": ("detectron2", detectron2.PANOPTIC_FPN),
 }

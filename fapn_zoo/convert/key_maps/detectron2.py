@@ -52,6 +52,21 @@ MASKS = [
     (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
     (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
 ]
+_COARSE = [
+    ("reduce_spatial_dim_conv.{what:weight|bias}", "reduce.{what}"),
+    ("fc{n:1..2}.{what:weight|bias}", "fc{n}.{what}"),
+    ("prediction.{what:weight|bias}", "prediction.{what}"),
+]
+POINTREND_RCNN = below(_ROI + "mask_head.coarse_head.", "head.mask.", _COARSE) + below(
+    _ROI + "mask_head.point_head.", "head.mask.points.", _POINTS
+)
+# what names of PointRend began with before its second version (FACTS section 1)
+FIRST_VERSION = {
+    _ROI + "mask_point_head.": _ROI + "mask_head.point_head.",
+    _ROI + "mask_coarse_head.coarse_mask_fc": _ROI + "mask_head.coarse_head.fc",
+    _ROI + "mask_head.coarse_head.coarse_mask_fc": _ROI + "mask_head.coarse_head.fc",
+    _ROI + "mask_coarse_head.": _ROI + "mask_head.coarse_head.",
+}
 PANOPTIC_FPN = FASTER_RCNN + MASKS + below("sem_seg_head.", "head.semantic.", _SEMANTIC_FPN)
 
 EXTRA_CONVS = [("backbone.top_block.{level:p6|p7}.{what:weight|bias}", "neck.extra_blocks.{level}.{what}")]

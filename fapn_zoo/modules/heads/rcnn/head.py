@@ -78,12 +78,25 @@ class FasterRCNNHead(nn.Module):
         features: Sequence[Tensor],
         sizes: Tensor | None = None,
         targets: Targets | None = None,
-    ) -> DetectionOutput | RCNNOutput:
+    ) -> DetectionOutput | InstanceOutput | RCNNOutput:
         """The detections of every image, the best first, inside `sizes`; without them inside the padded input.
 
-        With targets, what the loss reads instead, in evaluation mode too.
+        A head that finds masks gives their logits too. With targets, what the loss reads instead, in evaluation mode
+        too.
         """
-        return DetectionOutput(*self.detect(pyramid, sizes)) if targets is None else self.learn(pyramid, sizes, targets)
+        if targets is not None:
+            return self.learn(pyramid, sizes, targets)
+        boxes, scores, classes = self.detect(pyramid, sizes)
+        # a box that is NaN stays so, but nothing is read inside it
+        masks = self.find_masks(pyramid, [each.nan_to_num() for each in boxes], classes)
+        if masks is None:
+            return DetectionOutput(boxes, scores, classes)
+        return InstanceOutput(boxes, scores, classes, masks)
+
+    def find_masks(
+        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...] | None:
+        """Of every image the logits (D, S, S) of its boxes' masks, see `InstanceOutput`; here none."""
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Logits and deltas of all anchors, and of `FIXED` boxes in every image."""
@@ -178,28 +191,19 @@ class MaskRCNNHead(FasterRCNNHead):
         super().__init__(in_channels, feature_channels, num_classes, **detection)
         self.mask = MaskBranch(in_channels, num_classes, hidden=mask_hidden, convs=mask_convs)
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> InstanceOutput | RCNNOutput:
-        """The detections of every image with the logits of their masks; see `FasterRCNNHead`."""
-        if targets is not None:
-            return self.learn(pyramid, sizes, targets)
-        boxes, scores, classes = self.detect(pyramid, sizes)
-        usable = [each.nan_to_num() for each in boxes]
-        logits = self.mask(pool_boxes(pyramid[:-1], usable, self.mask.side), torch.cat(classes))
-        return InstanceOutput(boxes, scores, classes, logits.split([len(each) for each in boxes]))
+    def find_masks(
+        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Of every image the logits (D, 28, 28) of its boxes' own classes."""
+        logits = self.mask(pool_boxes(pyramid[:-1], boxes, self.mask.side), torch.cat(list(classes)))
+        return logits.split([len(each) for each in boxes])
 
     def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
         """`mask`: the logits of regions' own classes beside the true masks in them.
 
         Raises ValueError where the targets have no masks.
         """
-        if len(targets.masks) != len(targets.boxes):
-            raise ValueError("targets have boxes but no masks, which this head is trained by")
+        check_masks(targets)
         logits = self.mask(pool_boxes(pyramid[:-1], found.boxes, self.mask.side), torch.cat(found.classes))
         rows = zip(targets.masks, found.boxes, found.objects, strict=True)
         true = tuple(masks_in_boxes(*row, side=2 * self.mask.side) for row in rows)
@@ -209,3 +213,9 @@ class MaskRCNNHead(FasterRCNNHead):
         """Also the masks of these boxes, for every class."""
         pooled = pool_boxes(pyramid[:-1], self.fixed_boxes(pyramid), self.mask.side)
         return super().before_choice(pyramid) | {"masks": self.mask.predictor(self.mask.features(pooled))}
+
+
+def check_masks(targets: Targets) -> None:
+    """Raises ValueError where targets have no masks."""
+    if len(targets.masks) != len(targets.boxes):
+        raise ValueError("targets have boxes but no masks, which this head is trained by")
