@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.train.official import PREFIX, official_settings
 from fapn_zoo.train.overrides import check_key, read_words
 from fapn_zoo.train.recipes import find_recipe, run_recipe
 
@@ -268,13 +269,15 @@ def load_recipe(name_or_path: str) -> Settings:
     """Runs `recipe()` of a recipe file and returns its Settings.
 
     Args:
-        name_or_path: a path ending in .py, or a bare name looked up in ./recipes, then in the `recipes` folder
-            inside or beside the package.
+        name_or_path: a path ending in .py; `official/MODEL`, see `fapn_zoo.train.official`; or a bare name looked up
+            in ./recipes, then in the `recipes` folder inside or beside the package.
 
     Raises:
         FileNotFoundError: no such recipe; the message lists those found.
-        ValueError: the file cannot be run, or defines no recipe() that returns Settings.
+        ValueError: the file cannot be run, or defines no recipe() that returns Settings; no such official training.
     """
+    if name_or_path.startswith(PREFIX) and not name_or_path.endswith(".py"):
+        return Settings(**official_settings(name_or_path))
     path = find_recipe(name_or_path)
     settings = run_recipe(path)
     if not isinstance(settings, Settings):
