@@ -48,7 +48,7 @@ def test_every_training_makes_settings_and_every_row_has_a_model() -> None:
         ("panoptic_fcn_fapn_resnet50_600_coco", {"short_sides": (440, 472, 504, 536, 568, 600), "max_side": 1000}),
         ("pointrend_fapn_resnet50_cityscapes", {"crop": (512, 1024), "crop_category_max": 0.75, "batch_size": 32}),
         ("maskformer_fapn_resnet101_cocostuff10k", {"steps": 60_000, "batch_size": 32, "backbone_lr_mult": 0.1}),
-        ("maskformer_fapn_swin_l_ade20k", {"lr": 6e-5, "warmup_steps": 1500, "warmup_factor": 1e-6, "crop": (640, 640)}),
+        ("maskformer_fapn_swin_l_ade20k", {"lr": 6e-5, "warmup_steps": 1500, "warmup_factor": 1e-6}),
     ],
 )  # fmt: skip
 def test_numbers_of_the_configs(name: str, values: dict) -> None:
