@@ -126,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["faster_rcnn", "mask_rcnn"])
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--paste", action="store_true", help="also 100 masks into a photo of 12 megapixels")
     parser.add_argument("--merge", nargs="*", default=[], metavar="HxW", help="sizes of images that are merged")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -136,6 +137,8 @@ def main() -> None:
     rows = []
     for kind in options.models:
         rows += measure(contenders(kind, options.size), kind, options.size, options.rounds)
+    if options.paste:
+        rows += measure_pasting((3000, 4000), 100, options.rounds)
     for size in options.merge:
         rows += measure(mergers(tuple(map(int, size.split("x")))), "merge", size, options.rounds)
     rows = [row | facts for row in rows]
