@@ -98,3 +98,13 @@ class Witness(nn.Module):
         logits = torch.zeros(1, len(rows), self.num_classes + 1)
         logits[0, range(len(rows)), classes] = 8 + 4 * scores.float()
         return MaskFormerOutput(logits * self.gain, (masks * 40.0 - 20)[None], stride=1)
+
+
+def write_splits(root: Path, ids: tuple[int, ...] = (1, 2, 3)) -> Path:
+    """train and val of three pictures each, none of them alike; returns the root."""
+    for before, split in ((0, "train"), (3, "val")):  # a picture's colour is its id's
+        content = table(ids=ids)
+        for entry in (*content["images"], *content["annotations"]):
+            entry["id" if "file_name" in entry else "image_id"] += before
+        write(root, content, f"annotations_{split}.json", f"{split}/images")
+    return root

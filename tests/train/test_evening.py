@@ -25,11 +25,7 @@ def test_four_lines_from_json_to_json(
     model: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for first, split in ((1, "train"), (4, "val")):  # a picture's colour is its id's
-        content = coco.table(ids=IDS[ids])
-        for entry in (*content["images"], *content["annotations"]):
-            entry["id" if "file_name" in entry else "image_id"] += first - 1
-        coco.write(Path("cells"), content, f"annotations_{split}.json", f"{split}/images")
+    coco.write_splits(Path("cells"), IDS[ids])
     lines = (
         "check-data cells",
         f"train finetune_objects data=cells model={model} out=runs/cells {SMALL}",
