@@ -9,7 +9,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.convert.backbone_weights import load_backbone
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.weights import hub
 from fapn_zoo.weights.folder import LoadReport, load_weights, read_spec
@@ -172,6 +171,8 @@ def _start_backbone(model: ZooModel, weights: str | Path | None, data: DataSpec 
         mean, std = ([round(255 * value, 4) for value in described[name]] for name in ("mean", "std"))
         model.spec = _normalised_by(model.spec, mean, std, "rgb")
     if weights is not None:
+        from fapn_zoo.convert.backbone_weights import load_backbone
+
         load_backbone(model, weights)
 
 

@@ -202,7 +202,7 @@ def test_a_head_a_loss_and_a_task_from_outside(registered: None, tmp_path: Path)
     assert again["overlap"] == report["overlap"] > 0.2
     assert "overlap of shares" in render(report)
     write_report(report, csv=tmp_path / "scores.csv")
-    assert (tmp_path / "scores.csv").read_text().splitlines()[0].endswith(",overlap")
+    assert (tmp_path / "scores.csv").read_text().splitlines()[0].endswith(",overlap,boundary_ap")
     fresh = fapn_zoo.create_model("shares_fpn", backbone="test_efficientnet", num_classes=11, **options)
     sides = compare([model, fresh], "scenes:4@64x96", task="shares", progress=False, resamples=20)
     assert sides["differences"][0]["measures"]["overlap"]["value"] is not None
