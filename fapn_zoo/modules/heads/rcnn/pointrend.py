@@ -27,7 +27,7 @@ from fapn_zoo.modules.layers.points import (
 )
 from fapn_zoo.modules.layers.random import drawn_bits, seeds_or_new
 
-BLOCK = 16  # boxes whose points are classified at once: the features of a hundred would leave every cache
+BLOCK = 4  # boxes whose points a CPU classifies at once: larger blocks are fresh memory every time, which costs more
 
 
 class PointRendBranch(nn.Module):
@@ -100,10 +100,12 @@ class PointRendBranch(nn.Module):
         """Of every image the logits (M_n, S, S) of its boxes' own classes (M_n,), S = `side` * 2^`steps`."""
         coarse = self.coarse(fine, boxes).split([len(each) for each in boxes])
         images = zip(fine.split(1), boxes, classes, coarse, strict=True)
-        return tuple(
-            torch.cat([self._refined(image, *part) for part in zip(*(t.split(BLOCK) for t in of_boxes), strict=True)])
-            for image, *of_boxes in images
-        )
+        return tuple(self._in_blocks(*image) for image in images)
+
+    def _in_blocks(self, fine: Tensor, *of_boxes: Tensor) -> Tensor:
+        count = BLOCK if fine.device.type == "cpu" else max(len(of_boxes[0]), 1)
+        blocks = zip(*(tensor.split(count) for tensor in of_boxes), strict=True)
+        return torch.cat([self._refined(fine, *block) for block in blocks])
 
     def _refined(self, fine: Tensor, boxes: Tensor, classes: Tensor, coarse: Tensor) -> Tensor:
         """`forward` for some boxes of one image, whose fine features are (1, C, h, w)."""
