@@ -50,7 +50,11 @@ HEADS: dict[str, HeadPart] = {
         f"{_HEADS}.rcnn:MaskRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
     ),
     "panoptic_fpn": HeadPart(
-        f"{_HEADS}.panoptic_fpn:PanopticFPNHead", "", ("panoptic", "instance", "detection"), "detectron2", extra="pool"
+        f"{_HEADS}.panoptic_fpn:PanopticFPNHead",
+        f"{_LOSSES}:PanopticFPNLoss",
+        ("panoptic", "instance", "detection"),
+        "detectron2",
+        extra="pool",
     ),
 }
 

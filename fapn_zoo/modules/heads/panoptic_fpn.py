@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, Targets
+from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, PanopticFPNParts, Targets
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
 
@@ -45,7 +45,8 @@ class PanopticFPNHead(MaskRCNNHead):
         if not (0 <= merge_score <= 1 and 0 <= merge_overlap <= 1 and stuff_area >= 0):
             given = f"merge_score={merge_score}, merge_overlap={merge_overlap}, stuff_area={stuff_area}"
             raise ValueError(f"{given}; expected 0..1, 0..1, and pixels from 0 on")
-        count = len(things) or num_classes
+        self.things = tuple(sorted(things)) or tuple(range(num_classes))
+        count = len(self.things)
         super().__init__(in_channels, feature_channels, count, **detection)
         look = {"channels": semantic_channels, "norm": semantic_norm}
         self.semantic = SemanticFPNHead(in_channels, feature_channels, num_classes - count + 1, **look)
@@ -57,10 +58,17 @@ class PanopticFPNHead(MaskRCNNHead):
         features: Sequence[Tensor],
         sizes: Tensor | None = None,
         targets: Targets | None = None,
-    ) -> PanopticFPNOutput:
-        """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4."""
-        found = super().forward(pyramid, features, sizes, targets)
-        return PanopticFPNOutput(*found[:4], self.semantic(pyramid, features).logits, rule=self.rule)
+    ) -> PanopticFPNOutput | PanopticFPNParts:
+        """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4.
+
+        With targets, what the loss reads instead. Of their objects only things are used.
+        """
+        semantic = self.semantic(pyramid, features)
+        things = None if targets is None else targets.of_classes(self.things)
+        found = super().forward(pyramid, features, sizes, things)
+        if targets is not None:
+            return PanopticFPNParts(found, semantic)
+        return PanopticFPNOutput(*found[:4], semantic.logits, rule=self.rule)
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Also the semantic logits."""
