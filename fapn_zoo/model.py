@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.modules.heads.outputs import Output, Targets, tensors_only
+from fapn_zoo.modules.necks.encoder import CoarseEncoder
 from fapn_zoo.runtime.exporting import to_tensors_only
 from fapn_zoo.weights.folder import LoadReport, WithoutInit
 from fapn_zoo.zoo.parts import EXTRA_LEVELS, HEADS, NECKS, load_part
@@ -22,29 +23,34 @@ from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 
 class ZooModel(nn.Module):
-    """`head(neck(backbone(x)), backbone(x))`.
+    """`features = encoder(backbone(x))`, `head(neck(features), features)`.
 
     Args:
         backbone: image (N, in_chans, H, W) -> maps at strides 4, 8, 16, 32.
         neck: those maps -> maps of equal width at the same sizes.
         head: pyramid and backbone maps -> raw output.
         spec: the description; its `data` says how images become input.
+        encoder: those maps -> maps of the same sizes, which neck and head read in their place; None: there is none.
 
     Attributes:
         load_report: what loading weights did; None for a model with new ones.
 
     Raises:
-        ValueError: channels of backbone and neck differ.
+        ValueError: channels of backbone or encoder and neck differ.
     """
 
     load_report: LoadReport | None = None
     _warned = False
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module, spec: ModelSpec) -> None:
+    def __init__(
+        self, backbone: nn.Module, neck: nn.Module, head: nn.Module, spec: ModelSpec, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        if tuple(backbone.out_channels) != tuple(neck.in_channels):
-            raise ValueError(f"the backbone makes {backbone.out_channels} channels, the neck takes {neck.in_channels}")
+        made = (encoder or backbone).out_channels
+        if tuple(made) != tuple(neck.in_channels):
+            raise ValueError(f"the backbone makes {made} channels, the neck takes {neck.in_channels}")
         self.backbone = backbone
+        self.encoder = encoder
         self.neck = neck
         self.head = head
         self.spec = spec
@@ -69,9 +75,14 @@ class ZooModel(nn.Module):
         """
         if not torch.compiler.is_compiling() and self.training and targets is None and not self._warned:
             self._warn_of_training_mode()
-        features = self.backbone(x)
+        features = self.features(x)
         output = self.head(self.neck(features), features, sizes, targets)
         return tensors_only(output) if to_tensors_only(x) else output
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The maps that neck and head read, fine to coarse: the backbone's, through the encoder if there is one."""
+        maps = self.backbone(x)
+        return maps if self.encoder is None else self.encoder(maps)
 
     def _warn_of_training_mode(self) -> None:
         learning = (m for m in self.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats)
@@ -98,6 +109,7 @@ class ZooModel(nn.Module):
 # Arguments of the parts that building itself decides.
 RESERVED = {
     "backbone": {"self", "name", "pretrained", "in_chans", "cache_dir"},
+    "encoder": {"self", "in_channels"},
     "neck": {"self", "in_channels", "num_outputs", "extra_blocks"},
     "head": {"self", "in_channels", "feature_channels", "num_classes", "things"},
 }
@@ -121,19 +133,22 @@ def build(
     with WithoutInit() if empty else nullcontext():
         source = {"pretrained": pretrained_backbone, "cache_dir": cache_dir}
         backbone = Backbone(spec.backbone, in_chans=spec.in_chans, **source, **args["backbone"])
+        # `encoder_layers=6` asks for one, and so does any other argument of it
+        encoder = CoarseEncoder(backbone.out_channels, **args["encoder"]) if args["encoder"] else None
+        channels = (encoder or backbone).out_channels
         neck_args = {"dialect": head_part.dialect} | neck_part.args | args["neck"]
+        neck = neck_class(channels, num_outputs=head_part.levels, **neck_args)
         if head_part.extra:
-            neck_args["extra_blocks"] = load_part(EXTRA_LEVELS[head_part.extra])()
-        neck = neck_class(backbone.out_channels, num_outputs=head_part.levels, **neck_args)
+            neck.extra_blocks = load_part(EXTRA_LEVELS[head_part.extra])(neck.out_channels)
         if "things" in _keywords(head_class):  # it has an output for things and one for stuff
             args["head"]["things"] = spec.data.things
-        head = head_class(neck.out_channels, backbone.out_channels[-1], spec.num_classes, **args["head"])
-        return ZooModel(backbone, neck, head, spec)
+        head = head_class(neck.out_channels, channels[-1], spec.num_classes, **args["head"])
+        return ZooModel(backbone, neck, head, spec, encoder)
 
 
 def _split_args(spec: ModelSpec, neck_class: type, head_class: type) -> dict[str, dict[str, Any]]:
     """`{"neck_norm": "gn"}` -> `{"neck": {"norm": "gn"}}`; raises ValueError for what no part takes."""
-    parts = {"backbone": Backbone, "neck": neck_class, "head": head_class}
+    parts = {"backbone": Backbone, "encoder": CoarseEncoder, "neck": neck_class, "head": head_class}
     split: dict[str, dict[str, Any]] = {part: {} for part in parts}
     allowed = {f"{part}_{name}" for part, cls in parts.items() for name in _keywords(cls) - RESERVED[part]}
     for key, value in spec.args.items():

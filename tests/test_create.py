@@ -54,13 +54,14 @@ def test_wildcards_order_and_filters():
     assert len(names) == 6
     assert fapn_zoo.list_models(["perpixel_fpn_swin*", "maskformer_fpn_swin_t*"]) == [
         "maskformer_fpn_swin_t_ade20k",
+        "maskformer_fpn_swin_t_coco_panoptic",
         *[f"perpixel_fpn_swin_{s}_ade20k" for s in "blst"],
     ]
     by_task = {task: fapn_zoo.list_models(task=task) for task in ("semantic", "panoptic", "instance", "detection")}
     assert sorted(sum(by_task.values(), []), key=natural_key) == fapn_zoo.list_models()
-    assert all(name.startswith("panoptic_") for name in by_task["panoptic"])
+    assert all(name.startswith("panoptic_") or name.endswith("_panoptic") for name in by_task["panoptic"])
     assert all("faster_rcnn" in name for name in by_task["detection"])
-    assert all("mask_rcnn" in name for name in by_task["instance"])
+    assert all("mask_rcnn" in name or "pointrend_rcnn" in name for name in by_task["instance"])
     assert fapn_zoo.list_models("nothing*") == []
     assert all(get_spec(name)[0].weights for name in fapn_zoo.list_models(pretrained=True))
 
@@ -118,7 +119,7 @@ def test_bad_names(name, message):
         ({"backbone": "resnett18"}, "unknown backbone 'resnett18'; nearest: resnet18"),
         ({"num_classes": 0}, "num_classes=0; expected a whole number of 1 or more"),
         ({"in_chans": 2.5}, "in_chans=2.5"),
-        ({"neck_norm": "ln"}, "norm 'ln'; expected one of gn, bn, none"),
+        ({"neck_norm": "ln"}, "norm 'ln'; expected one of gn, gn8, bn, none"),
         ({"neck_deform_groups": 3}, "16 channels cannot be split into 3 deformable groups"),
         ({"neck_align": "x"}, "align 'x'; expected one of fam, dcn, deconv"),
         ({"neck_select": "x"}, "select 'x'; expected one of fsm, se, none"),

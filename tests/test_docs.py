@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import pytest
+from toys import coco
 
 import fapn_zoo
 from fapn_zoo.cli import _parser as command_line
@@ -24,6 +25,7 @@ from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.labels import list_label_sets
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models
+from fapn_zoo.zoo.spec import DataSpec
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,9 +133,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             put(f"streets/{split}/images/{i}.png", f"streets/{split}/labels/{i}.png")
     table = {"names": list(CLASSES), "palette": [list(colour) for colour in PALETTE], "ignore_index": 255}
     (place / "streets/classes.json").write_text(json.dumps(table))
+    coco.write_splits(place / "cells")
     tiny = fapn_zoo.create_model(EMBEDDED, backbone_channels=(8, 8, 8, 8), neck_out_channels=8)
     for name in ("MODEL", "A", "B", "runs/mine/model", "weights/mine"):
         tiny.save(place / name)
+    kinds = DataSpec(labels=("kind 1", "kind 2", "kind 3"), things=(0, 1, 2), size_divisor=32)
+    small = {"backbone": "test_efficientnet", "neck_out_channels": 16, "head_hidden": 16}
+    fapn_zoo.create_model("faster_rcnn_fpn", num_classes=3, data=kinds, **small).save(place / "runs/cells/model")
     (place / "recipes").symlink_to(ROOT / "recipes")
     return place
 
@@ -314,10 +320,11 @@ def test_numbers_of_the_official_weights() -> None:
     from toys.golden_rule import NOISE_FACTOR
 
     official = [name for name in list_models(pretrained=True) if name != EMBEDDED]
-    detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_fpn")]
+    detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_")]
     says("docs/weights.md", f"{len(official)} official weights load by name")
     says("docs/weights.md", f"{len(official) - len(detectors)} of the MaskFormer and FaPN papers")
-    says("docs/weights.md", f"{len(detectors)} of Faster R-CNN, Mask R-CNN and Panoptic FPN on COCO")
+    kinds = "Faster R-CNN, Mask R-CNN, PointRend R-CNN, Panoptic FPN and Panoptic FCN"
+    says("docs/weights.md", f"{len(detectors)} of {kinds} on COCO")
     says("docs/weights.md", f"within {NOISE_FACTOR} times the rounding noise")
     metrics = get_spec("maskformer_fapn_swin_l_ade20k")[0].weights.values()
     assert 55.2 in next(iter(metrics)).metrics.values()

@@ -61,7 +61,8 @@ def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, i
         batch: N.
 
     Returns:
-        `params`; `macs`, the multiply-adds of a forward pass; and `macs_backbone`, `macs_neck`, `macs_head`.
+        `params`; `macs`, the multiply-adds of a forward pass; and `macs_backbone`, `macs_neck` (with the encoder, if
+        there is one), `macs_head`.
     """
     from fapn_zoo.model import build  # not above: timm takes seconds
 
@@ -73,5 +74,6 @@ def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, i
     table = counter.get_flop_counts()
     name = type(model).__name__
     found = {f"macs_{part}": sum(table.get(f"{name}.{part}", {}).values()) // 2 for part in PARTS}
+    found["macs_neck"] += sum(table.get(f"{name}.encoder", {}).values()) // 2
     params = sum(p.numel() for p in model.parameters())
     return {"params": params, "macs": counter.get_total_flops() // 2, **found}

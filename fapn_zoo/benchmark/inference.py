@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fapn_zoo.benchmark.flops import PARTS
-from fapn_zoo.modules.necks.fapn import ModulatedDeformConv
+from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.precision import autocast, resolve_amp

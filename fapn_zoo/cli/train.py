@@ -20,7 +20,7 @@ def add(verbs: Verbs) -> None:
     text = "train by a recipe; key=value changes a setting"
     manner = {"add_help": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     verb = add_verb(verbs, "train", run_train, text, **manner)
-    verb.add_argument("recipe", help="a .py file, or a name that `fapn-zoo recipes` lists")
+    verb.add_argument("recipe", help="a .py file, a name that `fapn-zoo recipes` lists, or official/MODEL")
     verb.add_argument("settings", nargs="*", default=[], metavar="key=value", help="see below")
     verb.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help message and exit")
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fapn_zoo.convert.key_maps import DROPPED, official_names
+from fapn_zoo.convert.key_maps.detectron2 import FIRST_VERSION
 from fapn_zoo.model import build
+from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, 
     """The tensors of an official checkpoint under this package's names, none of them copied.
 
     Args:
-        state: names of either version of MaskFormer's heads, or detectron2's.
+        state: names of either version of MaskFormer's heads, or detectron2's, PointRend's of either version too.
         spec: a complete model description.
 
     Returns:
@@ -65,7 +67,8 @@ def to_official(state: State, spec: ModelSpec) -> dict[str, Tensor]:
 def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
     """Name -> shape of a model's state dict, without its memory."""
     with torch.device("meta"):
-        return {key: tensor.shape for key, tensor in build(spec, empty=True).state_dict().items()}
+        model = build(with_labels(spec), empty=True)  # which classes are things decides about shapes
+        return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
 def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,10 +102,11 @@ def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Ten
 
 
 def second_version(keys: Iterable[str]) -> dict[str, str]:
-    """Names of the second version of MaskFormer's heads -> the names given, which may be of the first.
+    """Names of the second version of MaskFormer's and PointRend's heads -> the names given, which may be of the first.
 
-    The first version kept the pixel decoder directly in the head (FACTS section 1). The names tell which it is, since
-    metadata may be lost. Names of other models are their own.
+    MaskFormer's first version kept the pixel decoder directly in the head, PointRend's its two heads directly among the
+    heads of regions (FACTS section 1). The names tell which it is, since metadata may be lost. Names of other models
+    are their own.
 
     Raises:
         ValueError: names of both versions for one tensor.
@@ -113,6 +117,8 @@ def second_version(keys: Iterable[str]) -> dict[str, str]:
     for key in keys:
         moved = old and key.startswith(HEAD) and not key.startswith((PREDICTOR, DECODER))
         name = DECODER + key.removeprefix(HEAD) if moved else key
+        begin = next((begin for begin in FIRST_VERSION if key.startswith(begin)), "")
+        name = FIRST_VERSION[begin] + key.removeprefix(begin) if begin else name
         if name in names:
             raise ValueError(f"{names[name]!r} and {key!r} are names of one tensor in two versions of the release")
         names[name] = key

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.check_objects import check_objects
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_segments import check_segments
+from fapn_zoo.data.coco_instances import is_instances
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import is_leaving, list_folder, printable
-from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, other_places, twins
+from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, has_labels, instead, list_pairs, near, other_places, twins
 from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
@@ -53,6 +55,7 @@ class CheckReport:
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     pictures: PictureFacts = field(default_factory=lambda: PictureFacts(Reading()))
+    facts: list[str] = field(default_factory=list)  # sentences below the table
 
     @property
     def ok(self) -> bool:
@@ -67,7 +70,7 @@ class CheckReport:
         """Class table (pixels in percent, images with the class) and the findings, at most `limit` per kind."""
         lines = [f"{self.root}: " + ", ".join(f"{s} {c.samples}" for s, c in self.splits.items())]
         if self.labels is not None:
-            lines += ["", *self._table()]
+            lines += ["", *self._table(), *(f"   {fact}" for fact in self.facts)]
         groups: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
         for problem in self.problems:
             groups[not problem.error, problem.kind].append(problem)
@@ -87,18 +90,20 @@ class CheckReport:
 
     def _table(self) -> list[str]:
         rows = [["id", "class", *self.splits]]
-        for i, name in enumerate((*self.labels.names, "(ignored)")):
+        objects = any(counts.unit == "object" for counts in self.splits.values())
+        for i, name in enumerate((*self.labels.names, *["(ignored)"] * (not objects))):
             row = [str(self.labels.ignore_index if i == self.labels.num_classes else i), name]
             for counts in self.splits.values():
-                total = max(int(counts.pixels.sum()), 1)
-                row.append(f"{100 * counts.pixels[i] / total:.2f}% ({counts.images[i]})")
+                share = f"{100 * counts.pixels[i] / max(int(counts.pixels.sum()), 1):.2f}%"
+                row.append(f"{f'{counts.pixels[i]:,}' if objects else share} ({counts.images[i]})")
             rows.append(row)
         widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
         table = []
         for row in rows:
             cells = [row[0].rjust(widths[0]), row[1].ljust(widths[1])]
             table.append("  ".join(cells + [v.rjust(w) for v, w in zip(row[2:], widths[2:], strict=True)]).rstrip())
-        return [*table, "   (share of the pixels, in brackets the number of images with the class)"]
+        what = "objects that are no crowds" if objects else "share of the pixels"
+        return [*table, f"   ({what}, in brackets the number of images with the class)"]
 
 
 def check_data(
@@ -113,7 +118,7 @@ def check_data(
     Notes are the same picture twice in one split, classes that never occur, and what lies there and is not used.
 
     Args:
-        root: folder as `FolderDataset` or `CocoPanoptic` describes it.
+        root: folder as `FolderDataset`, `CocoPanoptic` or `CocoInstances` describes it.
         num_classes: number of classes where there is no `classes.json`; else it must agree.
         progress: show a progress bar on stderr where that is a terminal.
         reading: the rules that a training is to read pictures by; what they leave open, `classes.json` says.
@@ -132,6 +137,8 @@ def check_data(
         if report.labels is not None:
             _check_classes(report)
         return report
+    if not has_labels(root) and is_instances(root):
+        return _check_instances(report, progress, reading)
     try:
         report.labels = read_label_map(root, num_classes)
         report.pictures = PictureFacts(read_rules(root, reading))
@@ -154,6 +161,23 @@ def check_data(
     if report.labels is not None:
         _check_classes(report)
     return report
+
+
+def _check_instances(report: CheckReport, progress: bool, reading: Reading | None) -> CheckReport:
+    seen: Seen = defaultdict(list)
+    report.pictures = PictureFacts(read_rules(report.root, reading))
+    found = check_objects(report.root, report.add, progress, report.pictures, partial(_remember, seen))
+    report.labels, report.splits, report.facts = found
+    _check_repeats(report, seen)
+    _add_facts(report)
+    if report.labels is not None:
+        _check_classes(report)
+    return report
+
+
+def _remember(seen: Seen, split: str, path: Path) -> None:
+    """Takes down the bytes of a picture."""
+    seen[hashlib.blake2b(path.read_bytes(), digest_size=16).digest()].append((split, path))
 
 
 def _add_facts(report: CheckReport) -> None:
@@ -219,8 +243,7 @@ def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: P
     labels = _read(report, partial(read_labels, reading=pictures.reading), label_path)
     pictures.pair(image_path, label_path)
     if image is not None:
-        digest = hashlib.blake2b(image_path.read_bytes(), digest_size=16).digest()
-        seen[digest].append((split, image_path))
+        _remember(seen, split, image_path)
     if labels is None:
         return set()
     if image is not None:

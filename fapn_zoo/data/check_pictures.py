@@ -134,10 +134,10 @@ class PictureFacts:
         height, width = upright_size(size, found.orientation if self.reading.turns else 1)
         return np.broadcast_to(np.uint8(0), (found.bands, height, width))
 
-    def pair(self, image: Path, labels: Path) -> None:
-        """Compares the EXIF orientations of a picture and its labels, both readable."""
+    def pair(self, image: Path, labels: Path, size: tuple[int, int] | None = None) -> None:
+        """Compares the EXIF orientations of a picture and its labels, both readable; json has none, but a `size`."""
         try:
-            (image_size, one), (label_size, other) = header(image), header(labels)
+            (image_size, one), (label_size, other) = header(image), _label_header(labels, size)
         except Exception:  # what is wrong with them, others say
             return
         self.turned.add(one, other, image_size, label_size, image)
@@ -191,6 +191,10 @@ class PictureFacts:
         return text, False
 
 
+def _label_header(labels: Path, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
+    return (size, 1) if labels.suffix == ".json" and size else header(labels)
+
+
 def turned_pictures(dataset: Any) -> str:
     """One line on pictures that EXIF turns otherwise than their labels; "" if there are none.
 
@@ -203,7 +207,7 @@ def turned_pictures(dataset: Any) -> str:
         if len(files) < 2:
             continue
         try:
-            (image_size, one), (label_size, other) = header(files[0]), header(files[1])
+            (image_size, one), (label_size, other) = header(files[0]), _label_header(files[1], dataset.size(index))
         except Exception:  # what is wrong with them, reading them says
             continue
         turned.add(one, other, image_size, label_size, files[0])

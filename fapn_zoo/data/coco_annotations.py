@@ -77,11 +77,13 @@ def read_pictures(table: Mapping[str, Any], class_of: Mapping[int, int]) -> tupl
     faults: list[Fault] = []
     pictures: dict[Any, Picture] = {}
     names: dict[str, Any] = {}
+    lost: list[Any] = []  # what is wrong with an image is not said again of its annotations
     for place, entry in enumerate(table["images"]):
         try:
             picture = _picture(entry)
         except Refused as error:
             faults.append(Fault(BAD_ENTRY, f"images[{place}] {error}"))
+            lost.append(entry.get("id") if isinstance(entry, Mapping) else None)
             continue
         if picture.id in pictures:
             both = f"{pictures[picture.id].file_name} and {picture.file_name}"
@@ -99,7 +101,8 @@ def read_pictures(table: Mapping[str, Any], class_of: Mapping[int, int]) -> tupl
         try:
             picture, found = _annotation(entry, name, pictures, class_of, faults)
         except Refused as error:
-            faults.append(Fault(*error.args))
+            if error.args[0] != UNKNOWN or entry.get("image_id") not in lost:
+                faults.append(Fault(*error.args))
         else:
             picture.objects.append(found)
     for name, times in seen.items() if len(seen) < len(table["annotations"]) else ():

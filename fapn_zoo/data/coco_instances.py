@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
+from torch import Tensor
 
 from fapn_zoo.data.coco_annotations import Annotation, Fault, Picture, read_pictures, summary, without_group
 from fapn_zoo.data.coco_files import CATEGORY, check_entry, one_folder, read_categories, read_table
 from fapn_zoo.data.decoding import header
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.listing import list_folder, missing, printable, told
+from fapn_zoo.data.listing import Unused, list_folder, missing, printable, told
 from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.opening import upright_size
 from fapn_zoo.data.reading import EXIF_WHERE, read_image
@@ -22,6 +24,7 @@ from fapn_zoo.data.sample import BOXES, MASKS, Crop, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
 
 USUAL = ("train", "val", "valid", "validation", "test")
+MISSING = "picture that is not there"
 SAME = {"val": ("valid", "validation")}  # other words for a split
 # Where annotation files lie; {} is the split. Those of the second row have none, and serve whatever split is asked for.
 PLACES = ("annotations_{}.json", "annotations/instances_{}.json", "instances_{}.json", "{}/_annotations.coco.json")
@@ -40,6 +43,9 @@ class CocoInstances:
     annotated, also where they reach out of the picture: so COCO's evaluation takes them. `unused` says what is worth
     knowing. A `classes.json` in the folder may hold `white_level` and `exif` (see `FolderDataset`).
 
+    Args:
+        strict: raise errors of single entries; else they are in `faults` alone, and entries without one are used.
+
     Raises:
         FileNotFoundError: no such folder, annotation file or folder of pictures; the message names what was looked for.
         DataError: an annotation file that cannot be used, or a picture that is not there; the message names the file,
@@ -47,23 +53,32 @@ class CocoInstances:
     """
 
     def __init__(
-        self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
+        self,
+        root: str | Path,
+        split: str,
+        num_classes: int | None = None,
+        reading: Reading | None = None,
+        strict: bool = True,
     ) -> None:
         self.root, self.split = Path(root).expanduser(), split
         self.name = os.path.basename(os.path.realpath(self.root))
         self.file = _annotation_file(self.root, split)
         self.reading = read_rules(self.root, reading)
         self.labels, self.pictures, self.faults = read_instances(self.file)
-        if errors := list(summary(self.faults, error=True)):
+        self._folder = self._pictures_in(split)
+        found = list_folder(self._folder, EXTENSIONS)
+        there = {path.relative_to(self._folder).as_posix() for path in found.files}
+        self.faults += self._missing(there)
+        if strict and (errors := list(summary(self.faults, error=True))):
             more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {self.root} lists all"
             raise DataError(f"{self.file}: {errors[0]}{more * (len(errors) > 1)}")
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} classes")
-        whole = [one for picture in self.pictures for one in picture.objects]
-        self._maskless = [one for one in whole if one.shape is None]
-        self.holds = BOXES if self._maskless else MASKS
-        self._folder = self._pictures_in(split)
-        self.unused = (*self._notes(), *self._left_over())
+        objects = [one for picture in self.pictures for one in picture.objects]
+        maskless = [one for one in objects if one.shape is None]
+        self.holds = BOXES if maskless else MASKS
+        self.remarks = (*self._remarks(len(objects), maskless), *self._left_over(found.unused, there))
+        self.unused = (*(f"{self.file}: {text}" for text in summary(self.faults, error=False)), *self.remarks)
 
     def _pictures_in(self, split: str) -> Path:
         part = re.sub(r"^(annotations|instances)_|\.coco$|^_.*", "", self.file.stem) or self.file.parent.name
@@ -73,33 +88,28 @@ class CocoInstances:
         names = [picture.file_name for picture in self.pictures]
         return one_folder([*folders, self.file.parent, self.root], f"the pictures of {self.file}", names)
 
-    def _notes(self) -> list[str]:
-        notes = [f"{self.file}: {text}" for text in summary(self.faults, error=False)]
-        lacking, count = len(self._maskless), sum(len(picture.objects) for picture in self.pictures)
-        if 0 < lacking < count:
-            which = f"{lacking:,} of {count:,} objects have no mask, such as {self._maskless[0].name}"
-            notes.append(f"{self.file}: only boxes are used: {which}")
-        if self.file.name in WHOLE and self.file.parent in (self.root, self.root / "annotations"):
-            notes.append(f"{self.file} has no split: it serves {self.split!r} as every other")
-        return notes
+    def _missing(self, there: set[str]) -> Iterator[Fault]:
+        for picture in self.pictures:
+            path = self._folder / picture.file_name
+            if picture.file_name not in there and not path.is_file():
+                yield Fault(MISSING, missing(path, self.file))
 
-    def _left_over(self) -> list[str]:
-        """Words for pictures that no entry names. DataError where a listed one is missing."""
-        names = {picture.file_name for picture in self.pictures}
-        found = list_folder(self._folder, EXTENSIONS)
-        there = {path.relative_to(self._folder).as_posix() for path in found.files}
-        gone = [self._folder / name for name in sorted(names - there) if not (self._folder / name).is_file()]
-        if gone:
-            more = f"; {len(gone) - 1:,} others too" if len(gone) > 1 else ""
-            raise DataError(f"{missing(gone[0], self.file)}{more}")
-        if self._folder in (self.root, self.root / "images", self.root / "data"):  # other splits may have theirs there
-            return []
-        rest, notes = sorted(there - names), []
-        if rest:
+    def _remarks(self, count: int, maskless: Sequence[Annotation]) -> Iterator[str]:
+        if 0 < len(maskless) < count:
+            which = f"{len(maskless):,} of {count:,} objects have no mask, such as {maskless[0].name}"
+            yield f"{self.file}: only boxes are used: {which}"
+        if self.file.name in WHOLE and self.file.parent in (self.root, self.root / "annotations"):
+            yield f"{self.file} has no split: it serves {self.split!r} as every other"
+
+    def _left_over(self, unused: Sequence[Unused], there: set[str]) -> Iterator[str]:
+        """Words for pictures that no entry names, where no other split can have its pictures there."""
+        if self._folder in (self.root, self.root / "images", self.root / "data"):
+            return
+        if rest := sorted(there - {picture.file_name for picture in self.pictures}):
             shown = some(map(printable, rest))
-            notes.append(f"{self._folder}: not used: {len(rest)} that {self.file.name} does not list: {shown}")
-        unused = [one for one in found.unused if one.path.suffix != ".json" and one.path.suffix != ".txt"]
-        return notes + ([f"{self._folder}: not used: {told(unused, self._folder)}"] if unused else [])
+            yield f"{self._folder}: not used: {len(rest)} that {self.file.name} does not list: {shown}"
+        if strange := [one for one in unused if one.path.suffix not in (".json", ".txt")]:
+            yield f"{self._folder}: not used: {told(strange, self._folder)}"
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -117,14 +127,18 @@ class CocoInstances:
         return self.pictures[index].size
 
     def sample(self, index: int) -> Sample:
+        name = printable(PurePath(self.pictures[index].file_name).with_suffix("").as_posix())
+        return Sample(self.image(index), name, None, self.objects(index))
+
+    def image(self, index: int) -> Tensor:
+        """The picture of sample `index`. DataError where it is of another size than the annotation file says."""
         picture, (path, _) = self.pictures[index], self.files(index)
         image = read_image(path, self.reading)
         if tuple(image.shape[1:]) != picture.size:
             (h, w), (height, width) = image.shape[1:], picture.size
             hint = self._turn_hint(path, picture.size)
             raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}{hint}")
-        name = printable(PurePath(picture.file_name).with_suffix("").as_posix())
-        return Sample(image, name, None, self.objects(index))
+        return image
 
     def _turn_hint(self, path: Path, size: tuple[int, int]) -> str:
         stored, turned = header(path)
@@ -136,13 +150,13 @@ class CocoInstances:
     def objects(self, index: int) -> Objects:
         """The objects of sample `index`, whose picture is not read. DataError for run lengths that make no mask."""
         picture = self.pictures[index]
-        crops = [self._crop(picture, one) for one in picture.objects] if self.holds == MASKS else None
+        crops = [self.crop(picture, one) for one in picture.objects] if self.holds == MASKS else None
         boxes = np.zeros((len(picture.objects), 4))
         areas = np.zeros(len(picture.objects))
         for m, one in enumerate(picture.objects):
             crop = crops[m] if crops is not None else None
             if one.box is None and crop is None:
-                crop = self._crop(picture, one)
+                crop = self.crop(picture, one)
             boxes[m] = _around(crop) if one.box is None else one.box
             own = (boxes[m, 2:] - boxes[m, :2]).prod() if crop is None else np.count_nonzero(crop.pixels)
             areas[m] = own if one.area is None else one.area
@@ -150,7 +164,8 @@ class CocoInstances:
         crowd = np.array([one.crowd for one in picture.objects], bool)
         return Objects(None, classes, crowd, None if crops is None else tuple(crops), boxes, areas)
 
-    def _crop(self, picture: Picture, found: Annotation) -> Crop:
+    def crop(self, picture: Picture, found: Annotation) -> Crop:
+        """The mask of an object that has one. DataError, which names it, for run lengths that make none."""
         try:
             return crop_of(found.shape, picture.size)
         except ValueError as error:
@@ -201,7 +216,7 @@ def _annotation_file(root: Path, split: str) -> Path:
         raise FileNotFoundError(f"no data folder {root}")
     found = instance_files(root)
     for word in (split, *SAME.get(split, ())):
-        names = [name for name in found if re.fullmatch(re.escape(word) + r"\d*", name)]
+        names = [word] if word in found else [name for name in found if re.fullmatch(re.escape(word) + r"\d+", name)]
         fitting = [file for name in names for file in found[name]]
         if len(fitting) > 1:
             raise DataError(f"{root} has several files of split {split!r}: {some(fitting)}")

@@ -64,6 +64,11 @@ class RunLengths:
             return left, 0, right + 1, height
         return left, int((starts % height).min()), right + 1, int((ends % height).max()) + 1
 
+    def pixels(self) -> np.ndarray:
+        """The mask of the whole image, (H, W) bool."""
+        inside = np.arange(len(self.counts)) % 2 == 1
+        return np.repeat(inside, self.counts).reshape(self.size[::-1]).T
+
     @cached_property
     def text(self) -> str:
         """The compressed form: from the fourth run on differences to the last but one, five bits in every letter."""

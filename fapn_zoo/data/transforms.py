@@ -19,6 +19,7 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211
 _RGB = np.linalg.inv(_YIQ)
 _LUMA = _YIQ[0]
 SLIVER = 0.01  # pixels: what is left of a box is nothing where it is thinner
+MOST_TRIES = 10  # windows that are drawn until no class fills one
 _kept = threading.local()
 
 
@@ -31,8 +32,12 @@ class TrainTransform:
     left-right, and its colours change. Only the part of the picture under the window is ever resized.
 
     Args:
-        crop_size: (height, width) of what comes out, pixels.
+        crop_size: (height, width) of what comes out, pixels; (0, 0): the whole resized picture.
         scale: smallest and largest resize factor; drawn evenly on the log scale.
+        short_sides: instead of `scale`, as in the official trainings: the short side becomes one of these, or less
+            where the long one would exceed `max_side` (0: any). A smaller picture then lies at the top left.
+        category_max: of ten windows the first is taken that shows two classes and none of them on this share or more
+            of the labelled pixels, else the last; 1 takes any, others need labels.
         flip: probability of the left-right flip.
         brightness, contrast, saturation: factor drawn from [1 - v, 1 + v]; 0 switches it off.
         hue: turn of the colour plane drawn from [-v, v], in full turns (0.05 = 18 degrees), at most 0.5. Saturation
@@ -59,15 +64,21 @@ class TrainTransform:
     rare_classes: tuple[int, ...] = ()
     rare_prob: float = 0.0
     needs: frozenset[str] = LABELS
+    short_sides: tuple[int, ...] = ()
+    max_side: int = 0
+    category_max: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("crop_size", "scale", "fill", "rare_classes"):
+        for name in ("crop_size", "scale", "fill", "rare_classes", "short_sides"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.crop_size) != 2 or min(self.crop_size) < 1:
-            raise ValueError(f"crop_size must be (height, width), both >= 1, not {self.crop_size!r}")
+        if len(self.crop_size) != 2 or (min(self.crop_size) < 1 and self.crop_size != (0, 0)):
+            raise ValueError(f"crop_size must be (height, width), both >= 1, or (0, 0), not {self.crop_size!r}")
+        if self.short_sides and min(self.short_sides) < 1:
+            raise ValueError(f"short_sides must be at least 1, not {self.short_sides!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ValueError(f"scale must be (smallest, largest) with 0 < smallest <= largest, not {self.scale!r}")
-        limits = {"flip": 1, "rare_prob": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}
+        shares = ("flip", "rare_prob", "category_max", "brightness", "contrast", "saturation")
+        limits = dict.fromkeys(shares, 1) | {"hue": 0.5}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name} must be in 0..{limit}, not {getattr(self, name)!r}")
@@ -94,8 +105,8 @@ class TrainTransform:
         if image.dtype != torch.uint8:
             image = image.float().clamp(0, 255)
         rng, size = np.random.default_rng(seed), sample.size
-        factor = math.exp(rng.uniform(*np.log(self.scale)))
-        resized = tuple(max(1, round(n * factor)) for n in size)
+        resized = self._resized(rng, size)
+        shape = tuple(crop or full for crop, full in zip(self.crop_size, resized, strict=True))
         window = self._window(rng, sample.labels, size, resized)
         mirror = rng.random() < self.flip
         colour = [1 + rng.uniform(-v, v) for v in (self.brightness, self.contrast, self.saturation)]
@@ -106,15 +117,16 @@ class TrainTransform:
         rows, cols = (_source_index(a, b, n, m) for a, b, n, m in zip((y0, x0), (y1, x1), size, resized, strict=True))
         pixels = _resize_part(image.numpy(), resized, (y0, y1, x0, x1))
         if mirror:
-            pixels, cols, left = pixels[..., ::-1], cols[::-1], self.crop_size[1] - left - len(cols)
+            pixels, cols = pixels[..., ::-1], cols[::-1]
+            left = 0 if self.short_sides else shape[1] - left - len(cols)
         inside = (slice(top, top + len(rows)), slice(left, left + len(cols)))
-        out = np.empty((len(image), *self.crop_size), np.float32)
-        if pixels.shape[1:] != self.crop_size:
+        out = np.empty((len(image), *shape), np.float32)
+        if pixels.shape[1:] != shape:
             out[:] = np.asarray(self.fill, np.float32)[:, None, None]
         _change_colour(pixels, colour, out[:, inside[0], inside[1]])
 
         def moved(values: np.ndarray, empty: int, dtype: type) -> np.ndarray:
-            shown = np.full(self.crop_size, empty, dtype)
+            shown = np.full(shape, empty, dtype)
             shown[inside] = values[rows[:, None], cols]
             return shown
 
@@ -131,16 +143,40 @@ class TrainTransform:
                 objects = dataclasses.replace(objects, given_boxes=boxes)
         return Sample(torch.from_numpy(out), sample.name, labels, objects)
 
+    def _resized(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, ...]:
+        if not self.short_sides:
+            factor = math.exp(rng.uniform(*np.log(self.scale)))
+            return tuple(max(1, round(n * factor)) for n in size)
+        factor = self.short_sides[rng.integers(len(self.short_sides))] / min(size)
+        factor = min(factor, self.max_side / max(size)) if self.max_side else factor
+        return tuple(max(1, int(n * factor + 0.5)) for n in size)  # halves up, as `predict` resizes
+
     def _window(
+        self, rng: np.random.Generator, labels: np.ndarray | None, size: tuple[int, int], resized: tuple[int, int]
+    ) -> list[tuple[int, int, int]]:
+        """Per axis: where the picture begins in the output, and the first and last of its resized pixels there."""
+        for _ in range(1 if self.category_max == 1 or labels is None else MOST_TRIES):
+            window = self._any_window(rng, labels, size, resized)
+            if self.category_max < 1 and labels is not None:
+                parts = zip(window, size, resized, strict=True)
+                rows, cols = (_source_index(*part[1:], old, new) for part, old, new in parts)
+                ids = labels[rows[:, None], cols]
+                counts = np.bincount(ids[ids != self.ignore_index])
+                if np.count_nonzero(counts) > 1 and counts.max() < self.category_max * counts.sum():
+                    break
+        return window
+
+    def _any_window(
         self, rng: np.random.Generator, labels: np.ndarray | None, size: tuple[int, int], resized: tuple[int, int]
     ) -> list[tuple[int, int, int]]:
         wanted = rng.random() < self.rare_prob
         centre = self._rare_pixel(rng, labels) if wanted and labels is not None else None
         parts = []
         for axis in (0, 1):
-            crop, full, draw = self.crop_size[axis], resized[axis], rng.random()
+            full, draw = resized[axis], rng.random()
+            crop = self.crop_size[axis] or full
             if full <= crop:
-                parts.append((int(draw * (crop - full + 1)), 0, full))
+                parts.append((0 if self.short_sides else int(draw * (crop - full + 1)), 0, full))
                 continue
             first = int(draw * (full - crop + 1))
             if centre is not None:  # the pixel lands anywhere in the window, as far as the picture's border allows

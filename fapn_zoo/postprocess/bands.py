@@ -76,6 +76,13 @@ def _resized_rows(rows: Rows, image_size: tuple[int, int], out_size: tuple[int, 
     return F.interpolate(band[None], size=(last - first, out_size[1]), mode="bilinear", align_corners=False)[0]
 
 
+def stretched_rows(maps: Tensor, width: int, size: tuple[int, int], first: int, last: int) -> Tensor:
+    """Rows `first`..`last` and columns 0..`width` of `maps` (C, h, w) resized bilinearly to `size`."""
+    if not len(maps):  # as below
+        return maps.new_empty(0, last - first, width)
+    return _resized_rows(lambda a, b: maps[:, a:b].float(), tuple(maps.shape[1:]), size, first, last)[..., :width]
+
+
 def enlarged_rows(maps: Tensor, width: int, factor: int, first: int, last: int) -> Tensor:
     """Rows `first`..`last` and columns 0..`width` of `maps` (C, h, w) enlarged bilinearly by `factor`.
 

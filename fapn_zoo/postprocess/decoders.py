@@ -13,10 +13,12 @@ from fapn_zoo.modules.heads.outputs import (
     InstanceOutput,
     MaskFormerOutput,
     Output,
+    PanopticFCNOutput,
     PanopticFPNOutput,
     PointRendOutput,
     SemanticOutput,
 )
+from fapn_zoo.postprocess import panoptic_fcn
 from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.boxes import boxed_instances, detections
@@ -51,6 +53,7 @@ DECODERS: dict[type, Mapping[str, Decoder]] = {
         "instance": instances_of_parts,
         "detection": detections_of_parts,
     },
+    PanopticFCNOutput: {"panoptic": panoptic_fcn.panoptic, "instance": panoptic_fcn.instances},
 }
 
 

@@ -7,7 +7,6 @@ of the official MaskFormer code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.postprocess.answers import Frame, Instances, Panoptic, Segment
-from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
+from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.cropped import HardMasks, Packed
-from fapn_zoo.postprocess.semantic import check_cover, class_probabilities
+from fapn_zoo.postprocess.semantic import check_cover, class_probabilities, mask_rows
 from fapn_zoo.zoo.spec import DataSpec
 
 
@@ -26,17 +25,18 @@ def panoptic(
     frame: Frame,
     data: DataSpec,
     *,
-    object_threshold: float = 0.8,
+    object_threshold: float | None = None,
     overlap_threshold: float = 0.8,
 ) -> Panoptic:
     """The panoptic map of one image, as in the MaskFormer paper (Cheng et al., NeurIPS 2021, section 3.4).
 
-    Queries whose best class is a real one with probability above `object_threshold` compete for every pixel by
-    class probability times mask probability. A query that wins less than `overlap_threshold` of the area of its own
-    mask (mask probability of at least 0.5) is dropped. Stuff queries of one class become one segment, whose score is
-    the mean of theirs, weighted by area. `data.things` are the classes whose objects are counted.
+    Queries whose best class is a real one with probability above `object_threshold` (None: the model's own) compete
+    for every pixel by class probability times mask probability. A query that wins less than `overlap_threshold` of the
+    area of its own mask (mask probability of at least 0.5) is dropped. Stuff queries of one class become one segment,
+    whose score is the mean of theirs, weighted by area. `data.things` are the classes whose objects are counted.
     """
     check_cover(output.mask_logits, output.stride, frame.inside)
+    object_threshold = output.object_threshold if object_threshold is None else object_threshold
     best, classes = class_probabilities(output, drop_no_object=False).max(dim=-1)
     num_classes = output.class_logits.shape[-1] - 1
     kept = torch.nonzero((classes != num_classes) & (best > object_threshold))[:, 0]
@@ -45,7 +45,7 @@ def panoptic(
     shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
     own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     if len(masks):
-        for first, last, band in _mask_bands(masks, frame, output.stride):
+        for first, last, band in _mask_bands(output, masks, frame):
             own_area += (band >= 0.5).sum(dim=(1, 2))
             shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
     queries = list(zip(classes[kept].tolist(), scores.tolist(), own_area.tolist(), strict=True))
@@ -75,7 +75,7 @@ def instances(
     queries = pairs // probabilities.shape[1]
     classes = pairs % probabilities.shape[1]
     chosen = queries.tolist()
-    found = {query: _hard_mask(output.mask_logits[0, query], frame, output.stride) for query in dict.fromkeys(chosen)}
+    found = {query: _hard_mask(output, query, frame) for query in dict.fromkeys(chosen)}
     scores = scores * scores.new_tensor([found[query].mean for query in chosen])
     areas = torch.tensor([found[query].area for query in chosen], device=scores.device)
     order = torch.argsort(scores, descending=True, stable=True)
@@ -87,10 +87,10 @@ def instances(
 
 
 def _mask_bands(
-    masks: Tensor, frame: Frame, stride: int, within: tuple[int, int] | None = None
+    output: MaskFormerOutput, masks: Tensor, frame: Frame, within: tuple[int, int] | None = None
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yields (first, last, mask probabilities (Q, rows, w)): masks are resized as logits, then squashed."""
-    rows = partial(enlarged_rows, masks, frame.inside[1], stride)
+    """Yields (first, last, probabilities (Q, rows, w)) of some masks, which are resized as logits, then squashed."""
+    rows = mask_rows(output, masks, frame.inside[1])
     source = Source(rows, max(len(masks), 1), frame.inside, masks.device)
     for first, last, logits in bands(source, frame.original, within=within):
         yield first, last, logits.sigmoid()
@@ -123,6 +123,18 @@ def _assemble(
     return Panoptic(ids, shares * (ids > 0), tuple(Segment(**segment) for segment in found))
 
 
+def rows_of(mask: Tensor, frame: Frame, stride: float) -> tuple[int, int]:
+    """The first and last rows of the answer that places (h, w) bool can reach, enlarged; (0, 0) where none is set."""
+    rows = torch.nonzero(mask.any(dim=1))[:, 0].tolist()
+    if not rows:
+        return 0, 0
+    # a row reaches no further than the middles of its neighbours; resizing looks one row further
+    scale = stride * frame.original[0] / frame.inside[0]
+    top, bottom = int((rows[0] - 1) * scale) - 2, int((rows[-1] + 2) * scale) + 3
+    top, bottom = max(top, 0), min(bottom, frame.original[0])
+    return top, max(bottom, top)
+
+
 class _HardMask(NamedTuple):
     """Where a probability exceeds 0.5: the pixels, how many they are, and the mean of it in there (0 for none)."""
 
@@ -131,18 +143,13 @@ class _HardMask(NamedTuple):
     mean: float
 
 
-def _hard_mask(mask: Tensor, frame: Frame, stride: int) -> _HardMask:
-    """Of the logits (h, w) of one mask. Only the rows are made in which it can be."""
-    rows = torch.nonzero((mask > 0).any(dim=1))[:, 0].tolist()
-    if not rows:
-        return _HardMask(Packed.of(mask[:0] > 0), 0, 0.0)
-    # a row of logits reaches no further than the middles of its neighbours; resizing looks one row further
-    scale = stride * frame.original[0] / frame.inside[0]
-    top, bottom = int((rows[0] - 1) * scale) - 2, int((rows[-1] + 2) * scale) + 3
-    top, bottom = max(top, 0), min(bottom, frame.original[0])
+def _hard_mask(output: MaskFormerOutput, query: int, frame: Frame) -> _HardMask:
+    """Of one image's query. Only the rows are made in which it can be."""
+    mask = output.mask_logits[0, query]
+    top, bottom = rows_of(mask > 0, frame, output.covers[0] / len(mask))
     exact = torch.float32 if mask.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     inside, parts = torch.zeros((), dtype=exact, device=mask.device), []
-    for _, _, (band,) in _mask_bands(mask[None], frame, stride, (top, max(bottom, top))):
+    for _, _, (band,) in _mask_bands(output, mask[None], frame, (top, bottom)):
         parts.append(band > 0.5)
         inside += (band * parts[-1]).sum(dtype=exact)
     pixels = torch.cat(parts) if parts else mask[:0] > 0

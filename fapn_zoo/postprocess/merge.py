@@ -56,7 +56,7 @@ def merge(
         mask = crop.numpy()
         part = ids[y : y + mask.shape[0], x : x + mask.shape[1]]
         free = mask & (part == 0)
-        own, area = np.count_nonzero(mask), np.count_nonzero(free)
+        own, area = int(np.count_nonzero(mask)), int(np.count_nonzero(free))
         if area and own - area <= overlap_threshold * own:
             segments.append(Segment(len(segments) + 1, classes[m], True, scores[m], area))
             np.copyto(part, len(segments), where=free)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.postprocess.answers import ClassMap
-from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
+from fapn_zoo.postprocess.bands import Rows, Source, bands, enlarged_rows, stretched_rows
 from fapn_zoo.postprocess.best_class import best_of_logits, best_of_masks, usable
 from fapn_zoo.runtime.precision import autocast
 
@@ -39,13 +39,23 @@ def masks_source(output: MaskFormerOutput, size: tuple[int, int]) -> Source:
     maps, stride, weights = output.mask_logits[0], output.stride, class_probabilities(output)
     check_cover(maps, stride, size)
 
+    enlarged = mask_rows(output, maps, size[1])
+
     def rows(first: int, last: int) -> Tensor:
-        masks = enlarged_rows(maps, size[1], stride, first, last).sigmoid_()
+        masks = enlarged(first, last).sigmoid_()
         with autocast(maps.device, "no"):
             return torch.einsum("qk,qhw->khw", weights, masks)
 
-    best = partial(best_of_masks, maps, weights, size, stride) if usable(maps) else None
+    whole = output.covers == (maps.shape[-2] * stride, maps.shape[-1] * stride)
+    best = partial(best_of_masks, maps, weights, size, stride) if whole and usable(maps) else None
     return Source(rows, sum(weights.shape), size, maps.device, best)
+
+
+def mask_rows(output: MaskFormerOutput, maps: Tensor, width: int) -> Rows:
+    """Rows of some of the output's masks (Q, h, w) over the network input, without the columns from `width` on."""
+    if output.covers == tuple(side * output.stride for side in maps.shape[-2:]):
+        return partial(enlarged_rows, maps, width, output.stride)
+    return partial(stretched_rows, maps, width, output.covers)
 
 
 def class_probabilities(output: MaskFormerOutput, drop_no_object: bool = True) -> Tensor:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,12 +16,13 @@ from torch import nn
 
 from fapn_zoo.data.images import folder_images
 from fapn_zoo.data.listing import Unused, told
-from fapn_zoo.predict.predict import predict_each
+from fapn_zoo.predict.predict import named, predict_each
 from fapn_zoo.predict.run import device_and_type
 from fapn_zoo.runtime.files import json_text, make_folder, short_name, write_whole
 from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks import task_for
+from fapn_zoo.tasks.coco import CocoFile, is_url
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import Result
 
@@ -35,6 +37,7 @@ def predict_files(
     tile: int | tuple[int, int] | None = None,
     progress: bool = True,
     *,
+    coco: str | Path | None = None,
     batch_size: int = 1,
     amp: str = "auto",
     **options: Any,
@@ -45,12 +48,14 @@ def predict_files(
         model, task, tile, batch_size, amp, and options (overlap, white_level, exif): see `fapn_zoo.predict.predict`.
         paths: image files, folders of images (not searched deeper) and http(s) URLs, mixed; each path is done once.
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
+        coco: a .json file for all objects in COCO's form, see `fapn_zoo.tasks.coco.CocoFile`; of panoptic results also
+            a folder of its name beside it, with a PNG file per image.
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
-        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; `segments`, not of semantic; `labels`
-        and `classes`, name -> share of the image, not of detection), `failed` (`input` and `error` of what cannot be
-        read) and `skipped` (`input` and `reason` of what else lies in the folders); stderr names both.
+        `seconds`, `images` (of each `input`, `overlay`, `size` [H, W], `seconds`; `segments` and `counts` of objects by
+        name, not of semantic; `labels` and `classes`, name -> share of the image, not of detection), `failed` (`input`
+        and `error` of what cannot be read) and `skipped` (`input` and `reason` of what else lies in the folders).
 
     Raises:
         ImageError: for a folder without images, before anything is done. OSError: `out_dir` cannot be made.
@@ -59,33 +64,60 @@ def predict_files(
     task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
+    annotations = CocoFile(coco, inputs, stems, out_dir) if coco is not None else None
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
-    started = before = time.perf_counter()
-
-    def on_error(index: int, error: Exception) -> None:
-        nonlocal before
-        before = time.perf_counter()
-        summary["failed"].append({"input": str(inputs[index]), "error": str(error)})
-        shown.write(f"error: {error}", file=sys.stderr)
-        shown.update()
-
-    stream = predict_each(model, inputs, task, tile, batch_size=batch_size, amp=amp, on_error=on_error, **options)
+    run = _Run(inputs, stems, out_dir, annotations, summary)
+    options |= {"batch_size": batch_size, "amp": amp, "on_error": run.failed}
+    stream = predict_each(model, inputs, task, tile, **options)
     make_folder(out_dir)
+    started = run.before = time.perf_counter()
     try:
-        with bar(progress, total=len(inputs), unit="image") as shown:
+        with bar(progress, total=len(inputs), unit="image") as run.shown:
             for index, result in stream:
-                entry = {"input": str(inputs[index]), **_write_pictures(result, out_dir, stems[index])}
-                summary["images"].append(entry | {"seconds": round(time.perf_counter() - before, 4)})
-                before = time.perf_counter()
-                shown.update()
+                run.done(index, result)
+        if annotations is not None:
+            annotations.write(model.spec.name, named(model))
         summary["complete"] = True
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 4)
-        text = json_text(summary, out_dir / SUMMARY, indent=2, ensure_ascii=False) + "\n"
-        # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
-        write_whole(out_dir / SUMMARY, lambda file: file.write(text.encode(errors="backslashreplace")))
+        _write_summary(summary, out_dir / SUMMARY)
     return summary
+
+
+@dataclass
+class _Run:
+    """What becomes of the images one by one: files of results, and entries of the summary."""
+
+    inputs: list[str | Path]
+    stems: list[str]
+    out_dir: Path
+    annotations: CocoFile | None
+    summary: dict[str, Any]
+    shown: Any = None  # the bar
+    before: float = 0.0  # when the image before was done
+
+    def done(self, index: int, result: Result) -> None:
+        entry = {"input": str(self.inputs[index]), **_write_pictures(result, self.out_dir, self.stems[index])}
+        if self.annotations is not None:
+            self.annotations.add(index, result)
+        self.summary["images"].append(entry | {"seconds": round(time.perf_counter() - self.before, 4)})
+        self._next()
+
+    def failed(self, index: int, error: Exception) -> None:
+        self.summary["failed"].append({"input": str(self.inputs[index]), "error": str(error)})
+        self.shown.write(f"error: {error}", file=sys.stderr)
+        self._next()
+
+    def _next(self) -> None:
+        self.before = time.perf_counter()
+        self.shown.update()
+
+
+def _write_summary(summary: dict[str, Any], path: Path) -> None:
+    text = json_text(summary, path, indent=2, ensure_ascii=False) + "\n"
+    # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> tuple[list[str | Path], list[Unused]]:
@@ -101,7 +133,7 @@ def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> tup
     found: dict[str, str | Path] = {}
     skipped: dict[str, Unused] = {}
     for path in paths:
-        if _is_url(path):
+        if is_url(path):
             found.setdefault(str(path), path)
             continue
         path, files = Path(path), [Path(path)]
@@ -113,7 +145,7 @@ def expand_paths(paths: str | Path | Iterable[str | Path], out_dir: Path) -> tup
             skipped |= {_place(one.path): one for one in unused}
         for file in files:
             found.setdefault(_place(file), file)
-    given = {_place(Path(path)) for path in paths if not _is_url(path)}  # a subfolder that is given too is read
+    given = {_place(Path(path)) for path in paths if not is_url(path)}  # a subfolder that is given too is read
     return list(found.values()), [one for place, one in skipped.items() if place not in given | found.keys()]
 
 
@@ -136,12 +168,12 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
     Names are compared without case, as some file systems do, and an output never falls on an input. Names that would
     be too long for a file are cut.
     """
-    files = [Path(path) for path in inputs if not _is_url(path)]
+    files = [Path(path) for path in inputs if not is_url(path)]
     real, own = map(os.path.realpath, files), (os.path.join(os.path.realpath(f.parent), f.name) for f in files)
     taken = {path.casefold() for path in (*real, *own)}
     stems = []
     for path in inputs:
-        file = Path(unquote(urlsplit(str(path)).path) if _is_url(path) else path)
+        file = Path(unquote(urlsplit(str(path)).path) if is_url(path) else path)
         stem = short_name(file.stem) or "image"
         parent = os.path.basename(os.path.dirname(os.path.abspath(file)))
         numbered = (f"{stem}_{number}" for number in itertools.count(2))
@@ -154,10 +186,6 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
     return stems
 
 
-def _is_url(path: str | Path) -> bool:
-    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
-
-
 def _file_names(stem: str) -> tuple[str, str]:
     return f"{stem}_overlay.png", f"{stem}_labels.png"
 
@@ -166,8 +194,8 @@ def _write_pictures(result: Result, out_dir: Path, stem: str) -> dict[str, Any]:
     overlay, labels = _file_names(stem)
     save_image(result.overlay(), out_dir / overlay)
     facts = result.to_dict()
+    objects = ("counts", "segments") if result.has_objects else ()
     if result.labels is None:
-        return {"overlay": overlay, "size": facts["size"], "segments": facts["segments"]}
+        return {"overlay": overlay, **{key: facts[key] for key in ("size", *objects)}}
     save_image(result.label_image(), out_dir / labels)
-    kept = ("size", "classes") if result.segment_map is None else ("size", "classes", "segments")
-    return {"overlay": overlay, "labels": labels, **{key: facts[key] for key in kept}}
+    return {"overlay": overlay, "labels": labels, **{key: facts[key] for key in ("size", "classes", *objects)}}

@@ -61,17 +61,18 @@ def network_input(
     dtype: torch.dtype,
     memory_format: torch.memory_format | None = None,
     training: bool = False,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     """Images (C, H, W) -> normalised batch (N, C, H', W'), zero-padded at the bottom and right.
 
-    H' and W' are the largest padded sizes of them. On a CPU the batch is channels-last where no `memory_format` is
-    named, and so will be all maps that are made of it: oneDNN's layout. Trainings have always multiplied by 1 / std
-    where predictions divide by std; they still do, so that a recipe and its seed give the bytes that they gave.
+    H' and W' are `size`, or the largest padded sizes of them. On a CPU the batch is channels-last where no
+    `memory_format` is named, and so will be all maps that are made of it: oneDNN's layout. Trainings have always
+    multiplied by 1 / std where predictions divide by std; they still do, so that a recipe gives the bytes that it gave.
     """
     float32 = {"device": device, "dtype": torch.float32}
     mean, std = (torch.tensor(values, **float32).view(-1, 1, 1) for values in (data.mean, data.std))
     sizes = [padded_size(data, image.shape[1:]) for image in pixels]
-    height, width = (max(side) for side in zip(*sizes, strict=True))
+    height, width = size or (max(side) for side in zip(*sizes, strict=True))
     batch = torch.zeros(len(pixels), len(mean), height, width, **float32)
     for row, image in zip(batch, pixels, strict=True):
         image = image.to(device)

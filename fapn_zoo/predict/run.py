@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import Output
+from fapn_zoo.modules.heads.outputs import Output, covering
 from fapn_zoo.postprocess.answers import Frame
 from fapn_zoo.postprocess.bands import Source, band_height, bands
 from fapn_zoo.postprocess.decoders import decode, score_source, semantic_scores
@@ -90,7 +90,7 @@ class ModelNetwork:
             place = next((n for n in range(len(pixels)) if faults(named_tensors(output.image(n)))), 0)
             reason = f" is not finite ({told(found)}); {self._reason(dtype)}"
             raise NotFiniteOutput(f"{name}: the output for ", reason, place)
-        return output
+        return covering(output, tuple(x.shape[-2:]))
 
     def _reason(self, dtype: torch.dtype) -> str:
         if found := faults(self.model.state_dict().items()):

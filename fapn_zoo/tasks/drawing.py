@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +14,19 @@ from fapn_zoo.tasks import fonts
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LEGEND_ROWS = 12
-MOST_TEXTS = 40  # beside boxes
+MOST_TEXTS = 40  # beside objects, and ...
+TEXT_SHARE = 0.15  # ... at most this share of the picture
+HIDDEN = 0.25  # of the box of an object, at most, by one text
 
 
 def overlay(
-    image: np.ndarray, ids: np.ndarray, colours: np.ndarray, shown: np.ndarray, alpha: float, boundaries: bool
+    image: np.ndarray,
+    ids: np.ndarray,
+    colours: np.ndarray,
+    shown: np.ndarray,
+    alpha: float,
+    boundaries: bool,
+    thickest: np.ndarray | None = None,
 ) -> Image.Image:
     """An image with a map laid over it.
 
@@ -26,7 +35,7 @@ def overlay(
         ids: (H, W) values below V.
         colours: (V, 3) uint8, of each value. shown: (V,) bool, whether it is drawn at all.
         alpha: 0 shows the image only, 1 the colours only; ValueError outside.
-        boundaries: draw a thin line between values.
+        boundaries: draw a thin line between values. thickest: (V,) of it in pixels, on either side of each value.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}; expected 0..1")
@@ -35,17 +44,22 @@ def overlay(
     mixed += colours[ids].astype(np.uint16) * weight
     picture = np.where(shown[ids][:, :, None], mixed >> 8, image).astype(np.uint8)
     if boundaries:
-        line = _boundaries(ids, thickness=max(1, round(min(ids.shape) / 700)))
+        line = _boundaries(ids, max(1, round(min(ids.shape) / 700)), thickest)
         dark = colours.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
         picture[line] = np.where(dark, colours // 2 + 127, colours // 2)[ids[line]]
     return Image.fromarray(picture)
 
 
-def _boundaries(ids: np.ndarray, thickness: int) -> np.ndarray:
+def _boundaries(ids: np.ndarray, thickness: int, thickest: np.ndarray | None) -> np.ndarray:
     """(H, W) bool: within `thickness` pixels left of or above another value, so a line is drawn once."""
     line = np.zeros(ids.shape, bool)
-    line[:, :-thickness] |= ids[:, :-thickness] != ids[:, thickness:]
-    line[:-thickness] |= ids[:-thickness] != ids[thickness:]
+    limits = None if thickest is None else thickest[ids]
+    for step in [thickness] if limits is None else range(1, thickness + 1):
+        for inside, beyond in (np.s_[:, :-step], np.s_[:, step:]), (np.s_[:-step], np.s_[step:]):
+            differs = ids[inside] != ids[beyond]
+            if limits is not None:
+                differs &= np.minimum(limits[inside], limits[beyond]) >= step
+            line[inside] |= differs
     return line
 
 
@@ -68,12 +82,27 @@ def draw_legend(picture: Image.Image, shares: Mapping[str, float], colours: Mapp
     picture.paste(panel.convert("RGB"), (0, 0), panel.getchannel("A"))
 
 
-def boxed(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: Sequence[Sequence[int]]) -> Image.Image:
-    """An image with boxes drawn on it, the first on top, and texts beside them.
+def object_colours(classes: Sequence[int], palette: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """A colour (RGB) per object: the first of a class has the class's, the others differ in hue and brightness.
 
-    Lines are thin, and thinner on small objects. A text stands above its box, or below it where there is no room, so
-    that it does not hide the object. It is left out where another one stands already, and there are at most
-    `MOST_TEXTS`: the first ones count most.
+    The fewer classes there are, the further hues may wander without being taken for another class.
+    """
+    spread, seen, found = 1 / max(len(palette), 1), {}, []
+    for category in classes:
+        step = seen[category] = seen.get(category, -1) + 1
+        hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in palette[category]))
+        if step:
+            hue = (hue + spread * ((step * 0.618034) % 1 - 0.5)) % 1
+            saturation = max(saturation, 0.5) if spread > 0.3 else saturation
+        shade = (1.0, 0.7, 0.85, 0.55)[step % 4]
+        found.append(tuple(round(255 * shade * c) for c in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return found
+
+
+def boxed(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: Sequence[Sequence[int]]) -> Image.Image:
+    """An image with boxes drawn on it, the first on top, and texts beside them, see `write_texts`.
+
+    Lines are thin, and thinner on small objects.
 
     Args:
         image: (H, W, 3) uint8.
@@ -86,22 +115,60 @@ def boxed(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: S
     for (x1, y1, x2, y2), colour in reversed(list(zip(corners, colours, strict=True))):
         width = min(line, 1 + min(x2 - x1, y2 - y1) // 32)
         draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=tuple(colour), width=width)
-    size = max(10, min(picture.size) // 45)
-    height, taken = round(1.35 * size), []
-    for (x1, y1, _, y2), text, colour in zip(corners, texts, colours, strict=True):
-        if len(taken) == MOST_TEXTS:
-            break
+    write_texts(picture, boxes, texts, colours)
+    return picture
+
+
+def write_texts(
+    picture: Image.Image, boxes: np.ndarray, texts: Sequence[str], colours: Sequence[Sequence[int]]
+) -> list[tuple[int, int, int, int]]:
+    """Writes a text beside each object, the first ones first, and returns the places x1, y1, x2, y2 of those drawn.
+
+    A text stands above its box, else below or beside it, or at the upper edge of a large one, where it hides little of
+    any object and no other text. There are at most `MOST_TEXTS`, and as many as fill `TEXT_SHARE` of the picture.
+    """
+    draw, size = ImageDraw.Draw(picture), max(10, min(picture.size) // 45)
+    height, taken, room = round(1.35 * size), [], TEXT_SHARE * picture.width * picture.height
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    for box, text, colour in zip(corners.round().astype(int).tolist(), texts, colours, strict=True):
+        if not text:
+            continue
         width = round(fonts.length(text, size)) + size // 2
-        left = max(0, min(x1, picture.width - width))
-        top = y1 - height if y1 >= height else y2
-        place = (left, top, left + width, top + height)
-        if top + height > picture.height or any(_meet(place, other) for other in taken):
+        if len(taken) == MOST_TEXTS or (taken and (len(taken) + 1) * width * height > room):
+            break
+        place = _free_place(box, width, height, picture.size, corners, taken)
+        if place is None:
             continue
         taken.append(place)
         draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=tuple(colour))
         light = sum(c * share for c, share in zip(colour, (0.3, 0.59, 0.11), strict=True)) > 140
-        fonts.write(draw, (left + size // 4, top), text, "black" if light else "white", size)
-    return picture
+        fonts.write(draw, (place[0] + size // 4, place[1]), text, "black" if light else "white", size)
+    return taken
+
+
+def _free_place(
+    box: Sequence[int],
+    width: int,
+    height: int,
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    taken: Sequence[Sequence[int]],
+) -> tuple[int, int, int, int] | None:
+    """Where a text of this width and height hides least of all boxes; None where it would hide too much."""
+    x1, y1, x2, y2 = box
+    corners = [(x, y) for y in (y1 - height, y2) for x in (x1, x2 - width)]  # above, below
+    best, least = None, HIDDEN if taken else np.inf  # there is one text at least
+    for x, y in [*corners, (x2, y1), (x1 - width, y1), (x1, y1)]:
+        x = max(0, min(x, size[0] - width))
+        place = (x, y, x + width, y + height)
+        if y < 0 or y + height > size[1] or any(_meet(place, other) for other in taken):
+            continue
+        sides = np.minimum(boxes[:, 2:], place[2:]) - np.maximum(boxes[:, :2], place[:2])
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).clip(min=1)
+        hidden = float((sides.clip(min=0).prod(axis=1) / areas).max(initial=0))
+        if hidden < least:
+            best, least = place, hidden
+    return best
 
 
 def _meet(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -17,8 +17,10 @@ from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.postprocess.answers import Segment
 from fapn_zoo.postprocess.cropped import Masks, pasted
 from fapn_zoo.runtime.files import make_folder
-from fapn_zoo.tasks import drawing, fonts
+from fapn_zoo.tasks import coco, drawing, fonts
 from fapn_zoo.zoo.spec import DataSpec
+
+WIDTHS_TO_CORNERS = ((1, 0, 1, 0), (0, 1, 0, 1), (0, 0, 1, 0), (0, 0, 0, 1))  # x, y, width, height -> x1, y1, x2, y2
 
 
 @dataclass(eq=False, repr=False)
@@ -46,6 +48,7 @@ class Result:
         cropped: the masks of instances, in the order of `segments`, none of them as large as the image; else None.
         boxes: (M, 4) float32 x1, y1, x2, y2 in pixels, in the order of `segments`, where the model finds boxes; else
             None.
+        category_ids: the COCO id of every class, for `to_coco`; empty where it is the class id plus 1.
     """
 
     image: np.ndarray
@@ -60,6 +63,7 @@ class Result:
     segment_map: np.ndarray | None = None
     cropped: Masks | None = None
     boxes: np.ndarray | None = None
+    category_ids: tuple[int, ...] = ()
 
     @property
     def masks(self) -> np.ndarray | None:
@@ -69,15 +73,26 @@ class Result:
         """
         return None if self.cropped is None else pasted(self.cropped).numpy()
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether objects of one class are told apart."""
+        return self.labels is None or self.segment_map is not None
+
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
-        if self.labels is None:
-            counts = Counter(segment["name"] for segment in self.segments).most_common(4)
-            top, count = ", ".join(f"{number} {name}" for name, number in counts), f", {len(self.segments)} boxes"
-            return f"Result({self.name!r}, {width}x{height} pixels, {self.task}{count}: {top or 'nothing found'})"
-        top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.class_shares().items())[:4])
-        count = "" if self.segment_map is None else f", {len(self.segments)} segments"
+        if self.labels is None or self.cropped is not None:
+            top = ", ".join(f"{number} {name}" for name, number in list(self.class_counts().items())[:4])
+            count = f", {len(self.segments)} object{'' if len(self.segments) == 1 else 's'}"
+        else:
+            top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.class_shares().items())[:4])
+            count = "" if self.segment_map is None else f", {len(self.segments)} segments"
         return f"Result({self.name!r}, {width}x{height} pixels, {self.task}{count}: {top or 'nothing found'})"
+
+    def class_counts(self) -> dict[str, int]:
+        """Objects per class, most first; none where `has_objects` is False."""
+        objects = [s["category_id"] for s in self.segments if s["isthing"]] if self.has_objects else []
+        found = sorted(Counter(objects).items(), key=lambda item: (-item[1], item[0]))
+        return dict(zip(self._unlike_names([i for i, _ in found]), (count for _, count in found), strict=True))
 
     def class_shares(self) -> dict[str, float]:
         """Share of the image per class present, largest first; together 1 less the share without a class.
@@ -91,29 +106,84 @@ class Result:
         void = None if self.segment_map is None else self.ignore_index
         ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and i != void]
         ids.sort(key=lambda i: (-counts[i], i))
-        shares: dict[str, float] = {}
+        return {name: float(counts[i]) / self.labels.size for name, i in zip(self._unlike_names(ids), ids, strict=True)}
+
+    def _unlike_names(self, ids: Sequence[int]) -> list[str]:
+        """The names of classes, with the id where one has occurred already."""
+        names: dict[str, None] = {}
         for i in ids:
-            name = self.names[i] if self.names[i] not in shares else f"{self.names[i]} ({i})"
-            shares[name] = float(counts[i]) / self.labels.size
-        return shares
+            names[self.names[i] if self.names[i] not in names else f"{self.names[i]} ({i})"] = None
+        return list(names)
+
+    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+        """Entries of COCO's json of results, one per segment: what pycocotools' `loadRes` takes.
+
+        Each has `image_id`, `category_id` (of `category_ids`), `bbox` [x, y, width, height] in pixels, `score`, and
+        where there are masks `segmentation`: run lengths in COCO's compressed form, as text. They are made of cropped
+        masks, none as large as the image. Semantic and panoptic results have an entry per class and per segment.
+        """
+        return coco.detections(self, image_id)
+
+    def to_coco_panoptic(self) -> tuple[Image.Image, list[dict[str, Any]]]:
+        """COCO's panoptic form: an RGB picture, and `segments_info`.
+
+        A pixel's segment is red + 256 green + 65536 blue, 0 for none. The dicts have `id`, `category_id` (of
+        `category_ids`), `isthing`, `iscrowd` (0), `area`, `bbox` and `score`. ValueError for results of other tasks.
+        """
+        return coco.panoptic(self)
+
+    def to_supervision(self) -> Any:
+        """The segments as `supervision.Detections`, with class names in `data["class_name"]`.
+
+        Masks are a `CompactMask` where the installed version has it (0.28 or so), else (M, H, W) bool. ValueError where
+        `supervision` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            hint = "install it with: pip install supervision"
+            raise ValueError(f"to_supervision needs supervision ({error}); {hint}") from None
+        found, size = coco.segment_masks(self), self.image.shape[:2]
+        around = np.array([mask.box for mask in found or ()], np.float32).reshape(-1, 4)
+        masks = None
+        if found and hasattr(supervision, "CompactMask"):
+            last = np.maximum(around - [0, 0, 1, 1], 0)  # there the right and lower edge are inside
+            masks = supervision.CompactMask.from_coco_rle([mask.to_coco() for mask in found], last, size)
+        elif found is not None:
+            masks = np.stack([mask.pixels() for mask in found]) if found else np.zeros((0, *size), bool)
+        classes = np.array([segment["category_id"] for segment in self.segments], int)
+        return supervision.Detections(
+            xyxy=around if self.boxes is None else self.boxes,
+            mask=masks,
+            confidence=np.array([segment["score"] for segment in self.segments], np.float32),
+            class_id=classes,
+            data={"class_name": np.array([self.names[i] for i in classes], str)},
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """A summary for JSON: name, task, size [H, W], class shares (six decimals) and segments, without any map."""
+        """A summary for JSON: name, task, size [H, W], class shares (six decimals), objects per class, and segments.
+
+        There is no map in it.
+        """
         return {
             "name": self.name,
             "task": self.task,
             "size": [int(side) for side in self.image.shape[:2]],
             "classes": {name: round(share, 6) for name, share in self.class_shares().items()},
+            "counts": self.class_counts(),
             "segments": [dict(segment) for segment in self.segments],
         }
 
-    def overlay(self, alpha: float = 0.5, boundaries: bool = True, legend: bool = False) -> Image.Image:
+    def overlay(
+        self, alpha: float = 0.5, boundaries: bool = True, legend: bool = False, texts: bool = True
+    ) -> Image.Image:
         """The image with the classes laid over it in their colours; of detections the boxes, whatever the arguments.
 
         Args:
             alpha: 0 shows the image only, 1 the colours only.
             boundaries: draw a thin line between classes (between segments, where the task has them).
             legend: list the largest classes in the upper left corner.
+            texts: class and score beside objects, of so many as there is room for.
 
         Returns:
             An RGB image of the input's size. Pixels without a class keep the image.
@@ -121,13 +191,22 @@ class Result:
         Raises:
             ValueError: if alpha is outside 0..1.
         """
+        named = [s for s in self.segments if s["isthing"]] if self.has_objects and texts else []
+        names = fonts.class_names(self.names)
+        words = [f"{names[s['category_id']]} {s['score']:.0%}" for s in named]
         if self.labels is None:
-            names = fonts.class_names(self.names)
-            texts = [f"{names[s['category_id']]} {s['score']:.0%}" for s in self.segments]
-            colours = [self.palette[s["category_id"]] for s in self.segments]
-            return drawing.boxed(self.image, self.boxes, texts, colours)
-        ids = self.labels if self.segment_map is None else self.segment_map
-        picture = drawing.overlay(self.image, ids, *self._colours(), alpha, boundaries)
+            colours = drawing.object_colours([s["category_id"] for s in self.segments], self.palette)
+            return drawing.boxed(self.image, self.boxes, words if texts else [""] * len(colours), colours)
+        ids, table = (self.labels if self.segment_map is None else self.segment_map), self._colours()
+        thickest = None
+        if self.has_objects:
+            thickest = np.full(len(table[1]), 2**15)
+            for segment in self.segments:
+                thickest[segment["id"]] = 1 + min(segment["bbox"][2:]) // 24
+        picture = drawing.overlay(self.image, ids, *table, alpha, boundaries, thickest)
+        if named:
+            corners = np.array([s["bbox"] for s in named], np.float64) @ np.array(WIDTHS_TO_CORNERS)
+            drawing.write_texts(picture, corners, words, [tuple(map(int, table[0][s["id"]])) for s in named])
         if legend:
             names = dict(zip(self.names, fonts.class_names(self.names), strict=True))
             shares = {names.get(name, name): share for name, share in self.class_shares().items()}
@@ -191,11 +270,9 @@ class Result:
             table[: len(palette)] = palette
             return table, np.arange(size) < len(palette)
         table = np.zeros((max((s["id"] for s in self.segments), default=0) + 1, 3), np.uint8)
-        seen: dict[int, int] = {}
-        for segment in self.segments:  # objects of one class differ in brightness
-            category = segment["category_id"]
-            step = seen[category] = seen.get(category, -1) + 1
-            table[segment["id"]] = palette[category] * (1.0, 0.7, 0.85, 0.55)[step % 4]
+        colours = drawing.object_colours([s["category_id"] for s in self.segments], self.palette)
+        for segment, colour in zip(self.segments, colours, strict=True):
+            table[segment["id"]] = colour
         return table, np.arange(len(table)) > 0
 
 
@@ -243,6 +320,7 @@ def blank_result(image: LoadedImage, data: DataSpec, task: str, *, maps: bool = 
         ignore_index=data.ignore_index,
         name=image.name,
         task=task,
+        category_ids=data.category_ids,
     )
 
 

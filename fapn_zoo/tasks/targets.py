@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fapn_zoo.data.labels import LabelMap
@@ -40,6 +41,14 @@ class Batch(NamedTuple):
         """The same on another device."""
         images, sizes = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.sizes))
         return self._replace(images=images, sizes=sizes, targets=self.targets.to(device))
+
+    def padded(self, height: int, width: int) -> Batch:
+        """Grown at the bottom and right to (height, width)."""
+        if (height, width) == tuple(self.images.shape[-2:]):
+            return self
+        right, bottom = width - self.images.shape[-1], height - self.images.shape[-2]
+        images = F.pad(self.images, (0, right, 0, bottom))
+        return self._replace(images=images, targets=self.targets.padded(height, width))
 
     def pixels(self) -> list[Tensor]:
         """Every image (C, h, w) without what it lies in, as `network_input` takes them."""

@@ -33,7 +33,8 @@ def check_gradient(step: int, norm: Tensor | float | None, settings: Settings) -
 
 def diverged(step: int, what: str, s: Settings) -> NotFinite:
     """The error of a run that has lost its numbers at a step, with the settings that could help."""
-    clip = f"a clip_norm below {s.clip_norm:g}" if s.clip_norm else "clip_norm=1 (it is 0: gradients are not clipped)"
+    limit = f"a clip_norm below {s.clip_norm:g}" if s.clip_norm else f"a clip_value below {s.clip_value:g}"
+    clip = limit if s.clip_norm or s.clip_value else "clip_norm=1 (it is 0: gradients are not clipped)"
     ways = [f"an lr below {s.lr:g}", clip]
     if s.amp in ("bf16", "fp16") or (s.amp == "auto" and torch.cuda.is_available()):
         ways.append(f"amp=no instead of {s.amp}")

@@ -173,6 +173,10 @@ class Run:
         torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
         size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
+        if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
+            largest = torch.tensor(batch.images.shape[-2:], device=batch.images.device)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            batch = batch.padded(*largest.tolist())
         batch.targets.seeds = self._seeds(len(batch.names)).to(self.accelerator.device)
         parts = list(batch.parts(size))
         losses, stopping = self._everywhere(self._backward(parts, self._totals(parts)), stop)
@@ -205,7 +209,8 @@ class Run:
 
     def _losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         device, data = self.accelerator.device, self.plain.data
-        images = network_input(data, part.pixels(), device, torch.float32, self.memory_format, training=True)
+        options = {"memory_format": self.memory_format, "training": True, "size": part.images.shape[-2:]}
+        images = network_input(data, part.pixels(), device, torch.float32, **options)
         try:
             return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
         except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's
@@ -224,11 +229,12 @@ class Run:
     def _descend(self) -> float:
         """The step of the optimizer and of the averaged weights; returns the learning rate."""
         s = self.settings
+        if s.clip_value:
+            self.accelerator.clip_grad_value_(self.trainable, s.clip_value)
         norm = self.accelerator.clip_grad_norm_(self.trainable, s.clip_norm) if s.clip_norm else None
         # In fp16 the scaler leaves out steps whose gradients overflow, and goes on with smaller ones.
         check_gradient(self.step, None if self.accelerator.scaler else norm, s)
-        factor = learning_rate_factor(self.step, s.steps, s.poly_power, s.warmup_steps)
-        rate = set_learning_rate(self.optimizer, factor)
+        rate = set_learning_rate(self.optimizer, learning_rate_factor(self.step, s))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fapn_zoo.train.settings import Settings
 
 # Parameters that hold positions or queries, whatever module keeps them: decay would pull them to one place.
 NO_DECAY_NAMES = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed", "query_embed", "query_feat")
@@ -66,15 +69,26 @@ def build_optimizer(groups: list[dict[str, Any]], name: str, momentum: float = 0
     raise ValueError(f"optimizer must be adamw or sgd, got {name!r}")
 
 
-def learning_rate_factor(step: int, steps: int, power: float = 0.9, warmup_steps: int = 0) -> float:
-    """What `lr` is multiplied with at a step: polynomial decay to 0 at `steps`, times a linear warm-up.
+def learning_rate_factor(step: int, s: Settings) -> float:
+    """What `lr` is multiplied with at a step: the schedule of the settings, times a linear warm-up.
+
+    `poly` falls to 0 at `steps` as `(1 - step / steps) ** poly_power`, `cosine` as half a cosine; `steps` multiplies by
+    `lr_gamma` from each of `lr_steps` on, a share of `steps` where it is below 1. The warm-up's first factor is
+    `warmup_factor` (0: 1 / warmup_steps), and from step `warmup_steps` on it is 1 (0: one step earlier).
 
     Args:
         step: 0 for the first update.
-        warmup_steps: the factor rises linearly over this many updates, the first of which is 1 / warmup_steps.
     """
-    factor = (1 - min(step, steps) / max(steps, 1)) ** power
-    return factor * min(1.0, (step + 1) / warmup_steps) if warmup_steps else factor
+    done = min(step / max(s.steps, 1), 1.0)
+    if s.schedule == "steps":
+        factor = s.lr_gamma ** sum(step >= round(at if at >= 1 else at * s.steps) for at in s.lr_steps)
+    else:
+        factor = (1 - done) ** s.poly_power if s.schedule == "poly" else (1 + math.cos(math.pi * done)) / 2
+    if step >= s.warmup_steps:
+        return factor
+    if not s.warmup_factor:
+        return factor * (step + 1) / s.warmup_steps
+    return factor * (s.warmup_factor + (1 - s.warmup_factor) * step / s.warmup_steps)
 
 
 def set_learning_rate(optimizer: Any, factor: float) -> float:

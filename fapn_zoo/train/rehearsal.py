@@ -42,10 +42,11 @@ def batch_norm_advice(model: nn.Module, error: ValueError, crop: tuple[int, int]
     callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     norm = next((caller for caller in reversed(callers) if names.get(id(caller))), model)
     name = names[id(norm)] or "a norm"
-    ways = ["raise crop"]
+    ways = ["raise crop" if min(crop) else "raise short_sides"]
     if not isinstance(norm, nn.GroupNorm):  # which sees one image at a time, however many there are
         part = name.split(".")[0]
         ways += ["batch_size or micro_batch to two images per process", f"freeze={part}"]
         ways += {"backbone": ["model_args.backbone_norm=frozen_bn"], "neck": ["model_args.neck_norm=gn"]}.get(part, [])
-    little = f"{images} image{'s' if images > 1 else ''} of crop={crop[0]},{crop[1]} at once"
+    of = f" of crop={crop[0]},{crop[1]}" if min(crop) else ""
+    little = f"{images} image{'s' if images > 1 else ''}{of} at once"
     return f"{name} gets one value per channel to take statistics of, from {little}; {', or '.join(ways)}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.train.official import PREFIX, official_settings
 from fapn_zoo.train.overrides import check_key, read_words
 from fapn_zoo.train.recipes import find_recipe, run_recipe
 
@@ -28,6 +29,7 @@ GROUPS = {"model": "Model", "data": "Data", "steps": "Batch", "optimizer": "Opti
 SCALES = (0.1, 10.0)
 MOST_SEED = 2**63 - 1  # what torch takes
 MOST_SIDE = 16384  # pixels of a crop; a slip such as crop=512000 would fill the memory
+SCHEDULES = ("poly", "steps", "cosine")
 MOST_AT_ONCE = 1024  # processes or threads
 
 
@@ -74,8 +76,20 @@ class Settings:
     )
     exif: str | None = _setting(None, "apply or ignore EXIF orientations; none: as classes.json says, or apply")
     in_chans: int | None = _setting(None, "bands of multispectral pictures; none: the model's own", least=1)
-    crop: tuple[int, int] = _setting((512, 512), "height, width in pixels of training images", least=1, most=MOST_SIDE)
+    crop: tuple[int, int] = _setting(
+        (512, 512), "height, width in pixels of training images; 0: whole ones", least=0, most=MOST_SIDE
+    )
+    crop_category_max: float = _setting(
+        1.0, "new crops, up to ten, while one class has more of the labelled pixels", least=0, most=1
+    )
     scale: tuple[float, float] = _setting((0.5, 2.0), "range of the random resize, within 0.1,10")
+    short_sides: tuple[int, ...] = _setting(
+        (), "instead of scale: short sides in pixels, of which one is drawn", least=1, most=MOST_SIDE
+    )
+    max_side: int = _setting(0, "of short_sides: most pixels of the long side, 0: any", least=0, most=MOST_SIDE)
+    pad_value: float | None = _setting(
+        None, "0..255, around pictures smaller than crop; none: the model's mean colour", least=0, most=255
+    )
     flip: float = _setting(0.5, "probability of mirroring", least=0, most=1)
     colour_jitter: float = _setting(1.0, "factor of the usual colour changes, 0: none, at most 3", least=0, most=3)
     rare_classes: tuple[int, ...] = _setting((), "class ids that rare_prob prefers", least=0)
@@ -88,15 +102,21 @@ class Settings:
     batch_size: int = _setting(8, "images per step, of all processes and accumulation together", least=1)
     micro_batch: int = _setting(0, "at most so many at once on a device, 0: no cap; changes no gradient", least=0)
     optimizer: str = _setting("adamw", "adamw or sgd", one_of=("adamw", "sgd"))
-    lr: float = _setting(1e-4, "falls as (1 - step / steps) ** poly_power after the warm-up", least=0)
+    lr: float = _setting(1e-4, "see schedule", least=0)
     backbone_lr_mult: float = _setting(1.0, "factor of lr for the backbone", least=0)
     weight_decay: float = _setting(1e-4, "never acts on norms, embeddings and position tables", least=0)
     decay_bias: bool = _setting(True, "weight decay acts on biases")
     momentum: float = _setting(0.9, "of sgd", least=0)
-    schedule: str = _setting("poly", "how lr falls; there is no other yet", one_of=("poly",))
-    poly_power: float = _setting(0.9, "see lr", least=0)
+    schedule: str = _setting(
+        "poly", "how lr falls: poly (as (1 - step / steps) ** poly_power), steps or cosine", one_of=SCHEDULES
+    )
+    poly_power: float = _setting(0.9, "see schedule", least=0)
+    lr_steps: tuple[float, ...] = _setting((), "updates, or shares below 1, from which lr_gamma acts", least=0)
+    lr_gamma: float = _setting(0.1, "factor of lr at each of lr_steps", least=0, most=1)
     warmup_steps: int = _setting(0, "lr rises linearly over so many steps", least=0)
+    warmup_factor: float = _setting(0.0, "of lr at the first of them, 0: 1 / warmup_steps", least=0, most=1)
     clip_norm: float = _setting(0.0, "largest L2 norm of the whole gradient, 0: no clipping", least=0)
+    clip_value: float = _setting(0.0, "largest part of the gradient, 0: no clipping", least=0)
     amp: str = _setting(
         "auto", "no, bf16, fp16; auto: bf16 on GPUs that have it, else no", one_of=("auto", "no", "bf16", "fp16")
     )
@@ -134,8 +154,19 @@ class Settings:
         if not SCALES[0] <= self.scale[0] <= self.scale[1] <= SCALES[1]:
             low, high = SCALES
             raise ValueError(f"scale must be (low, high) with {low} <= low <= high <= {high}, got {self.scale}")
+        if (self.crop[0] == 0) != (self.crop[1] == 0):
+            raise ValueError(f"crop must be two sides, or 0 for whole pictures, got {self.crop}")
+        if self.max_side and not max(self.short_sides, default=0) <= self.max_side:
+            raise ValueError(f"max_side={self.max_side} is less than a short side of {self.short_sides}")
+        if self.max_side and not self.short_sides:
+            raise ValueError(f"max_side={self.max_side} does nothing without short_sides=")
         if self.class_weights and not min(self.class_weights) > 0:
             raise ValueError(f"class_weights must be positive, got {self.class_weights}")
+        if bool(self.lr_steps) != (self.schedule == "steps"):
+            cure = "drop them with lr_steps=" if self.lr_steps else "give some, such as lr_steps=0.67,0.89"
+            raise ValueError(f"schedule={self.schedule} and lr_steps={self.lr_steps} do not go together: {cure}")
+        if self.clip_norm and self.clip_value:
+            raise ValueError("clip_norm and clip_value are two ways to clip the gradient: give one of them")
         if self.overwrite and self.resume == "auto":
             raise ValueError("resume=auto goes on with the run in out and overwrite=true replaces it: give one of them")
 
@@ -238,13 +269,15 @@ def load_recipe(name_or_path: str) -> Settings:
     """Runs `recipe()` of a recipe file and returns its Settings.
 
     Args:
-        name_or_path: a path ending in .py, or a bare name looked up in ./recipes, then in the `recipes` folder
-            inside or beside the package.
+        name_or_path: a path ending in .py; `official/MODEL`, see `fapn_zoo.train.official`; or a bare name looked up
+            in ./recipes, then in the `recipes` folder inside or beside the package.
 
     Raises:
         FileNotFoundError: no such recipe; the message lists those found.
-        ValueError: the file cannot be run, or defines no recipe() that returns Settings.
+        ValueError: the file cannot be run, or defines no recipe() that returns Settings; no such official training.
     """
+    if name_or_path.startswith(PREFIX) and not name_or_path.endswith(".py"):
+        return Settings(**official_settings(name_or_path))
     path = find_recipe(name_or_path)
     settings = run_recipe(path)
     if not isinstance(settings, Settings):

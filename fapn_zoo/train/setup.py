@@ -145,12 +145,20 @@ def _validation_set(settings: Settings, needs: Collection[str], reading: Reading
 
 
 def _transform(settings: Settings, data: DataSpec, task: Task) -> TrainTransform:
-    """The random change of training samples; padding is the model's mean colour, which normalises to zero."""
+    """The random change of training samples; padding is the model's mean colour, which normalises to zero, or theirs.
+
+    ValueError where crops are to depend on labels that the task has not.
+    """
     s, jitter = settings, settings.colour_jitter
     colours = {"brightness": 0.3 * jitter, "contrast": 0.3 * jitter, "saturation": 0.3 * jitter, "hue": 0.03 * jitter}
     fill = tuple(data.mean[::-1] if data.channel_order == "bgr" and len(data.mean) == 3 else data.mean)
-    rare = {"rare_classes": s.rare_classes, "rare_prob": s.rare_prob, "needs": task.needs}
-    return TrainTransform(s.crop, s.scale, s.flip, **colours, ignore_index=data.ignore_index, fill=fill, **rare)
+    fill = fill if s.pad_value is None else (s.pad_value,) * len(fill)
+    if s.crop_category_max < 1 and "labels" not in task.needs:
+        raise ValueError(f"crop_category_max={s.crop_category_max} needs label maps, which task {task.name!r} has not")
+    rare = {"rare_classes": s.rare_classes, "rare_prob": s.rare_prob, "category_max": s.crop_category_max}
+    sides = {"short_sides": s.short_sides, "max_side": s.max_side, "needs": task.needs}
+    changes = colours | rare | sides
+    return TrainTransform(s.crop, s.scale, s.flip, **changes, ignore_index=data.ignore_index, fill=fill)
 
 
 def train_mode(model: nn.Module) -> None:

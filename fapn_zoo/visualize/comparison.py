@@ -15,6 +15,7 @@ from fapn_zoo.data.images import LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.data.sample import LABELS, check_holds
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
@@ -150,6 +151,7 @@ def data_items(model: nn.Module, source: str | Path, split: str = "test", limit:
     own = Reading.of_model(model.data)
     reading = Reading(None, None, own.in_chans, otherwise=own)
     dataset = open_dataset(source, split, reading=reading, table=model_labels(model))
+    check_holds(dataset, LABELS, "a comparison")
     names, named = full_names(model.data.labels, model.num_classes), bool(model.data.labels)
     if found := class_difference("the model", names, dataset.name, dataset.labels.names, named):
         raise ValueError(found)

@@ -34,6 +34,8 @@ PAPERS = {
     "fpn": ("Feature Pyramid Networks for Object Detection", "1612.03144"),
     "faster_rcnn": ("Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", "1506.01497"),
     "mask_rcnn": ("Mask R-CNN", "1703.06870"),
+    "pointrend_rcnn": ("PointRend: Image Segmentation as Rendering", "1912.08193"),
+    "panoptic_fcn": ("Fully Convolutional Networks for Panoptic Segmentation", "2012.00720"),
 }
 
 

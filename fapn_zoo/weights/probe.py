@@ -84,7 +84,7 @@ def _run(model: nn.Module) -> Any:
         with torch.no_grad():
             if not hasattr(model.head, "before_choice"):
                 return model(x)
-            return model.head.before_choice(model.neck(model.backbone(x)))
+            return model.head.before_choice(model.neck(model.features(x)))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -25,7 +25,7 @@ def list_label_sets() -> tuple[str, ...]:
 @cache
 def _read(name: str) -> dict:
     raw = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    lists = {key: tuple(raw[key]) for key in ("names", "things", "source")}
+    lists = {key: tuple(raw.get(key, ())) for key in ("names", "things", "source", "category_ids")}
     return raw | lists | {"palette": tuple(map(tuple, raw["palette"]))}
 
 
@@ -37,7 +37,8 @@ def label_set(name: str) -> dict:
 
     Returns:
         A new dict of unchangeable values: `names` (K unique strings, index = class id), `palette` (K RGB triples,
-        0..255), `things` (increasing class ids; empty where the data set does not say), `ignore_index` (the value of
+        0..255), `things` (increasing class ids; empty where the data set does not say), `category_ids` (COCO's id of
+        every class; empty where the data set has none, or they are the class ids plus 1), `ignore_index` (the value of
         unlabelled pixels in the data set's label maps, never a class id; 65 for `mapillary_vistas`, 65535 for
         `ade20k_full`, else 255), `source` (sentences) and `licence_note`.
 
@@ -55,5 +56,5 @@ def with_labels(spec: ModelSpec) -> ModelSpec:
     if spec.label_set is None or spec.data.labels:
         return spec
     table = label_set(spec.label_set)
-    facts = {key: table[key] for key in ("palette", "things", "ignore_index")}
+    facts = {key: table[key] for key in ("palette", "things", "ignore_index", "category_ids")}
     return dataclasses.replace(spec, data=dataclasses.replace(spec.data, labels=table["names"], **facts))

@@ -1,4 +1,5 @@
-"""Models of the MaskFormer and FaPN papers, with the settings of the official configs and their released checkpoints.
+"""Models of the MaskFormer and FaPN papers, semantic and panoptic: settings of the official configs, and the released
+checkpoints.
 
 ResNets have frozen batch norms in all of them (FACTS section 1). The per-pixel baselines do not pad, because a bare
 ResNet declares no size divisibility (FACTS section 2, padding quirk). `resnet101s` is the papers' R101c: DeepLab's
@@ -34,7 +35,7 @@ BACKBONE_ARGS = {
     "resnet101s": {"backbone_norm": "frozen_bn", "backbone_multi_grid": (1, 2, 4)},
 }
 
-MASKFORMER_FILES = "https://dl.fbaipublicfiles.com/maskformer/semantic-{folder}/{run}/model_final_{md5}.pkl"
+MASKFORMER_FILES = "https://dl.fbaipublicfiles.com/maskformer/{folder}/{run}/model_final_{md5}.pkl"
 MASKFORMER = {
     "license": "cc-by-nc-4.0",
     "page": "https://github.com/facebookresearch/MaskFormer/blob/main/MODEL_ZOO.md",
@@ -71,6 +72,25 @@ MASKFORMER_RELEASE = [
     ("maskformer", "resnet101s", "cityscapes", "maskformer_R101c_bs16_90k/4f8ff9", 79.7, 81.4),
     ("maskformer", "resnet50", "mapillary_vistas", "maskformer_R50_bs16_300k/f3fc73", 53.1, 55.4),
 ]
+# backbone, data set, run and md5, reported PQ
+PANOPTIC_RELEASE = [
+    ("resnet50", "coco_panoptic", "maskformer_panoptic_R50_bs64_554k/6f60dc", 46.5),
+    ("resnet101", "coco_panoptic", "maskformer_panoptic_R101_bs64_554k/57b049", 47.6),
+    ("swin_t", "coco_panoptic", "maskformer_panoptic_swin_tiny_bs64_554k/539394", 47.7),
+    ("swin_s", "coco_panoptic", "maskformer_panoptic_swin_small_bs64_554k/5bf6b1", 49.7),
+    ("swin_b", "coco_panoptic", "maskformer_panoptic_swin_base_IN21k_384_bs64_554k/4b7f49", 51.8),
+    ("swin_l", "coco_panoptic", "maskformer_panoptic_swin_large_IN21k_384_bs64_554k/7505c4", 52.7),
+    ("resnet50", "ade20k_panoptic", "maskformer_panoptic_R50_bs16_720k/7aa977", 34.7),
+    ("resnet101", "ade20k_panoptic", "maskformer_panoptic_R101_bs16_720k/0b3cc8", 35.7),
+]
+# data set -> label set, classes, folder of the files, split, short and long side at test time, divisor of the sides,
+# threshold of objects; COCO's images are not padded
+PANOPTIC = {
+    "coco_panoptic": ("coco_panoptic", 133, "panoptic-coco", "COCO val2017", (800, 1333, 1), 0.8),
+    "ade20k_panoptic": ("ade20k", 150, "panoptic-ade20k", "ADE20K val", (640, 2560, 32), 0.7),
+}
+# Of ResNets a transformer encoder reads the coarsest map, and the queries read what it makes.
+ENCODER_ARGS = {"encoder_layers": 6, "head_input_proj": False}
 # head, backbone, label set, Google Drive id, reported mIoU at one scale and at several
 FAPN_RELEASE = [
     ("maskformer", "swin_l", "ade20k", "1MGE6INbMhzXW6f9_eFejJtqlYEKYxTQM", 55.2, 56.7),
@@ -97,7 +117,7 @@ def _official_weights() -> dict[tuple[str, str, str, str], dict[str, WeightsSpec
     for head, backbone, labels, file, *scores in MASKFORMER_RELEASE:
         folder = "coco-stuff-10k" if labels == "cocostuff10k" else labels.replace("_", "-")
         run, md5 = file.split("/")
-        location = MASKFORMER_FILES.format(folder=folder, run=run, md5=md5)
+        location = MASKFORMER_FILES.format(folder=f"semantic-{folder}", run=run, md5=md5)
         table[head, "fpn", backbone, labels] = _released(labels, location, *scores, **MASKFORMER)
     for head, backbone, labels, drive_id, *scores in FAPN_RELEASE:
         table[head, "fapn", backbone, labels] = _released(labels, f"gdrive:{drive_id}", *scores, **FAPN)
@@ -121,5 +141,25 @@ def _model(head: str, neck: str, backbone: str, labels: str, weights: dict[str, 
     )
 
 
+def _panoptic_model(backbone: str, data_set: str, file: str, score: float) -> ModelSpec:
+    labels, classes, folder, split, (short, long, divisor), threshold = PANOPTIC[data_set]
+    run, md5 = file.split("/")
+    location = MASKFORMER_FILES.format(folder=folder, run=run, md5=md5)
+    encoder = ENCODER_ARGS if backbone.startswith("resnet") else {}
+    return ModelSpec(
+        name=f"maskformer_fpn_{backbone}_{data_set}",
+        head="maskformer",
+        neck="fpn",
+        backbone=backbone,
+        num_classes=classes,
+        args=BACKBONE_ARGS.get(backbone, {}) | encoder | {"head_object_threshold": threshold},
+        label_set=labels,
+        data=DataSpec(test_size=short, test_max_size=long, size_divisor=divisor),
+        weights={"paper": WeightsSpec("official", location, metrics={f"{split} PQ": score}, **MASKFORMER)},
+        task="panoptic",
+    )
+
+
 _WEIGHTS = _official_weights()
 MODELS = [_model(*key, _WEIGHTS.get(key, {})) for key in dict.fromkeys([*_WEIGHTS, *WITHOUT_WEIGHTS])]
+MODELS += [_panoptic_model(*row) for row in PANOPTIC_RELEASE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fapn_zoo.zoo.rcnn import ARGS, BACKBONES, DATA, weights_of
 from fapn_zoo.zoo.spec import ModelSpec
 
-_FILE = "PanopticSegmentation/panoptic_fpn_R"
+_FILE = "COCO-PanopticSegmentation/panoptic_fpn_R"
 
 # as `rcnn.RELEASE`
 PANOPTIC_FPN_RELEASE = [

@@ -49,6 +49,12 @@ HEADS: dict[str, HeadPart] = {
     "mask_rcnn": HeadPart(
         f"{_HEADS}.rcnn:MaskRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
     ),
+    "pointrend_rcnn": HeadPart(
+        f"{_HEADS}.rcnn:PointRendRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
+    ),
+    "panoptic_fcn": HeadPart(
+        f"{_HEADS}:PanopticFCNHead", f"{_LOSSES}:PanopticFCNLoss", ("panoptic", "instance"), "detectron2", extra="convs"
+    ),
     "panoptic_fpn": HeadPart(
         f"{_HEADS}.panoptic_fpn:PanopticFPNHead",
         f"{_LOSSES}:PanopticFPNLoss",
@@ -58,7 +64,7 @@ HEADS: dict[str, HeadPart] = {
     ),
 }
 
-EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel"}
+EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel", "convs": f"{_NECKS}:ConvolvedLevels"}
 
 # `fpn` and `fapn` take the dialect of their head; the other names are rows of the paper's ablation table
 # (FACTS section 5), which was made in detectron2's dialect.

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on COCO, with FaPN and FPN: detectron2's settings and the released checkpoints.
+"""Faster, Mask and PointRend R-CNN on COCO, with FaPN and FPN: detectron2's settings and the released checkpoints.
 
 Input is BGR and not divided by a deviation, norms are frozen, strides are in the 1x1 convolutions (weights of the
 original Caffe ResNets), and training leaves the stem and the first stage alone (FACTS section 3).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fapn_zoo.zoo.official import FAPN
+from fapn_zoo.zoo.pointrend import POINTREND
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec, WeightsSpec
 
 DATA = DataSpec(
@@ -21,20 +23,16 @@ DATA = DataSpec(
 ARGS = {"backbone_norm": "frozen_bn", "backbone_stride_in_1x1": True, "backbone_frozen_stages": 1}
 BACKBONES = ("resnet50", "resnet101")
 # head -> its default task
-HEADS = {"faster_rcnn": "detection", "mask_rcnn": "instance"}
+HEADS = {"faster_rcnn": "detection", "mask_rcnn": "instance", "pointrend_rcnn": "instance"}
 
-FILES = "https://dl.fbaipublicfiles.com/detectron2/COCO-{file}.pkl"
+FILES = "https://dl.fbaipublicfiles.com/detectron2/{file}.pkl"
 DETECTRON2 = {
     "license": "cc-by-sa-3.0",
     "page": "https://github.com/facebookresearch/detectron2/blob/main/MODEL_ZOO.md",
     "note": "reported by the authors of detectron2",
 }
-FAPN = {
-    "license": "none-stated",
-    "page": "https://github.com/ShihuaHuang95/FaPN-full",
-    "note": "reported by the authors of FaPN; their repository states no licence",
-}
-_FASTER, _MASK = "Detection/faster_rcnn_R", "InstanceSegmentation/mask_rcnn_R"
+_FASTER, _MASK = "COCO-Detection/faster_rcnn_R", "COCO-InstanceSegmentation/mask_rcnn_R"
+_POINTREND = "PointRend/InstanceSegmentation/pointrend_rcnn_R"
 
 # head, neck, backbone, schedule, file or Google Drive id, reported AP; the first of a model is its default
 RELEASE = [
@@ -54,6 +52,18 @@ RELEASE = [
         *(f"{_MASK}_101_FPN_3x/138205316/model_final_a3ec72", {"AP": 38.6, "box AP": 42.9}),
     ),
     (
+        *("pointrend_rcnn", "fpn", "resnet50", "3x"),
+        *(f"{_POINTREND}_50_FPN_3x_coco/164955410/model_final_edd263", {"AP": 38.3}),
+    ),
+    (
+        *("pointrend_rcnn", "fpn", "resnet50", "1x"),
+        *(f"{_POINTREND}_50_FPN_1x_coco/164254221/model_final_736f5a", {"AP": 36.2}),
+    ),
+    (
+        *("pointrend_rcnn", "fpn", "resnet101", "3x"),
+        *(f"{_POINTREND}_101_FPN_3x_coco/28119983/model_final_3f4d2a", {"AP": 40.1}),
+    ),
+    (
         *("faster_rcnn", "fapn", "resnet50", "1x", "16bws3mM-itTMBZvbBoBaJIm8bW7jLrTl"),
         {"box AP": 39.2, "box AP small": 24.5, "box AP medium": 43.3, "box AP large": 49.1},
     ),
@@ -69,6 +79,10 @@ RELEASE = [
         *("mask_rcnn", "fapn", "resnet101", "3x", "1MMWu_Bj_nrgiXwACJArcUR5G0iKmVKRA"),
         {"AP": 39.4, "AP small": 20.9, "box AP": 43.8, "box AP small": 27.4},
     ),
+    (
+        *("pointrend_rcnn", "fapn", "resnet50", "1x", "1EHTQJ4F2RdPBiXno97SJyP2FDZz-roCY"),
+        {"AP": 37.6, "AP small": 18.6, "box AP": 39.4, "box AP small": 24.2},
+    ),
 ]
 
 
@@ -77,7 +91,8 @@ def weights_of(release: Iterable[tuple], head: str, neck: str, backbone: str) ->
     found = {}
     for *model, schedule, file, scores in release:
         if model == [head, neck, backbone]:
-            location, terms = (f"gdrive:{file}", FAPN) if neck == "fapn" else (FILES.format(file=file), DETECTRON2)
+            theirs = POINTREND if head == "pointrend_rcnn" else DETECTRON2
+            location, terms = (f"gdrive:{file}", FAPN) if neck == "fapn" else (FILES.format(file=file), theirs)
             metrics = {f"COCO val2017 {name}": value for name, value in scores.items()}
             found[schedule] = WeightsSpec("official", location, metrics=metrics, **terms)
     return found

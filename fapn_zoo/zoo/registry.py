@@ -15,9 +15,9 @@ _registered: dict[str, ModelSpec] = {}
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    from fapn_zoo.zoo import official, panoptic, pointrend, rcnn, small
+    from fapn_zoo.zoo import official, panoptic, panoptic_fcn, pointrend, rcnn, small
 
-    families = (official, pointrend, small, rcnn, panoptic)
+    families = (official, pointrend, small, rcnn, panoptic, panoptic_fcn)
     return {spec.name: spec for family in families for spec in family.MODELS}
 
 

@@ -138,7 +138,7 @@ class ModelSpec:
         backbone: short name or timm name; None means that the caller chooses one.
         num_classes: classes without any "no object" or background extra; None means that the caller chooses.
         in_chans: channels of the input image.
-        args: flat constructor arguments, prefixed `backbone_`, `neck_` or `head_`.
+        args: flat constructor arguments, prefixed `backbone_`, `encoder_`, `neck_` or `head_`.
         data: preprocessing; its labels are filled from `label_set` where one is named.
         label_set: a name known to `fapn_zoo.zoo.labels`, or None.
         weights: tag -> weights; the first tag is the default.

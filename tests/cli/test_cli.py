@@ -66,8 +66,8 @@ def test_list_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "list", "--pretrained")
     assert code == 0 and "embedded" in out
     assert "no model matches 'nothing*'" in error(capsys, "list", "nothing*")
-    assert "no model matches '*' --pretrained --task panoptic" in error(
-        capsys, "list", "--pretrained", "--task", "panoptic"
+    assert "no model matches 'perpixel_*' --pretrained --task panoptic" in error(
+        capsys, "list", "perpixel_*", "--pretrained", "--task", "panoptic"
     )
     code, out, _ = run(capsys, "info")
     assert code == 0 and "deform conv" in out

@@ -89,6 +89,14 @@ def test_every_official_model_has_a_map(name: str) -> None:
     assert zoo.keys() == shapes.keys()
 
 
+def test_queries_that_read_an_encoder_have_no_projection() -> None:
+    state = official_state(BY_NAME["maskformer_encoder"])
+    assert "sem_seg_head.pixel_decoder.transformer.encoder.layers.1.norm2.weight" in state
+    assert "sem_seg_head.pixel_decoder.input_proj.bias" in state
+    assert not any(key.startswith("sem_seg_head.predictor.input_proj") for key in state)
+    assert state["sem_seg_head.pixel_decoder.layer_4.weight"].shape == (32, 32, 3, 3)
+
+
 def test_first_version_of_the_heads(state: dict[str, Tensor]) -> None:
     """By the rule in words: every key of the head that is not the predictor's gets `pixel_decoder.`"""
     old = first_version(state)

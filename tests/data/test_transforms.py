@@ -105,6 +105,51 @@ def test_equals_resizing_all_and_cutting(factor):
     assert best <= 1  # one grey value of rounding
 
 
+@pytest.mark.parametrize("size", [(60, 80), (80, 60), (61, 200)])
+def test_short_sides_of_whole_pictures_are_those_of_the_official_pipeline(size):
+    image, labels = picture(*size)
+    transform = Pairs((0, 0), short_sides=(32, 40, 71), max_side=96, **PLAIN)
+    # detectron2's rule in two steps: the short side, then the long one at most, halves up
+    expected = set()
+    for short in (32, 40, 71):
+        sides = [side * short / min(size) for side in size]
+        sides = [side * min(1, 96 / max(sides)) for side in sides]
+        expected.add(tuple(int(side + 0.5) for side in sides))
+    found = {}
+    for seed in range(30):
+        out, classes = transform(image, labels, seed)
+        assert out.shape[1:] == classes.shape and (classes != 255).all()
+        whole = np.asarray(Image.fromarray(image).resize(out.shape[:0:-1], Image.Resampling.BILINEAR))
+        assert np.array_equal(out.permute(1, 2, 0), whole)
+        found[tuple(classes.shape)] = True
+    assert found.keys() == expected
+
+
+def test_smaller_pictures_lie_at_the_top_left_with_short_sides():
+    image, labels = picture(60, 80)
+    for flip in (0.0, 1.0):
+        transform = Pairs((64, 96), short_sides=(30,), **PLAIN | {"flip": flip})
+        out, classes = transform(image, labels, 1)
+        small = Image.fromarray(image).resize((40, 30), Image.Resampling.BILINEAR)
+        assert np.array_equal(out[:, :30, :40].permute(1, 2, 0), np.asarray(small)[:, :: -1 if flip else 1])
+        assert (classes[:30, :40] != 255).all() and (classes[30:] == 255).all() and (classes[:, 40:] == 255).all()
+
+
+def test_no_class_fills_a_window_if_another_can_be_had():
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:, 40:44], labels[:2] = 1, 255
+    image = np.zeros((64, 64, 3), np.uint8)
+
+    def shares(**options) -> list[float]:
+        transform = Pairs((16, 16), scale=(1, 1), **PLAIN, **options)
+        seen = [transform(image, labels, seed)[1] for seed in range(60)]
+        return [float((s == 0).sum() / (s != 255).sum()) for s in seen]
+
+    free, limited = shares(), shares(category_max=0.8)
+    assert sum(share >= 0.8 for share in free) > 30 and sum(share >= 0.8 for share in limited) < 12
+    assert shares(category_max=1.0) == free
+
+
 def test_small_pictures_are_padded():
     image, labels = np.full((20, 30, 3), 7, np.uint8), np.full((20, 30), 3, np.uint8)
     transform = Pairs((32, 48), scale=(1, 1), fill=(1, 2, 3), ignore_index=200, **PLAIN)

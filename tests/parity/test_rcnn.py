@@ -26,7 +26,7 @@ STORED = {
 SETS = ("det_boxes", "det_scores", "det_classes")  # near-ties swap places, so these are compared as sets
 MODELS = [
     f"{head}_{neck}_{backbone}_coco"
-    for head in ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
+    for head in ("faster_rcnn", "mask_rcnn", "pointrend_rcnn", "panoptic_fpn")
     for neck in ("fapn", "fpn")
     for backbone in ("resnet50", "resnet101")
 ]
@@ -161,6 +161,54 @@ def test_names_and_tensors_go_round(each):
     assert dropped.keys() == extra.keys()
     back = to_official(ours, spec)
     assert back.keys() == state.keys() and all(torch.equal(back[key], value) for key, value in state.items())
+
+
+def test_first_names_of_pointrend():
+    """A file of the first version, told by its names alone, becomes the same tensors; both at once are refused."""
+    name = "pointrend_rcnn_fpn_resnet50_coco"
+    spec = get_spec(name)[0]
+    new = to_official(model_shapes_as_tensors(name), spec)
+    heads = {"mask_head.point_head": "mask_point_head", "mask_head.coarse_head.fc": "mask_coarse_head.coarse_mask_fc"}
+    heads |= {"mask_head.coarse_head": "mask_coarse_head"}
+
+    def older(key: str) -> str:
+        return next((key.replace(now, then) for now, then in heads.items() if f".{now}" in key), key)
+
+    old = {older(key): tensor for key, tensor in new.items()}
+    assert {
+        "roi_heads.mask_point_head.fc3.weight",
+        "roi_heads.mask_point_head.predictor.bias",
+        "roi_heads.mask_coarse_head.reduce_spatial_dim_conv.weight",
+        "roi_heads.mask_coarse_head.coarse_mask_fc2.bias",
+        "roi_heads.mask_coarse_head.prediction.weight",
+    } <= old.keys() and len(old) == len(new)
+    expected = {key: id(tensor) for key, tensor in to_zoo(new, spec)[0].items()}
+    assert {key: id(tensor) for key, tensor in to_zoo(old, spec)[0].items()} == expected
+    half = {k.replace("coarse_head.fc", "coarse_head.coarse_mask_fc"): v for k, v in new.items()}
+    assert {key: id(tensor) for key, tensor in to_zoo(half, spec)[0].items()} == expected
+    with pytest.raises(ValueError, match="are names of one tensor in two versions"):
+        to_zoo(old | new, spec)
+
+
+POINTREND_KEYS = {  # as FACTS section 3 gives them
+    "coarse_head.reduce_spatial_dim_conv": (256, 256, 2, 2),
+    "coarse_head.fc1": (1024, 12544),
+    "coarse_head.fc2": (1024, 1024),
+    "coarse_head.prediction": (3920, 1024),
+    **{f"point_head.fc{n}": (256, 336, 1) for n in (1, 2, 3)},
+    "point_head.predictor": (80, 336, 1),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("pointrend")])
+def test_pointrend_differs_from_faster_rcnn_by_its_mask_head(name):
+    official, plain = (
+        {key: tuple(t.shape) for key, t in to_official(model_shapes_as_tensors(n), get_spec(n)[0]).items()}
+        for n in (name, name.replace("pointrend", "faster"))
+    )
+    masks = {f"roi_heads.mask_head.{layer}.weight": shape for layer, shape in POINTREND_KEYS.items()}
+    masks |= {f"roi_heads.mask_head.{layer}.bias": shape[:1] for layer, shape in POINTREND_KEYS.items()}
+    assert official == plain | masks
 
 
 def model_shapes_as_tensors(name: str) -> dict[str, torch.Tensor]:

@@ -30,9 +30,9 @@ def output(masks: bool = True) -> DetectionOutput | InstanceOutput:
     return InstanceOutput(*fields, (LOGITS,)) if masks else DetectionOutput(*fields)
 
 
-def random_masks(count: int, size: tuple[int, int], seed: int = 0) -> SoftMasks:
+def random_masks(count: int, size: tuple[int, int], seed: int = 0, cells: int = 28) -> SoftMasks:
     generator = torch.Generator().manual_seed(seed)
-    logits = F.interpolate(torch.randn(count, 1, 5, 5, generator=generator) * 4, (28, 28), mode="bilinear")[:, 0]
+    logits = F.interpolate(torch.randn(count, 1, 5, 5, generator=generator) * 4, (cells, cells), mode="bilinear")[:, 0]
     corners, sides = torch.rand(2, count, 2, generator=generator)
     scale = torch.tensor(size[::-1], dtype=torch.float32)
     low = corners * scale * 0.7
@@ -71,10 +71,10 @@ def test_nothing_found():
     assert found.masks.shape == (0, 50, 100) and found.boxes.shape == (0, 4) and found.segments == ()
 
 
-@pytest.mark.parametrize("size", [(61, 83), (200, 150)])
-def test_pasted_masks_are_those_of_bilinear_sampling(size):
+@pytest.mark.parametrize(("size", "cells"), [((61, 83), 28), ((200, 150), 28), ((200, 150), 224)])
+def test_pasted_masks_are_those_of_bilinear_sampling(size, cells):
     """By the rule in full: every pixel of the image samples the mask, which is 0 outside."""
-    masks = random_masks(30, size)
+    masks = random_masks(30, size, cells=cells)
     height, width = size
     for m, found in enumerate(pasted(masks)):
         x1, y1, x2, y2 = masks._boxes[m]

@@ -9,37 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from toys.detections import SMALL
+from toys.detections import known_model as model
 
 import fapn_zoo
 from fapn_zoo.evaluate import compare, evaluate, render, write_report
 from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput
 from fapn_zoo.predict.files import predict_files
-from fapn_zoo.tasks.drawing import MOST_TEXTS, boxed
+from fapn_zoo.tasks.drawing import MOST_TEXTS, boxed, object_colours, write_texts
 
 pytestmark = pytest.mark.unit
-SMALL = {"backbone": "test_efficientnet", "neck_out_channels": 16, "head_hidden": 16}
-
-
-class Known(nn.Module):
-    """A head that finds what it is told, in pixels of the network input."""
-
-    def __init__(self, kind: type, boxes: list[list[float]], classes: list[int], scores: list[float]) -> None:
-        super().__init__()
-        self.kind, self.classifier = kind, ()
-        self.found = torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(classes, dtype=torch.int64)
-
-    def forward(self, pyramid: list[Tensor], *_: object) -> DetectionOutput | InstanceOutput:
-        fields = [(field,) * len(pyramid[0]) for field in self.found]
-        masks = [(torch.full((len(self.found[0]), 28, 28), 5.0),) * len(pyramid[0])]
-        return self.kind(*fields, *(masks if self.kind is InstanceOutput else []))
-
-
-def model(head: str = "faster_rcnn", **found) -> nn.Module:
-    made = fapn_zoo.create_model(f"{head}_fpn", num_classes=3, **SMALL).eval()
-    known = {"boxes": [[10, 20, 50, 40], [0, 0, 5, 5.5]], "classes": [2, 0], "scores": [0.9, 0.2]} | found
-    made.head = Known(InstanceOutput if head == "mask_rcnn" else DetectionOutput, **known)
-    return made
 
 
 def test_result_of_a_detection():
@@ -49,7 +28,7 @@ def test_result_of_a_detection():
     (segment,) = result.segments
     assert segment["bbox"] == [10, 20, 40, 20] and segment["area"] == 800 and segment["category_id"] == 2
     assert segment["isthing"] and segment["score"] == pytest.approx(0.9)
-    assert repr(result) == "Result('image', 96x64 pixels, detection, 1 boxes: 1 class_2)"
+    assert repr(result) == "Result('image', 96x64 pixels, detection, 1 object: 1 class_2)"
     assert json.loads(json.dumps(result.to_dict()))["size"] == [64, 96] and result.class_shares() == {}
     with pytest.raises(ValueError, match="a detection result has boxes and no class map"):
         result.label_image()
@@ -66,8 +45,14 @@ def test_pictures_show_boxes(tmp_path: Path):
 
 def test_texts_do_not_lie_on_each_other():
     image, boxes = np.zeros((400, 400, 3), np.uint8), np.float32([[100, 100, 180, 180]] * 3)
-    one = boxed(image, boxes[:1], ["first 90%"], [(200, 0, 0)])
-    assert np.array_equal(np.array(one), np.array(boxed(image, boxes, ["first 90%"] * 3, [(200, 0, 0)] * 3)))
+    places = write_texts(Image.fromarray(image), boxes, ["first 90%"] * 3, [(200, 0, 0)] * 3)
+    assert len(places) == 3 and places[0][:2] == (100, 100 - (places[0][3] - places[0][1]))
+    for n, (x1, y1, x2, y2) in enumerate(places):
+        assert all(x2 <= a or c <= x1 or y2 <= b or d <= y1 for a, b, c, d in places[:n])
+        assert x2 <= 100 or x1 >= 180 or y2 <= 100 or y1 >= 180, "it hides the object"
+    close = np.float32([[x, y, x + 8, y + 8] for y in range(40, 360, 9) for x in range(40, 360, 9)])
+    assert len(write_texts(Image.fromarray(image), close, ["cell 90%"] * len(close), [(9, 9, 9)] * len(close))) <= 40
+    assert len(write_texts(Image.new("RGB", (64, 64)), boxes - 100, ["a long name 90%"] * 3, [(9, 9, 9)] * 3)) == 1
     many = np.float32([[x, 200, x + 1, 201] for x in range(200)])
     boxed(image, many, ["x"] * 200, [(0, 200, 0)] * 200)
     assert MOST_TEXTS < 200
@@ -140,3 +125,9 @@ def true_boxes(objects, things: tuple[int, ...]) -> DetectionOutput:
 
 def with_masks(found: DetectionOutput) -> InstanceOutput:
     return InstanceOutput(*found[:3], (torch.zeros(len(found.boxes[0]), 28, 28),))
+
+
+def test_objects_of_a_class_are_told_apart():
+    colours = object_colours([0] * 12 + [1], [(200, 30, 30), (30, 30, 200)])
+    assert len(set(colours)) == 13 and colours[0] == (200, 30, 30) and colours[12] == (30, 30, 200)
+    assert object_colours([], []) == []

@@ -18,6 +18,7 @@ RESNET = {"backbone_norm": "frozen_bn", "backbone_channels": (16, 24, 32, 48)}
 SWIN = {"backbone_depths": (2, 1, 2, 1), "backbone_embed_dim": 16, "backbone_num_heads": (1, 1, 2, 2)}
 NECK = {"neck_out_channels": 32}
 DECODER = {"head_channels": 32, "head_layers": 2, "head_feedforward": 48, "head_mask_channels": 32}
+ENCODER = {"encoder_channels": 32, "encoder_layers": 2, "encoder_feedforward": 48, "head_input_proj": False}
 POINTS = {"backbone_stride_in_1x1": True, "head_channels": 32, "head_point_channels": 48}
 QUERIES = DECODER | {"head_num_queries": 7}
 
@@ -32,6 +33,7 @@ SPECS = [
     spec("tiny_maskformer_fpn", "maskformer", "fpn", "resnet18", RESNET | QUERIES),
     spec("tiny_maskformer_swin", "maskformer", "fapn", "swin_t", SWIN | QUERIES, data=DataSpec(size_divisor=32)),
     spec("tiny_maskformer_deep_stem", "maskformer", "fpn", "resnet50s", RESNET | QUERIES),
+    spec("tiny_maskformer_encoder", "maskformer", "fpn", "resnet18", RESNET | QUERIES | ENCODER),
     spec("tiny_perpixel", "perpixel", "fapn", "resnet18", RESNET | {"head_mask_channels": 32}),
     spec("tiny_perpixel_plus", "perpixel_plus", "fpn", "resnet18", RESNET | DECODER),
     spec("tiny_semantic_fapn", "semantic_fpn", "fapn", "resnet18", RESNET | {"head_channels": 32}),

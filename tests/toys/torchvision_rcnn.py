@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import torch
-import torchvision
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 
 import fapn_zoo
@@ -42,17 +43,20 @@ def carried_over(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def twins(kind: str, classes: int, size: tuple[int, int], seed: int = 3) -> tuple[nn.Module, nn.Module]:
-    """Ours and theirs with ResNet-50 and FPN, both in evaluation mode; `kind` is "faster_rcnn" or "mask_rcnn".
+def twins(
+    kind: str, classes: int, size: tuple[int, int], seed: int = 3, backbone: str = "resnet50"
+) -> tuple[nn.Module, nn.Module]:
+    """Ours and theirs with a ResNet and FPN, both in evaluation mode; `kind` is "faster_rcnn" or "mask_rcnn".
 
     Theirs takes images of values around 0 and this (height, width) as they are.
     """
     torch.manual_seed(seed)
-    make = getattr(torchvision.models.detection, f"{kind.replace('_', '')}_resnet50_fpn")
+    make = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[kind]
     sides = {"min_size": min(size), "max_size": max(size), "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-    theirs = make(weights=None, weights_backbone=None, num_classes=classes + 1, **sides).eval()
+    body = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
+    theirs = make(body, num_classes=classes + 1, **sides).eval()
     spread(theirs, size)
-    ours = fapn_zoo.create_model(f"{kind}_fpn", backbone="resnet50", num_classes=classes).eval()
+    ours = fapn_zoo.create_model(f"{kind}_fpn", backbone=backbone, num_classes=classes).eval()
     ours.load_state_dict(carried_over(theirs.state_dict()))
     return ours, theirs
 

@@ -96,8 +96,13 @@ def test_the_last_two_checkpoints_stay(tiny: Settings):
     assert not (Path(tiny.out) / "eval.json").exists()
 
 
-def test_micro_batches_change_no_gradient(tiny: Settings, tmp_path: Path):
-    whole = tiny.replace(val_data="none", model_args=NO_BATCH_NORM, steps=6)
+# Sizes differ within a batch, and those of a micro-batch or a process from those of the whole.
+WHOLE_PICTURES = {"crop": (0, 0), "short_sides": (24, 40, 72), "max_side": 80, "clip_value": 0.05}
+
+
+@pytest.mark.parametrize("sizes", [{}, WHOLE_PICTURES])
+def test_micro_batches_change_no_gradient(tiny: Settings, tmp_path: Path, sizes: dict):
+    whole = tiny.replace(val_data="none", model_args=NO_BATCH_NORM, steps=6, **sizes)
     parts = whole.replace(micro_batch=3, out=str(tmp_path / "parts"))  # uneven: 3 + 1
     a, b = load_file(train(whole) / "model.safetensors"), load_file(train(parts) / "model.safetensors")
     torch.testing.assert_close(losses_of(parts.out), losses_of(whole.out), rtol=1e-4, atol=1e-5)
@@ -106,7 +111,7 @@ def test_micro_batches_change_no_gradient(tiny: Settings, tmp_path: Path):
 
 
 def test_two_processes_equal_one(tiny: Settings, tmp_path: Path, start):
-    one = tiny.replace(model_args=NO_BATCH_NORM, steps=6)
+    one = tiny.replace(model_args=NO_BATCH_NORM, steps=6, **WHOLE_PICTURES)
     two = one.replace(out=str(tmp_path / "two"))
     process = start(two, processes=2)
     train(one)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
+from fapn_zoo.train.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -64,16 +65,26 @@ def test_real_models_decay_no_norm_and_no_query(name: str):
 
 
 def test_schedule():
-    factors = [learning_rate_factor(s, 100, 0.9, 10) for s in range(101)]
+    factors = [learning_rate_factor(s, Settings(steps=100, warmup_steps=10)) for s in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == pytest.approx(0.91**0.9)
     assert factors[50] == pytest.approx(0.5**0.9)
     assert factors[100] == 0
-    assert learning_rate_factor(0, 100) == 1
+    assert learning_rate_factor(0, Settings(steps=100)) == 1
     optimizer = build_optimizer(param_groups(Net(), 2.0, 0.1, 0.5), "sgd")
     assert set_learning_rate(optimizer, 0.25) == 0.5
     assert sorted({g["lr"] for g in optimizer.param_groups}) == [0.25, 0.5]
     assert set_learning_rate(optimizer, 1.0) == 2.0  # factors do not pile up
+
+
+@pytest.mark.parametrize("lr_steps", [(60_000, 80_000), (2 / 3, 8 / 9)])
+def test_the_schedule_of_detectron2(lr_steps: tuple[float, ...]):
+    s = Settings(steps=90_000, schedule="steps", lr_steps=lr_steps, warmup_steps=1000, warmup_factor=1e-3)
+    at = {0: 1e-3, 500: 0.5005, 1000: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01, 89_999: 0.01}
+    for step, factor in at.items():
+        assert learning_rate_factor(step, s) == pytest.approx(factor), step
+    cosine = Settings(steps=4, schedule="cosine")
+    assert [learning_rate_factor(n, cosine) for n in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
 
 
 def test_unknown_optimizer_is_named():

@@ -190,7 +190,7 @@ def test_result_rows_lead_and_must_agree() -> None:
 
 def test_every_official_model() -> None:
     names = [n for n in list_models(pretrained=True) if get_spec(n)[0].weights.keys() == {"paper"}]
-    assert len(names) == 27
+    assert len(names) == 35
     for name in names:
         weights = get_spec(name)[0].weights["paper"]
         card = render_card(official(name), pointer=True)
@@ -200,7 +200,7 @@ def test_every_official_model() -> None:
         assert data["license"] == ("other" if weights.license == "none-stated" else weights.license)
         assert {r.metric_value for r in results} == set(weights.metrics.values())
         assert all(r.source_url == weights.page and "reported" in r.source_name for r in results)
-        assert ("datasets" in data) == name.endswith("_ade20k")
+        assert ("datasets" in data) == name.endswith(("_ade20k", "_ade20k_panoptic"))
         assert ("base_model" in data) == ("resnet101s" not in name and not name.startswith("pointrend"))
     card = render_card(official("maskformer_fapn_swin_l_ade20k"), pointer=True)
     assert metadata(card)["license_name"] == "none-stated" and "states none" in card and "arxiv.org/abs/2108" in card

@@ -42,10 +42,14 @@ def small(name: str, **kwargs) -> nn.Module:
         options |= {"head_layers": 2, "head_channels": 32, "head_feedforward": 32}
     if spec.head == "maskformer":
         options |= {"head_num_queries": 7}
+    if "encoder_layers" in spec.args:
+        options |= {"encoder_channels": 32, "encoder_layers": 2, "encoder_feedforward": 32}
     if spec.head == "pointrend":
         options |= {"head_channels": 32, "head_point_channels": 32, "head_train_points": 64}
     if "rcnn" in spec.head or spec.head == "panoptic_fpn":
         options |= {"head_hidden": 32, "head_region_samples": 32}
+    if spec.head == "panoptic_fcn":
+        options |= {"head_channels": 32, "head_embed": 8, "things": (0, 3)}
     options |= {"backbone": "resnet10t", "num_classes": 5, "backbone_channels": (16, 24, 32, 48)}
     torch.manual_seed(0)
     return fapn_zoo.create_model(name, **(options | kwargs))
@@ -67,6 +71,8 @@ def two_boxes(height, width):
 def logits(output):
     if hasattr(output, "boxes"):
         return torch.cat(output.boxes)
+    if hasattr(output, "centres"):
+        return output.features
     return output.logits if hasattr(output, "logits") else output.mask_logits
 
 
@@ -84,6 +90,10 @@ def test_shapes_on_meta(name, changes):
         assert logits(out).shape == (200, 4) and model.head.box.scores.out_features == things + 1
         if hasattr(out, "semantic_logits"):
             assert out.semantic_logits.shape == (2, classes - things + 1, 25, 33)
+    elif hasattr(out, "centres"):
+        things = 5 if "num_classes" in changes else 80
+        assert [x.shape[1] for x in out.centres] == [things] * 5 and out.features.shape[2:] == (25, 33)
+        assert {x.shape[1] for x in out.regions} == {classes - things + 1}
     elif get_spec(name)[0].head == "maskformer":
         assert logits(out).shape[-2:] == (25, 33) and model.head.class_embed.out_features == classes + 1
     else:
@@ -154,6 +164,8 @@ PARAMETERS = {
     "faster_rcnn_fapn_resnet50_coco": 46_142_440,
     # FACTS section 3: the plain neck has 3,344,384 parameters, FaPN's 7,786,888
     "faster_rcnn_fpn_resnet50_coco": 46_142_440 - 7_786_888 + 3_344_384,
+    "panoptic_fcn_fapn_resnet50_coco": 41_442_015,
+    "panoptic_fcn_fpn_resnet50_600_coco": 41_442_015 - 7_786_888 + 3_344_384,
     # by hand from the rows above: the transformer without its classifier, and a query per class instead of 100
     "perpixel_plus_fpn_resnet50_ade20k": 41_254_743 - (256 + 1) * 151 + 50 * 256,
 }
@@ -211,7 +223,7 @@ def test_compile_and_export():
         assert torch.allclose(program.module()(other).logits, model(other).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["maskformer_fapn", "semantic_fpn_fapn", "pointrend_fapn"])
+@pytest.mark.parametrize("name", ["maskformer_fapn", "semantic_fpn_fapn", "pointrend_fapn", "panoptic_fcn_fapn"])
 def test_exported_batches_are_free(name):
     """Of heads with queries, and of necks that treat single images in a way of their own."""
     model = small(name).eval()

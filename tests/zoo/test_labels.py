@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fapn_zoo.zoo.labels import label_set, list_label_sets
+from fapn_zoo.zoo.labels import label_set, list_label_sets, with_labels
+from fapn_zoo.zoo.registry import get_spec
 
 pytestmark = pytest.mark.unit
 
@@ -109,3 +110,10 @@ def test_unknown_name_lists_the_known_ones():
 def test_a_caller_cannot_change_the_set():
     label_set("camvid")["names"] = ()
     assert len(label_set("camvid")["names"]) == 11
+
+
+def test_category_ids_of_coco_have_its_gaps():
+    ids = label_set("coco_panoptic")["category_ids"]
+    assert len(ids) == 133 and list(ids) == sorted(set(ids)) and ids[-1] == 200 and not set(ids) & {12, 26, 66, 91}
+    assert label_set("coco")["category_ids"] == ids[:80] and ids[79] == 90
+    assert with_labels(get_spec("mask_rcnn_fpn_resnet50_coco")[0]).data.category_ids == ids[:80]

@@ -21,11 +21,13 @@ from fapn_zoo.zoo.spec import ModelSpec
 HEADS: dict[str, tuple[str, Pairs]] = {
     "perpixel": ("maskformer", maskformer.PER_PIXEL),
     "perpixel_plus": ("maskformer", maskformer.TRANSFORMER),
-    "maskformer": ("maskformer", maskformer.TRANSFORMER + maskformer.CLASSES),
+    "maskformer": ("maskformer", maskformer.TRANSFORMER + maskformer.CLASSES + maskformer.ENCODER),
     "semantic_fpn": ("detectron2", detectron2.SEMANTIC_FPN),
     "pointrend": ("detectron2", detectron2.POINTREND),
     "faster_rcnn": ("detectron2", detectron2.FASTER_RCNN),
     "mask_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.MASKS),
+    "pointrend_rcnn": ("detectron2", detectron2.FASTER_RCNN + detectron2.POINTREND_RCNN),
+    "panoptic_fcn": ("detectron2", detectron2.EXTRA_CONVS + detectron2.PANOPTIC_FCN),
     "panoptic_fpn": ("detectron2", detectron2.PANOPTIC_FPN),
 }
 # dialect, neck -> rules, second names of shared tensors

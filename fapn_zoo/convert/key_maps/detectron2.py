@@ -52,4 +52,39 @@ MASKS = [
     (_ROI + "mask_head.mask_fcn{n:1..4}.{what:weight|bias}", "head.mask.convs.{n-1}.{what}"),
     (_ROI + "mask_head.{layer:deconv|predictor}.{what:weight|bias}", "head.mask.{layer}.{what}"),
 ]
+_COARSE = [
+    ("reduce_spatial_dim_conv.{what:weight|bias}", "reduce.{what}"),
+    ("fc{n:1..2}.{what:weight|bias}", "fc{n}.{what}"),
+    ("prediction.{what:weight|bias}", "prediction.{what}"),
+]
+POINTREND_RCNN = below(_ROI + "mask_head.coarse_head.", "head.mask.", _COARSE) + below(
+    _ROI + "mask_head.point_head.", "head.mask.points.", _POINTS
+)
+# what names of PointRend began with before its second version (FACTS section 1)
+FIRST_VERSION = {
+    _ROI + "mask_point_head.": _ROI + "mask_head.point_head.",
+    _ROI + "mask_coarse_head.coarse_mask_fc": _ROI + "mask_head.coarse_head.fc",
+    _ROI + "mask_head.coarse_head.coarse_mask_fc": _ROI + "mask_head.coarse_head.fc",
+    _ROI + "mask_coarse_head.": _ROI + "mask_head.coarse_head.",
+}
 PANOPTIC_FPN = FASTER_RCNN + MASKS + below("sem_seg_head.", "head.semantic.", _SEMANTIC_FPN)
+
+EXTRA_CONVS = [("backbone.top_block.{level:p6|p7}.{what:weight|bias}", "neck.extra_blocks.{level}.{what}")]
+_DEFORMED = [
+    ("offset_mask_conv.{what:weight|bias}", "conv.offset_mask.{what}"),
+    ("dcnv2.weight", "conv.weight"),
+    ("dcnv2.norm.{what:weight|bias}", "norm.{what}"),
+]
+_POSITION, _KERNEL = "position_head.position_head.position_head_head_", "kernel_head.kernel_head.kernel_head_head_"
+_ENCODER = "feature_encoder.encode_head.encode_head_head_"
+PANOPTIC_FCN = [
+    *below("semantic_fpn.", "head.semantic.", _SEMANTIC_FPN[:2]),
+    *below(_POSITION + "{layer:1..3}.", "head.position.layers.{layer-1}.", _DEFORMED),
+    ("position_head.out_inst.{what:weight|bias}", "head.position.centres.{what}"),
+    ("position_head.out_sem.{what:weight|bias}", "head.position.regions.{what}"),
+    (_KERNEL + "{layer:1..3}.weight", "head.kernels.{layer-1}.conv.weight"),
+    (_KERNEL + "{layer:1..3}.norm.{what:weight|bias}", "head.kernels.{layer-1}.norm.{what}"),
+    ("kernel_head.out_conv.{what:weight|bias}", "head.kernel_out.{what}"),
+    (_ENCODER + "{layer:1..3}.{what:weight|bias}", "head.encoder.{layer-1}.conv.{what}"),
+    ("{kind:thing|stuff}_generator.embed_extractor.{what:weight|bias}", "head.{kind}_embed.{what}"),
+]

@@ -53,4 +53,11 @@ _QUERIES = [
     ("mask_embed.layers.{layer}.{what:weight|bias}", "mask_embed.{2*layer}.{what}"),
 ]
 TRANSFORMER = below(_PREDICTOR, "head.", _QUERIES)
+# between the backbone and the pyramid; only some panoptic models have it
+_ENCODED = [pair for pair in _LAYER if not pair[0].startswith("multihead_attn")]
+_ENCODER = [
+    ("input_proj.{what:weight|bias}", "input_proj.conv.{what}"),
+    *below("transformer.encoder.layers.{layer}.", "layers.{layer}.", _ENCODED),
+]
+ENCODER = below(_DECODER, "encoder.", _ENCODER)
 CLASSES = below(_PREDICTOR, "head.", [("class_embed.{what:weight|bias}", "class_embed.{what}")])

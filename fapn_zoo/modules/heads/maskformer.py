@@ -5,7 +5,6 @@ What it computes is described in FACTS section 2. N images, Q queries, C channel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,25 +13,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.modules.layers.conv import ConvNormAct
-
-
-def sine_position(height: int, width: int, channels: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The position embedding of DETR (channels, height, width): the first half encodes rows, the second columns.
-
-    Positions count from 1 and are scaled to 2 pi; sine and cosine alternate, temperature 10000. `channels` is a
-    multiple of 4.
-    """
-    half = channels // 2
-    frequency = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
-
-    def axis(size: int) -> Tensor:
-        position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
-        angle = (position / (position[-1:] + 1e-6) * 2 * math.pi)[:, None] / frequency
-        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
-
-    rows = axis(height).t()[:, :, None].expand(half, height, width)
-    columns = axis(width).t()[:, None, :].expand(half, height, width)
-    return torch.cat([rows, columns]).to(dtype)
+from fapn_zoo.modules.layers.position import sine_position
 
 
 class DecoderLayer(nn.Module):
@@ -123,7 +104,13 @@ class QueryMaskHead(nn.Module):
 
 
 class MaskFormerHead(QueryMaskHead):
-    """Class and mask per query: K classes without "no object"; `feature_channels` of the coarsest backbone map."""
+    """Class and mask per query: K classes without "no object"; `feature_channels` of the coarsest map that is read.
+
+    Args:
+        input_proj: False hands that map to the queries as it is, which an encoder has projected already; ValueError
+            where it has not `channels` channels.
+        object_threshold: what the class probability of a segment must exceed in panoptic answers.
+    """
 
     classifier = ("class_embed",)
 
@@ -140,15 +127,21 @@ class MaskFormerHead(QueryMaskHead):
         heads: int = 8,
         feedforward: int = 2048,
         dropout: float = 0.1,
+        input_proj: bool = True,
+        object_threshold: float = 0.8,
     ) -> None:
         decoder = feature_channels, num_queries, layers, heads, feedforward, dropout
         super().__init__(in_channels, mask_channels, num_classes + 1, channels, *decoder)
-        self.num_queries = num_queries
+        self.num_queries, self.object_threshold = num_queries, object_threshold
+        if not input_proj:
+            if feature_channels != channels:
+                raise ValueError(f"input_proj=False: the coarsest map has {feature_channels} channels, not {channels}")
+            self.decoder.input_proj = nn.Identity()
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
         layers = [(self.class_embed(state), masks) for state, masks in self.queries_and_masks(pyramid, features)]
-        return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]))
+        return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]), object_threshold=self.object_threshold)
 
 
 class PerPixelPlusHead(QueryMaskHead):

@@ -54,9 +54,16 @@ class MaskFormerOutput(NamedTuple):
     mask_logits: Tensor  # (N, Q, h, w), before the sigmoid
     aux: tuple[tuple[Tensor, Tensor], ...] = ()  # the same pairs, first layer first
     stride: int = 4
+    object_threshold: float = 0.8  # what the class probability of a panoptic segment must exceed
+    extent: tuple[int, int] | None = None  # (H, W) that the maps are stretched over; None: `stride` times their size
 
     def image(self, n: int) -> MaskFormerOutput:
-        return MaskFormerOutput(self.class_logits[n : n + 1], self.mask_logits[n : n + 1], stride=self.stride)
+        return self._replace(class_logits=self.class_logits[n : n + 1], mask_logits=self.mask_logits[n : n + 1], aux=())
+
+    @property
+    def covers(self) -> tuple[int, int]:
+        """(height, width) in pixels of the network input, or of the whole cells where it is not known."""
+        return self.extent or tuple(side * self.stride for side in self.mask_logits.shape[-2:])
 
 
 class PointRendOutput(NamedTuple):
@@ -157,6 +164,7 @@ class RCNNOutput(NamedTuple):
         return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
 
 
+<<<<<<< HEAD
 class PanopticFPNParts(NamedTuple):
     """What Panoptic FPN is trained by: its two parts."""
 
@@ -169,6 +177,34 @@ class PanopticFPNParts(NamedTuple):
 
     def image(self, n: int) -> PanopticFPNParts:
         return PanopticFPNParts(self.objects.image(n), self.semantic.image(n))
+=======
+class PanopticFCNOutput(NamedTuple):
+    """Positions and kernels of five levels (FACTS section 4): things and stuff both by increasing class ids.
+
+    The mask of a kernel is its product with the features, before the sigmoid; of stuff, `stuff_base` is added to it.
+    """
+
+    centres: tuple[Tensor, ...]  # of every level logits (N, T, h, w), where objects of a class have their centres
+    regions: tuple[Tensor, ...]  # logits (N, S + 1, h, w), where a class of stuff is; the first: any thing
+    thing_kernels: tuple[Tensor, ...]  # (N, E, h, w)
+    stuff_kernels: tuple[Tensor, ...]  # (N, E, h, w); of a region, the mean over the level with zero elsewhere
+    features: Tensor  # (N, E, H, W)
+    stuff_base: Tensor  # (N, H, W)
+    stride: int = 4  # of the features; the first level has twice that
+    rule: MergeRule = MergeRule()
+
+    def image(self, n: int) -> PanopticFCNOutput:
+        levels = (tuple(level[n : n + 1] for level in maps) for maps in self[:4])
+        return PanopticFCNOutput(*levels, *(maps[n : n + 1] for maps in self[4:6]), self.stride, self.rule)
+
+
+def covering(output: Output, size: tuple[int, int]) -> Output:
+    """The output, knowing the size (H, W) of the network input if it has to.
+
+    MaskFormer's masks are stretched over it, also where it ends inside a cell: an image that is not padded.
+    """
+    return output._replace(extent=size) if isinstance(output, MaskFormerOutput) else output
+>>>>>>> main
 
 
 def tensors_only(output: Output) -> Output:
@@ -188,7 +224,11 @@ def tensors_only(output: Output) -> Output:
 
 _NAMED = (
     *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
+<<<<<<< HEAD
     *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFPNParts),
+=======
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFCNOutput),
+>>>>>>> main
 )
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):

@@ -38,14 +38,47 @@ class PerPixelHead(nn.Module):
         return SemanticOutput(self.predictor(self.dropout(self.mask_features(pyramid[0]))))
 
 
-class SemanticFPNHead(nn.Module):
-    """The semantic branch of Panoptic FPN (Kirillov et al., CVPR 2019; FACTS section 3).
+class SemanticFPN(nn.Module):
+    """The semantic branch of Panoptic FPN without its classifier (Kirillov et al., CVPR 2019; FACTS section 3).
 
     Every level is brought to stride 4 by steps of 3x3 convolution, GroupNorm, ReLU and doubling; the levels are
-    summed and classified. Each doubling goes to the size of the next finer level, which for inputs that are multiples
-    of 32 is exactly twice the size and otherwise keeps levels aligned.
+    summed. Each doubling goes to the size of the next finer level, which for inputs that are multiples of 32 is exactly
+    twice the size and otherwise keeps levels aligned.
 
-    Args: as `PerPixelHead`; `channels` is the width of the branches, `levels` how many neck outputs it reads.
+    Args:
+        in_channels: channels of the neck's outputs.
+        channels: width of the branches. norm: see `make_norm`.
+        levels: how many neck outputs it reads.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 128, norm: str = "gn", levels: int = 4) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.ModuleList(
+                ConvNormAct(in_channels if step == 0 else channels, channels, 3, norm=norm, act=True, bias=False)
+                for step in range(max(1, level))
+            )
+            for level in range(levels)
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """`pyramid[i]` (N, C, h / 2^i, w / 2^i) -> (N, channels, h, w)."""
+        sizes = [x.shape[-2:] for x in pyramid]
+        total = 0
+        for level, branch in enumerate(self.branches):
+            x = pyramid[level]
+            for step, conv in enumerate(branch):
+                x = conv(x)
+                if level:
+                    x = F.interpolate(x, size=sizes[level - 1 - step], mode="bilinear", align_corners=False)
+            total = total + x
+        return total
+
+
+class SemanticFPNHead(SemanticFPN):
+    """`SemanticFPN` and a 1x1 classifier on the sum.
+
+    Args: as `PerPixelHead`, and those of `SemanticFPN`.
     """
 
     classifier = ("predictor",)
@@ -60,25 +93,9 @@ class SemanticFPNHead(nn.Module):
         norm: str = "gn",
         levels: int = 4,
     ) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            nn.ModuleList(
-                ConvNormAct(in_channels if step == 0 else channels, channels, 3, norm=norm, act=True, bias=False)
-                for step in range(max(1, level))
-            )
-            for level in range(levels)
-        )
+        super().__init__(in_channels, channels, norm, levels)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """`pyramid[i]` (N, C, h / 2^i, w / 2^i); logits are (N, K, h, w)."""
-        sizes = [x.shape[-2:] for x in pyramid]
-        total = 0
-        for level, branch in enumerate(self.branches):
-            x = pyramid[level]
-            for step, conv in enumerate(branch):
-                x = conv(x)
-                if level:
-                    x = F.interpolate(x, size=sizes[level - 1 - step], mode="bilinear", align_corners=False)
-            total = total + x
-        return SemanticOutput(self.predictor(total))
+        return SemanticOutput(self.predictor(super().forward(pyramid)))

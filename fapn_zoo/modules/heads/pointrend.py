@@ -22,13 +22,24 @@ class PointHead(nn.Module):
     Args:
         in_channels: of the fine features.
         num_classes: K, of the coarse logits and of the result.
-        channels, layers: width and number of the hidden layers; coarse logits enter the first one only.
+        channels, layers: width and number of the hidden layers.
+        coarse_each_layer: coarse logits enter every layer and the predictor, not the first layer only.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, channels: int = 256, layers: int = 3) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        channels: int = 256,
+        layers: int = 3,
+        *,
+        coarse_each_layer: bool = False,
+    ) -> None:
         super().__init__()
-        widths = [in_channels + num_classes] + [channels] * layers
-        self.layers = nn.ModuleList(nn.Conv1d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.coarse_each_layer = coarse_each_layer
+        again = num_classes if coarse_each_layer else 0
+        widths = [in_channels + num_classes] + [channels + again] * layers
+        self.layers = nn.ModuleList(nn.Conv1d(width, channels, 1) for width in widths[:-1])
         self.predictor = nn.Conv1d(widths[-1], num_classes, 1)
         for layer in self.layers:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -36,12 +47,18 @@ class PointHead(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """(N, in_channels, P) and (N, K, P) -> logits (N, K, P)."""
+    def hidden(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """What the predictor reads, (N, channels, P), with `coarse_each_layer` (N, channels + K, P)."""
         x = torch.cat([fine, coarse], dim=1)
         for layer in self.layers:
             x = layer(x).relu_()
-        return self.predictor(x)
+            if self.coarse_each_layer:
+                x = torch.cat([x, coarse], dim=1)
+        return x
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """(N, in_channels, P) and (N, K, P) -> logits (N, K, P)."""
+        return self.predictor(self.hidden(fine, coarse))
 
 
 class PointRendHead(nn.Module):

@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """`"gn"`: GroupNorm, 32 groups where they divide `channels`, eps 1e-5; `"bn"`; `"none"`: identity."""
-    norms = {"gn": lambda c: nn.GroupNorm(math.gcd(32, c), c), "bn": nn.BatchNorm2d, "none": nn.Identity}
+    """`"gn"`: GroupNorm, 32 groups where they divide `channels`, eps 1e-5; `"bn"`; `"none"`: identity.
+
+    `"gn8"` is `"gn"` with groups of 8 channels or more, as 256 channels have: maps of one pixel can be normalised.
+    """
+    norms = {
+        "gn": lambda c: nn.GroupNorm(math.gcd(32, c), c),
+        "gn8": lambda c: nn.GroupNorm(math.gcd(32, c, max(c // 8, 1)), c),
+        "bn": nn.BatchNorm2d,
+        "none": nn.Identity,
+    }
     if name not in norms:
         raise ValueError(f"norm {name!r}; expected one of {', '.join(norms)}")
     return norms[name](channels)

@@ -7,6 +7,8 @@ are (N, P, 2) float32, (x, y) with 0 and 1 at the outer edges of a map, so the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,43 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     grid = (2 * points - 1).unsqueeze(2)
     found = F.grid_sample(maps.float(), grid, mode="bilinear", align_corners=False)
     return found.squeeze(3).to(maps.dtype)
+
+
+def sample_in_boxes(maps: Tensor, boxes: Sequence[Tensor], points: Tensor, stride: int) -> Tensor:
+    """Values of maps (N, C, h, w) at points (M, P, 2) of boxes, of whose sides 0 and 1 are the ends: (M, C, P).
+
+    `boxes` are those of every image, (M_n, 4) in pixels of the input, M of them in all; `stride` is that of the maps.
+    """
+    height, width = (stride * side for side in maps.shape[-2:])
+    corner, end = torch.cat(list(boxes))[:, None].split(2, dim=2)
+    places = (points * (end - corner) + corner) / points.new_tensor([width, height])
+    # of every image one row of points, box after box
+    rows = zip(maps.split(1), places.split([len(b) for b in boxes]), strict=True)
+    found = [sample_points(image, p.reshape(1, -1, 2)).unflatten(2, p.shape[:2]) for image, p in rows]
+    return torch.cat(found, dim=2)[0].transpose(0, 1)
+
+
+def masks_at(masks: Tensor, rows: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
+    """How far masks (M, H, W) bool cover points (B, P, 2) of boxes (B, 4) of their pixels, 0..1, bilinear: (B, P).
+
+    Of each box's points mask `rows` (B,) is read; outside of it is zero. It computes what `sample_points` does, without
+    a copy of the mask for every box.
+    """
+    x, y = (boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2]) - 0.5).unbind(dim=2)
+    covered = torch.zeros_like(x)
+    height, width = masks.shape[-2:]
+    for row in (y.floor(), y.floor() + 1):
+        for column in (x.floor(), x.floor() + 1):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            i, j = (place.where(inside, 0).long() for place in (row, column))
+            covered += (1 - (y - row).abs()) * (1 - (x - column).abs()) * (inside & masks[rows[:, None], i, j])
+    return covered
+
+
+def regular_points(side: int, like: Tensor) -> Tensor:
+    """The middles of side x side cells, (side * side, 2) in reading order, on the device of `like`."""
+    middles = (torch.arange(side, device=like.device) + 0.5) / side
+    return torch.stack([middles.expand(side, side), middles[:, None].expand(side, side)], dim=2).flatten(0, 1)
 
 
 def uncertainty(logits: Tensor) -> Tensor:

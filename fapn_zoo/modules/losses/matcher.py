@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+from fapn_zoo.modules.losses.loss import FOCAL_ALPHA, FOCAL_GAMMA
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Targets
-from fapn_zoo.modules.losses.loss import Loss
-from fapn_zoo.modules.losses.matcher import FOCAL_ALPHA, FOCAL_GAMMA, match
+from fapn_zoo.modules.losses.loss import Loss, focal
+from fapn_zoo.modules.losses.matcher import match
 
 Segments = list[tuple[Tensor, Tensor]]  # per image: classes (M,) int64, masks (M, H, W) bool
 
@@ -137,9 +137,5 @@ def _mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     logits = F.interpolate(logits[None].float(), size=target.shape[-2:], mode="bilinear", align_corners=False)[0]
     logits, target = logits.flatten(1), target.flatten(1).float()
     p = logits.sigmoid()
-    p_true = p * target + (1 - p) * (1 - target)
-    alpha = FOCAL_ALPHA * target + (1 - FOCAL_ALPHA) * (1 - target)
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    focal = (alpha * (1 - p_true) ** FOCAL_GAMMA * entropy).mean(1).sum()
     dice = (1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)).sum()
-    return focal, dice
+    return focal(logits, target).mean(1).sum(), dice

@@ -1,7 +1,7 @@
 """Necks: maps from a backbone, fine to coarse, to maps of equal width, fine to coarse."""
 
-from fapn_zoo.modules.necks.extra import SubsampledLevel
+from fapn_zoo.modules.necks.extra import ConvolvedLevels, SubsampledLevel
 from fapn_zoo.modules.necks.fapn import FaPN
 from fapn_zoo.modules.necks.fpn import FPN
 
-__all__ = ["FPN", "FaPN", "SubsampledLevel"]
+__all__ = ["ConvolvedLevels", "FPN", "FaPN", "SubsampledLevel"]

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.deform_conv.conv import deform_conv2d
 from fapn_zoo.modules.layers.conv import ConvNormAct
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 from fapn_zoo.modules.necks.fpn import Neck, sum_into
 
 ALIGNMENTS = ("fam", "dcn", "deconv")
@@ -40,33 +39,6 @@ class FeatureSelection(nn.Module):
         if torch.compiler.is_compiling() or len(x) != 1:  # batches of one and of many shall be one program
             return self.reduce(x * factor)
         return self.reduce.norm(F.conv2d(x, self.reduce.conv.weight * factor))
-
-
-class ModulatedDeformConv(nn.Module):
-    """A 3x3 modulated deformable convolution (DCNv2) whose offsets and masks are read from a second map.
-
-    `forward(x, guide)`: both (N, C, H, W) -> (N, C, H, W). The 27 * groups channels of the offset convolution are
-    18 * groups offsets in torchvision's order, then 9 * groups masks before their sigmoid. Offsets start at zero and
-    masks at one half, so a new module is half a plain convolution.
-    """
-
-    def __init__(self, channels: int, groups: int = 8) -> None:
-        super().__init__()
-        if channels % groups:
-            raise ValueError(f"{channels} channels cannot be split into {groups} deformable groups")
-        self.groups = groups
-        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.offset_mask = nn.Conv2d(channels, 27 * groups, 3, padding=1)
-        bound = (9 * channels) ** -0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.zeros_(self.offset_mask.weight)
-        nn.init.zeros_(self.offset_mask.bias)
-
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        offset, mask = self.offset_mask(guide).split((18 * self.groups, 9 * self.groups), dim=1)
-        y = deform_conv2d(x, offset, self.weight, self.bias, padding=1, mask=mask.sigmoid())
-        return y.contiguous(memory_format=memory_format(x))  # what follows would otherwise leave channels-last
 
 
 class FeatureAlignment(nn.Module):

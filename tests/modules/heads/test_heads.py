@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fapn_zoo.modules.heads import MaskFormerHead, PerPixelHead, PerPixelPlusHead, SemanticFPNHead
-from fapn_zoo.modules.heads.maskformer import sine_position
+from fapn_zoo.modules.layers.position import sine_position
 
 pytestmark = pytest.mark.unit
 

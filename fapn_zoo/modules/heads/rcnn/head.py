@@ -12,7 +12,7 @@ from fapn_zoo.modules.heads.outputs import Compared, DetectionOutput, InstanceOu
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS, BoxBranch, MaskBranch
 from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
 from fapn_zoo.modules.heads.rcnn.sampling import draw_regions
-from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, pool_boxes
+from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, not_empty, pool_boxes
 from fapn_zoo.modules.layers.random import seeds_or_new
 
 STRIDE = 4  # of the finest map
@@ -78,12 +78,25 @@ class FasterRCNNHead(nn.Module):
         features: Sequence[Tensor],
         sizes: Tensor | None = None,
         targets: Targets | None = None,
-    ) -> DetectionOutput | RCNNOutput:
+    ) -> DetectionOutput | InstanceOutput | RCNNOutput:
         """The detections of every image, the best first, inside `sizes`; without them inside the padded input.
 
-        With targets, what the loss reads instead, in evaluation mode too.
+        A head that finds masks gives their logits too. With targets, what the loss reads instead, in evaluation mode
+        too.
         """
-        return DetectionOutput(*self.detect(pyramid, sizes)) if targets is None else self.learn(pyramid, sizes, targets)
+        if targets is not None:
+            return self.learn(pyramid, sizes, targets)
+        boxes, scores, classes = self.detect(pyramid, sizes)
+        # a box that is NaN stays so, but nothing is read inside it
+        masks = self.find_masks(pyramid, [each.nan_to_num() for each in boxes], classes)
+        if masks is None:
+            return DetectionOutput(boxes, scores, classes)
+        return InstanceOutput(boxes, scores, classes, masks)
+
+    def find_masks(
+        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...] | None:
+        """Of every image the logits (D, S, S) of its boxes' masks, see `InstanceOutput`; here none."""
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Logits and deltas of all anchors, and of `FIXED` boxes in every image."""
@@ -103,11 +116,14 @@ class FasterRCNNHead(nn.Module):
     def learn(self, pyramid: Sequence[Tensor], sizes: Tensor | None, targets: Targets) -> RCNNOutput:
         """What both stages find for anchors and regions that the seeds of the targets draw, beside the truth.
 
-        Raises ValueError where the targets have no boxes, or the maps are not finite.
+        Raises ValueError where the targets have no boxes or one without an area, or the maps are not finite.
         """
         truth, seeds = targets.boxes, seeds_or_new(targets.seeds, len(pyramid[0]), pyramid[0].device)
         if len(truth) != len(pyramid[0]):
             raise ValueError(f"targets have boxes of {len(truth)} images, the batch has {len(pyramid[0])}")
+        for n, boxes in enumerate(truth):
+            if not bool((not_empty(boxes) & boxes.isfinite().all(1)).all()):
+                raise ValueError(f"image {n} of the batch has a true box without an area, or that is not finite")
         logits, shifts = self.rpn(pyramid)
         proposals, *first_stage = self.rpn.learn(logits, shifts, self._inside(pyramid, sizes), truth, seeds)
         anchors = sum(x[0].numel() for x in logits)
@@ -175,28 +191,19 @@ class MaskRCNNHead(FasterRCNNHead):
         super().__init__(in_channels, feature_channels, num_classes, **detection)
         self.mask = MaskBranch(in_channels, num_classes, hidden=mask_hidden, convs=mask_convs)
 
-    def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> InstanceOutput | RCNNOutput:
-        """The detections of every image with the logits of their masks; see `FasterRCNNHead`."""
-        if targets is not None:
-            return self.learn(pyramid, sizes, targets)
-        boxes, scores, classes = self.detect(pyramid, sizes)
-        usable = [each.nan_to_num() for each in boxes]
-        logits = self.mask(pool_boxes(pyramid[:-1], usable, self.mask.side), torch.cat(classes))
-        return InstanceOutput(boxes, scores, classes, logits.split([len(each) for each in boxes]))
+    def find_masks(
+        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Of every image the logits (D, 28, 28) of its boxes' own classes."""
+        logits = self.mask(pool_boxes(pyramid[:-1], boxes, self.mask.side), torch.cat(list(classes)))
+        return logits.split([len(each) for each in boxes])
 
     def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
         """`mask`: the logits of regions' own classes beside the true masks in them.
 
         Raises ValueError where the targets have no masks.
         """
-        if len(targets.masks) != len(targets.boxes):
-            raise ValueError("targets have boxes but no masks, which this head is trained by")
+        check_masks(targets)
         logits = self.mask(pool_boxes(pyramid[:-1], found.boxes, self.mask.side), torch.cat(found.classes))
         rows = zip(targets.masks, found.boxes, found.objects, strict=True)
         true = tuple(masks_in_boxes(*row, side=2 * self.mask.side) for row in rows)
@@ -206,3 +213,9 @@ class MaskRCNNHead(FasterRCNNHead):
         """Also the masks of these boxes, for every class."""
         pooled = pool_boxes(pyramid[:-1], self.fixed_boxes(pyramid), self.mask.side)
         return super().before_choice(pyramid) | {"masks": self.mask.predictor(self.mask.features(pooled))}
+
+
+def check_masks(targets: Targets) -> None:
+    """Raises ValueError where targets have no masks."""
+    if len(targets.masks) != len(targets.boxes):
+        raise ValueError("targets have boxes but no masks, which this head is trained by")

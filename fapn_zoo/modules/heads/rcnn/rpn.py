@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from fapn_zoo.modules.heads.outputs import Compared
-from fapn_zoo.modules.heads.rcnn.sampling import draw, nearest_boxes, nearest_objects
+from fapn_zoo.modules.heads.rcnn.sampling import draw, kinds_of_anchors
 from fapn_zoo.modules.layers.boxes import all_finite, anchors, clip, decode, encode, not_empty
 from fapn_zoo.modules.layers.random import drawn_bits
-
-BACKGROUND, OBJECT = 0.3, 0.7  # an anchor that overlaps every object less is background, one that overlaps more is none
 
 
 class RegionProposals(nn.Module):
@@ -95,7 +93,7 @@ class RegionProposals(nn.Module):
         Returns:
             Of every image the proposals, without gradient, (P, 4), and the numbers of the anchors they were made of,
             (P,); logits (S,) of drawn anchors beside 1.0 for objects and 0.0 for background; deltas (O, 4) of those
-            that are objects beside the true ones. Anchors that cross the edge of an image are as good as others.
+            that are objects beside the true ones.
 
         Raises ValueError where a map is not finite.
         """
@@ -119,10 +117,9 @@ class RegionProposals(nn.Module):
 
     def _drawn(self, anchors: Tensor, truth: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of anchors that are trained on, of objects and of background, and the deltas of the former."""
-        overlap, objects = nearest_objects(anchors, truth)
-        positive = (overlap >= OBJECT) | nearest_boxes(anchors, truth)
+        positive, negative, objects = kinds_of_anchors(anchors, truth)
         bits = drawn_bits(seed[None], len(anchors))[0]
-        ours, others = draw(positive, (overlap < BACKGROUND) & ~positive, bits, self.samples, 0.5)
+        ours, others = draw(positive, negative, bits, self.samples, 0.5)
         return ours, others, encode(truth[objects[ours]], anchors[ours])
 
     def _image(

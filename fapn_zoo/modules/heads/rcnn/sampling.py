@@ -15,7 +15,20 @@ from torchvision.ops import box_iou
 
 from fapn_zoo.modules.layers.random import drawn_bits
 
+# An anchor that overlaps no object so much is background; one that overlaps an object so much belongs to it.
+BACKGROUND, OBJECT = 0.3, 0.7
 PAIRS = 2**21  # overlaps that are computed at once: 8 MiB, and a few times that on the way
+
+
+def kinds_of_anchors(anchors: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which anchors (B,) bool belong to an object and which to background, and the object nearest to each (B,) int64.
+
+    An object has the anchors that overlap it most, however little. Anchors across the edge of an image are as good as
+    others.
+    """
+    overlap, objects = nearest_objects(anchors, truth)
+    positive = (overlap >= OBJECT) | nearest_boxes(anchors, truth)
+    return positive, (overlap < BACKGROUND) & ~positive, objects
 
 
 def nearest_objects(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
