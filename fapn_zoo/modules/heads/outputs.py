@@ -164,7 +164,6 @@ class RCNNOutput(NamedTuple):
         return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
 
 
-<<<<<<< HEAD
 class PanopticFPNParts(NamedTuple):
     """What Panoptic FPN is trained by: its two parts."""
 
@@ -177,7 +176,8 @@ class PanopticFPNParts(NamedTuple):
 
     def image(self, n: int) -> PanopticFPNParts:
         return PanopticFPNParts(self.objects.image(n), self.semantic.image(n))
-=======
+
+
 class PanopticFCNOutput(NamedTuple):
     """Positions and kernels of five levels (FACTS section 4): things and stuff both by increasing class ids.
 
@@ -204,7 +204,6 @@ def covering(output: Output, size: tuple[int, int]) -> Output:
     MaskFormer's masks are stretched over it, also where it ends inside a cell: an image that is not padded.
     """
     return output._replace(extent=size) if isinstance(output, MaskFormerOutput) else output
->>>>>>> main
 
 
 def tensors_only(output: Output) -> Output:
@@ -224,11 +223,7 @@ def tensors_only(output: Output) -> Output:
 
 _NAMED = (
     *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
-<<<<<<< HEAD
-    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFPNParts),
-=======
-    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFCNOutput),
->>>>>>> main
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFPNParts, PanopticFCNOutput),
 )
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):

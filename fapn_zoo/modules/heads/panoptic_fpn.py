@@ -7,12 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-<<<<<<< HEAD
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, PanopticFPNParts, Targets
-=======
-from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, Targets
+from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, PanopticFPNParts, Targets
 from fapn_zoo.modules.heads.panoptic import count_things, merge_rule
->>>>>>> main
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
 
@@ -45,17 +41,8 @@ class PanopticFPNHead(MaskRCNNHead):
         stuff_area: int = 4096,
         **detection: Any,
     ) -> None:
-<<<<<<< HEAD
-        if not {*things} <= {*range(num_classes)} or len({*things}) != len(things):
-            raise ValueError(f"things={tuple(things)}; expected different ids of the {num_classes} classes, from 0 on")
-        if not (0 <= merge_score <= 1 and 0 <= merge_overlap <= 1 and stuff_area >= 0):
-            given = f"merge_score={merge_score}, merge_overlap={merge_overlap}, stuff_area={stuff_area}"
-            raise ValueError(f"{given}; expected 0..1, 0..1, and pixels from 0 on")
         self.things = tuple(sorted(things)) or tuple(range(num_classes))
-        count = len(self.things)
-=======
         count = count_things(things, num_classes)
->>>>>>> main
         super().__init__(in_channels, feature_channels, count, **detection)
         look = {"channels": semantic_channels, "norm": semantic_norm}
         self.semantic = SemanticFPNHead(in_channels, feature_channels, num_classes - count + 1, **look)

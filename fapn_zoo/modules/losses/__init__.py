@@ -1,18 +1,19 @@
 """Losses: (output, targets) -> a dict of scalars whose `"loss"` is the weighted total."""
 
 from fapn_zoo.modules.losses.loss import Loss
-<<<<<<< HEAD
-from fapn_zoo.modules.losses.panoptic_fpn import PanopticFPNLoss
-=======
 from fapn_zoo.modules.losses.panoptic_fcn import PanopticFCNLoss
->>>>>>> main
+from fapn_zoo.modules.losses.panoptic_fpn import PanopticFPNLoss
 from fapn_zoo.modules.losses.per_pixel import PerPixelLoss
 from fapn_zoo.modules.losses.points import PointRendLoss
 from fapn_zoo.modules.losses.rcnn import RCNNLoss
 from fapn_zoo.modules.losses.set_criterion import SetCriterion
 
-<<<<<<< HEAD
-__all__ = ["Loss", "PanopticFPNLoss", "PerPixelLoss", "PointRendLoss", "RCNNLoss", "SetCriterion"]
-=======
-__all__ = ["Loss", "PanopticFCNLoss", "PerPixelLoss", "PointRendLoss", "RCNNLoss", "SetCriterion"]
->>>>>>> main
+__all__ = [
+    "Loss",
+    "PanopticFCNLoss",
+    "PanopticFPNLoss",
+    "PerPixelLoss",
+    "PointRendLoss",
+    "RCNNLoss",
+    "SetCriterion",
+]
