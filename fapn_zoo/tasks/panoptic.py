@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.images import LoadedImage
@@ -50,7 +51,10 @@ class PanopticTask:
         return result
 
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
-        return object_targets(sample, labels, things_only=False)
+        targets = object_targets(sample, labels, things_only=False)
+        if sample.labels is not None:  # beside the objects, of which crowds are none
+            targets.labels = torch.from_numpy(sample.labels.astype(np.int64))[None]
+        return targets
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> PanopticScorer:
         return PanopticScorer(ObjectClasses(self, dataset, classes, data, boundary))

@@ -56,7 +56,11 @@ HEADS: dict[str, HeadPart] = {
         f"{_HEADS}:PanopticFCNHead", f"{_LOSSES}:PanopticFCNLoss", ("panoptic", "instance"), "detectron2", extra="convs"
     ),
     "panoptic_fpn": HeadPart(
-        f"{_HEADS}.panoptic_fpn:PanopticFPNHead", "", ("panoptic", "instance", "detection"), "detectron2", extra="pool"
+        f"{_HEADS}.panoptic_fpn:PanopticFPNHead",
+        f"{_LOSSES}:PanopticFPNLoss",
+        ("panoptic", "instance", "detection"),
+        "detectron2",
+        extra="pool",
     ),
 }
 

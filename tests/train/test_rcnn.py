@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN through the common loop: neither micro-batches, processes nor kills change what is drawn."""
+"""The R-CNN family through the common loop: neither micro-batches, processes nor kills change what is drawn."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fapn_zoo.create import create_model
+from fapn_zoo.data.scenes import THINGS
 from fapn_zoo.train import loop
 from fapn_zoo.train.loop import train
 from fapn_zoo.train.settings import Settings
@@ -21,12 +22,15 @@ NARROW |= {"head_region_samples": 64, "head_proposals": 100, "head_train_proposa
 MASKS = {"head_mask_hidden": 16, "head_mask_convs": 2}
 TERMS = {"faster_rcnn_fpn": ("loss", "rpn_class", "rpn_box", "class", "box")}
 TERMS["mask_rcnn_fpn"] = (*TERMS["faster_rcnn_fpn"], "mask")
+TERMS["panoptic_fpn_fpn"] = (*TERMS["mask_rcnn_fpn"], "semantic")
+STUFF = {"head_semantic_channels": 32}
 
 
 @pytest.fixture(params=TERMS)
 def narrow(request: pytest.FixtureRequest, tiny: Settings) -> Settings:
     """No batch norm: its statistics are those of a micro-batch, by definition."""
-    args = NARROW | {"backbone_norm": "frozen_bn"} | (MASKS if "mask" in request.param else {})
+    args = NARROW | {"backbone_norm": "frozen_bn"} | (MASKS if "faster" not in request.param else {})
+    args |= STUFF if "panoptic" in request.param else {}
     few = tiny.replace(model=request.param, model_args=args, data="scenes:6@64x96", crop=(64, 96))
     return few.replace(optimizer="sgd", val_data="none", steps=3)
 
@@ -44,7 +48,7 @@ def test_micro_batches_change_no_gradient(narrow: Settings, tmp_path: Path) -> N
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("narrow", ["mask_rcnn_fpn"], indirect=True)
+@pytest.mark.parametrize("narrow", ["panoptic_fpn_fpn"], indirect=True)
 def test_two_processes_equal_one(narrow: Settings, tmp_path: Path, start: Any) -> None:
     two = narrow.replace(out=str(tmp_path / "two"))
     process = start(two, processes=2)
@@ -81,7 +85,7 @@ def test_frozen_parts_stay_as_they_are(narrow: Settings) -> None:
     args |= {"backbone_frozen_stages": 1}
     settings = narrow.replace(backbone="resnet10t", model_args=args, freeze="head", steps=1)
     torch.manual_seed(settings.seed)
-    before = create_model(settings.model, backbone="resnet10t", num_classes=11, **args)
+    before = create_model(settings.model, backbone="resnet10t", num_classes=11, things=tuple(sorted(THINGS)), **args)
     folder = train(settings)
     after = create_model(f"local-dir:{folder}", pretrained=True)
     fixed = {name for name, parameter in before.named_parameters() if not parameter.requires_grad}

@@ -6,7 +6,7 @@ N images, K classes, Q queries, M objects of one image.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
@@ -164,6 +164,20 @@ class RCNNOutput(NamedTuple):
         return RCNNOutput(*(field.image(n) for field in self[:4]), masks, self.stride)
 
 
+class PanopticFPNParts(NamedTuple):
+    """What Panoptic FPN is trained by: its two parts."""
+
+    objects: RCNNOutput  # of things
+    semantic: SemanticOutput  # all things together, then stuff
+
+    @property
+    def stride(self) -> int:
+        return self.semantic.stride
+
+    def image(self, n: int) -> PanopticFPNParts:
+        return PanopticFPNParts(self.objects.image(n), self.semantic.image(n))
+
+
 class PanopticFCNOutput(NamedTuple):
     """Positions and kernels of five levels (FACTS section 4): things and stuff both by increasing class ids.
 
@@ -209,7 +223,7 @@ def tensors_only(output: Output) -> Output:
 
 _NAMED = (
     *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
-    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFCNOutput),
+    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFPNParts, PanopticFCNOutput),
 )
 for _kind in _NAMED:  # a name for `torch.export.save`
     if hasattr(pytree, "_register_namedtuple"):
@@ -242,6 +256,20 @@ class Targets:
         seeds = None if self.seeds is None else self.seeds[first:last]
         objects = (part[first:last] for part in (self.classes, self.masks, self.boxes))
         return Targets(labels, *objects, self.ignore_index, seeds)
+
+    def of_classes(self, chosen: Sequence[int]) -> Targets:
+        """With objects of the `chosen` classes alone, whose new class is the place of the old one among them."""
+        places = {old: new for new, old in enumerate(chosen)}
+        rows = [[m for m, old in enumerate(classes.tolist()) if old in places] for classes in self.classes]
+        classes = (
+            torch.tensor([places[old] for old in classes[kept].tolist()], dtype=torch.int64, device=classes.device)
+            for classes, kept in zip(self.classes, rows, strict=True)
+        )
+        masks, boxes = (
+            tuple(t[kept] for t, kept in zip(part, rows, strict=True)) if part else ()
+            for part in (self.masks, self.boxes)
+        )
+        return Targets(self.labels, tuple(classes), masks, boxes, self.ignore_index, self.seeds)
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, Targets
+from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, PanopticFPNParts, Targets
 from fapn_zoo.modules.heads.panoptic import count_things, merge_rule
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
@@ -41,6 +41,7 @@ class PanopticFPNHead(MaskRCNNHead):
         stuff_area: int = 4096,
         **detection: Any,
     ) -> None:
+        self.things = tuple(sorted(things)) or tuple(range(num_classes))
         count = count_things(things, num_classes)
         super().__init__(in_channels, feature_channels, count, **detection)
         look = {"channels": semantic_channels, "norm": semantic_norm}
@@ -53,10 +54,17 @@ class PanopticFPNHead(MaskRCNNHead):
         features: Sequence[Tensor],
         sizes: Tensor | None = None,
         targets: Targets | None = None,
-    ) -> PanopticFPNOutput:
-        """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4."""
-        found = super().forward(pyramid, features, sizes, targets)
-        return PanopticFPNOutput(*found[:4], self.semantic(pyramid, features).logits, rule=self.rule)
+    ) -> PanopticFPNOutput | PanopticFPNParts:
+        """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4.
+
+        With targets, what the loss reads instead. Of their objects only things are used.
+        """
+        semantic = self.semantic(pyramid, features)
+        things = None if targets is None else targets.of_classes(self.things)
+        found = super().forward(pyramid, features, sizes, things)
+        if targets is not None:
+            return PanopticFPNParts(found, semantic)
+        return PanopticFPNOutput(*found[:4], semantic.logits, rule=self.rule)
 
     def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Also the semantic logits."""
