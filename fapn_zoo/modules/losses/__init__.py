@@ -8,12 +8,4 @@ from fapn_zoo.modules.losses.points import PointRendLoss
 from fapn_zoo.modules.losses.rcnn import RCNNLoss
 from fapn_zoo.modules.losses.set_criterion import SetCriterion
 
-__all__ = [
-    "Loss",
-    "PanopticFCNLoss",
-    "PanopticFPNLoss",
-    "PerPixelLoss",
-    "PointRendLoss",
-    "RCNNLoss",
-    "SetCriterion",
-]
+__all__ = ["Loss", "PanopticFCNLoss", "PanopticFPNLoss", "PerPixelLoss", "PointRendLoss", "RCNNLoss", "SetCriterion"]
