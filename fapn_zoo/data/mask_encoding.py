@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-
-BITS = 5  # of a number in every letter of the compressed form
+from hotcoco import mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +52,8 @@ class RunLengths:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2 around the mask, the right and lower edge outside; zeros for an empty one."""
-        ends = np.cumsum(self.counts)
-        starts, ends = ends[:-1:2], ends[1::2]
-        starts, ends = starts[starts < ends], ends[starts < ends] - 1
-        if not starts.size:
-            return 0, 0, 0, 0
-        height = self.size[0]
-        left, right = int(starts[0]) // height, int(ends[-1]) // height
-        if (starts // height != ends // height).any():  # a run over the end of a column reaches both edges
-            return left, 0, right + 1, height
-        return left, int((starts % height).min()), right + 1, int((ends % height).max()) + 1
+        x, y, width, height = map(int, mask.toBbox(self._uncompressed()))
+        return x, y, x + width, y + height
 
     def pixels(self) -> np.ndarray:
         """The mask of the whole image, (H, W) bool."""
@@ -71,20 +62,11 @@ class RunLengths:
 
     @cached_property
     def text(self) -> str:
-        """The compressed form: from the fourth run on differences to the last but one, five bits in every letter."""
-        left = self.counts.copy()
-        left[3:] -= self.counts[1:-2]
-        letters = np.zeros((len(left), 64 // BITS + 1), np.uint8)
-        there = np.ones(len(left), bool)
-        for column in letters.T:
-            low = left & 31
-            left >>= BITS
-            more = np.where(low & 16, left != -1, left != 0)  # the highest bit that is written is the sign
-            column[there] = (low | 32 * more)[there] + 48
-            there &= more
-            if not there.any():
-                break
-        return letters[letters > 0].tobytes().decode("ascii")
+        """COCO's compressed form of the counts."""
+        return mask.frPyObjects(self._uncompressed(), *self.size)["counts"].decode("ascii")
+
+    def _uncompressed(self) -> dict[str, Any]:
+        return {"size": [int(side) for side in self.size], "counts": self.counts.tolist()}
 
     def to_coco(self) -> dict[str, Any]:
         """COCO's `segmentation`: `size` [height, width] and the compressed `counts`."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from toys.resuming import check_resumes
 
 from fapn_zoo.create import create_model
 from fapn_zoo.evaluate import evaluate
-from fapn_zoo.train import loop
 from fapn_zoo.train.loop import train
 from fapn_zoo.train.settings import Settings
 
@@ -29,7 +27,6 @@ def scenes(tiny: Settings) -> Settings:
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
 def test_the_task_travels_with_the_weights(scenes: Settings, task: str) -> None:
-    pytest.importorskip("faster_coco_eval", reason="needs the extra coco")
     folder = train(scenes.replace(task=task, steps=60, colour_jitter=0.0))
     lines = [json.loads(line) for line in (Path(scenes.out) / "log.jsonl").read_text().splitlines()]
     first, last = (sum(line["loss"] for line in part) for part in (lines[:5], lines[-5:]))
@@ -46,20 +43,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     scenes: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = scenes.replace(task="instance", checkpoint_every=2)
-    stopped = whole.replace(out=str(tmp_path / "stopped"))
-    real = loop.Run.update
-
-    def update(self: loop.Run, *arguments: Any) -> Any:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped)
-    a, b = (load_file(train(s) / "model.safetensors") for s in (whole, stopped.replace(resume="auto")))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    check_resumes(whole, 3, tmp_path, monkeypatch)
 
 
 def test_a_task_that_the_head_does_not_answer_is_refused(scenes: Settings) -> None:

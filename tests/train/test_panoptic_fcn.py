@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys.resuming import check_resumes, losses_of
 
 import fapn_zoo
 from fapn_zoo.metrics import PanopticQuality
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.modules.losses import PanopticFCNLoss
 from fapn_zoo.postprocess import Frame, decode
-from fapn_zoo.train import loop
 from fapn_zoo.train.loop import train
 from fapn_zoo.train.settings import Settings
 
@@ -42,12 +41,6 @@ def narrow(tmp_path: Path) -> Settings:
         threads=1,
         out=str(tmp_path / "run"),
     )
-
-
-def losses_of(settings: Settings) -> list[dict[str, Any]]:
-    lines = (Path(settings.out) / "log.jsonl").read_text().splitlines()
-    names = ("loss", "centres", "regions", "things", "stuff")
-    return [{name: json.loads(line)[name] for name in names} for line in lines]
 
 
 def test_it_finds_what_it_was_shown() -> None:
@@ -91,21 +84,7 @@ def test_scenes_are_learned_and_evaluated(narrow: Settings, tmp_path: Path) -> N
 def test_a_resumed_run_ends_with_the_same_bits(
     narrow: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = narrow.replace(out=str(tmp_path / "stopped"))
-    real = loop.Run.update
-
-    def update(self: loop.Run, *arguments: Any) -> Any:
-        if self.step == 4:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped)
-    a, b = (load_file(train(s) / "model.safetensors") for s in (narrow, stopped.replace(resume="auto")))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert losses_of(stopped)[4:] == losses_of(narrow)[4:]
+    check_resumes(narrow, 4, tmp_path, monkeypatch)
 
 
 def test_micro_batches_change_no_gradient(narrow: Settings, tmp_path: Path) -> None:

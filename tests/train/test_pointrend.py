@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from toys.resuming import check_resumes, losses_of
 
 from fapn_zoo.create import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.modules.heads import pointrend
-from fapn_zoo.train import loop
 from fapn_zoo.train.loop import train
 from fapn_zoo.train.recipes import find_recipe
 from fapn_zoo.train.settings import Settings, load_recipe, parse_overrides
@@ -29,11 +29,6 @@ NARROW = {"neck_out_channels": 16, "head_channels": 16, "head_point_channels": 1
 def narrow(tiny: Settings) -> Settings:
     """No batch norm: its statistics are those of a micro-batch, by definition."""
     return tiny.replace(model="pointrend_fpn", model_args=NARROW | {"backbone_norm": "frozen_bn"}, optimizer="sgd")
-
-
-def losses_of(settings: Settings) -> list[dict[str, Any]]:
-    lines = (Path(settings.out) / "log.jsonl").read_text().splitlines()
-    return [{name: json.loads(line)[name] for name in ("loss", "coarse", "point")} for line in lines]
 
 
 def test_it_learns_by_the_recipe_for_folders(pictures: Path, tmp_path: Path) -> None:
@@ -77,21 +72,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     narrow: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = narrow.replace(val_data="none", steps=6, checkpoint_every=2, model="pointrend_fapn")
-    stopped = whole.replace(out=str(tmp_path / "stopped"))
-    real = loop.Run.update
-
-    def update(self: loop.Run, *arguments: Any) -> Any:
-        if self.step == 4:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped)
-    a, b = (load_file(train(s) / "model.safetensors") for s in (whole, stopped.replace(resume="auto")))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert losses_of(stopped)[4:] == losses_of(whole)[4:]
+    check_resumes(whole, 4, tmp_path, monkeypatch)
 
 
 def test_every_step_draws_other_points(narrow: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys.resuming import check_resumes, losses_of
 
 from fapn_zoo.create import create_model
 from fapn_zoo.data.scenes import THINGS
-from fapn_zoo.train import loop
 from fapn_zoo.train.loop import train
 from fapn_zoo.train.settings import Settings
 
@@ -33,11 +32,6 @@ def narrow(request: pytest.FixtureRequest, tiny: Settings) -> Settings:
     args |= STUFF if "panoptic" in request.param else {}
     few = tiny.replace(model=request.param, model_args=args, data="scenes:6@64x96", crop=(64, 96))
     return few.replace(optimizer="sgd", val_data="none", steps=3)
-
-
-def losses_of(settings: Settings) -> list[dict[str, Any]]:
-    lines = (Path(settings.out) / "log.jsonl").read_text().splitlines()
-    return [{name: json.loads(line)[name] for name in TERMS[settings.model]} for line in lines]
 
 
 def test_micro_batches_change_no_gradient(narrow: Settings, tmp_path: Path) -> None:
@@ -62,21 +56,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     narrow: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = narrow.replace(steps=4, checkpoint_every=2)
-    stopped = whole.replace(out=str(tmp_path / "stopped"))
-    real = loop.Run.update
-
-    def update(self: loop.Run, *arguments: Any) -> Any:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped)
-    a, b = (load_file(train(s) / "model.safetensors") for s in (whole, stopped.replace(resume="auto")))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert losses_of(stopped)[3:] == losses_of(whole)[3:]
+    check_resumes(whole, 3, tmp_path, monkeypatch)
 
 
 def test_frozen_parts_stay_as_they_are(narrow: Settings) -> None:
