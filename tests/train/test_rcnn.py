@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN through the common loop: neither micro-batches, processes nor kills change what is drawn."""
+"""Faster, Mask and PointRend R-CNN through the loop: no micro-batch, process or kill changes what is drawn."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ NARROW |= {"head_region_samples": 64, "head_proposals": 100, "head_train_proposa
 MASKS = {"head_mask_hidden": 16, "head_mask_convs": 2}
 TERMS = {"faster_rcnn_fpn": ("loss", "rpn_class", "rpn_box", "class", "box")}
 TERMS["mask_rcnn_fpn"] = (*TERMS["faster_rcnn_fpn"], "mask")
+TERMS["pointrend_rcnn_fpn"] = (*TERMS["mask_rcnn_fpn"], "point")
+POINTS = {"head_mask_hidden": 16, "head_mask_fc": 32, "head_point_channels": 16, "head_train_points": 40}
+HEADS = {"faster_rcnn_fpn": {}, "mask_rcnn_fpn": MASKS, "pointrend_rcnn_fpn": POINTS}
 
 
 @pytest.fixture(params=TERMS)
 def narrow(request: pytest.FixtureRequest, tiny: Settings) -> Settings:
     """No batch norm: its statistics are those of a micro-batch, by definition."""
-    args = NARROW | {"backbone_norm": "frozen_bn"} | (MASKS if "mask" in request.param else {})
+    args = NARROW | {"backbone_norm": "frozen_bn"} | HEADS[request.param]
     few = tiny.replace(model=request.param, model_args=args, data="scenes:6@64x96", crop=(64, 96))
     return few.replace(optimizer="sgd", val_data="none", steps=3)
 
