@@ -16,9 +16,9 @@ from fapn_zoo.train.settings import Settings
 
 
 def losses_of(settings: Settings) -> list[dict[str, Any]]:
-    """The lines of a run's log without times."""
+    """The loss and its terms, of every line of a run's log."""
     rows = [json.loads(line) for line in (Path(settings.out) / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("img_s", "data_wait")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("step", "lr", "img_s", "data_wait")} for row in rows]
 
 
 def check_resumes(whole: Settings, stopped_at: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

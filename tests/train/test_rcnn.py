@@ -22,14 +22,16 @@ MASKS = {"head_mask_hidden": 16, "head_mask_convs": 2}
 TERMS = {"faster_rcnn_fpn": ("loss", "rpn_class", "rpn_box", "class", "box")}
 TERMS["mask_rcnn_fpn"] = (*TERMS["faster_rcnn_fpn"], "mask")
 TERMS["panoptic_fpn_fpn"] = (*TERMS["mask_rcnn_fpn"], "semantic")
-STUFF = {"head_semantic_channels": 32}
+TERMS["pointrend_rcnn_fpn"] = (*TERMS["mask_rcnn_fpn"], "point")
+POINTS = {"head_mask_hidden": 16, "head_mask_fc": 32, "head_point_channels": 16, "head_train_points": 40}
+HEADS = {"faster_rcnn_fpn": {}, "mask_rcnn_fpn": MASKS, "pointrend_rcnn_fpn": POINTS}
+HEADS["panoptic_fpn_fpn"] = MASKS | {"head_semantic_channels": 32}
 
 
 @pytest.fixture(params=TERMS)
 def narrow(request: pytest.FixtureRequest, tiny: Settings) -> Settings:
     """No batch norm: its statistics are those of a micro-batch, by definition."""
-    args = NARROW | {"backbone_norm": "frozen_bn"} | (MASKS if "faster" not in request.param else {})
-    args |= STUFF if "panoptic" in request.param else {}
+    args = NARROW | {"backbone_norm": "frozen_bn"} | HEADS[request.param]
     few = tiny.replace(model=request.param, model_args=args, data="scenes:6@64x96", crop=(64, 96))
     return few.replace(optimizer="sgd", val_data="none", steps=3)
 
@@ -37,6 +39,7 @@ def narrow(request: pytest.FixtureRequest, tiny: Settings) -> Settings:
 def test_micro_batches_change_no_gradient(narrow: Settings, tmp_path: Path) -> None:
     parts = narrow.replace(micro_batch=3, out=str(tmp_path / "parts"))  # uneven: 3 + 1
     a, b = (load_file(train(settings) / "model.safetensors") for settings in (narrow, parts))
+    assert set(losses_of(narrow)[0]) == set(TERMS[narrow.model])
     torch.testing.assert_close(losses_of(parts), losses_of(narrow), rtol=1e-4, atol=1e-5)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5, msg=name)

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import fapn_zoo
-from fapn_zoo.modules.heads.outputs import InstanceOutput
-from fapn_zoo.modules.heads.rcnn import PointRendRCNNHead
+from fapn_zoo.modules.heads.outputs import InstanceOutput, Targets
+from fapn_zoo.modules.heads.rcnn import PointRendRCNNHead, pointrend
+from fapn_zoo.modules.heads.rcnn.head import OnObjects
 from fapn_zoo.modules.heads.rcnn.pointrend import BLOCK, PointRendBranch
+from fapn_zoo.modules.losses import RCNNLoss
+from fapn_zoo.postprocess import Frame
+from fapn_zoo.postprocess.decoders import decode
 from fapn_zoo.weights import probe
 from fapn_zoo.weights.folder import read_config
 
@@ -245,6 +249,113 @@ def test_stored_outputs_are_those_before_the_choice(tmp_path: Path) -> None:
             probe.check(model, stored)
         parameter.data = before
         assert probe.check(model, stored) == 0, name
+
+
+def learning(counts: tuple[int, ...] = (3, 0, 1)) -> tuple[PointRendRCNNHead, list[Tensor], OnObjects, Targets]:
+    """A head, a pyramid of 3 images, regions on objects of known deltas, and two objects in each image."""
+    torch.manual_seed(0)
+    options = {"hidden": 8, "mask_hidden": 5, "mask_fc": 12, "point_channels": 8, "train_points": 40}
+    head = PointRendRCNNHead(CHANNELS, 8, CLASSES, **options)
+    head.mask.load_state_dict(branch().state_dict())
+    generator = torch.Generator().manual_seed(3)
+    regions = tuple(torch.tensor(BOXES)[:count] for count in counts)
+    deltas = tuple(torch.randn(count, 4, generator=generator, requires_grad=True) for count in counts)
+    classes = tuple(torch.arange(count) % CLASSES for count in counts)
+    objects = tuple(torch.arange(count) % 2 for count in counts)
+    masks = torch.zeros(2, 40, 64, dtype=torch.bool)
+    masks[0, 5:25, 8:30], masks[1, 20:, 31:] = True, True
+    boxes = torch.tensor([[8.0, 5, 30, 25], [31, 20, 64, 40]])
+    truth = Targets(None, (torch.tensor([0, 1]),) * 3, (masks,) * 3, (boxes,) * 3, seeds=torch.tensor([4, 5, 6]))
+    return head, [fine_map(3)] * 5, OnObjects(regions, deltas, classes, objects), truth
+
+
+def test_what_it_is_trained_on_point_by_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of the true class in predicted boxes, and the truth there, by the plain rules."""
+    drawn, real = [], pointrend.training_points
+    monkeypatch.setattr(pointrend, "training_points", lambda *given: drawn.append(real(*given)) or drawn[-1])
+    head, pyramid, found, truth = learning()
+    out = head.learn_masks(pyramid, found, truth)
+    assert out.keys() == {"mask", "point"}
+    assert [tuple(t.shape) for t in out["mask"].found] == [(3, 7, 7), (0, 7, 7), (1, 7, 7)]
+    assert [tuple(t.shape) for t in out["point"].found] == [(3, 40), (0, 40), (1, 40)]
+    points = drawn[0].split([3, 0, 1])
+    for n, count in ((0, 3), (2, 1)):
+        for m in range(count):
+            (x1, y1, x2, y2), (dx, dy, dw, dh) = found.boxes[n][m].tolist(), found.deltas[n][m].tolist()
+            w, h = x2 - x1, y2 - y1
+            x, y = x1 + w / 2 + dx / 10 * w, y1 + h / 2 + dy / 10 * h
+            w, h = w * np.exp(dw / 5), h * np.exp(dh / 5)
+            box = np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, [64, 40, 64, 40])
+            plain, category = Plain(head.mask, pyramid[0][n], tuple(box)), found.classes[n][m]
+            got = out["mask"].found[n][m].detach().numpy()
+            np.testing.assert_allclose(got, plain.coarse[category], rtol=1e-3, atol=1e-3)
+            mask = truth.masks[n][found.objects[n][m]][None].double().numpy()
+            for k, (px, py) in enumerate(points[n][m].tolist()):
+                logit, true = out["point"].found[n][m, k].item(), out["point"].true[n][m, k].item()
+                assert logit == pytest.approx(plain.point(px, py)[category], rel=1e-3, abs=2e-3)
+                place = (box[0] + px * (box[2] - box[0])) / 64, (box[1] + py * (box[3] - box[1])) / 40
+                assert true == pytest.approx(read(mask, *place)[0], abs=1e-4)
+    inside = out["point"].true[0]
+    assert 0 < inside.mean() < 1 and set(out["mask"].true[0].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_seeds_decide_the_points_and_go_with_their_images() -> None:
+    head, pyramid, found, truth = learning()
+    first, again = (head.learn_masks(pyramid, found, truth)["point"] for _ in range(2))
+    assert all(map(torch.equal, first.found, again.found))
+    last = OnObjects(*(field[2:] for field in found))
+    alone = head.learn_masks([level[2:] for level in pyramid], last, truth.part(2, 3))["point"]
+    torch.testing.assert_close(alone.found[0], first.found[2], rtol=1e-4, atol=1e-4)
+    truth.seeds = truth.seeds + 1
+    other = head.learn_masks(pyramid, found, truth)["point"]
+    assert not torch.equal(other.found[0], first.found[0])
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 1), (0, 0, 0)])
+def test_gradients_reach_the_masks_and_not_the_boxes(counts: tuple[int, ...]) -> None:
+    head, pyramid, found, truth = learning(counts)
+    out = head.learn_masks(pyramid, found, truth)
+    sum(found.square().sum() for compared in out.values() for found in compared.found).backward()
+    assert all(p.grad is not None for p in head.mask.parameters())
+    assert all(deltas.grad is None for deltas in found.deltas)
+    if any(counts):
+        assert all(p.grad.abs().sum() > 0 for p in head.mask.parameters())
+    truth.masks = ()
+    with pytest.raises(ValueError, match="boxes but no masks"):
+        head.learn_masks(pyramid, found, truth)
+
+
+def test_it_learns_one_image() -> None:
+    """A disc in noise: after some steps its detection has its mask."""
+    torch.manual_seed(0)
+    options = SMALL | {
+        "num_classes": 1,
+        "head_train_points": 60,
+        "head_region_samples": 32,
+        "backbone_norm": "frozen_bn",
+    }
+    options |= {"head_train_proposals": 60, "head_proposals": 60, "head_anchor_sides": (16, 32, 48, 64, 96)}
+    model = fapn_zoo.create_model("pointrend_rcnn_fpn", **options)
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    disc = (rows - 30) ** 2 + (columns - 44) ** 2 < 20**2
+    x = torch.randn(1, 3, 64, 96) * 0.3 + disc * 2.0
+    truth = Targets(None, (torch.tensor([0]),), (disc[None],), (torch.tensor([[25.0, 11, 64, 50]]),))
+    loss, optimizer = RCNNLoss.of(model), torch.optim.AdamW(model.parameters(), lr=2e-3)
+    terms = []
+    for step in range(60):
+        truth.seeds = torch.tensor([step])
+        terms.append(loss(model(x, None, truth), truth))
+        optimizer.zero_grad()
+        terms[-1]["loss"].backward()
+        optimizer.step()
+    assert terms[-1].keys() == {"loss", "rpn_class", "rpn_box", "class", "box", "mask", "point"}
+    for name in ("loss", "mask", "point"):
+        assert terms[-1][name] < 0.5 * terms[0][name], name
+    with torch.no_grad():
+        out = model.eval()(x)
+    frame = Frame((64, 96), (64, 96))
+    mask = decode(out, "instance", frame, model.data, score_threshold=0.1).masks[0]
+    assert (mask & disc).sum() / (mask | disc).sum() > 0.8
 
 
 @pytest.mark.parametrize(
