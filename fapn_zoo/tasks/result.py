@@ -135,7 +135,7 @@ class Result:
     def to_supervision(self) -> Any:
         """The segments as `supervision.Detections`, with class names in `data["class_name"]`.
 
-        Masks are a `CompactMask` where the installed version has it (0.28 or so), else (M, H, W) bool. ValueError where
+        Masks are a `CompactMask` where the installed version has it, else (M, H, W) bool. ValueError where
         `supervision` is not installed.
         """
         try:
