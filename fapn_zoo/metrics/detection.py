@@ -105,10 +105,14 @@ class AveragePrecision:
         masks, boxes = side.get("masks"), side.get("boxes")
         if masks is None and ("masks" in self.kinds or boxes is None):
             raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
-        runs = [] if masks is None else _run_lengths(masks, count, what)
+        runs: list[RunLengths] = []
         if masks is not None:
-            size = list(runs[0].size) if count else None
-            found["areas"] = [float(mask.area) for mask in runs]
+            masks = _checked(masks, count, what)
+            if "masks" in self.kinds or boxes is None:
+                runs = masks = [m if isinstance(m, RunLengths) else RunLengths.of(m, 0, 0, m.shape) for m in masks]
+            areas = [mask.area if isinstance(mask, RunLengths) else np.count_nonzero(mask) for mask in masks]
+            found["areas"] = [float(area) for area in areas]
+            size = [*(masks[0].size if isinstance(masks[0], RunLengths) else masks[0].shape)] if count else None
         if "masks" in self.kinds:
             found["masks"] = [mask.text for mask in runs]
         if "boxes" in self.kinds:
@@ -269,8 +273,8 @@ def _best(classes: np.ndarray, scores: np.ndarray) -> list[int]:
     return sorted(kept)
 
 
-def _run_lengths(masks: Any, count: int, what: str) -> list[RunLengths]:
-    """`RunLengths` as they are, or of bool (N, H, W); ValueError for anything else."""
+def _checked(masks: Any, count: int, what: str) -> list[RunLengths] | np.ndarray:
+    """`RunLengths` as they are, or bool (N, H, W); ValueError for anything else."""
     if isinstance(masks, list) and masks and all(isinstance(mask, RunLengths) for mask in masks):
         if len(masks) != count or len({mask.size for mask in masks}) > 1:
             raise ValueError(f"masks of {what} must be {count} of one size, got {len(masks)}")
@@ -278,7 +282,7 @@ def _run_lengths(masks: Any, count: int, what: str) -> list[RunLengths]:
     masks = as_array(masks) if count or as_array(masks).size else np.zeros((0, 1, 1), bool)
     if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
         raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
-    return [RunLengths.of(mask, 0, 0, masks.shape[1:]) for mask in masks]
+    return masks
 
 
 def _widths(boxes: np.ndarray, what: str) -> list[list[float]]:
