@@ -15,7 +15,7 @@ import numpy as np
 from fapn_zoo.data.check_objects import check_objects
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_segments import check_segments
-from fapn_zoo.data.coco_instances import is_instances
+from fapn_zoo.data.coco_instances import CocoInstances, is_instances
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
@@ -166,7 +166,7 @@ def check_data(
 def _check_instances(report: CheckReport, progress: bool, reading: Reading | None) -> CheckReport:
     seen: Seen = defaultdict(list)
     report.pictures = PictureFacts(read_rules(report.root, reading))
-    found = check_objects(report.root, report.add, progress, report.pictures, partial(_remember, seen))
+    found = check_objects(CocoInstances, report.root, report.add, progress, report.pictures, partial(_remember, seen))
     report.labels, report.splits, report.facts = found
     _check_repeats(report, seen)
     _add_facts(report)

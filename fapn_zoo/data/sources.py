@@ -20,7 +20,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import ERRORS, missing, printable, told
 from fapn_zoo.data.pairs import Pairs, find_splits, has_labels, instead, list_pairs, near, other_places
 from fapn_zoo.data.panoptic_sources import CocoPanoptic, is_panoptic
-from fapn_zoo.data.reading import check_ids, check_sizes, label_size, read_image, read_labels
+from fapn_zoo.data.reading import check_ids, check_sizes, read_image, read_labels, stored_size
 from fapn_zoo.data.reading_rules import Reading, joined_reading, read_rules, reading_of
 from fapn_zoo.data.sample import LABELS, OBJECTS, SEGMENTS, DataError, Dataset, Objects, Sample
 from fapn_zoo.runtime.processes import processes
@@ -129,7 +129,7 @@ class FolderDataset:
         return self._pairs[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        return label_size(self._pairs[index][1], self.reading)  # of the label: a header is read faster than a JPEG's
+        return stored_size(self._pairs[index][1], self.reading)  # of the label: a header is read faster than a JPEG's
 
     def sample(self, index: int) -> Sample:
         image_path, label_path = self._pairs[index]

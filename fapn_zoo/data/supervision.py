@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fapn_zoo.data.coco_instances import CocoInstances
+from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic
@@ -125,7 +125,7 @@ def _of_sample(dataset: Dataset, unit: str, index: int) -> np.ndarray:
     if isinstance(dataset, JoinedDataset):
         part, place = dataset.where(index)
         return _of_sample(part, unit, place)
-    if isinstance(dataset, CocoInstances):
+    if isinstance(dataset, AnnotatedPictures):
         return dataset.listed(index)
     if isinstance(dataset, CocoPanoptic):
         return dataset.listed(index, unit == "pixel")
