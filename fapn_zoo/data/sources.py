@@ -14,7 +14,10 @@ import torch
 
 from fapn_zoo.data import scenes
 from fapn_zoo.data.classes import class_difference
-from fapn_zoo.data.coco_instances import CocoInstances, is_instances
+from fapn_zoo.data.coco_instances import CocoInstances
+from fapn_zoo.data.formats.labelme import LabelMeFolder
+from fapn_zoo.data.formats.voc import VocFolder
+from fapn_zoo.data.formats.yolo import YoloFolder
 from fapn_zoo.data.images import EXTENSIONS, with_channels
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import ERRORS, missing, printable, told
@@ -317,10 +320,16 @@ def _kind(name: str, needs: Collection[str]) -> type[Dataset]:
     if name.startswith("scenes:") or (re.match(r"scenes?\b", name) and not Path(name).exists()):
         return ScenesDataset
     root, needed = Path(name).expanduser(), {*needs}
-    known = {CocoPanoptic: is_panoptic(root), FolderDataset: has_labels(root), CocoInstances: is_instances(root)}
+    listed = [CocoInstances, YoloFolder, VocFolder, LabelMeFolder]
     if "segments" in needed:
-        wanted = [CocoPanoptic, CocoInstances]
+        wanted = [CocoPanoptic, *listed]
     else:
-        wanted = [CocoInstances, CocoPanoptic] if OBJECTS & needed else [CocoPanoptic, FolderDataset, CocoInstances]
+        wanted = [*listed, CocoPanoptic] if OBJECTS & needed else [CocoPanoptic, FolderDataset, *listed]
     usual = wanted[0] if OBJECTS & needed else FolderDataset  # its error says what is looked for
-    return next((kind for kind in wanted if known[kind]), usual)
+    return next((kind for kind in wanted if _is_of(kind, root)), usual)
+
+
+def _is_of(kind: type[Dataset], root: Path) -> bool:
+    if kind is CocoPanoptic:
+        return is_panoptic(root)
+    return has_labels(root) if kind is FolderDataset else bool(kind.splits(root))

@@ -78,7 +78,9 @@ def voc_object(one: dict[str, Any], masks: bool, first: int, more: str = "") -> 
     sides = {"xmin": x + first, "ymin": y + first, "xmax": x + w, "ymax": y + h}
     box = "".join(f"<{key}>{value}</{key}>" for key, value in sides.items())
     points = one["segmentation"][0] if masks else []
-    tags = "".join(f"<{'yx'[i % 2 == 0]}{i // 2 + 1}>{v + first}</{'yx'[i % 2 == 0]}{i // 2 + 1}>" for i, v in enumerate(points))
+    tags = "".join(
+        f"<{'yx'[i % 2 == 0]}{i // 2 + 1}>{v + first}</{'yx'[i % 2 == 0]}{i // 2 + 1}>" for i, v in enumerate(points)
+    )
     polygon = f"<polygon>{tags}</polygon>" if masks else ""
     name = f"<name>{NAMES[one['category_id'] - 1]}</name><part><name>head</name></part>"
     return f"<object>{name}{more}<bndbox>{box}</bndbox>{polygon}</object>"

@@ -97,9 +97,10 @@ def _is_voc(file: Path) -> bool:
 
 
 def _listed(file: Path, folder: Path) -> list[Path]:
-    """The xml files of a list; none where it is one of a class, whose lines have a second column."""
-    lines = [line.split() for line in read_text(file).splitlines() if line.strip()]
-    return [] if any(len(line) > 1 for line in lines[:1]) else [folder / f"{line[0]}.xml" for line in lines]
+    """The xml files of a list; none where it is one of a class, whose names have a number behind them."""
+    files = [folder / f"{line.strip()}.xml" for line in read_text(file).splitlines() if line.strip()]
+    of_class = bool(files) and re.search(r"\s-?[01]$", files[0].stem) and not files[0].is_file()
+    return [] if of_class else files
 
 
 def _tree(file: Path, faults: list[Fault]) -> ElementTree.Element | None:
