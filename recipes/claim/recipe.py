@@ -1,10 +1,10 @@
 """FaPN against FPN under one recipe: CamVid's train split, small crops, an ImageNet backbone.
 
     fapn-zoo train recipes/claim/recipe.py data=CAMVID backbone_weights=FILE model=semantic_fpn_fapn seed=0
-    python hub/train_all.py recipes/claim/runs.json --out OUT data=CAMVID backbone_weights=FILE
+    python hub/train_all.py recipes/claim/detectron2.json --out OUT data=CAMVID backbone_weights=FILE
 
 CAMVID is a folder with {train,val,test}/{images,labels} (480x360, 11 classes). The test split is scored once, by the
-second line, which trains and compares all rows of runs.json. docs/models.md says where FILE comes from.
+second line, which trains and compares all rows of a dialect (detectron2.json, maskformer.json). docs/models.md says where FILE comes from.
 """
 
 from __future__ import annotations
