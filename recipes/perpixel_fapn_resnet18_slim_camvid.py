@@ -1,6 +1,6 @@
 """The embedded model: CamVid's train and val splits with 100 generated scenes, from random weights, on a CPU.
 
-    fapn-zoo train perpixel_fapn_resnet18_slim_camvid data=CAMVID,scenes:100
+    fapn-zoo train perpixel_fapn_resnet18_slim_camvid data=CAMVID,scenes:100 model_args.neck_init=official
     fapn-zoo train perpixel_fapn_resnet18_slim_camvid data=CAMVID,scenes:100 model=perpixel_fpn_resnet18_slim_camvid
 
 The second line trains the FPN twin. CAMVID is a folder with {train,val,test}/{images,labels} (480x360, 11 classes);
@@ -15,6 +15,7 @@ from fapn_zoo.train.settings import Settings
 def recipe() -> Settings:
     return Settings(
         model="perpixel_fapn_resnet18_slim_camvid",
+        offset_lr_mult=1.0,
         train_split="train+val",
         val_split="test",
         crop=(256, 320),

@@ -12,7 +12,6 @@ from typing import Any
 
 from fapn_zoo.cli.common import Verbs, add_verb
 from fapn_zoo.zoo.backbones import BACKBONES
-from fapn_zoo.zoo.official import SCALES
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
 
@@ -108,6 +107,8 @@ def describe_model(name: str) -> str:
 
 def describe_spec(name: str) -> str:
     """All that a name stands for, as JSON: the model's description, and the rows of the tables that it names."""
+    from fapn_zoo.predict.views import SCALES
+
     spec, _ = resolve(name)
     scales = SCALES.get((spec.label_set, spec.data.test_size))
     facts = spec.to_config() | {

@@ -158,7 +158,8 @@ class Run:
         self.plain = parts.model.to(accelerator.device)  # the module itself, under DDP and compile
         if s.channels_last:
             self.plain = self.plain.to(memory_format=torch.channels_last)
-        groups = param_groups(self.plain, s.lr, s.weight_decay, s.backbone_lr_mult, s.decay_bias)
+        parts.loss.to(accelerator.device)
+        groups = param_groups(self.plain, s.lr, s.weight_decay, s.backbone_lr_mult, s.decay_bias, s.offset_lr_mult)
         model = torch.compile(self.plain) if s.compile else self.plain
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(groups, s.optimizer, s.momentum))
         self.trainable = [p for p in self.plain.parameters() if p.requires_grad]
@@ -192,7 +193,8 @@ class Run:
         """The counts that the loss of the whole batch is divided by, over all micro-batches and processes."""
         counts = [self.parts.loss.count(part.targets) for part in parts]
         names = list(counts[0])
-        sums = self._sum(torch.stack([sum(count[name] for count in counts) for name in names]))
+        device = self.accelerator.device  # a loss of two parts may count on two devices
+        sums = self._sum(torch.stack([sum(count[name] for count in counts).to(device) for name in names]))
         return dict(zip(names, sums, strict=True))
 
     def _backward(self, parts: list[Batch], totals: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -76,9 +76,10 @@ def official_settings(name: str) -> dict[str, Any]:
         raise ValueError(f"{model!r} has no official training {schedule!r}; it has {', '.join(found)}")
     first = next(iter(get_spec(model)[0].weights), "")
     schedule = schedule or (first if first in found else next(iter(found)))
-    return {"model": model, "pretrained_backbone": True, "amp": "no", "out": f"runs/{model}.{schedule}"} | found[
-        schedule
-    ]
+    start = {"neck_init": "official"} if get_spec(model)[0].neck == "fapn" else {}
+    settings = {"model": model, "pretrained_backbone": True, "amp": "no", "out": f"runs/{model}.{schedule}"}
+    settings |= {"offset_lr_mult": 1.0} | found[schedule]
+    return settings | {"model_args": start | settings.get("model_args", {})}
 
 
 _ENDINGS = tuple({ending for _, _, ending in TRAININGS})

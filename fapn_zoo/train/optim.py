@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 from fapn_zoo.train.settings import Settings
 
 # Parameters that hold positions or queries, whatever module keeps them: decay would pull them to one place.
@@ -17,9 +18,17 @@ NO_DECAY_NAMES = ("relative_position_bias_table", "absolute_pos_embed", "pos_emb
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float, backbone_lr_mult: float = 1.0, decay_bias: bool = True
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    backbone_lr_mult: float = 1.0,
+    decay_bias: bool = True,
+    offset_lr_mult: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay; at most four groups.
+    """Trainable parameters by learning rate and weight decay; at most six groups.
+
+    `offset_lr_mult` is for the convolutions that say where a deformable convolution samples: each of their outputs sums
+    over 9 * C inputs, so at the common rate an offset may move by a pixel in one step.
 
     No decay for norm layers, embeddings, position tables and other vectors that are not biases (layer scales);
     biases decay unless `decay_bias` is False, as the official recipes do (FaPN, MaskFormer).
@@ -33,6 +42,8 @@ def param_groups(
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
+    deformable = [module for module in model.modules() if isinstance(module, ModulatedDeformConv)]
+    slow = {parameter for module in deformable for parameter in module.offset_mask.parameters()}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in seen or not parameter.requires_grad:
@@ -40,6 +51,7 @@ def param_groups(
             seen.add(parameter)
             full_name = f"{module_name}.{name}" if module_name else name
             rate = lr * (backbone_lr_mult if full_name.startswith("backbone.") else 1.0)
+            rate *= offset_lr_mult if parameter in slow else 1.0
             decay = weight_decay if _decays(module, full_name, parameter, decay_bias) else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:

@@ -21,6 +21,7 @@ FREE_ON_RESUME = frozenset(
     {"out", "resume", "overwrite", "log_every", "checkpoint_every", "eval_every", "eval_limit"}
     | {"val_data", "val_split", "workers", "threads", "cache"}
 )
+BEFORE = {"offset_lr_mult": 1.0}  # what runs did before there was such a setting, where it is not the default
 # The first field of each group -> its title in `fapn-zoo train --help`.
 GROUPS = {"model": "Model", "data": "Data", "steps": "Batch", "optimizer": "Optimisation", "eval_every": "Run"}
 
@@ -104,6 +105,7 @@ class Settings:
     optimizer: str = _setting("adamw", "adamw or sgd", one_of=("adamw", "sgd"))
     lr: float = _setting(1e-4, "see schedule", least=0)
     backbone_lr_mult: float = _setting(1.0, "factor of lr for the backbone", least=0)
+    offset_lr_mult: float = _setting(0.1, "factor of lr for the offsets of deformable convolutions", least=0)
     weight_decay: float = _setting(1e-4, "never acts on norms, embeddings and position tables", least=0)
     decay_bias: bool = _setting(True, "weight decay acts on biases")
     momentum: float = _setting(0.9, "of sgd", least=0)
@@ -183,9 +185,9 @@ class Settings:
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """Keys whose value differs from a saved `to_dict()` and would change the weights of a continued run.
 
-        Settings that did not exist when it was saved had what is now their default.
+        Settings that did not exist when it was saved had what is now their default, or what `BEFORE` says.
         """
-        mine, saved = self.to_dict(), Settings().to_dict() | saved
+        mine, saved = self.to_dict(), Settings().to_dict() | BEFORE | saved
         return [k for k in sorted(set(mine) | set(saved)) if k not in FREE_ON_RESUME and mine.get(k) != saved.get(k)]
 
 

@@ -1,11 +1,11 @@
-"""Names of heads and necks, and what each stands for: paths of classes (`module:Class`) and their fixed settings."""
+"""Names of heads and necks, and what each stands for; the tables are in parts.json."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from importlib.resources import files
 from typing import Any, NamedTuple
-
-_HEADS, _LOSSES, _NECKS = (f"fapn_zoo.modules.{room}" for room in ("heads", "losses", "necks"))
 
 
 class HeadPart(NamedTuple):
@@ -35,48 +35,10 @@ class NeckPart(NamedTuple):
     args: dict[str, Any] = {}
 
 
-HEADS: dict[str, HeadPart] = {
-    "perpixel": HeadPart(f"{_HEADS}:PerPixelHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
-    "perpixel_plus": HeadPart(f"{_HEADS}:PerPixelPlusHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "maskformer", 1),
-    "semantic_fpn": HeadPart(f"{_HEADS}:SemanticFPNHead", f"{_LOSSES}:PerPixelLoss", ("semantic",), "detectron2"),
-    "pointrend": HeadPart(f"{_HEADS}:PointRendHead", f"{_LOSSES}:PointRendLoss", ("semantic",), "detectron2"),
-    "maskformer": HeadPart(
-        f"{_HEADS}:MaskFormerHead", f"{_LOSSES}:SetCriterion", ("semantic", "panoptic", "instance"), "maskformer", 1
-    ),
-    "faster_rcnn": HeadPart(
-        f"{_HEADS}.rcnn:FasterRCNNHead", f"{_LOSSES}:RCNNLoss", ("detection",), "detectron2", extra="pool"
-    ),
-    "mask_rcnn": HeadPart(
-        f"{_HEADS}.rcnn:MaskRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
-    ),
-    "pointrend_rcnn": HeadPart(
-        f"{_HEADS}.rcnn:PointRendRCNNHead", f"{_LOSSES}:RCNNLoss", ("instance", "detection"), "detectron2", extra="pool"
-    ),
-    "panoptic_fcn": HeadPart(
-        f"{_HEADS}:PanopticFCNHead", f"{_LOSSES}:PanopticFCNLoss", ("panoptic", "instance"), "detectron2", extra="convs"
-    ),
-    "panoptic_fpn": HeadPart(
-        f"{_HEADS}.panoptic_fpn:PanopticFPNHead",
-        f"{_LOSSES}:PanopticFPNLoss",
-        ("panoptic", "instance", "detection"),
-        "detectron2",
-        extra="pool",
-    ),
-}
-
-EXTRA_LEVELS: dict[str, str] = {"pool": f"{_NECKS}:SubsampledLevel", "convs": f"{_NECKS}:ConvolvedLevels"}
-
-# `fpn` and `fapn` take the dialect of their head; the other names are rows of the paper's ablation table
-# (FACTS section 5), which was made in detectron2's dialect.
-NECKS: dict[str, NeckPart] = {
-    "fpn": NeckPart(f"{_NECKS}:FPN"),
-    "fapn": NeckPart(f"{_NECKS}:FaPN"),
-    "fpn_extra3x3": NeckPart(f"{_NECKS}:FPN", {"dialect": "detectron2", "extra_convs": 2}),
-    "fam": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "select": "none"}),
-    "fam_se": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "select": "se"}),
-    "deconv_fsm": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "align": "deconv"}),
-    "fam_noref_fsm": NeckPart(f"{_NECKS}:FaPN", {"dialect": "detectron2", "align": "dcn"}),
-}
+_TABLES = json.loads((files("fapn_zoo") / "zoo" / "parts.json").read_text(encoding="utf-8"))
+HEADS = {name: HeadPart(**row | {"tasks": tuple(row["tasks"])}) for name, row in _TABLES["heads"].items()}
+NECKS = {name: NeckPart(**row) for name, row in _TABLES["necks"].items()}
+EXTRA_LEVELS: dict[str, str] = _TABLES["extra_levels"]
 
 
 def register_head(name: str, part: HeadPart) -> None:

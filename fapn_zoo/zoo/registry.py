@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
+from typing import Any
 
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -15,10 +19,25 @@ _registered: dict[str, ModelSpec] = {}
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    from fapn_zoo.zoo import official, panoptic, panoptic_fcn, pointrend, rcnn, small
+    """The models of models.json, which says itself how it is to be read."""
+    table = json.loads((files("fapn_zoo") / "zoo" / "models.json").read_text(encoding="utf-8"))
+    families = [(family["common"], family["models"]) for family in table["families"]]
+    rows = {name: _joined(common, row) for common, models in families for name, row in models.items()}
+    return {name: _model(name, row, table["terms"]) for name, row in rows.items()}
 
-    families = (official, pointrend, small, rcnn, panoptic, panoptic_fcn)
-    return {spec.name: spec for family in families for spec in family.MODELS}
+
+def _joined(common: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what it has in common with its family; of two dictionaries the entries are joined."""
+    nested = {key: common[key] | row[key] for key in common.keys() & row.keys() if isinstance(row[key], dict)}
+    return common | row | nested
+
+
+def _model(name: str, row: dict[str, Any], terms: dict[str, dict[str, str]]) -> ModelSpec:
+    weights = {}
+    for tag, values in row.pop("weights", {}).items():
+        known = terms[values.pop("terms")] if "terms" in values else {}
+        weights[tag] = WeightsSpec(**({"source": "official"} | known | values))
+    return dataclasses.replace(ModelSpec.from_config({"name": name} | row), weights=weights)
 
 
 def _all() -> dict[str, ModelSpec]:

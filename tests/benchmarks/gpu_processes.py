@@ -74,7 +74,7 @@ def run_checks(options: argparse.Namespace) -> bool:
     if importlib.util.find_spec("pytest") is None:
         print("checks: pytest is missing")
         return False
-    files = ("modules/deform_conv/test_triton.py", "benchmark/test_benchmark.py")
+    files = ("modules/deform_conv/test_triton.py", "benchmark/test_benchmark.py", "train/test_gpu.py")
     command = [
         "-m",
         "pytest",

@@ -18,9 +18,9 @@ from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.postprocess import bands
 from fapn_zoo.predict import predict, windows
 from fapn_zoo.predict.run import merged_bands, score_sources
-from fapn_zoo.predict.views import Views, views_for
+from fapn_zoo.predict.views import FACTORS, SCALES, Views, views_for
 from fapn_zoo.predict.windows import step_spans, window_scores
-from fapn_zoo.zoo.official import FACTORS, MODELS, SCALES
+from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 pytestmark = pytest.mark.unit
@@ -222,17 +222,18 @@ def test_the_mean_takes_bands_whatever_the_size_of_the_photo(monkeypatch, window
 
 
 def test_official_sizes():
-    listed = {(m.label_set, m.data.test_size): m for m in MODELS}
-    for key, (shorts, limit) in SCALES.items():
+    listed = {(m.label_set, m.data.test_size): m for m in (get_spec(name)[0] for name in list_models())}
+    for key, (_, limit) in SCALES.items():
         data = listed[key].data
-        assert shorts == tuple(int(f * data.test_size) for f in FACTORS)
         assert limit == (4096 if key[0] == "cityscapes" else 1.75 * data.test_max_size)
+    assert SCALES["ade20k", 512][0] == (256, 384, 512, 640, 768, 896)
+    assert SCALES["cityscapes", 1024][0] == (512, 768, 1024, 1280, 1536, 1792)
     model = create_model("perpixel_fapn_resnet18_cityscapes")  # 512 x 1024, not in the list
     views = views_for(model.spec, "official", flip=True)
     assert views == Views(FACTORS, 1024 * 1.75, True)
     assert views.sizes(model.data, (1024, 2048)) == [(int(512 * f), int(1024 * f)) for f in FACTORS]
     assert views_for(model.spec, (0.5, 256)).max_size == 1024
-    swin = [m for m in MODELS if m.name == "maskformer_fapn_swin_l_ade20k"][0]
+    swin = get_spec("maskformer_fapn_swin_l_ade20k")[0]
     assert views_for(swin, "official") == Views((320, 480, 640, 800, 960, 1120), 4480)
     assert views_for(swin, (1.5,)).max_size == 4480  # the limit of the list, whatever part of it is used
     wide = views_for(swin, "official").sizes(swin.data, (300, 3000))

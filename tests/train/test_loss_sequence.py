@@ -29,8 +29,14 @@ SHARED = {
     "checkpoint_every": 0,
     "threads": 1,
     "ema": 0.9,
+    "offset_lr_mult": 1.0,
 }
-NECK = {"backbone_channels": (16, 16, 32, 32), "neck_out_channels": 32, "neck_deform_groups": 4}
+NECK = {
+    "backbone_channels": (16, 16, 32, 32),
+    "neck_out_channels": 32,
+    "neck_deform_groups": 4,
+    "neck_init": "official",
+}
 MASKS = {"channels": 32, "num_queries": 12, "layers": 3, "heads": 4, "feedforward": 64}
 RUNS = {
     # micro-batches, rare classes, weights and the cache: all that the loss of the pixels can be asked for

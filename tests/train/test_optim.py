@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fapn_zoo.modules.necks import FaPN
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import Settings
 
@@ -50,6 +51,13 @@ def test_groups_follow_the_official_recipe():
     assert by_name(Net(), decay_bias=False)["head.bias"] == (1.0, 0.0)
     with pytest.raises(ValueError, match="no trainable parameter"):
         param_groups(Net().requires_grad_(False), 1.0, 0.1)
+
+
+def test_offsets_learn_at_a_rate_of_their_own():
+    found = by_name(FaPN([4, 4], 8), offset_lr_mult=0.1)
+    slow = {name for name, (rate, _) in found.items() if rate == 0.1}
+    assert slow == {"align.0.dcn.offset_mask.weight", "align.0.dcn.offset_mask.bias"}
+    assert {rate for rate, _ in by_name(FaPN([4, 4], 8)).values()} == {1.0}
 
 
 @pytest.mark.parametrize("name", ["maskformer_fapn", "perpixel_fapn"])

@@ -166,6 +166,8 @@ def test_settings_are_frozen_and_survive_json() -> None:
     assert settings.replace(log_every=7, out="y", workers=3).differences(saved) == []
     assert settings.replace(lr=1.0, crop=(1, 2)).differences(saved) == ["crop", "lr"]
     assert settings.differences(saved | {"gone": 1}) == ["gone"]
+    del saved["offset_lr_mult"]  # an older run, whose offsets learned at the common rate
+    assert settings.differences(saved) == ["offset_lr_mult"]
 
 
 def test_the_description_has_every_setting_as_the_command_line_takes_it() -> None:

@@ -17,6 +17,7 @@ from fapn_zoo.modules.necks.fpn import Neck, sum_into
 
 ALIGNMENTS = ("fam", "dcn", "deconv")
 SELECTIONS = ("fsm", "se", "none")
+STARTS = ("identity", "official")
 
 
 class FeatureSelection(nn.Module):
@@ -105,6 +106,8 @@ class FaPN(Neck):
         select: `"fsm"`, `"se"` (no skip) or `"none"`; None takes the dialect's own.
         norm: `"gn"`, `"bn"` or `"none"`; None takes the dialect's own.
         deform_groups: groups of channels that share offsets.
+        init: `"identity"`: at first a coarse map is only enlarged, as in FPN, and alignment grows from there;
+            `"official"`: uniform weights, of which masks of one half let 0.3 of the coarse map through.
         num_outputs, extra_blocks: see `Neck`.
 
     Raises ValueError for a choice outside those named, or channels that the groups do not divide.
@@ -120,6 +123,7 @@ class FaPN(Neck):
         select: str | None = None,
         norm: str | None = None,
         deform_groups: int = 8,
+        init: str = "identity",
         num_outputs: int | None = None,
         extra_blocks: nn.Module | None = None,
     ) -> None:
@@ -131,6 +135,8 @@ class FaPN(Neck):
             raise ValueError(f"align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
         if select not in SELECTIONS:
             raise ValueError(f"select {select!r}; expected one of {', '.join(SELECTIONS)}")
+        if init not in STARTS:
+            raise ValueError(f"init {init!r}; expected one of {', '.join(STARTS)}")
         # Running statistics of two different maps must not mix, so only GroupNorm is shared.
         self.shares_norm = maskformer and norm == "gn"
         *fine_channels, top_channels = self.in_channels
@@ -142,6 +148,9 @@ class FaPN(Neck):
         self.lateral = nn.ModuleList(_lateral(c, out_channels, select, norm) for c in fine_channels)
         guide_norm = "none" if self.shares_norm else norm
         self.align = nn.ModuleList(_alignment(align, out_channels, deform_groups, guide_norm) for _ in fine_channels)
+        if init == "identity":
+            for module in filter(lambda module: isinstance(module, ModulatedDeformConv), self.align.modules()):
+                module.start_as_identity()
         # In detectron2's dialect an output convolution serves its own level only.
         outputs = len(fine_channels) if maskformer else min(self.num_outputs, len(fine_channels))
         self.output = nn.ModuleList(

@@ -91,6 +91,25 @@ def test_alignment_starts_as_half_a_convolution_of_the_upsampled_map():
     assert torch.allclose(align(fine, coarse), F.relu(plain / 2 + align.dcn.bias[:, None, None]) + fine, atol=1e-5)
 
 
+@pytest.mark.parametrize("dialect", ["detectron2", "maskformer"])
+def test_a_new_neck_only_enlarges_the_coarse_map(dialect):
+    x = features()
+    neck = FaPN(CHANNELS, 16, dialect=dialect, deform_groups=4).eval()
+    flow = neck.top(x[-1])
+    expected = [flow]
+    for level in (2, 1, 0):
+        up = F.interpolate(flow, size=x[level].shape[-2:], mode="bilinear", align_corners=False)
+        total = up.relu() + neck.lateral[level](x[level])
+        expected.insert(0, neck.output[level](total))
+        flow = expected[0] if dialect == "maskformer" else total
+    for found, exact in zip(neck(x), expected, strict=True):
+        assert torch.allclose(found, exact, atol=1e-5)
+    official = FaPN(CHANNELS, 16, dialect=dialect, deform_groups=4, init="official")
+    assert official.state_dict().keys() == neck.state_dict().keys()
+    with pytest.raises(ValueError, match="init 'zero'; expected one of identity, official"):
+        FaPN(CHANNELS, 16, init="zero")
+
+
 def test_offsets_move_the_coarse_map():
     """A constant offset of one pixel down and two right reads the map one row and two columns on."""
     align = FaPN((4, 4), 4, deform_groups=1).align[0]

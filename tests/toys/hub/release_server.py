@@ -28,7 +28,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import trustme
 from toys.hub.faults import CHUNK, Fault
 
 FILES_HOST, DRIVE_HOST, CONTENT_HOST = "dl.fbaipublicfiles.com", "drive.google.com", "drive.usercontent.google.com"
@@ -68,6 +67,8 @@ class ReleaseServer:
         self.requests: list[Request] = []
         self.lock = threading.Lock()
         self.go = threading.Event()
+        import trustme  # missing on a machine that only runs the tests of a GPU
+
         authority = trustme.CA()
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(FILES_HOST, DRIVE_HOST, CONTENT_HOST).configure_cert(self.tls)
