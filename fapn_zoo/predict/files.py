@@ -54,8 +54,7 @@ def predict_files(
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
         coco: a .json file for all objects in COCO's form, see `fapn_zoo.tasks.coco.CocoFile`; of panoptic results also
             a folder of its name beside it, with a PNG file per image.
-        formats: names of `fapn_zoo.predict.formats.FORMATS`; of each a folder of that name in `out_dir` becomes a data
-            set of the images and what was found on them, in place of one of an earlier run.
+        formats: names of `predict.formats.FORMATS`, of each of which a folder in `out_dir` becomes a data set.
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
@@ -70,12 +69,12 @@ def predict_files(
     task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
-    annotations = CocoFile(coco, inputs, stems, out_dir) if coco is not None else None
     rules = Reading.of_model(named(model), options.get("white_level"), options.get("exif"))
     folders = [format_for(name)(out_dir / name, inputs, stems, rules) for name in formats]
+    writers = [*folders, *([CocoFile(coco, inputs, stems, out_dir)] if coco is not None else [])]
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
-    run = _Run(inputs, stems, out_dir, [*([] if annotations is None else [annotations]), *folders], summary)
+    run = _Run(inputs, stems, out_dir, writers, summary)
     options |= {"batch_size": batch_size, "amp": amp, "on_error": run.failed}
     stream = predict_each(model, inputs, task, tile, **options)
     make_folder(out_dir)
@@ -84,7 +83,7 @@ def predict_files(
         with bar(progress, total=len(inputs), unit="image") as run.shown:
             for index, result in stream:
                 run.done(index, result)
-        for writer in run.writers:
+        for writer in writers:
             writer.write(model.spec.name, named(model))
         summary["complete"] = True
     finally:

@@ -134,9 +134,7 @@ def test_a_folder_of_the_hub_has_pictures_masks_and_names(task: str, pictures: P
 
 def test_nothing_is_left_half_and_nothing_else_replaced(pictures: Path, tmp_path: Path):
     made, out = known_model(), tmp_path / "out"
-    with pytest.raises(
-        ValueError, match="unknown format 'yollo'; expected one of coco, imagefolder"
-    ):
+    with pytest.raises(ValueError, match="unknown format 'yollo'; expected one of coco, imagefolder"):
         predict_files(made, pictures, out, formats=["yollo"], progress=False)
     (out / "yolo").mkdir(parents=True)
     (out / "yolo" / "mine.txt").write_text("x")
