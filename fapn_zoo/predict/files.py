@@ -70,8 +70,8 @@ def predict_files(
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     rules = Reading.of_model(named(model), options.get("white_level"), options.get("exif"))
-    folders = [format_for(name)(out_dir / name, inputs, stems, rules) for name in formats]
-    writers = [*folders, *([CocoFile(coco, inputs, stems, out_dir)] if coco is not None else [])]
+    writers: list[Any] = [format_for(name)(out_dir / name, inputs, stems, rules) for name in formats]
+    writers += [CocoFile(coco, inputs, stems, out_dir)] if coco is not None else []
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
     run = _Run(inputs, stems, out_dir, writers, summary)
@@ -87,10 +87,9 @@ def predict_files(
             writer.write(model.spec.name, named(model))
         summary["complete"] = True
     finally:
-        for folder in folders:
-            folder.close()
-        summary["seconds"] = round(time.perf_counter() - started, 4)
-        _write_summary(summary, out_dir / SUMMARY)
+        for writer in writers:
+            writer.close()
+        _write_summary(summary, out_dir / SUMMARY, started)
     return summary
 
 
@@ -123,7 +122,8 @@ class _Run:
         self.shown.update()
 
 
-def _write_summary(summary: dict[str, Any], path: Path) -> None:
+def _write_summary(summary: dict[str, Any], path: Path, started: float) -> None:
+    summary["seconds"] = round(time.perf_counter() - started, 4)
     text = json_text(summary, path, indent=2, ensure_ascii=False) + "\n"
     # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
     write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
