@@ -12,8 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from fapn_zoo.convert.key_maps import DROPPED, official_names
-from fapn_zoo.convert.key_maps.detectron2 import FIRST_VERSION
+from fapn_zoo.convert.key_maps import DROPPED, FIRST_VERSION, official_names
 from fapn_zoo.model import build
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec

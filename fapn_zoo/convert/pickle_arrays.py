@@ -1,15 +1,18 @@
-"""Pickles of arrays, read without Python's or numpy's unpickling: nothing that a file names is ever imported or called.
+"""Pickles of arrays, read without numpy's unpickling: nothing that a file names is ever imported or called.
 
-`pickletools` only takes a pickle apart into operations. The few that containers of arrays are made of are carried out
-here on plain values; a global is looked up in `ADMITTED`, whose entries are stand-ins that keep what they are given,
-and everything else is refused before it could mean anything. Operations: PEP 3154, PEP 574 and `pickletools`.
+The machine is the standard library's, the one written in Python, without the operations that containers of arrays do
+not need. A global is looked up in `ADMITTED`, whose entries are stand-ins that keep what they are given, and everything
+else is refused before it could mean anything. Operations: PEP 3154, PEP 574 and `pickletools`.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 import pickletools
+import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -140,106 +143,61 @@ ADMITTED: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
 }
 
-_VALUES = frozenset("BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES".split())
-_VALUES |= frozenset("BINBYTES BINBYTES8 BYTEARRAY8 SHORT_BINUNICODE BINUNICODE BINUNICODE8".split())
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-_MARK = object()
+_NEEDED = frozenset(
+    """
+    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT TUPLE TUPLE1 TUPLE2
+    TUPLE3 BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES BINBYTES8
+    SHORT_BINUNICODE BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
+    APPEND APPENDS
+""".split()
+)
 
 
-class _Machine:
-    """The stack and the memo of a pickle, and what its operations do to them."""
+def _refuse(machine: Any, name: str) -> None:
+    raise RefusedPickle(f"the operation {name}")
 
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
 
-    def run(self, file: BinaryIO) -> Any:
-        for operation, argument, _ in pickletools.genops(file):
-            name = operation.name
-            if name == "STOP":
-                return self.stack.pop()
-            if name in _VALUES:
-                self.stack.append(argument)
-            elif name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[name]())
-            elif name in ("GLOBAL", "STACK_GLOBAL", "INST"):
-                self._global(name, argument)
-            elif name in ("REDUCE", "BUILD"):
-                self._call(name)
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                self.memo[argument] = self.stack[-1]
-            elif name == "MEMOIZE":
-                self.memo[len(self.memo)] = self.stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                self.stack.append(self.memo[argument])
-            elif name not in ("PROTO", "FRAME"):
-                self._collect(name)
-        raise ValueError("it ends too early")
+_REFUSED = {ord(op.code): partial(_refuse, name=op.name) for op in pickletools.opcodes if op.name not in _NEEDED}
 
-    def _global(self, name: str, argument: Any) -> None:
-        if name == "STACK_GLOBAL":
-            parts = [self.stack.pop(), self.stack.pop()][::-1]
-        else:
-            parts = argument.split(" ", 1)
-        if not all(isinstance(part, str) for part in parts):
-            raise RefusedPickle("a global without a name")
-        path = ".".join(parts)
-        if path not in ADMITTED or name == "INST":
+
+class _Unpickler(pickle._Unpickler):
+    """The stack machine of a pickle, with operations of our own where the usual ones believe too much."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        path = f"{module}.{name}"
+        if path not in ADMITTED:
             raise RefusedPickle(path)
-        self.stack.append(ADMITTED[path])
+        return ADMITTED[path]
 
-    def _call(self, name: str) -> None:
-        argument, target = self.stack.pop(), self.stack.pop()
-        if name == "REDUCE":
-            if not any(target is function for function in ADMITTED.values()):
-                raise RefusedPickle(f"a call of a {type(target).__name__}")
-            self.stack.append(target(*argument))
-            return
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, PickledArray | PickledDtype):
-            target.__setstate__(argument)
+            target.__setstate__(state)
         elif not isinstance(target, dict):  # attributes of an ordered dictionary have nothing to tell
             raise RefusedPickle(f"a state for a {type(target).__name__}")
-        self.stack.append(target)
 
-    def _collect(self, name: str) -> None:
-        stack = self.stack
-        if name == "MARK":
-            stack.append(_MARK)
-        elif name == "POP":
-            stack.pop()
-        elif name == "POP_MARK":
-            self._since_mark()
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            stack.append(tuple(self._since_mark()))
-        elif name in ("APPEND", "APPENDS"):
-            items = self._since_mark() if name == "APPENDS" else [stack.pop()]
-            self._container(list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self._since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            self._container(dict).update(_as_dict(items))
-        else:
-            raise RefusedPickle(f"the operation {name}")
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1].update(_as_dict([key, value]))
 
-    def _since_mark(self) -> list[Any]:
-        index = next(i for i in range(len(self.stack) - 1, -1, -1) if self.stack[i] is _MARK)
-        items = self.stack[index + 1 :]
-        del self.stack[index:]
-        return items
+    def set_items(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].update(_as_dict(items))
 
-    def _container(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
-            raise RefusedPickle(f"items for a {type(self.stack[-1]).__name__}")
-        return self.stack[-1]
+    def frame(self) -> None:
+        self.read(8)  # a length that only serves to read ahead
+
+    def bytearray(self) -> None:
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # no memory before there are bytes
+
+    dispatch = pickle._Unpickler.dispatch | _REFUSED
+    dispatch |= {pickle.BUILD[0]: build, pickle.SETITEM[0]: set_item, pickle.SETITEMS[0]: set_items}
+    dispatch |= {pickle.FRAME[0]: frame, pickle.BYTEARRAY8[0]: bytearray}
+
+
+# what the machine raises where a pickle is cut off or makes no sense
+_DAMAGE = (pickle.UnpicklingError, struct.error, EOFError, LookupError, TypeError, AttributeError)
+_DAMAGE += (RecursionError, OverflowError)
 
 
 class _Bounded:
@@ -263,6 +221,6 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
         RefusedPickle: a global, call or operation that arrays have no need of. ValueError: a damaged pickle.
     """
     try:
-        return _Machine().run(_Bounded(file, size))
-    except (LookupError, StopIteration, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        return _Unpickler(_Bounded(file, size), encoding="latin1").load()
+    except _DAMAGE as error:
         raise ValueError(f"it is damaged ({type(error).__name__})") from error

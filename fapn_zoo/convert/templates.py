@@ -16,11 +16,6 @@ Pairs = list[tuple[str, str]]
 Value = int | str
 
 
-def below(official: str, ours: str, pairs: Pairs) -> Pairs:
-    """Pairs of templates with a prefix before each side."""
-    return [(official + there, ours + here) for there, here in pairs]
-
-
 class _Side:
     """One template, compiled."""
 
