@@ -16,6 +16,7 @@ from fapn_zoo.data.check_objects import check_objects
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_segments import check_segments
 from fapn_zoo.data.coco_instances import CocoInstances, is_instances
+from fapn_zoo.data.folders import read_label_map
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
@@ -25,7 +26,6 @@ from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import read_label_map
 from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.tables import some
