@@ -17,6 +17,7 @@ from fapn_zoo.data.check_objects import check_objects
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_segments import check_segments
 from fapn_zoo.data.coco_instances import CocoInstances
+from fapn_zoo.data.folders import read_label_map
 from fapn_zoo.data.formats.labelme import LabelMeFolder
 from fapn_zoo.data.formats.voc import VocFolder
 from fapn_zoo.data.formats.yolo import YoloFolder
@@ -29,7 +30,6 @@ from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import read_label_map
 from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.tables import some
