@@ -168,7 +168,9 @@ def check_data(
     return report
 
 
-def _check_instances(kind: type[AnnotatedPictures], report: CheckReport, progress: bool, reading: Reading | None) -> CheckReport:
+def _check_instances(
+    kind: type[AnnotatedPictures], report: CheckReport, progress: bool, reading: Reading | None
+) -> CheckReport:
     seen: Seen = defaultdict(list)
     report.pictures = PictureFacts(read_rules(report.root, reading))
     found = check_objects(kind, report.root, report.add, progress, report.pictures, partial(_remember, seen))
