@@ -18,8 +18,8 @@ from torch import nn
 
 from fapn_zoo import create_model
 from fapn_zoo.cli import main
+from fapn_zoo.data.generated import ScenesDataset
 from fapn_zoo.data.scenes import generate_scene
-from fapn_zoo.data.sources import ScenesDataset
 from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.visualize import drawing, read_alignment

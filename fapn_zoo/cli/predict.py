@@ -20,6 +20,8 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--model", default=EMBEDDED, help=f"{MODEL} ({EMBEDDED})")
     verb.add_argument("--out", type=Path, default=Path("predictions"), help="output folder (predictions)")
     verb.add_argument("--coco", type=Path, metavar="FILE", help="also a json file of all objects, in COCO's form")
+    text = "also a data set in OUT/NAME, for each time it is given: coco, imagefolder, labelme, voc or yolo"
+    verb.add_argument("--format", action="append", default=[], metavar="NAME", help=text, dest="formats")
     verb.add_argument("--task", help="semantic, panoptic, instance or detection; default: the model's")
     verb.add_argument("--tile", type=size, help="window in pixels, 512 or 512x1024, for large images")
     verb.add_argument("--overlap", type=float, default=0.25, help="of the windows, 0..0.75 of their size (0.25)")
@@ -56,7 +58,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from fapn_zoo.predict.files import predict_files
 
     model = load_model(args.model, args.device)
-    names = ("coco", "task", "tile", "overlap", "batch_size", "amp", "white_level", "exif")
+    names = ("coco", "formats", "task", "tile", "overlap", "batch_size", "amp", "white_level", "exif")
     summary = predict_files(model, args.paths, args.out, **{name: getattr(args, name) for name in names})
     skipped = f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""
     counts = f"{len(summary['images'])} done, {len(summary['failed'])} failed{skipped}"

@@ -10,7 +10,7 @@ import importlib
 _HOMES = {
     "LabelMap": "labels", "default_palette": "labels",
     "DataError": "sample", "Dataset": "sample", "Objects": "sample", "Sample": "sample",
-    "FolderDataset": "sources", "ScenesDataset": "sources", "open_dataset": "sources",
+    "FolderDataset": "folders", "ScenesDataset": "generated", "open_dataset": "sources",
     "CocoPanoptic": "panoptic_sources", "JoinedDataset": "sources",
     "TrainTransform": "transforms",
     "StepBatches": "loader", "train_batches": "loader",

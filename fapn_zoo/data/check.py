@@ -15,7 +15,8 @@ import numpy as np
 from fapn_zoo.data.check_objects import check_objects
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_segments import check_segments
-from fapn_zoo.data.coco_instances import is_instances
+from fapn_zoo.data.coco_instances import CocoInstances, is_instances
+from fapn_zoo.data.folders import read_label_map
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
@@ -25,7 +26,6 @@ from fapn_zoo.data.panoptic_sources import is_panoptic
 from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import read_label_map
 from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.tables import some
@@ -166,7 +166,7 @@ def check_data(
 def _check_instances(report: CheckReport, progress: bool, reading: Reading | None) -> CheckReport:
     seen: Seen = defaultdict(list)
     report.pictures = PictureFacts(read_rules(report.root, reading))
-    found = check_objects(report.root, report.add, progress, report.pictures, partial(_remember, seen))
+    found = check_objects(CocoInstances, report.root, report.add, progress, report.pictures, partial(_remember, seen))
     report.labels, report.splits, report.facts = found
     _check_repeats(report, seen)
     _add_facts(report)

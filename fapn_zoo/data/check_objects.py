@@ -1,4 +1,4 @@
-"""Look at every entry and every picture of a folder with COCO's instance json."""
+"""Look at every entry and every picture of a folder with annotated objects."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.check_pictures import PictureFacts
-from fapn_zoo.data.coco_instances import CocoInstances, instance_files
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
 from fapn_zoo.data.reading import UnreadableFile
@@ -23,7 +23,12 @@ MOST = 100  # detections of one class in one image that average precision reads
 
 
 def check_objects(
-    root: Path, add: Add, progress: bool, pictures: PictureFacts, seen: Callable[[str, Path], None]
+    kind: type[AnnotatedPictures],
+    root: Path,
+    add: Add,
+    progress: bool,
+    pictures: PictureFacts,
+    seen: Callable[[str, Path], None],
 ) -> tuple[LabelMap | None, dict[str, SplitCounts], list[str]]:
     """Checks every split: its json, its pictures and its masks; `pictures` takes down what they tell.
 
@@ -35,14 +40,14 @@ def check_objects(
         split: its pictures, and the sizes of its objects.
     """
     labels, counts, facts = None, {}, []
-    for split in instance_files(root):
+    for split in kind.splits(root):
         try:
-            data = CocoInstances(root, split, reading=pictures.reading, strict=False)
+            data = kind(root, split, reading=pictures.reading, strict=False)
         except (DataError, FileNotFoundError) as error:
             add("split that cannot be opened", root, error)
             continue
         for fault in data.faults:
-            add(fault.kind, data.file, f"{data.file}: {fault.text}", error=fault.error)
+            add(fault.kind, fault.file or data.file, fault.text, error=fault.error)
         for text in data.remarks:
             add("what is used", data.file, text, error=False)
         ours = (data.labels.names, data.labels.category_ids)
@@ -56,7 +61,7 @@ def check_objects(
 
 
 def _check_split(
-    data: CocoInstances,
+    data: AnnotatedPictures,
     split: str,
     counts: SplitCounts,
     add: Add,
@@ -66,7 +71,7 @@ def _check_split(
 ) -> str:
     sizes, empty, crowds = dict.fromkeys(SIZES, 0), 0, 0
     for index in bar(progress, iterable=range(len(data)), desc="check", unit="image"):
-        path, _ = data.files(index)
+        path = data.files(index)[0]
         row = data.listed(index)
         counts.add(row)
         empty += not data.pictures[index].objects
@@ -88,12 +93,13 @@ def _check_split(
 
 
 def _check_picture(
-    data: CocoInstances, index: int, add: Add, pictures: PictureFacts, seen: Callable[[str, Path], None], split: str
+    data: AnnotatedPictures, index: int, add: Add, pictures: PictureFacts, seen: Callable[[str, Path], None], split: str
 ) -> None:
-    path, file = data.files(index)
+    path, *files = data.files(index)
     if not path.is_file():
         return  # said already
-    pictures.pair(path, file, data.size(index))
+    for file in files:
+        pictures.pair(path, file, data.size(index))
     deep = True
     try:
         image = data.image(index)
@@ -108,23 +114,23 @@ def _check_picture(
             pictures.read(path)
 
 
-def _check_masks(data: CocoInstances, index: int, add: Add) -> list[float]:
+def _check_masks(data: AnnotatedPictures, index: int, add: Add) -> list[float]:
     """The areas of all objects that are no crowds, as they are scored."""
-    areas, picture = [], data.pictures[index]
+    areas, picture = [], data.picture(index)
     for one in picture.objects:
-        name, own = f"{one.name} of {printable(picture.file_name)}", 0.0
+        where, own = f"{picture.source}: {one.name} of {printable(picture.file_name)}", 0.0
         if one.shape is not None:
             try:
                 own = float(np.count_nonzero(data.crop(picture, one).pixels))
             except DataError as error:
-                add("bad mask", data.file, error)
+                add("bad mask", picture.source, error)
                 continue
             if not own:
-                add("masks without a pixel", data.file, f"{data.file}: {name}: it is not trained", error=False)
+                add("masks without a pixel", picture.source, f"{where}: it is not trained", error=False)
         elif one.box is not None:
             own = (one.box[2] - one.box[0]) * (one.box[3] - one.box[1])
         if one.area == 0 < own:
-            add("areas of 0", data.file, f"{data.file}: {name}: it is scored as a small object", error=False)
+            add("areas of 0", picture.source, f"{where}: it is scored as a small object", error=False)
         if not one.crowd:
             areas.append(own if one.area is None else one.area)
     return areas

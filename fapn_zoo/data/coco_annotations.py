@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +23,12 @@ SAME_ID, GROUP = "ids of several annotations", "row that is no class"
 
 
 class Fault(NamedTuple):
-    """Something about one entry: its kind, a sentence that names it, and whether the file cannot be used with it."""
+    """Something about one entry: its kind, a sentence that names it, whether it keeps its file from being used."""
 
     kind: str
     text: str
     error: bool = True
+    file: Path | None = None
 
 
 class Annotation(NamedTuple):
@@ -51,12 +52,18 @@ class Annotation(NamedTuple):
 
 @dataclass
 class Picture:
-    """An image of the file and its objects; `size` is (height, width)."""
+    """An image of a split and its objects.
+
+    Attributes:
+        size: (height, width). path: of the picture. source: the file with its objects, None where they have none.
+    """
 
     id: int | str
     file_name: str
     size: tuple[int, int]
     objects: list[Annotation] = field(default_factory=list)
+    path: Path = Path()
+    source: Path | None = None
 
 
 class Refused(Exception):
@@ -140,14 +147,29 @@ def _annotation(
     if category not in class_of:
         ids = some(class_of, 8)
         raise Refused(UNKNOWN, f"{where} is of category {category}, which is not among the categories {ids}")
+    return picture, annotation(entry, name, where, class_of[category], picture.size, faults)
+
+
+def annotation(
+    entry: Mapping[str, Any], name: str, where: str, category: int, size: tuple[int, int], faults: list[Fault]
+) -> Annotation:
+    """An object of COCO's `bbox`, `segmentation`, `iscrowd` and `area`, all but the first two optional, and checked.
+
+    Args:
+        name, where: for messages, without and with its picture. category: its class id. size: (H, W) of its picture.
+        faults: gets what is worth knowing.
+
+    Raises:
+        Refused: it cannot be used.
+    """
     crowd, area = entry.get("iscrowd") or 0, entry.get("area")
     if crowd not in (0, 1):
         raise Refused(BAD_ENTRY, f"{where} has iscrowd {crowd!r}; expected 0 or 1")
     if area is not None and not (_is_number(area) and area >= 0):
         raise Refused(BAD_ENTRY, f"{where} has area {area!r}; expected a number of 0 or more")
-    shape = _shape(entry.get("segmentation"), where, picture.size, faults)
-    box = _box(entry.get("bbox"), where, picture.size, shape is not None, faults)
-    return picture, Annotation(name, class_of[category], bool(crowd), box, None if area is None else float(area), shape)
+    shape = _shape(entry.get("segmentation"), where, size, faults)
+    box = _box(entry.get("bbox"), where, size, shape is not None, faults)
+    return Annotation(name, category, bool(crowd), box, None if area is None else float(area), shape)
 
 
 def _is_number(value: Any) -> bool:

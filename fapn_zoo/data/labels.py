@@ -25,6 +25,7 @@ KEYS = (
     "category_ids",
     "white_level",
     "exif",
+    "first_pixel",
 )  # of a classes.json
 
 
@@ -113,7 +114,8 @@ class LabelMap:
     def from_json(cls, path: str | os.PathLike) -> LabelMap:
         """Read a `classes.json`: `names`, and optionally the other attributes and `num_classes`.
 
-        `white_level` and `exif` may be there too; they are of the pictures, not of the classes. Other keys are refused.
+        `white_level`, `exif` and `first_pixel` may be there too; they are of the pictures, not of the classes. Other
+        keys are refused.
 
         Raises:
             FileNotFoundError: no such file.

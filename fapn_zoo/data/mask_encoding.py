@@ -71,3 +71,31 @@ class RunLengths:
     def to_coco(self) -> dict[str, Any]:
         """COCO's `segmentation`: `size` [height, width] and the compressed `counts`."""
         return {"size": [int(side) for side in self.size], "counts": self.text}
+
+
+def outline(pixels: np.ndarray) -> np.ndarray:
+    """A mask (h, w) bool, not empty, as one polygon: (P, 2) int64 x, y in pixels from the mask's upper left corner.
+
+    It goes around pixels, from part to part and into holes by lines that are gone twice. What counts how often a line
+    is crossed, as COCO's tools do, makes the very mask of it again.
+    """
+    padded = np.pad(pixels, 1)
+    odd = padded[:-1, :-1] ^ padded[:-1, 1:] ^ padded[1:, :-1] ^ padded[1:, 1:]
+    rows, columns = np.nonzero(odd)  # the corners; along every row and column two and two are joined by an edge
+    across = np.arange(len(rows)) ^ 1
+    order = np.lexsort((rows, columns))
+    down = np.empty_like(across)
+    down[order] = order[across]
+    across, down, left = across.tolist(), down.tolist(), [True] * len(across)
+    way, starts = [], []
+    for start in range(len(left)):
+        if left[start]:
+            starts.append(start)
+            corner = start
+            while left[corner]:
+                way += [corner, across[corner]]
+                left[corner] = left[across[corner]] = False
+                corner = down[across[corner]]
+            way.append(start)
+    way += starts[-2::-1]  # back from ring to ring
+    return np.stack([columns[way], rows[way]], axis=1)

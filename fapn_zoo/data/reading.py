@@ -148,12 +148,12 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
         raise DataError(f"{where}class ids out of range: {some(found, 8)}; {allowed}{hint}")
 
 
-def label_size(path: Path, reading: Reading = READING) -> tuple[int, int]:
-    """(height, width) of a label file as `read_labels` turns it; it is not decoded for it."""
+def stored_size(path: Path, reading: Reading = READING, what: str = "label file") -> tuple[int, int]:
+    """(height, width) of a label file or picture as its EXIF orientation turns it; it is not decoded for it."""
     try:
         size, turned = header(path)
     except Exception as error:
-        raise _unreadable(path, "label file", error) from error
+        raise _unreadable(path, what, error) from error
     return upright_size(size, turned) if reading.turns else size
 
 

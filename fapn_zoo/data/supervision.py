@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fapn_zoo.data.coco_instances import CocoInstances
+from fapn_zoo.data.annotated import AnnotatedPictures
+from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.panoptic_sources import CocoPanoptic
 from fapn_zoo.data.reading import check_ids, read_labels
 from fapn_zoo.data.sample import OBJECTS, DataError, Dataset
-from fapn_zoo.data.sources import FolderDataset, JoinedDataset
+from fapn_zoo.data.sources import JoinedDataset
 from fapn_zoo.runtime.processes import processes
 from fapn_zoo.runtime.tables import some
 
@@ -125,7 +126,7 @@ def _of_sample(dataset: Dataset, unit: str, index: int) -> np.ndarray:
     if isinstance(dataset, JoinedDataset):
         part, place = dataset.where(index)
         return _of_sample(part, unit, place)
-    if isinstance(dataset, CocoInstances):
+    if isinstance(dataset, AnnotatedPictures):
         return dataset.listed(index)
     if isinstance(dataset, CocoPanoptic):
         return dataset.listed(index, unit == "pixel")

@@ -16,6 +16,9 @@ from torch import nn
 
 from fapn_zoo.data.images import folder_images
 from fapn_zoo.data.listing import Unused, told
+from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.predict.formats import format_for
+from fapn_zoo.predict.formats.writer import FolderWriter
 from fapn_zoo.predict.predict import named, predict_each
 from fapn_zoo.predict.run import device_and_type
 from fapn_zoo.runtime.files import json_text, make_folder, short_name, write_whole
@@ -38,6 +41,7 @@ def predict_files(
     progress: bool = True,
     *,
     coco: str | Path | None = None,
+    formats: Sequence[str] = (),
     batch_size: int = 1,
     amp: str = "auto",
     **options: Any,
@@ -50,6 +54,7 @@ def predict_files(
         out_dir: made if missing; results of an earlier run there are replaced, inputs never. progress: show a bar.
         coco: a .json file for all objects in COCO's form, see `fapn_zoo.tasks.coco.CocoFile`; of panoptic results also
             a folder of its name beside it, with a PNG file per image.
+        formats: names of `predict.formats.FORMATS`, of each of which a folder in `out_dir` becomes a data set.
 
     Returns:
         What `summary.json` holds: `model`, `task`, `tile`, `amp`, `complete` (False after an error, Ctrl-C or SIGTERM),
@@ -64,10 +69,12 @@ def predict_files(
     task, amp, out_dir = task_for(model.spec, task).name, resolve_amp(amp, *device_and_type(model)), Path(out_dir)
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
-    annotations = CocoFile(coco, inputs, stems, out_dir) if coco is not None else None
+    rules = Reading.of_model(named(model), options.get("white_level"), options.get("exif"))
+    writers: list[Any] = [format_for(name)(out_dir / name, inputs, stems, rules) for name in formats]
+    writers += [CocoFile(coco, inputs, stems, out_dir)] if coco is not None else []
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
-    run = _Run(inputs, stems, out_dir, annotations, summary)
+    run = _Run(inputs, stems, out_dir, writers, summary)
     options |= {"batch_size": batch_size, "amp": amp, "on_error": run.failed}
     stream = predict_each(model, inputs, task, tile, **options)
     make_folder(out_dir)
@@ -76,12 +83,13 @@ def predict_files(
         with bar(progress, total=len(inputs), unit="image") as run.shown:
             for index, result in stream:
                 run.done(index, result)
-        if annotations is not None:
-            annotations.write(model.spec.name, named(model))
+        for writer in writers:
+            writer.write(model.spec.name, named(model))
         summary["complete"] = True
     finally:
-        summary["seconds"] = round(time.perf_counter() - started, 4)
-        _write_summary(summary, out_dir / SUMMARY)
+        for writer in writers:
+            writer.close()
+        _write_summary(summary, out_dir / SUMMARY, started)
     return summary
 
 
@@ -92,15 +100,15 @@ class _Run:
     inputs: list[str | Path]
     stems: list[str]
     out_dir: Path
-    annotations: CocoFile | None
+    writers: Sequence[CocoFile | FolderWriter]
     summary: dict[str, Any]
     shown: Any = None  # the bar
     before: float = 0.0  # when the image before was done
 
     def done(self, index: int, result: Result) -> None:
         entry = {"input": str(self.inputs[index]), **_write_pictures(result, self.out_dir, self.stems[index])}
-        if self.annotations is not None:
-            self.annotations.add(index, result)
+        for writer in self.writers:
+            writer.add(index, result)
         self.summary["images"].append(entry | {"seconds": round(time.perf_counter() - self.before, 4)})
         self._next()
 
@@ -114,7 +122,8 @@ class _Run:
         self.shown.update()
 
 
-def _write_summary(summary: dict[str, Any], path: Path) -> None:
+def _write_summary(summary: dict[str, Any], path: Path, started: float) -> None:
+    summary["seconds"] = round(time.perf_counter() - started, 4)
     text = json_text(summary, path, indent=2, ensure_ascii=False) + "\n"
     # A file name that is no valid text becomes a JSON escape, which reads back as the same name.
     write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))

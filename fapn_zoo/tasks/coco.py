@@ -150,6 +150,9 @@ class CocoFile:
         text = json_text(table, self.file, indent=None) + "\n"
         write_whole(self.file, lambda file: file.write(text.encode(errors="backslashreplace")))
 
+    def close(self) -> None:
+        """Nothing is open; what was not written is not there."""
+
 
 def is_url(path: str | Path) -> bool:
     return isinstance(path, str) and path.lower().startswith(("http://", "https://"))

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from fapn_zoo.data import scenes
+from fapn_zoo.data.folders import FolderDataset
+from fapn_zoo.data.generated import SCENE_SIDES, ScenesDataset
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import UnreadableFile, read_image, read_labels
 from fapn_zoo.data.sample import DataError
-from fapn_zoo.data.sources import SCENE_SIDES, FolderDataset, JoinedDataset, ScenesDataset, open_dataset
+from fapn_zoo.data.sources import JoinedDataset, open_dataset
 
 pytestmark = pytest.mark.unit
 SIZE = (12, 16)

@@ -20,7 +20,8 @@ from toys.evaluation import NAMES, Noise
 
 import fapn_zoo
 from fapn_zoo import create_model
-from fapn_zoo.data.sources import Sample, open_dataset
+from fapn_zoo.data.sample import Sample
+from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, git_commit, render, write_report
 from fapn_zoo.metrics import ConfusionMatrix
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from toys.evaluation import Noise, small_model
 
-from fapn_zoo.data.sources import Sample
+from fapn_zoo.data.sample import Sample
 from fapn_zoo.evaluate import Stopped, evaluate, state
 from fapn_zoo.metrics.accumulator import Accumulator, Tallies
 from fapn_zoo.runtime import files

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fapn_zoo import create_model
+from fapn_zoo.data.generated import ScenesDataset
 from fapn_zoo.data.sample import SEGMENTS, Dataset, Objects, Sample
 from fapn_zoo.data.scenes import CLASSES, PALETTE, THINGS, generate_scene
-from fapn_zoo.data.sources import ScenesDataset
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import fapn_zoo
 from fapn_zoo.cli import main
+from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
-from fapn_zoo.data.sources import DataError
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.modules.heads.outputs import SemanticOutput
 from fapn_zoo.visualize import (

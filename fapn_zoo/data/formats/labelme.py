@@ -1,0 +1,166 @@
+"""Folders with LabelMe's json files: polygons, rectangles and masks that were drawn by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fapn_zoo.data.annotated import AnnotatedPictures, one_split
+from fapn_zoo.data.coco_annotations import BAD_ENTRY, BAD_MASK, Annotation, Fault, Picture, Refused
+from fapn_zoo.data.coco_instances import MISSING, SAME
+from fapn_zoo.data.formats.common import add_object, left_over, named_classes, of_file, picture_beside
+from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.mask_decoding import crop_of
+from fapn_zoo.data.mask_encoding import RunLengths
+from fapn_zoo.data.reading import stored_size
+from fapn_zoo.runtime.files import load_json
+
+OTHER = "shapes that cannot be read"
+LEAST = {"polygon": 3, "rectangle": 2, "mask": 2}  # points of a shape
+ROUND = {"circle": "a circle", "line": "a line", "linestrip": "a line", "point": "a point", "points": "points"}
+
+
+class LabelMeFolder(AnnotatedPictures):
+    """A folder with LabelMe's json files beside their pictures, in `{split}` or without splits.
+
+    A picture is where `imagePath` says, else beside its json and of its name. Polygons and masks are objects with a
+    mask, rectangles boxes; shapes of one label and one `group_id` are one object. Circles, lines and points are
+    refused. Classes are the `names` of `classes.json`, else all labels in alphabetical order.
+    """
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return list(_lists(root)) if root.is_dir() else []
+
+    def _read(self, split: str) -> list[str]:
+        lists, remarks = _lists(self.root), []
+        if not lists:
+            raise FileNotFoundError(f"no json files of LabelMe in {self.root}")
+        part = one_split(list(lists), split, self.root, SAME.get(split, ()))
+        self.file = self.root / part
+        tables = {file: _table(file, self.faults) for files in lists.values() for file in files}
+        shapes = (one for table in tables.values() for one in table["shapes"] if isinstance(one, dict))
+        names = {one["label"] for one in shapes if isinstance(one.get("label"), str)}
+        self.labels, class_of = named_classes(self.root, names, remarks)
+        self.pictures = []
+        for file in lists[part]:
+            said = tables[file].get("imagePath")
+            path = file.parent / str(said).replace("\\", "/")
+            if not path.is_file() and (path := picture_beside(file, file.parent)) is None:
+                hint = "; its pixels are in the json: save them as a file" if tables[file].get("imageData") else ""
+                text = f"it names the picture {said!r}, which is not there{hint}"
+                self.faults.append(of_file(file, MISSING, text))
+                continue
+            height, width = (tables[file].get(key) for key in ("imageHeight", "imageWidth"))
+            known = type(height) is int and type(width) is int and min(height, width) > 0
+            size = (height, width) if known else stored_size(path, self.reading, "picture")
+            objects = _objects(tables[file]["shapes"], file, class_of, size, self.faults)
+            name = file.relative_to(self.file).with_suffix(path.suffix).as_posix()
+            self.pictures.append(Picture(name, name, size, objects, path, file))
+        return [*remarks, *left_over(self.file, self.pictures, "json")]
+
+
+def _lists(root: Path) -> dict[str, list[Path]]:
+    """By split its json files; none where the first of them is no file of LabelMe."""
+    below = {p.name: list_folder(p, (".json",)).files for p in sorted(root.glob("*")) if p.is_dir()}
+    flat = [file for file in list_folder(root, (".json",), deep=False).files if file.name != "classes.json"]
+    found = {split: files for split, files in below.items() if files and _is_labelme(files[0])}
+    return found or ({"": flat} if flat and _is_labelme(flat[0]) else {})
+
+
+def _is_labelme(file: Path) -> bool:
+    try:
+        table = load_json(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(table, dict) and isinstance(table.get("shapes"), list) and "imagePath" in table
+
+
+def _table(file: Path, faults: list[Fault]) -> Mapping[str, Any]:
+    try:
+        table = load_json(file)
+        if isinstance(table, dict) and isinstance(table.get("shapes"), list):
+            return table
+        faults.append(of_file(file, BAD_ENTRY, "no file of LabelMe: expected an object with a list shapes"))
+    except (OSError, ValueError) as error:
+        faults.append(Fault(BAD_ENTRY, str(error), file=file))
+    return {"shapes": []}
+
+
+def _objects(
+    shapes: Iterable[Any], file: Path, class_of: Mapping[str, int], size: tuple[int, int], faults: list[Fault]
+) -> list[Annotation]:
+    groups: dict[Any, list[Any]] = {}
+    for number, shape in enumerate(shapes):
+        known = isinstance(shape, dict) and shape.get("group_id") is not None
+        key = (str(shape.get("label")), str(shape["group_id"])) if known else number
+        groups.setdefault(key, []).append((f"shapes[{number}]", shape))
+    objects: list[Annotation] = []
+    for parts in groups.values():
+        place, first = parts[0]
+        label = first.get("label") if isinstance(first, dict) else None
+        name = f"{place} ({printable(str(label))})"
+        try:
+            entry = _entry(parts, size)
+        except Refused as error:
+            faults.append(of_file(file, *error.args))
+            continue
+        add_object(objects, entry, name, file, class_of.get(label), size, faults)
+    return objects
+
+
+def _entry(parts: list[tuple[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's keys of one object, whose shapes are these."""
+    found = [_part(place, shape, size) for place, shape in parts]
+    boxes = np.array([box for _, _, box in found])
+    x1, y1, x2, y2 = [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]
+    entry: dict[str, Any] = {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+    polygons, masks = ([shape for _, shape, _ in found if isinstance(shape, kind)] for kind in (list, RunLengths))
+    if masks:
+        if polygons:
+            crop = crop_of(tuple(map(np.array, polygons)), size)
+            masks.append(RunLengths.of(crop.pixels, crop.y, crop.x, size))
+        runs = RunLengths.of(np.any([mask.pixels() for mask in masks], 0), 0, 0, size)
+        return entry | {"segmentation": {"size": list(size), "counts": runs.counts.tolist()}}
+    return entry | ({"segmentation": polygons} if any(kind != "rectangle" for kind, _, _ in found) else {})
+
+
+def _part(place: str, shape: Any, size: tuple[int, int]) -> tuple[str, list[float] | RunLengths, Sequence[float]]:
+    """One shape: its kind, its polygon or mask, and the box x1, y1, x2, y2 around it."""
+    kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else None
+    if kind in ROUND:
+        raise Refused(OTHER, f"{place} ({shape.get('label')}) is {ROUND[kind]}; draw it as a polygon, or remove it")
+    if kind not in LEAST:
+        raise Refused(BAD_ENTRY, f"{place} has shape_type {kind!r}; expected {', '.join(LEAST)}")
+    try:
+        points = np.array(shape["points"], np.float64)
+        fits = points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() and len(points) >= LEAST[kind]
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        what = f"of {LEAST[kind]} points or more: [[x, y], ...]"
+        raise Refused(BAD_ENTRY, f"{place} has points {str(shape.get('points')):.60}; expected a {kind} {what}")
+    (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
+    if kind == "mask":
+        found = _mask(shape, place, round(y1), round(x1), size)
+        return kind, found, found.box
+    flat = [x1, y1, x2, y1, x2, y2, x1, y2] if kind == "rectangle" else points.ravel().tolist()
+    return kind, flat, (x1, y1, x2, y2)
+
+
+def _mask(shape: Mapping[str, Any], place: str, y: int, x: int, size: tuple[int, int]) -> RunLengths:
+    """A mask that is a PNG file in text, whose first pixel is at row y, column x."""
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))).astype(bool)
+    except Exception as error:
+        raise Refused(BAD_MASK, f"{place} has a mask that is no PNG picture: {error}") from None
+    if pixels.ndim != 2 or min(x, y) < 0 or y + pixels.shape[0] > size[0] or x + pixels.shape[1] > size[1]:
+        what = f"a mask of {'x'.join(map(str, pixels.shape[::-1]))} at column {x}, row {y}"
+        raise Refused(BAD_MASK, f"{place} has {what}, which does not fit into a picture of {size[1]}x{size[0]}")
+    return RunLengths.of(pixels, y, x, size)
