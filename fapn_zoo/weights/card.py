@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -29,7 +30,7 @@ from fapn_zoo.zoo.registry import get_spec
 from fapn_zoo.zoo.spec import WeightsSpec
 
 EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
-BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"
+BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"  # as in card.md.jinja
 LABELS_SHOWN = 30
 
 
@@ -52,31 +53,29 @@ def render_card(
         example: URL of an example image, whose overlay lies beside the card as overlay.png.
         pointer: the card of an official model that comes without its weights.
     """
+    import jinja2
+
     official = official_release(config)
     terms = license_metadata(str(config.get("license") or ""), official.page if official else "")
     scores = collect_scores(config, rows, reported=official is not None)
     model = config["model"]
     title = repository.partition("@")[0].rpartition("/")[2] if repository else model["name"]
     metadata = _metadata(config, title, scores, official, terms, example)
-    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip()
-    lines = ["---", front, "---", "", f"# {_cell(title)}", ""]
-    if text.strip():
-        lines += [BEGIN, text.strip(), END, ""]
-    if example:
-        lines += [f"![example with its overlay]({OVERLAY})", ""]
-    lines += _usage(config, repository, official if pointer else None)
-    lines += _scores_section(scores, official)
-    lines += ["## Model", "", "| | |", "|---|---|"]
-    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in _facts(config, rows).items()]
-    lines += ["", *_license_section(terms, official)]
-    training = config.get("training") or {}
-    if training:
-        lines += ["## Training", "", "| setting | value |", "|---|---|"]
-        lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in training.items()] + [""]
-    papers = dict.fromkeys(PAPERS[part] for part in (model["head"], model["neck"]) if part in PAPERS)
-    if papers:
-        lines += ["## Papers", ""] + [f"- [{title}](https://arxiv.org/abs/{key})" for title, key in papers] + [""]
-    return "\n".join(lines).rstrip() + "\n"
+    origins = {"row": "`fapn-zoo eval`", "config": "own evaluation"}
+    values = {
+        "front": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip(),
+        "name": _name(config, repository, official if pointer else None),
+        "origins": origins | ({"release": _cell(_reporters(official))} if official else {}),
+        "facts": _facts(config, rows),
+        "no_license": card_facts.NO_LICENSE,
+        "papers": dict.fromkeys(PAPERS[part] for part in (model["head"], model["neck"]) if part in PAPERS),
+    }
+    values |= {"title": title, "text": text.strip(), "example": example, "pointer": pointer and official}
+    values |= {"official": official, "scores": scores, "terms": terms, "training": config.get("training")}
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = _cell
+    template = (files("fapn_zoo") / "weights" / "card.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(values).rstrip() + "\n"
 
 
 def own_words(card: str) -> str:
@@ -194,31 +193,13 @@ def _results(scores: Sequence[Score], task: str, official: WeightsSpec | None) -
     return results
 
 
-def _usage(config: Config, repository: str | None, pointer: WeightsSpec | None) -> list[str]:
-    name = f"hf-hub:{repository}" if repository else "local-dir:PATH/OF/THIS/FOLDER"
-    lines = ["## Use", ""]
-    if pointer:
-        name = config["model"]["name"]
-        known = registered(name)
-        if len(known) > 1:
-            name = f"{name}.{next(tag for tag, weights in known.items() if weights == pointer)}"
-        words = "No weights are kept here. `create_model` fetches the authors' file from"
-        more = "checks and converts it on your machine, and keeps the result in the cache."
-        lines += [f"{words} [their release]({pointer.page}), {more}", ""]
-    lines += ["```python", "import fapn_zoo", "", f'model = fapn_zoo.create_model("{name}", pretrained=True)']
-    return [*lines, 'model.predict("photo.jpg").overlay().save("overlay.png")', "```", ""]
-
-
-def _scores_section(scores: Sequence[Score], official: WeightsSpec | None) -> list[str]:
-    if not scores:
-        return []
-    by = {"row": "`fapn-zoo eval`", "config": "own evaluation"}
-    by |= {"release": _cell(_reporters(official))} if official else {}
-    lines = ["## Scores", "", "| data | split | metric | % | from |", "|---|---|---|---|---|"]
-    for score in scores:
-        cells = [_cell(score.data), _cell(score.split), _cell(score.metric), f"{score.value:.2f}"]
-        lines.append(f"| {' | '.join(cells)} | {by[score.origin]} |")
-    return [*lines, ""]
+def _name(config: Config, repository: str | None, pointer: WeightsSpec | None) -> str:
+    """What `create_model` takes for the weights that the card speaks of."""
+    if not pointer:
+        return f"hf-hub:{repository}" if repository else "local-dir:PATH/OF/THIS/FOLDER"
+    name = config["model"]["name"]
+    known = registered(name)
+    return name if len(known) == 1 else f"{name}.{next(tag for tag, weights in known.items() if weights == pointer)}"
 
 
 def _reporters(official: WeightsSpec) -> str:
@@ -244,19 +225,6 @@ def _facts(config: Config, rows: Rows) -> dict[str, Any]:
     if config.get("versions"):
         facts["made with"] = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     return facts
-
-
-def _license_section(fields: Mapping[str, str], official: WeightsSpec | None) -> list[str]:
-    if fields["license"] == "unknown":
-        return ["## Licence", "", "Unknown: nobody has stated yet what may be done with these weights.", ""]
-    if fields.get("license_name") in card_facts.NO_LICENSE and official:
-        return ["## Licence", "", f"[The release]({official.page}) states none; ask its authors.", ""]
-    text = _cell(fields.get("license_name") or fields["license"])
-    if "license_link" in fields:
-        text = f"[{text}](<{fields['license_link']}>)"
-    if official:
-        text += f", as [the release]({official.page}) states"
-    return ["## Licence", "", f"Of the weights: {text}.", ""]
 
 
 def _cell(value: Any) -> str:
