@@ -1,48 +1,17 @@
-"""The verb `eval`."""
+"""The verbs `eval`, `compare`, `visualize` and `benchmark`: how good models are, what they do, and how fast."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from fapn_zoo.cli.common import MODEL, Verbs, add_device, add_reading, add_verb, load_model, size, speaks
+from fapn_zoo.cli.common import load_model, speaks
 
-
-def add(verbs: Verbs) -> None:
-    text = "mean IoU, per-class IoU and pixel accuracy on a data set; several models side by side"
-    verb = add_verb(verbs, "eval", run, text)
-    verb.add_argument("model", nargs="+", help=f"{MODEL}; several: compared with the first")
-    verb.add_argument("--data", required=True, help="folder, scenes:N, or several joined with ','")
-    verb.add_argument("--split", default="test")
-    text = (
-        "semantic: mean IoU; panoptic: PQ; instance: AP of masks and boxes; detection: AP of boxes, the last three on "
-        "COCO's folders or scenes:N; default: the model's own"
-    )
-    verb.add_argument("--task", help=text)
-    verb.add_argument("--json", type=Path, help="write the report here")
-    verb.add_argument("--csv", type=Path, help="append a row here")
-    verb.add_argument("--out", type=Path, help="folder for the report, plots, scores by image and the worst images")
-    verb.add_argument("--worst", type=int, default=8, metavar="K", help="how many of the worst images to draw (8)")
-    verb.add_argument("--resume", type=Path, metavar="DIR", help="keep what is done there, and go on from it")
-    verb.add_argument("--boundary", action="store_true", help="also scores near boundaries")
-    verb.add_argument("--scales", type=_scales, help="official, or factors and short sides: 0.5,1,1.5 or 512,768")
-    verb.add_argument("--flip", action="store_true", help="also mirrored, at every size")
-    verb.add_argument("--window", type=size, help="sliding windows of 512 or 512x1024 pixels")
-    verb.add_argument("--stride", type=size, help="of the windows; default: two thirds of the window")
-    text = "JSON: class of the model -> class of the data; or: names"
-    verb.add_argument("--map", dest="class_map", metavar="FILE", help=text)
-    verb.add_argument("--batch-size", type=int, default=1, help="images of equal size, or windows, run together")
-    verb.add_argument("--amp", default="no", help="bf16 or fp16; no: full precision, the same on every processor")
-    add_reading(verb)
-    verb.add_argument("--limit", type=int, help="only the first so many images")
-    verb.add_argument("--seed", type=int, help="of the training run, noted in the row")
-    verb.add_argument("--resamples", type=int, default=1000, help="of the bootstrap that compares models (1000)")
-    verb.add_argument("--bootstrap-seed", type=int, default=0)
-    add_device(verb)
+# Arguments that `fapn_zoo.benchmark.benchmark` takes under the same names.
+BENCHMARK = ("batch", "device", "dtype", "compile", "channels_last", "threads", "rounds", "num_classes", "memory")
 
 
-def run(args: argparse.Namespace) -> None:
+def run_eval(args: argparse.Namespace) -> None:
     from fapn_zoo.evaluate import compare, evaluate, render, render_comparison, write_report
     from fapn_zoo.evaluate.measure import Options
     from fapn_zoo.evaluate.report import check_csv
@@ -78,11 +47,42 @@ def run(args: argparse.Namespace) -> None:
         write_report(one, csv=args.csv)
 
 
-def _scales(text: str) -> str | list[float]:
-    if text == "official":
-        return text
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; write official, or numbers such as 0.5,1,1.5") from None
-    return [int(number) if number.is_integer() else number for number in numbers]
+def run_visualize(args: argparse.Namespace) -> None:
+    from fapn_zoo.visualize import visualize_alignment
+
+    numbers = visualize_alignment(load_model(args.model, args.device), args.image, args.out)
+    for name in numbers["files"]:
+        print(args.out / name)
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    from fapn_zoo.visualize import data_items, image_items, render, side_by_side
+
+    if bool(args.images) == bool(args.data) or (args.data and args.labels):
+        raise ValueError("name images (with --labels or without), or give --data")
+    names = [args.a, args.b, *args.also]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a model is named twice: {', '.join(names)}")
+    models = {name: load_model(name, args.device) for name in names}
+    first = models[args.a]
+    if args.data:
+        items = data_items(first, args.data, args.split, args.limit)
+    else:
+        items = image_items(first, args.images, args.labels)
+    print(render(side_by_side(models, items, args.out, band=args.band, progress=True)))
+    print(f"pictures: {args.out}")
+
+
+def run_benchmark(args: argparse.Namespace) -> None:
+    from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, csv_text, parse_size, render
+
+    if args.realtime == bool(args.models) or (args.realtime and args.size):
+        raise ValueError("name models (and sizes), or give --realtime, which has models and sizes of its own")
+    sizes = [parse_size(size) for size in args.size or ["512x1024"]]
+    jobs = REALTIME if args.realtime else [(model, size) for size in sizes for model in args.models]
+    if args.csv is not None:
+        csv_text(args.csv)  # a file that cannot take the rows is better known now
+    report = benchmark(jobs, progress=True, **{name: getattr(args, name) for name in BENCHMARK})
+    print(render(report))
+    if args.csv is not None:
+        append_csv(report, args.csv)

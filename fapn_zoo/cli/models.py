@@ -1,4 +1,4 @@
-"""The verbs `list` and `info`."""
+"""The verbs `list`, `info`, `convert` and `push`: models, and their weights on the way in and out."""
 
 from __future__ import annotations
 
@@ -6,28 +6,19 @@ import argparse
 import dataclasses
 import json
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fapn_zoo.cli.common import Verbs, add_verb
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.parts import HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
+from fapn_zoo.zoo.spec import SCALES
 
 PACKAGES = "fapn-zoo torch torchvision timm safetensors huggingface-hub accelerate numba triton".split()
-
-
-def add(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "list", run_list, "names of the models, and where their weights come from")
-    verb.add_argument("pattern", nargs="?", default="*", help="wildcards, quoted")
-    verb.add_argument("--pretrained", action="store_true", help="only those with weights")
-    verb.add_argument("--task", help="only those of this task: semantic, panoptic, instance or detection")
-
-    text = "one model, or (without a name) versions and the deformable convolution in use"
-    verb = add_verb(verbs, "info", run_info, text)
-    verb.add_argument("model", nargs="?")
-    verb.add_argument("--spec", action="store_true", help="everything that the name stands for, as JSON")
+# Arguments that `fapn_zoo.export.push.push` takes under the same names.
+PUSH = ("license", "example", "revision", "private", "message", "dry_run")
 
 
 def run_list(args: argparse.Namespace) -> None:
@@ -107,8 +98,6 @@ def describe_model(name: str) -> str:
 
 def describe_spec(name: str) -> str:
     """All that a name stands for, as JSON: the model's description, and the rows of the tables that it names."""
-    from fapn_zoo.predict.views import SCALES
-
     spec, _ = resolve(name)
     scales = SCALES.get((spec.label_set, spec.data.test_size))
     facts = spec.to_config() | {
@@ -137,3 +126,26 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from fapn_zoo.convert import convert
+
+    results = convert(args.source, args.out, args.model)
+    for result in results:
+        if result.error is None:
+            how = "kept, it was made of" if result.kept else "from"
+            print(f"{result.folder}: {result.model} {how} {result.source}")
+        else:
+            print(f"error: {result.error}", file=sys.stderr)
+    failed = sum(result.error is not None for result in results)
+    if len(results) > 1:
+        print(f"{len(results) - failed} converted or kept, {failed} failed")
+    return 1 if failed else 0
+
+
+def run_push(args: argparse.Namespace) -> None:
+    from fapn_zoo.export.push import push
+
+    options = {name: getattr(args, name) for name in PUSH}
+    print(push(args.folder, args.repository, **options))

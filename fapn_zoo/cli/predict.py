@@ -3,32 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from fapn_zoo.cli.common import EMBEDDED, MODEL, Verbs, add_device, add_reading, add_verb, load_model, size
-
-
-def add(verbs: Verbs) -> None:
-    text = "predict on two generated scenes and any photos, and score the embedded model"
-    verb = add_verb(verbs, "demo", run_demo, text)
-    verb.add_argument("photos", nargs="*", help="files or folders")
-    verb.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (demo)")
-    verb.add_argument("--scenes", type=int, default=20, help="generated scenes to score on (20)")
-
-    verb = add_verb(verbs, "predict", run_predict, "an overlay and a label PNG for every image, and summary.json")
-    verb.add_argument("paths", nargs="+", help="files, folders, URLs")
-    verb.add_argument("--model", default=EMBEDDED, help=f"{MODEL} ({EMBEDDED})")
-    verb.add_argument("--out", type=Path, default=Path("predictions"), help="output folder (predictions)")
-    verb.add_argument("--coco", type=Path, metavar="FILE", help="also a json file of all objects, in COCO's form")
-    text = "also a data set in OUT/NAME, for each time it is given: coco, imagefolder, labelme, voc or yolo"
-    verb.add_argument("--format", action="append", default=[], metavar="NAME", help=text, dest="formats")
-    verb.add_argument("--task", help="semantic, panoptic, instance or detection; default: the model's")
-    verb.add_argument("--tile", type=size, help="window in pixels, 512 or 512x1024, for large images")
-    verb.add_argument("--overlap", type=float, default=0.25, help="of the windows, 0..0.75 of their size (0.25)")
-    verb.add_argument("--batch-size", type=int, default=1)
-    verb.add_argument("--amp", default="auto", help="bf16, fp16 or no; auto: bf16 where the processor is fast in it")
-    add_reading(verb)
-    add_device(verb)
+from fapn_zoo.cli.common import EMBEDDED, load_model
 
 
 def run_demo(args: argparse.Namespace) -> int:

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import argparse
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from fapn_zoo.cli.common import Verbs, add_reading, add_verb, speaks
+from fapn_zoo.cli.common import speaks
 
 
-def add(verbs: Verbs) -> None:
-    text = "missing pairs, wrong sizes, ids out of range; class counts"
-    verb = add_verb(verbs, "check-data", run_check, text)
-    verb.add_argument("folder", type=Path)
-    verb.add_argument("--num-classes", type=int, help="needed where there is no classes.json")
-    add_reading(verb, "as classes.json says")
-
-    text = "train by a recipe; key=value changes a setting"
-    manner = {"add_help": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    verb = add_verb(verbs, "train", run_train, text, **manner)
-    verb.add_argument("recipe", help="a .py file, a name that `fapn-zoo recipes` lists, or official/MODEL")
-    verb.add_argument("settings", nargs="*", default=[], metavar="key=value", help="see below")
-    verb.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help message and exit")
-
-    add_verb(verbs, "recipes", run_recipes, "the recipes that `train` finds by name, and what each is for")
-
-
-class _Help(argparse.Action):
+class Help(argparse.Action):
     """`--help` with all settings, which are imported only when somebody asks for them."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -38,7 +20,7 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def run_check(args: argparse.Namespace) -> int:
+def run_check_data(args: argparse.Namespace) -> int:
     from fapn_zoo.data.check import check_data
     from fapn_zoo.data.reading_rules import Reading
 

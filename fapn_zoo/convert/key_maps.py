@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from fapn_zoo.convert.templates import KeyMap, Pairs, Rule
+from fapn_zoo.convert.templates import KeyMap, Pairs
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.spec import ModelSpec
 
@@ -20,40 +17,11 @@ DROPPED: dict[str, str] = _TABLES["dropped"]
 FIRST_VERSION: dict[str, str] = _TABLES["first_version"]
 
 
-def empty_weight(bias: Tensor) -> Tensor:
-    """The loss's class weights: "no object", which is last, counts a tenth. `bias` is the classifier's, (K + 1)."""
-    weight = torch.ones(bias.shape, device=bias.device)
-    weight[-1] = 0.1
-    return weight
-
-
-def relative_position_index(table: Tensor) -> Tensor:
-    """Row of the bias table for every pair of tokens of a window: int64 (w * w, w * w) for a table of (2w - 1)^2 rows.
-
-    The row is `(2w - 1) * (dy + w - 1) + dx + w - 1` for a query that lies (dy, dx) below and right of its key.
-    """
-    side = round(len(table) ** 0.5)
-    window = (side + 1) // 2
-    place = torch.arange(window**2, device=table.device)
-    row, column = place // window, place % window
-    down, right = row[:, None] - row[None], column[:, None] - column[None]
-    return side * (down + window - 1) + right + window - 1
-
-
-_POSITIONS = "backbone.layers.{stage}.blocks.{block}.attn.relative_position_"
-# Tensors of official files that follow from others: name of the source, own name, how.
-DERIVED: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
-    ("sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight", empty_weight),
-    (f"{_POSITIONS}bias_table", f"{_POSITIONS}index", relative_position_index),
-]
-
-
 class OfficialNames(NamedTuple):
-    """`keys`: official name <-> ours; `aliases`: second official name -> first one; `derived`: see `DERIVED`."""
+    """`keys`: official name <-> ours; `aliases`: second official name -> first one."""
 
     keys: KeyMap
     aliases: KeyMap
-    derived: list[tuple[Rule, Callable[[Tensor], Tensor]]]
 
 
 def official_names(spec: ModelSpec) -> OfficialNames:
@@ -71,7 +39,7 @@ def official_names(spec: ModelSpec) -> OfficialNames:
     neck = necks[dialect, spec.neck]
     backbone = backbone_pairs(spec.backbone or "", _TABLES["backbone_prefixes"][dialect])
     keys = KeyMap(backbone + _pairs(neck["rules"]) + _pairs(head["rules"]))
-    return OfficialNames(keys, KeyMap(_pairs(neck["aliases"])), [(Rule(a, b), make) for a, b, make in DERIVED])
+    return OfficialNames(keys, KeyMap(_pairs(neck["aliases"])))
 
 
 def backbone_pairs(backbone: str, prefix: str) -> Pairs:

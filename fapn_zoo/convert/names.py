@@ -1,4 +1,4 @@
-"""State dicts: official names -> this package's, and back.
+"""State dicts: official names -> this package's.
 
 Every official tensor is used once or dropped for a stated reason, and every tensor of the model must be there.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fapn_zoo.convert.key_maps import DROPPED, FIRST_VERSION, official_names
 from fapn_zoo.model import build
+from fapn_zoo.runtime.tables import some
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
 HEAD, PREDICTOR, DECODER = "sem_seg_head.", "sem_seg_head.predictor", "sem_seg_head.pixel_decoder."
-NAMES_SHOWN = 5
 State = Mapping[str, Tensor]
 Shapes = Mapping[str, torch.Size]
 
@@ -40,27 +40,6 @@ def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, 
             second names of one tensor with other values; a model that no release has.
     """
     return rename(state, spec, model_shapes(spec))
-
-
-def to_official(state: State, spec: ModelSpec) -> dict[str, Tensor]:
-    """The way back, with all that official files hold: second names (of the same tensor) and derived buffers.
-
-    Raises:
-        ValueError: as `to_zoo`.
-    """
-    names = official_names(spec)
-    renamed, unknown = names.keys.translate(state, back=True)
-    shapes = model_shapes(spec)
-    _report(spec, unknown, [key for key in shapes if key not in state], state, shapes, lambda key: key)
-    official = {renamed[key]: tensor for key, tensor in state.items()}
-    second, _ = names.aliases.translate(official, back=True)
-    made = {
-        name: make(tensor)
-        for rule, make in names.derived
-        for key, tensor in official.items()
-        if (name := rule.translate(key)) is not None
-    }
-    return official | {alias: official[key] for key, alias in second.items()} | made
 
 
 def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
@@ -95,7 +74,7 @@ def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Ten
     missing = [name for name in shapes if name not in tensors]
     official, _ = maps.keys.translate(missing, back=True)
     ours = {name: written[key] for key, name in names.items()}
-    _report(spec, unknown, [official.get(name, name) for name in missing], tensors, shapes, ours.get)
+    report(spec, unknown, [official.get(name, name) for name in missing], tensors, shapes, ours.get)
     _compare_preprocessing(state, spec.data)
     return tensors, dropped
 
@@ -124,7 +103,7 @@ def second_version(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _report(
+def report(
     spec: ModelSpec, unknown: list[str], missing: list[str], state: State, shapes: Shapes, called: Callable[[str], str]
 ) -> None:
     """Raises ValueError where names are unknown or missing, or tensors, `called` so, have not the model's shapes."""
@@ -135,8 +114,7 @@ def _report(
     ]
     problems = []
     for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", other)):
-        more = f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else ""
-        problems += [f"{len(keys)} {what}: {', '.join(keys[:NAMES_SHOWN])}{more}"] if keys else []
+        problems += [f"{len(keys)} {what}: {some(keys)}"] if keys else []
     if problems:
         raise ValueError(f"the tensors are not those of {spec.name!r}: {'; '.join(problems)}")
 

@@ -15,21 +15,10 @@ from torch import Tensor
 
 from fapn_zoo.predict.inputs import fitted_size, height_and_width, input_size, padded_size, resized
 from fapn_zoo.predict.windows import PHASE, Span, grid_spans, step_spans
-from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+from fapn_zoo.zoo.spec import FACTORS, SCALES, DataSpec, ModelSpec
 
 LARGEST_FACTOR = 8  # a larger scale is a short side in pixels
 SMALLEST_SIDE = 32
-FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the test size, in all official evaluations at several scales
-# Label set and short side at test time -> the official short sides, and the limit of the long side (TEST.AUG).
-SCALES = {
-    (labels, size): (tuple(int(factor * size) for factor in FACTORS), limit)
-    for labels, size, limit in (
-        ("ade20k", 512, 3584),
-        ("ade20k", 640, 4480),
-        ("cocostuff10k", 640, 4480),
-        ("cityscapes", 1024, 4096),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
 import shutil
-import zlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from fapn_zoo.runtime.files import (
-    make_folder,
-    new_folder,
-    read_json,
-    remove_folder,
-    remove_leavings,
-    sync_folder,
-    write_whole,
-)
+from fapn_zoo.runtime.files import make_folder, new_folder, remove_folder, remove_leavings, sync_folder, write_whole
 from fapn_zoo.train.log import read_scores
 
 logger = logging.getLogger(__name__)
 
-STATE, FACTS = "state.pt", "state.json"
+STATE = "state.pt"
 Made = TypeVar("Made")
 
 
@@ -122,35 +113,11 @@ class Checkpoints:
 
 def _write(final: Path, state: dict[str, Any]) -> None:
     with new_folder(final) as part:
-        summed = None
-
-        def write(file: BinaryIO) -> None:
-            nonlocal summed
-            summed = _Summed(file)
-            torch.save(state, summed)
-
-        write_whole(part / STATE, write, sync=True)
-        facts = json.dumps({"bytes": summed.size, "crc32": f"{summed.value:08x}"}).encode()
-        write_whole(part / FACTS, lambda file: file.write(facts), sync=True)
+        write_whole(part / STATE, lambda file: torch.save(state, file), sync=True)
         if final.exists():
             remove_folder(final)
         os.rename(part, final)
     sync_folder(final.parent)
-
-
-class _Summed:
-    """A file to write to that knows the size and the CRC-32 of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.value = file, 0, 0
-
-    def write(self, data: Any) -> int:
-        self.size += memoryview(data).nbytes
-        self.value = zlib.crc32(data, self.value)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _step(path: Path) -> int:
@@ -176,7 +143,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     damaged: list[ValueError] = []
     for path in reversed(listed(folder)):
         try:
-            check_checkpoint(path)
+            load_checkpoint(path, mapped=True)
         except ValueError as error:
             damaged.append(error)
             continue
@@ -189,39 +156,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raises ValueError, which names the file and says what is wrong with it, unless all its bytes are as written."""
-    file = path / STATE
-    if not (path / FACTS).is_file():  # of an earlier version, or lost: reading it finds at least where it is cut
-        load_checkpoint(path)
-        return
-    try:
-        facts = read_json(path / FACTS)
-        bytes_then, sum_then = facts["bytes"], facts["crc32"]
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"{FACTS} beside it holds no checksum; without that file it is read unchecked"
-        raise ValueError(f"{file} is not a readable checkpoint ({reason})") from error
-    try:
-        size, value = 0, 0
-        with open(file, "rb") as opened:
-            while block := opened.read(1 << 20):
-                size, value = size + len(block), zlib.crc32(block, value)
-        if size != bytes_then:
-            raise ValueError(f"cut: it has {size} of {bytes_then} bytes")
-        if f"{value:08x}" != sum_then:
-            raise ValueError("its bytes are not those that were written")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable checkpoint ({error})") from error
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Reads the state of a checkpoint, on the CPU; ValueError names a file that is damaged or no such state.
 
-    Only tensors, numbers, strings and containers of them are read; nothing that a file asks for is run.
+    Every byte of the state is compared with the checksums that torch.save writes. Only tensors, numbers, strings and
+    containers of them are read; nothing that a file asks for is run.
+
+    Args:
+        mapped: leave the tensors in the file, where it only is to be known that they are whole.
     """
     file = path / STATE
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the bytes of {damaged} are not those that were written")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError... for the same mishap
         refused = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {refused[1]}" if refused else (str(error).splitlines() or [""])[0]

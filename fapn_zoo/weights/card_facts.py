@@ -1,52 +1,22 @@
-"""The facts behind a model card: licences, scores and data sets, as the Hub and the result tables name them."""
+"""The facts behind a model card: licences, scores and data sets, as card_facts.json and the result tables name them."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any, NamedTuple
 
-# Licence ids that the Hub knows (huggingface/hub-docs, repositories-licenses.md); all else is "other" with a name.
-HUB_LICENSES = frozenset(
-    """
-    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
-    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
-    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
-    lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib
-    pddl lgpl-lr
-""".split()
-)
+_TABLES = json.loads((files("fapn_zoo") / "weights" / "card_facts.json").read_text(encoding="utf-8"))
+HUB_LICENSES = frozenset(_TABLES["hub_licenses"])  # all else is "other" with a name
 NO_LICENSE = frozenset({"", "unknown", "none", "none-stated", "other"})
-
-# Column of a result row -> its name in cards and in config.json, and the Hub's metric id.
-METRICS = {
-    "miou": ("mIoU", "mean_iou"),
-    "pixel_acc": ("pixel accuracy", "accuracy"),
-    "mean_acc": ("mean accuracy", "mean_accuracy"),
-    "fwiou": ("frequency-weighted IoU", "frequency_weighted_iou"),
-    "pq": ("PQ", "panoptic_quality"),
-    "ap": ("AP", "mean_average_precision"),
-    "aps": ("AP small", "mean_average_precision_small"),
-    "apm": ("AP medium", "mean_average_precision_medium"),
-    "apl": ("AP large", "mean_average_precision_large"),
-    "box_ap": ("box AP", "box_mean_average_precision"),
-    "box_aps": ("box AP small", "box_mean_average_precision_small"),
-    "box_apm": ("box AP medium", "box_mean_average_precision_medium"),
-    "box_apl": ("box AP large", "box_mean_average_precision_large"),
-}
+METRICS: dict[str, tuple[str, str]] = {column: tuple(names) for column, names in _TABLES["metrics"].items()}
+DATASETS: dict[str, list[str | None]] = _TABLES["data_sets"]
+OFFICIAL_STARTS: list[str] = _TABLES["official_starts"]
+PAPERS: dict[str, tuple[str, str]] = {part: tuple(paper) for part, paper in _TABLES["papers"].items()}
 MULTI_SCALE = " multi-scale"
-# Label set -> title of the data set, and its id on the Hub where this very data set is there.
-DATASETS = {
-    "ade20k": ("ADE20K", "zhoubolei/scene_parse_150"),
-    "ade20k_full": ("ADE20K-Full", None),
-    "camvid": ("CamVid", None),
-    "cityscapes": ("Cityscapes", None),
-    "cocostuff10k": ("COCO-Stuff-10K", None),
-    "mapillary_vistas": ("Mapillary Vistas", None),
-}
 PIPELINES = ("image-segmentation", "object-detection")  # the Hub's words for what models do
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 Config = Mapping[str, Any]  # of a weights folder

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-SHOWN = 5  # names in a message
+from fapn_zoo.runtime.tables import some
 
 
 class NotFinite(ValueError):
@@ -76,11 +76,7 @@ def faults_of_model(model: nn.Module) -> dict[str, list[str]]:
 
 def told(found: Mapping[str, list[str]]) -> str:
     """`faults` in words: "NaN in head.a, head.b and 3 more; inf in neck.c"."""
-    parts = []
-    for kind, names in found.items():
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        parts.append(f"{kind} in {', '.join(names[:SHOWN])}{more}")
-    return "; ".join(parts)
+    return "; ".join(f"{kind} in {some(names)}" for kind, names in found.items())
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
 import errno
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +64,31 @@ def _failure(error: Exception, wish: Download | Upload) -> Failure | None:
     said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
     response = getattr(error, "response", None)
     if response is not None:
-        return wish.refused(error, response.status_code, said)
+        return _refused(wish, error, response.status_code, said)
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     # hf_xet, which carries large files, says everything with RuntimeError.
     broken = packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError))
     return wish.failed(error, said, bool(broken))
+
+
+def _refused(wish: Download | Upload, error: Any, status: int, said: str) -> Failure:
+    """An answer of the Hub that is no success, in the words of refusals.json."""
+    from huggingface_hub import constants, errors
+
+    def fits(row: dict[str, Any]) -> bool:
+        known = "error" not in row or isinstance(error, getattr(errors, row["error"]))
+        return known and status in row.get("status", [status]) and row.get("says", "") in str(error)
+
+    table = json.loads((files("fapn_zoo") / "weights" / "refusals.json").read_text(encoding="utf-8"))
+    row = next(filter(fits, table["download" if isinstance(wish, Download) else "upload"]))
+    pause = _asked_pause(error) if status in PASSING_STATUS else None
+    facts = {"status": status, "said": said, "wait": "a while" if pause is None else f"{pause} s"}
+    facts |= {"endpoint": constants.ENDPOINT, "page": f"{constants.ENDPOINT}/{wish.repo_id}"} | vars(wish)
+    reason, advice = row["reason"].format(**facts), row["advice"].format(**facts)
+    kinds = {"Absent": Absent, "Missing": Missing}
+    kind = getattr(builtins, row.get("raises", "OSError"))
+    failure = kinds.get(row.get("missing"), Failure)
+    return failure(reason, advice, passing=status in PASSING_STATUS, pause=pause, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -83,34 +106,6 @@ class Download:
     filename: str
     cache: Path
     size: int | None = None
-
-    def refused(self, error: Any, status: int, said: str) -> Failure:
-        """An answer of the Hub that is no success."""
-        from huggingface_hub import constants, errors
-
-        repo_id, page = self.repo_id, f"{constants.ENDPOINT}/{self.repo_id}"
-        if isinstance(error, errors.GatedRepoError):
-            advice = f"accept its terms at {page} and set HF_TOKEN to a token of that account that may read"
-            return Failure(f"{repo_id} is gated", f"{advice} gated repositories")
-        if isinstance(error, errors.RevisionNotFoundError):
-            return Absent(f"{repo_id} has no revision {self.revision!r}", f"{page} lists its branches and tags")
-        if isinstance(error, errors.EntryNotFoundError):
-            return Missing(f"{repo_id} holds no {self.filename}", f"{page} lists its files")
-        if status == 401 and "Invalid credentials" in str(error):
-            advice = f"set HF_TOKEN to one from {constants.ENDPOINT}/settings/tokens"
-            return Failure("the token is not valid", f"{advice}, or unset it for a public repository")
-        if isinstance(error, errors.RepositoryNotFoundError):
-            advice = "check the name, or set HF_TOKEN to a token that may read it"
-            return Failure(f"there is no repository {repo_id}, or it is private", advice)
-        if status in (401, 403):
-            return Failure(f"the Hub refuses {self.filename} ({status})", "set HF_TOKEN to a token that may read it")
-        if status == 429:
-            seconds = _asked_pause(error)
-            wait = "a while" if seconds is None else f"{seconds} s"
-            advice = f"wait {wait}, or set HF_TOKEN for a higher limit"
-            return Failure("the Hub limits requests from here (429)", advice, passing=True, pause=seconds)
-        reason = f"the Hub answers {status} for {self.filename}"
-        return Failure(reason, "try again later", passing=status in PASSING_STATUS)
 
     def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
         """All that is no answer. `broken`: the connection is, or there is none."""
@@ -144,24 +139,6 @@ class Upload:
     """A commit to a repository."""
 
     repo_id: str
-
-    def refused(self, error: Any, status: int, said: str) -> Failure:
-        if status == 401:
-            advice = f"run `hf auth login`, or set HF_TOKEN to one that may write to {self.repo_id}"
-            return Failure("the Hub does not accept the token (401)", advice, kind=PermissionError)
-        if status == 403:
-            reason = f"the token may not write to {self.repo_id} (403: {said})"
-            advice = "name a repository of your own, or set HF_TOKEN to a token with write access"
-            return Failure(reason, advice, kind=PermissionError)
-        if status == 404:
-            reason = f"the Hub finds no {self.repo_id} that this token may write to (404: {said})"
-            return Failure(reason, kind=FileNotFoundError)
-        if status in (409, 412):
-            return Failure(f"{self.repo_id} was changed by someone else at the same time ({status})", "push again")
-        if status in PASSING_STATUS:
-            manner = {"passing": True, "pause": _asked_pause(error), "kind": ConnectionError}
-            return Failure(f"the Hub answers {status} ({said})", "nothing is half there, push again later", **manner)
-        return Failure(f"the Hub refuses the upload to {self.repo_id} ({status}: {said})")
 
     def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
         from huggingface_hub import constants

@@ -14,6 +14,17 @@ from typing import Any
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the test size, in all official evaluations at several scales
+# Label set and short side at test time -> the official short sides, and the limit of the long side (TEST.AUG).
+SCALES = {
+    (labels, size): (tuple(int(factor * size) for factor in FACTORS), limit)
+    for labels, size, limit in (
+        ("ade20k", 512, 3584),
+        ("ade20k", 640, 4480),
+        ("cocostuff10k", 640, 4480),
+        ("cityscapes", 1024, 4096),
+    )
+}
 
 
 def check_reading(white_level: float | None, exif: str) -> None:

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toys.official_names import to_official
 from toys.tiny_official import BY_NAME, first_version, official_state, write
 
 import fapn_zoo
 from fapn_zoo import cli
-from fapn_zoo.convert import convert, convert_file, files, names, to_official, to_zoo
+from fapn_zoo.convert import convert, convert_file, files, names, to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 from toys.golden_rule import Golden
+from toys.official_names import relative_position_index, to_official
 from toys.tiny_official import BY_NAME, SPECS, first_version, official_state
 
-from fapn_zoo.convert import to_official, to_zoo
-from fapn_zoo.convert.key_maps import relative_position_index
+from fapn_zoo.convert import to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.model import build
 from fapn_zoo.zoo.registry import get_spec, list_models

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from toys.golden_rule import fill, image
+from toys.official_names import to_official
 
-from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.convert import to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.model import build
 from fapn_zoo.zoo.registry import resolve

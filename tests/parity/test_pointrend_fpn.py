@@ -14,9 +14,10 @@ from torch import Tensor
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 from toys.golden_rule import fill, image
+from toys.official_names import to_official
 
 import fapn_zoo
-from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.convert import to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.zoo.registry import get_spec
 

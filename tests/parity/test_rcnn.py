@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from toys.golden_rule import NOISE_FACTOR, Golden, fill, record
 from toys.merging import merged_full
+from toys.official_names import to_official
 
 import fapn_zoo
-from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.convert import to_zoo
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.modules.heads.outputs import SemanticOutput
 from fapn_zoo.modules.layers.boxes import pool_boxes

@@ -18,10 +18,10 @@ from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.postprocess import bands
 from fapn_zoo.predict import predict, windows
 from fapn_zoo.predict.run import merged_bands, score_sources
-from fapn_zoo.predict.views import FACTORS, SCALES, Views, views_for
+from fapn_zoo.predict.views import Views, views_for
 from fapn_zoo.predict.windows import step_spans, window_scores
 from fapn_zoo.zoo.registry import get_spec, list_models
-from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+from fapn_zoo.zoo.spec import FACTORS, SCALES, DataSpec, ModelSpec
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from toys.golden_rule import fill
+from toys.official_names import to_official
 
-from fapn_zoo.convert import to_official
 from fapn_zoo.convert.names import model_shapes
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 

@@ -298,17 +298,10 @@ def test_a_wrong_card_is_refused() -> None:
     card = render_card(config(), repository="me/streets", example="https://example.org/a.jpg")
     check_card(card)
     for old, new, words in [
-        ("library_name: fapn-zoo", "library_name: timm", "library_name"),
-        ("pipeline_tag: image-segmentation", "pipeline_tag: image-seg", "pipeline_tag"),
         ("license: mit", "license: mitt", "'mitt' is no id"),
         ("license: mit\n", "", "no licence"),
-        ("license: mit", "license: mit\ndatasets:\n- town", "datasets of the card: 'town'"),
-        ("license: mit", "license: mit\nbase_model: resnet", "base_model of the card: 'resnet'"),
-        ("- fapn-zoo\n", "", "tags of the card"),
-        ("src: https://example.org/", "src: ", "'a.jpg' is no URL"),
         ("license: mit", "license: [", "cannot be read"),
         ("- name: streets\n  results", "- results", "cannot be read"),
-        ("# streets", "streets", "lacks its title"),
     ]:
         assert old in card
         with pytest.raises(ValueError, match=words.replace("[", r"\[")) as caught:

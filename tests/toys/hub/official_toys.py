@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from toys.golden_rule import fill
+from toys.official_names import to_official
 
 import fapn_zoo
 from fapn_zoo import DataSpec, ModelSpec, cli
-from fapn_zoo.convert import to_official, to_zoo
+from fapn_zoo.convert import to_zoo
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.folder import read_tensors
 from fapn_zoo.zoo.registry import register_model
