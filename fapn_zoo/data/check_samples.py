@@ -50,7 +50,8 @@ def check_samples(
             report.add("other categories", file, f"{file} has other categories than the splits before it")
             continue
         first, report.labels, name = ours, data.labels, split or file.stem
-        if not len(report.splits):
+        report.opened[name] = data
+        if len(report.opened) == 1:
             report.pictures = PictureFacts(reading_of(data))
         report.splits[name] = SplitCounts.of(
             len(data), data.labels.num_classes, "pixel" if "labels" in data.holds else "object"
@@ -130,14 +131,14 @@ class _Split:
         if not path.is_file():
             return  # said already
         pictures, (_, *files) = self.report.pictures, self.data.files(index)
-        for file in files[:1]:
-            pictures.pair(path, file, self.data.size(index))
         try:
             shape = pictures.read(path).shape[1:]
-            self.report.remember(self.name, path)
         except UnreadableFile as error:
             self.report.add("unreadable file", path, error)
             return
+        self.report.remember(self.name, path)
+        for file in files[:1]:
+            pictures.pair(path, file, self.data.size(index))
         if isinstance(self.data, AnnotatedPictures):
             try:
                 self.data.check_size(index, shape)
