@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.check_objects import check_objects
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_segments import check_segments
-from fapn_zoo.data.coco_instances import CocoInstances, is_instances
+from fapn_zoo.data.coco_instances import CocoInstances
 from fapn_zoo.data.folders import read_label_map
+from fapn_zoo.data.formats.labelme import LabelMeFolder
+from fapn_zoo.data.formats.voc import VocFolder
+from fapn_zoo.data.formats.yolo import YoloFolder
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
@@ -137,8 +141,9 @@ def check_data(
         if report.labels is not None:
             _check_classes(report)
         return report
-    if not has_labels(root) and is_instances(root):
-        return _check_instances(report, progress, reading)
+    listed = next((kind for kind in (CocoInstances, YoloFolder, VocFolder, LabelMeFolder) if kind.splits(root)), None)
+    if not has_labels(root) and listed:
+        return _check_instances(listed, report, progress, reading)
     try:
         report.labels = read_label_map(root, num_classes)
         report.pictures = PictureFacts(read_rules(root, reading))
@@ -163,10 +168,12 @@ def check_data(
     return report
 
 
-def _check_instances(report: CheckReport, progress: bool, reading: Reading | None) -> CheckReport:
+def _check_instances(
+    kind: type[AnnotatedPictures], report: CheckReport, progress: bool, reading: Reading | None
+) -> CheckReport:
     seen: Seen = defaultdict(list)
     report.pictures = PictureFacts(read_rules(report.root, reading))
-    found = check_objects(CocoInstances, report.root, report.add, progress, report.pictures, partial(_remember, seen))
+    found = check_objects(kind, report.root, report.add, progress, report.pictures, partial(_remember, seen))
     report.labels, report.splits, report.facts = found
     _check_repeats(report, seen)
     _add_facts(report)
