@@ -16,10 +16,9 @@ from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import EXAMPLE, OVERLAY, check_card, official_release, own_words, registered, render_card
 from fapn_zoo.weights.card_facts import HUB_ID, Config, Rows, has_license, license_metadata
 from fapn_zoo.weights.digests import file_digest
-from fapn_zoo.weights.failures import ATTEMPTS, Failure, patiently
+from fapn_zoo.weights.failures import ATTEMPTS, Failure, Upload, explained, patiently
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.weights.folder import read_config
-from fapn_zoo.weights.hub_errors import Upload, explained
 from fapn_zoo.weights.probe import check, probe
 
 if TYPE_CHECKING:

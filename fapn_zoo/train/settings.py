@@ -12,9 +12,8 @@ from importlib.resources import files
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.train.official import PREFIX, official_settings
 from fapn_zoo.train.overrides import check_key, read_words
-from fapn_zoo.train.recipes import find_recipe, run_recipe
+from fapn_zoo.train.recipes import PREFIX, find_recipe, official_settings, run_recipe
 
 # What may differ between a run and its continuation: none of these changes the weights that come out, `threads` by no
 # more than rounding.
@@ -234,7 +233,7 @@ def load_recipe(name_or_path: str) -> Settings:
     """Runs `recipe()` of a recipe file and returns its Settings.
 
     Args:
-        name_or_path: a path ending in .py; `official/MODEL`, see `fapn_zoo.train.official`; or a bare name looked up
+        name_or_path: a path ending in .py; `official/MODEL`, see `official_settings`; or a bare name looked up
             in ./recipes, then in the `recipes` folder inside or beside the package.
 
     Raises:

@@ -21,8 +21,19 @@ from fapn_zoo import __version__
 from fapn_zoo.runtime.files import write_text
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import digests, file_digest, has_digest
-from fapn_zoo.weights.failures import ATTEMPTS, PASSING_STATUS, Failure, Local, patiently
-from fapn_zoo.weights.hub_errors import Absent, Download, Missing, Offline, explained, irreplaceable
+from fapn_zoo.weights.failures import (
+    ATTEMPTS,
+    PASSING_STATUS,
+    Absent,
+    Download,
+    Failure,
+    Local,
+    Missing,
+    Offline,
+    explained,
+    irreplaceable,
+    patiently,
+)
 
 logger = logging.getLogger(__name__)
 
