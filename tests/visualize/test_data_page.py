@@ -70,13 +70,13 @@ def test_what_is_wrong_and_strange_names_are_shown(tmp_path: Path):
     formats.write_yolo(tmp_path / "a <b>", names={0: "<script>", 1: "a&b", 2: "x"})
     names = ["<script>", "a&b", "x"]
     (tmp_path / "a <b>/data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
-    (tmp_path / "a <b>/labels/val/004.txt").write_text("9 .5 .5 .1 .1\n")
+    (tmp_path / "a <b>/labels/val/001.txt").write_text("9 .5 .5 .1 .1\n")
     (tmp_path / "a <b>/images/train/001.png").write_bytes(b"no picture")
     report = check_data(tmp_path / "a <b>", progress=False)
     write_page(report, tmp_path / "page.html", samples=2)
     page, text = read(tmp_path / "page.html"), (tmp_path / "page.html").read_text()
     assert not report.ok and len(page.pictures) == 1 and 'class="error"' in text
-    assert "cannot read" in text and "a &lt;b&gt; <small" in text and "row 1 is of class 9" in text
+    assert "is not an image" in text and "a &lt;b&gt; <small" in text and "row 1 is of class 9" in text
     assert "a&amp;b" in text and not re.search("<script>|<b>", text)
 
 
