@@ -39,19 +39,7 @@ def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, 
         ValueError: keys that are unknown or missing, or shapes that are not the model's, naming up to five of each;
             second names of one tensor with other values; a model that no release has.
     """
-    return rename(state, spec, model_shapes(spec))
-
-
-def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
-    """Name -> shape of a model's state dict, without its memory."""
-    with torch.device("meta"):
-        model = build(with_labels(spec), empty=True)  # which classes are things decides about shapes
-        return {key: tensor.shape for key, tensor in model.state_dict().items()}
-
-
-def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """`to_zoo` for a model whose shapes are known."""
-    maps = official_names(spec)
+    maps, shapes = official_names(spec), model_shapes(spec)
     written = second_version(state)  # second version's name -> the name in the file
     names, rest = maps.keys.translate(written)
     aliases, rest = maps.aliases.translate(rest)
@@ -77,6 +65,13 @@ def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Ten
     report(spec, unknown, [official.get(name, name) for name in missing], tensors, shapes, ours.get)
     _compare_preprocessing(state, spec.data)
     return tensors, dropped
+
+
+def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
+    """Name -> shape of a model's state dict, without its memory."""
+    with torch.device("meta"):
+        model = build(with_labels(spec), empty=True)  # which classes are things decides about shapes
+        return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
 def second_version(keys: Iterable[str]) -> dict[str, str]:
