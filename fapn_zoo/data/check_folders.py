@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_report import CheckReport, Problem
-from fapn_zoo.data.folders import read_label_map
+from fapn_zoo.data.folders import FolderDataset, read_label_map
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import is_leaving, list_folder
 from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, other_places, twins
@@ -38,6 +39,9 @@ def check_folder(report: CheckReport, num_classes: int | None, progress: bool, r
             for image_path, label_path in pairs[split]:
                 ids |= _check_pair(report, split, image_path, label_path)
                 shown.update()
+    for split in splits if report.labels is not None else ():
+        with contextlib.suppress(DataError):  # said already
+            report.opened[split] = FolderDataset(root, split, num_classes, reading, strict=False)
     if report.labels is None and ids:
         report.add("ids found in the labels", root, _ranges(sorted(ids)), error=False)
 

@@ -12,6 +12,7 @@ from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
 from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.data.sample import Dataset
 from fapn_zoo.data.supervision import SplitCounts
 
 Seen = dict[bytes, list[tuple[str, Path]]]  # split and file of every picture, by a digest of its bytes
@@ -41,6 +42,7 @@ class CheckReport:
     pictures: PictureFacts = field(default_factory=lambda: PictureFacts(Reading()))
     facts: list[str] = field(default_factory=list)  # sentences below the table
 
+    opened: dict[str, Dataset] = field(default_factory=dict)  # the splits as they can be read
     seen: Seen = field(default_factory=lambda: defaultdict(list))  # pictures that are alike
 
     @property
@@ -51,7 +53,9 @@ class CheckReport:
         """Adds a finding; paths in `detail` become relative to the root, as `path` does."""
         shown = str(detail).replace(f"{self.root}{os.sep}", "")
         file = path.relative_to(self.root) if path.is_relative_to(self.root) else path
-        self.problems.append(Problem(kind, file.as_posix(), shown, error))
+        found = Problem(kind, file.as_posix(), shown, error)
+        if error or found not in self.problems[-100:]:  # what is said of every split alike is said once
+            self.problems.append(found)
 
     def remember(self, split: str, path: Path, content: bytes | None = None) -> None:
         """Takes down a picture by its content, which is that of the file where it is not given."""
@@ -71,9 +75,9 @@ class CheckReport:
             lines += [f"  {p.detail}" for p in found[:limit]]
             if len(found) > limit:
                 lines.append(f"  ... and {len(found) - limit} more")
-        return printable("\n".join([*lines, "", self._verdict()]))
+        return printable("\n".join([*lines, "", self.verdict()]))
 
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
         errors = sum(p.error for p in self.problems)
         notes = len(self.problems) - errors
         if errors:

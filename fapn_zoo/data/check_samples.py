@@ -50,7 +50,8 @@ def check_samples(
             report.add("other categories", file, f"{file} has other categories than the splits before it")
             continue
         first, report.labels, name = ours, data.labels, split or file.stem
-        if not len(report.splits):
+        report.opened[name] = data
+        if len(report.opened) == 1:
             report.pictures = PictureFacts(reading_of(data))
         report.splits[name] = SplitCounts.of(
             len(data), data.labels.num_classes, "pixel" if "labels" in data.holds else "object"
@@ -109,8 +110,7 @@ class _Split:
             for classes in (objects.classes[~objects.crowd], objects.classes)
         ]
         self.single, self.all = self.single + by_class[0], self.all + by_class[1]
-        self.areas += np.asarray(objects.areas)[~objects.crowd].tolist()
-        self.crowds += int(objects.crowd.sum())
+        self._add_areas(np.asarray(objects.areas)[~objects.crowd].tolist(), len(objects.classes))
         self.empty += not len(objects.classes)
         if self.counts.unit == "object":
             self._count(np.append(by_class[0], 0), place)
@@ -130,14 +130,14 @@ class _Split:
         if not path.is_file():
             return  # said already
         pictures, (_, *files) = self.report.pictures, self.data.files(index)
-        for file in files[:1]:
-            pictures.pair(path, file, self.data.size(index))
         try:
             shape = pictures.read(path).shape[1:]
-            self.report.remember(self.name, path)
         except UnreadableFile as error:
             self.report.add("unreadable file", path, error)
             return
+        self.report.remember(self.name, path)
+        for file in files[:1]:
+            pictures.pair(path, file, self.data.size(index))
         if isinstance(self.data, AnnotatedPictures):
             try:
                 self.data.check_size(index, shape)
@@ -151,10 +151,11 @@ class _Split:
         self.empty += not picture.objects
         self._picture(index, picture.path)
         with contextlib.suppress(UnreadableFile):  # said already
-            picture = self.data.picture(index)
-        found = list(self._entries(picture))
+            self._add_areas(list(self._entries(self.data.picture(index))), len(picture.objects))
+
+    def _add_areas(self, found: list[float], objects: int) -> None:
         self.areas += found
-        self.crowds += len(picture.objects) - len(found)
+        self.crowds += objects - len(found)
 
     def _entries(self, picture: Any) -> Iterator[float]:
         """The areas of all objects that are no crowds; what is wrong with their masks is added to the report."""
