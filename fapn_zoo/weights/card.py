@@ -22,7 +22,6 @@ from fapn_zoo.zoo.spec import WeightsSpec
 
 EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
 BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"  # as in card.md.jinja
-LABELS_SHOWN = 30
 
 
 def render_card(
@@ -58,12 +57,19 @@ def render_card(
         "front": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip(),
         "name": _name(config, repository, official if pointer else None),
         "origins": origins | ({"release": _cell(_reporters(official))} if official else {}),
-        "facts": _facts(config, rows),
+        "params": {row["params"] for row in rows if row.get("params")},
+        "others": {k: v for k, v in (config.get("metrics") or {}).items() if card_facts.parse_metric(k, v) is None},
         "no_license": card_facts.NO_LICENSE,
         "papers": dict.fromkeys(papers[part] for part in (model["head"], model["neck"]) if part in papers),
     }
-    values |= {"title": title, "text": text.strip(), "example": example, "pointer": pointer and official}
-    values |= {"official": official, "scores": scores, "terms": terms, "training": config.get("training")}
+    values |= {
+        "title": title,
+        "text": text.strip(),
+        "example": example,
+        "pointer": pointer and official,
+        "model": model,
+    }
+    values |= {"official": official, "scores": scores, "terms": terms, "config": config}
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
     template = (files("fapn_zoo") / "weights" / "card.md.jinja").read_text(encoding="utf-8")
@@ -196,27 +202,6 @@ def _name(config: Config, repository: str | None, pointer: WeightsSpec | None) -
 
 def _reporters(official: WeightsSpec) -> str:
     return official.note.partition(";")[0] or "reported by the authors"
-
-
-def _facts(config: Config, rows: Rows) -> dict[str, Any]:
-    model, data = config["model"], config["model"]["data"]
-    facts = {"name": model["name"], "head, neck, backbone": f"{model['head']}, {model['neck']}, {model['backbone']}"}
-    params = {row["params"] for row in rows if row.get("params")}
-    if len(params) == 1:
-        facts["parameters"] = f"{int(params.pop()):,}"
-    labels = list(data["labels"])
-    more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
-    shown = f": {', '.join(map(str, labels[:LABELS_SHOWN]))}{more}" if labels else ""
-    facts["classes"] = f"{model['num_classes']}{shown}"
-    size = f"short side {data['test_size']}" if data.get("test_size") else "as they come"
-    facts["image size"] = size + (f", long side at most {data['test_max_size']}" if data.get("test_max_size") else "")
-    if config.get("source"):
-        facts["source"] = re.sub(r"gdrive:([\w-]+)", r"https://drive.google.com/file/d/\1", str(config["source"]))
-    others = {k: v for k, v in (config.get("metrics") or {}).items() if card_facts.parse_metric(k, v) is None}
-    facts |= {f"{k} (%)": f"{v:.2f}" if isinstance(v, float) else v for k, v in others.items()}
-    if config.get("versions"):
-        facts["made with"] = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    return facts
 
 
 def _cell(value: Any) -> str:
