@@ -15,16 +15,7 @@ from typing import Any
 import yaml
 
 from fapn_zoo.weights import card_facts
-from fapn_zoo.weights.card_facts import (
-    PAPERS,
-    Config,
-    Rows,
-    Score,
-    collect_scores,
-    license_metadata,
-    one_line,
-    parse_metric,
-)
+from fapn_zoo.weights.card_facts import Config, Rows, Score
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.registry import get_spec
 from fapn_zoo.zoo.spec import WeightsSpec
@@ -56,11 +47,12 @@ def render_card(
     import jinja2
 
     official = official_release(config)
-    terms = license_metadata(str(config.get("license") or ""), official.page if official else "")
-    scores = collect_scores(config, rows, reported=official is not None)
+    terms = card_facts.license_metadata(str(config.get("license") or ""), official.page if official else "")
+    scores = card_facts.collect_scores(config, rows, reported=official is not None)
     model = config["model"]
     title = repository.partition("@")[0].rpartition("/")[2] if repository else model["name"]
     metadata = _metadata(config, title, scores, official, terms, example)
+    papers = card_facts.PAPERS
     origins = {"row": "`fapn-zoo eval`", "config": "own evaluation"}
     values = {
         "front": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip(),
@@ -68,7 +60,7 @@ def render_card(
         "origins": origins | ({"release": _cell(_reporters(official))} if official else {}),
         "facts": _facts(config, rows),
         "no_license": card_facts.NO_LICENSE,
-        "papers": dict.fromkeys(PAPERS[part] for part in (model["head"], model["neck"]) if part in PAPERS),
+        "papers": dict.fromkeys(papers[part] for part in (model["head"], model["neck"]) if part in papers),
     }
     values |= {"title": title, "text": text.strip(), "example": example, "pointer": pointer and official}
     values |= {"official": official, "scores": scores, "terms": terms, "training": config.get("training")}
@@ -97,7 +89,7 @@ def check_card(text: str) -> None:
         card = ModelCard(text)
         data, again = card.data.to_dict(), ModelCard(str(card)).data.to_dict()
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"metadata of the card cannot be read: {one_line(error)}") from error
+        raise ValueError(f"metadata of the card cannot be read: {card_facts.one_line(error)}") from error
     if data != again:
         raise ValueError("metadata of the card changes when it is read and written")
     if data.get("license") in (None, "unknown"):
@@ -131,7 +123,7 @@ def _metadata(
     kind, task = card_facts.pipeline(model["task"])
     tags = [kind, task.replace(" ", "-"), "fapn-zoo", model["head"], model["neck"]]
     metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": kind} | terms
-    metadata["tags"] = list(dict.fromkeys(map(one_line, tags)))
+    metadata["tags"] = list(dict.fromkeys(map(card_facts.one_line, tags)))
     base = _base_model(config, official)
     if base and card_facts.HUB_ID.fullmatch(base):
         metadata["base_model"] = base
@@ -144,7 +136,7 @@ def _metadata(
     results = _results(scores, model["task"], official)
     if results:
         metadata["metrics"] = list(dict.fromkeys(m["type"] for result in results for m in result["metrics"]))
-        metadata["model-index"] = [{"name": one_line(title), "results": results}]
+        metadata["model-index"] = [{"name": card_facts.one_line(title), "results": results}]
     return metadata
 
 
@@ -220,7 +212,7 @@ def _facts(config: Config, rows: Rows) -> dict[str, Any]:
     facts["image size"] = size + (f", long side at most {data['test_max_size']}" if data.get("test_max_size") else "")
     if config.get("source"):
         facts["source"] = re.sub(r"gdrive:([\w-]+)", r"https://drive.google.com/file/d/\1", str(config["source"]))
-    others = {k: v for k, v in (config.get("metrics") or {}).items() if parse_metric(k, v) is None}
+    others = {k: v for k, v in (config.get("metrics") or {}).items() if card_facts.parse_metric(k, v) is None}
     facts |= {f"{k} (%)": f"{v:.2f}" if isinstance(v, float) else v for k, v in others.items()}
     if config.get("versions"):
         facts["made with"] = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
@@ -229,4 +221,4 @@ def _facts(config: Config, rows: Rows) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     """Text that stays text inside a Markdown table."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", one_line(value)).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", card_facts.one_line(value)).replace("<", "&lt;").replace(">", "&gt;")
