@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fapn_zoo.convert.names import model_shapes, rename, to_zoo
+from fapn_zoo.convert.names import model_shapes, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.runtime.files import make_folder, move_files, new_folder
@@ -106,7 +106,7 @@ def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, Weig
         if spec.name not in tried:
             tried.append(spec.name)
             with contextlib.suppress(ValueError):
-                rename(state, spec, model_shapes(spec))
+                to_zoo(state, spec)
                 fitting.append((spec, weights))
     if len(fitting) == 1:
         return fitting[0]

@@ -16,7 +16,7 @@ from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import EXAMPLE, OVERLAY, check_card, official_release, own_words, registered, render_card
 from fapn_zoo.weights.card_facts import HUB_ID, Config, Rows, has_license, license_metadata
 from fapn_zoo.weights.digests import file_digest
-from fapn_zoo.weights.failures import ATTEMPTS, Failure, Upload, explained, patiently
+from fapn_zoo.weights.failures import ATTEMPTS, Failure, Wish, explained, patiently
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.weights.folder import read_config
 from fapn_zoo.weights.probe import check, probe
@@ -167,7 +167,7 @@ def _ask(call: Callable[[], T], repo_id: str) -> T:
     """What the Hub answers; calls again where trouble may pass."""
 
     def attempt() -> T:
-        with explained(Upload(repo_id)):
+        with explained(Wish("upload", repo_id)):
             return call()
 
     try:

@@ -25,8 +25,8 @@ from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate import Stopped, evaluate
 from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
+from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import NO_ROOM, write_json
-from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import leave_at_exit, on_cpu, warn_of_one_process
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch

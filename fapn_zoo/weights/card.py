@@ -15,23 +15,13 @@ from typing import Any
 import yaml
 
 from fapn_zoo.weights import card_facts
-from fapn_zoo.weights.card_facts import (
-    PAPERS,
-    Config,
-    Rows,
-    Score,
-    collect_scores,
-    license_metadata,
-    one_line,
-    parse_metric,
-)
+from fapn_zoo.weights.card_facts import Config, Rows, Score
 from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.registry import get_spec
 from fapn_zoo.zoo.spec import WeightsSpec
 
 EXAMPLE, OVERLAY = "example.jpg", "overlay.png"
 BEGIN, END = "<!-- own words -->", "<!-- end of own words -->"  # as in card.md.jinja
-LABELS_SHOWN = 30
 
 
 def render_card(
@@ -56,22 +46,30 @@ def render_card(
     import jinja2
 
     official = official_release(config)
-    terms = license_metadata(str(config.get("license") or ""), official.page if official else "")
-    scores = collect_scores(config, rows, reported=official is not None)
+    terms = card_facts.license_metadata(str(config.get("license") or ""), official.page if official else "")
+    scores = card_facts.collect_scores(config, rows, reported=official is not None)
     model = config["model"]
     title = repository.partition("@")[0].rpartition("/")[2] if repository else model["name"]
     metadata = _metadata(config, title, scores, official, terms, example)
+    papers = card_facts.PAPERS
     origins = {"row": "`fapn-zoo eval`", "config": "own evaluation"}
     values = {
         "front": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip(),
         "name": _name(config, repository, official if pointer else None),
         "origins": origins | ({"release": _cell(_reporters(official))} if official else {}),
-        "facts": _facts(config, rows),
+        "params": {row["params"] for row in rows if row.get("params")},
+        "others": {k: v for k, v in (config.get("metrics") or {}).items() if card_facts.parse_metric(k, v) is None},
         "no_license": card_facts.NO_LICENSE,
-        "papers": dict.fromkeys(PAPERS[part] for part in (model["head"], model["neck"]) if part in PAPERS),
+        "papers": dict.fromkeys(papers[part] for part in (model["head"], model["neck"]) if part in papers),
     }
-    values |= {"title": title, "text": text.strip(), "example": example, "pointer": pointer and official}
-    values |= {"official": official, "scores": scores, "terms": terms, "training": config.get("training")}
+    values |= {
+        "title": title,
+        "text": text.strip(),
+        "example": example,
+        "pointer": pointer and official,
+        "model": model,
+    }
+    values |= {"official": official, "scores": scores, "terms": terms, "config": config}
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
     template = (files("fapn_zoo") / "weights" / "card.md.jinja").read_text(encoding="utf-8")
@@ -97,7 +95,7 @@ def check_card(text: str) -> None:
         card = ModelCard(text)
         data, again = card.data.to_dict(), ModelCard(str(card)).data.to_dict()
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"metadata of the card cannot be read: {one_line(error)}") from error
+        raise ValueError(f"metadata of the card cannot be read: {card_facts.one_line(error)}") from error
     if data != again:
         raise ValueError("metadata of the card changes when it is read and written")
     if data.get("license") in (None, "unknown"):
@@ -131,7 +129,7 @@ def _metadata(
     kind, task = card_facts.pipeline(model["task"])
     tags = [kind, task.replace(" ", "-"), "fapn-zoo", model["head"], model["neck"]]
     metadata: dict[str, Any] = {"library_name": "fapn-zoo", "pipeline_tag": kind} | terms
-    metadata["tags"] = list(dict.fromkeys(map(one_line, tags)))
+    metadata["tags"] = list(dict.fromkeys(map(card_facts.one_line, tags)))
     base = _base_model(config, official)
     if base and card_facts.HUB_ID.fullmatch(base):
         metadata["base_model"] = base
@@ -144,7 +142,7 @@ def _metadata(
     results = _results(scores, model["task"], official)
     if results:
         metadata["metrics"] = list(dict.fromkeys(m["type"] for result in results for m in result["metrics"]))
-        metadata["model-index"] = [{"name": one_line(title), "results": results}]
+        metadata["model-index"] = [{"name": card_facts.one_line(title), "results": results}]
     return metadata
 
 
@@ -206,27 +204,6 @@ def _reporters(official: WeightsSpec) -> str:
     return official.note.partition(";")[0] or "reported by the authors"
 
 
-def _facts(config: Config, rows: Rows) -> dict[str, Any]:
-    model, data = config["model"], config["model"]["data"]
-    facts = {"name": model["name"], "head, neck, backbone": f"{model['head']}, {model['neck']}, {model['backbone']}"}
-    params = {row["params"] for row in rows if row.get("params")}
-    if len(params) == 1:
-        facts["parameters"] = f"{int(params.pop()):,}"
-    labels = list(data["labels"])
-    more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
-    shown = f": {', '.join(map(str, labels[:LABELS_SHOWN]))}{more}" if labels else ""
-    facts["classes"] = f"{model['num_classes']}{shown}"
-    size = f"short side {data['test_size']}" if data.get("test_size") else "as they come"
-    facts["image size"] = size + (f", long side at most {data['test_max_size']}" if data.get("test_max_size") else "")
-    if config.get("source"):
-        facts["source"] = re.sub(r"gdrive:([\w-]+)", r"https://drive.google.com/file/d/\1", str(config["source"]))
-    others = {k: v for k, v in (config.get("metrics") or {}).items() if parse_metric(k, v) is None}
-    facts |= {f"{k} (%)": f"{v:.2f}" if isinstance(v, float) else v for k, v in others.items()}
-    if config.get("versions"):
-        facts["made with"] = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    return facts
-
-
 def _cell(value: Any) -> str:
     """Text that stays text inside a Markdown table."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", one_line(value)).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", card_facts.one_line(value)).replace("<", "&lt;").replace(">", "&gt;")

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fapn_zoo.runtime.files import NO_ROOM
@@ -124,8 +123,29 @@ def irreplaceable(failure: Failure, damage: str) -> Failure:
     return dataclasses.replace(failure, **words)
 
 
+CLASSES = {"Absent": Absent, "Missing": Missing, "Offline": Offline, "Local": Local}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of the Hub.
+
+    Attributes:
+        kind: "download" of a file or "upload" of a commit, keys of refusals.json.
+        repo_id, revision, filename: which one.
+        cache: where a file would lie. size: its bytes, where known.
+    """
+
+    kind: str
+    repo_id: str
+    revision: str = ""
+    filename: str = ""
+    cache: str = ""
+    size: int | None = None
+
+
 @contextlib.contextmanager
-def explained(wish: Download | Upload) -> Iterator[None]:
+def explained(wish: Wish) -> Iterator[None]:
     """Turns what huggingface_hub raises into a `Failure`; what is no trouble of Hub, network or disk stays itself."""
     try:
         yield
@@ -135,101 +155,54 @@ def explained(wish: Download | Upload) -> Iterator[None]:
         raise failure from error
 
 
-def _failure(error: Exception, wish: Download | Upload) -> Failure | None:
-    from huggingface_hub import errors
+def _failure(error: Any, wish: Wish) -> Failure | None:
+    """An error in the words of refusals.json; None where none of its rows fits."""
+    from huggingface_hub import constants, errors
 
     # The client wraps what happened to one file.
     if isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
     response = getattr(error, "response", None)
-    if response is not None:
-        return _refused(wish, error, response.status_code, said)
-    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    # hf_xet, which carries large files, says everything with RuntimeError.
-    broken = packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError))
-    return wish.failed(error, said, bool(broken))
-
-
-def _refused(wish: Download | Upload, error: Any, status: int, said: str) -> Failure:
-    """An answer of the Hub that is no success, in the words of refusals.json."""
-    from huggingface_hub import constants, errors
+    status = 0 if response is None else response.status_code
+    cases = _cases(error, said) if response is None else {"answer"}
 
     def fits(row: dict[str, Any]) -> bool:
         known = "error" not in row or isinstance(error, getattr(errors, row["error"]))
-        return known and status in row.get("status", [status]) and row.get("says", "") in str(error)
+        told = status in row.get("status", [status]) and row.get("says", "") in str(error)
+        return known and told and row.get("when", "answer") in cases
 
     table = json.loads((files("fapn_zoo") / "weights" / "refusals.json").read_text(encoding="utf-8"))
-    row = next(filter(fits, table["download" if isinstance(wish, Download) else "upload"]))
+    if (row := next(filter(fits, table[wish.kind]), None)) is None:
+        return None
     pause = _asked_pause(error) if status in PASSING_STATUS else None
     facts = {"status": status, "said": said, "wait": "a while" if pause is None else f"{pause} s"}
     facts |= {"endpoint": constants.ENDPOINT, "page": f"{constants.ENDPOINT}/{wish.repo_id}"} | vars(wish)
-    reason, advice = row["reason"].format(**facts), row["advice"].format(**facts)
-    kinds = {"Absent": Absent, "Missing": Missing}
-    kind = getattr(builtins, row.get("raises", "OSError"))
-    failure = kinds.get(row.get("missing"), Failure)
-    return failure(reason, advice, passing=status in PASSING_STATUS, pause=pause, kind=kind)
+    facts |= {"of_size": f" of {wish.size / 1e6:.1f} MB" if wish.size else "", "free": ""}
+    with contextlib.suppress(OSError):
+        facts["free"] = f" ({shutil.disk_usage(wish.cache).free / 1e6:.1f} MB free)"
+    passing = status in PASSING_STATUS or (row.get("passing", False) and not is_unresolved(error))
+    manner = {"passing": passing, "pause": pause, "kind": getattr(builtins, row.get("raises", "OSError"))}
+    failure = CLASSES.get(row.get("class"), Failure)
+    return failure(row["reason"].format(**facts), row["advice"].format(**facts), **manner)
 
 
-@dataclass(frozen=True)
-class Download:
-    """A file that is asked for.
+def _cases(error: Exception, said: str) -> set[str]:
+    """What an error that is no answer of the Hub may be: words of refusals.json."""
+    from huggingface_hub import errors
 
-    Attributes:
-        repo_id, revision, filename: which one.
-        cache: where it would lie.
-        size: of the file in bytes, where known.
-    """
-
-    repo_id: str
-    revision: str
-    filename: str
-    cache: Path
-    size: int | None = None
-
-    def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
-        """All that is no answer. `broken`: the connection is, or there is none."""
-        from huggingface_hub import constants, errors
-
-        elsewhere = "name another place with cache_dir= or HF_HOME"
-        number = system_number(error)
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            reason = f"HF_HUB_OFFLINE is set and {self.filename} is not in the cache {str(self.cache)!r}"
-            return Offline(reason, "unset it, or name a cache that has the file with cache_dir= or HF_HOME")
-        if number in NO_ROOM:
-            needed = f"{self.filename} of {self.size / 1e6:.1f} MB" if self.size else self.filename
-            free = ""
-            with contextlib.suppress(OSError):
-                free = f" ({shutil.disk_usage(self.cache).free / 1e6:.1f} MB free)"
-            return Local(f"no room for {needed} in {str(self.cache)!r}{free}", f"make room, or {elsewhere}")
-        if broken:
-            reason = f"no answer from {constants.ENDPOINT} for {self.filename} ({said[:150]})"
-            advice = "check connection, proxy and HF_ENDPOINT and try again: what arrived whole is kept"
-            return Failure(reason, advice, passing=not is_unresolved(error))
-        if number in NOT_WRITABLE:
-            return Local(f"the cache {str(self.cache)!r} cannot be written ({said})", elsewhere)
-        if isinstance(error, OSError) and "Consistency check failed" in said:
-            advice = "try again later or over another connection"
-            return Failure(f"{self.filename} arrived with a wrong length", advice, passing=True)
-        return Failure(said) if isinstance(error, (OSError, errors.HFValidationError)) else None
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A commit to a repository."""
-
-    repo_id: str
-
-    def failed(self, error: Exception, said: str, broken: bool) -> Failure | None:
-        from huggingface_hub import constants
-
-        if isinstance(error, ValueError):
-            return Failure(f"the Hub refuses the upload to {self.repo_id} (card: {said})")
-        if not broken:
-            return None
-        manner = {"passing": not is_unresolved(error), "kind": ConnectionError}
-        reason = f"no connection to {constants.ENDPOINT}, or it broke ({said})"
-        return Failure(reason, "nothing is half there, push again", **manner)
+    number, packages = system_number(error), {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    cases = {
+        "offline": isinstance(error, errors.OfflineModeIsEnabled),
+        "no room": number in NO_ROOM,
+        # hf_xet, which carries large files, says everything with RuntimeError.
+        "broken": packages & TRANSPORTS or isinstance(error, (ConnectionError, TimeoutError, RuntimeError)),
+        "not writable": number in NOT_WRITABLE,
+        "cut": isinstance(error, OSError) and "Consistency check failed" in said,
+        "value": isinstance(error, ValueError),
+        "other": isinstance(error, (OSError, errors.HFValidationError)),
+    }
+    return {case for case, found in cases.items() if found}
 
 
 def _asked_pause(error: Any) -> int | None:

@@ -25,11 +25,11 @@ from fapn_zoo.weights.failures import (
     ATTEMPTS,
     PASSING_STATUS,
     Absent,
-    Download,
     Failure,
     Local,
     Missing,
     Offline,
+    Wish,
     explained,
     irreplaceable,
     patiently,
@@ -62,7 +62,7 @@ class _Source:
         return Path(self.cache_dir or constants.HF_HUB_CACHE)
 
     def explained(self, filename: str, size: int | None = None) -> contextlib.AbstractContextManager[None]:
-        return explained(Download(self.repo_id, self.revision, filename, self.cache, size))
+        return explained(Wish("download", self.repo_id, self.revision, filename, str(self.cache), size))
 
     def cached(self, filename: str, commit: str | None = None) -> Path | None:
         """The file in the cache, whatever the Hub says."""

@@ -19,8 +19,10 @@ pytestmark = pytest.mark.parity
 def load_official(backbone: Backbone, golden: Golden, prefix: str) -> None:
     """Load the golden weights; `prefix` is that of the official backbone's keys."""
     state = golden.state()
-    names, _ = KeyMap(backbone_pairs(backbone.name, prefix)).translate(state)
-    backbone.load_state_dict({name.removeprefix("backbone."): state[key] for key, name in names.items()}, assign=True)
+    names = KeyMap(backbone_pairs(backbone.name, prefix)).translate(
+        f"backbone.{name}" for name in backbone.state_dict()
+    )
+    backbone.load_state_dict({name.removeprefix("backbone."): state[key] for name, key in names.items()}, assign=True)
 
 
 def official_parameters(golden: Golden) -> int:
