@@ -37,7 +37,7 @@ from fapn_zoo.train.log import RunLog, add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, rehearse, train_mode
-from fapn_zoo.weights.card_facts import METRICS
+from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
 
