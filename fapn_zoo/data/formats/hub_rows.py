@@ -232,9 +232,8 @@ def repository_file(rows: Rows, file: str) -> Any:
         from huggingface_hub import hf_hub_download
 
         try:
-            path = Path(
-                hf_hub_download(rows.name.place, file, repo_type="dataset", revision=rows.facts.get("revision"))
-            )
+            # by the name that was given: under it the file is found offline too
+            path = Path(hf_hub_download(rows.name.place, file, repo_type="dataset", revision=rows.name.revision))
         except Exception:  # not there, or offline and not in the cache
             return None
     if not path.is_file():
