@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fapn_zoo.data.coco_instances import CocoInstances
 from fapn_zoo.data.folders import FolderDataset
-from fapn_zoo.data.formats.hub import open_hub
+from fapn_zoo.data.formats.hub import HubDataset
 from fapn_zoo.data.formats.labelme import LabelMeFolder
 from fapn_zoo.data.formats.voc import VocFolder
 from fapn_zoo.data.formats.yolo import YoloFolder
@@ -45,7 +45,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("folder", has_labels, FolderDataset, LABELS),
 )
 # Sources that are no folders, by what their names begin with; they are made of the whole name.
-PREFIXES: Mapping[str, Callable[..., Dataset]] = {"scenes": ScenesDataset, "hf": open_hub}
+PREFIXES: Mapping[str, Callable[..., Dataset]] = {"scenes": ScenesDataset, "hf": HubDataset}
 
 
 def choose(name: str, needs: Collection[str]) -> tuple[Callable[..., Dataset], str]:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, annotation
-from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file
+from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, splits
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.opening import ImageError, opened, orientation, upright_size
 from fapn_zoo.data.reading import READING, check_ids, read_labels
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Dataset, Objects, Sample
+from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
 
 LOOKED_AT = 200  # masks, where nobody says which classes there are
@@ -33,17 +33,22 @@ CATEGORIES = ("category", "categories", "category_id", "label", "labels")
 VOID = ("unlabeled", "unlabelled", "void", "background", "ignore")
 
 
-def open_hub(name: str, split: str, num_classes: int | None = None, reading: Reading | None = None) -> Dataset:
-    """The data set of a name, by what its columns hold; errors as `load_rows` and those of the kinds."""
-    rows = load_rows(name, split)
-    if "objects" in rows.columns:
-        return HubObjects(rows, split, num_classes, reading)
-    kind = HubMaps
-    if "segments_info" in rows.columns:
-        kind = HubSegments
-    elif "semantic_class_to_id" in rows.columns:
-        kind = HubInstances
-    return kind(rows, split, num_classes, reading)
+class HubDataset:
+    """The data set of a name, by what its columns hold: one of the classes below."""
+
+    def __new__(cls, name: str, split: str, num_classes: int | None = None, reading: Reading | None = None) -> Any:
+        """Errors are those of `load_rows` and of the kind."""
+        rows = load_rows(name, split)
+        kind = HubMaps
+        if "objects" in rows.columns:
+            kind = HubObjects
+        elif "segments_info" in rows.columns:
+            kind = HubSegments
+        elif "semantic_class_to_id" in rows.columns:
+            kind = HubInstances
+        return kind(rows, split, num_classes, reading)
+
+    splits = staticmethod(splits)
 
 
 class HubMaps:
@@ -58,8 +63,7 @@ class HubMaps:
 
     def __init__(self, rows: Rows, split: str, num_classes: int | None, reading: Reading | None) -> None:
         self.rows, self.reading, self.facts = rows, reading or READING, rows.facts
-        version = f"@{rows.facts['revision'][:12]}" if "revision" in rows.facts else ""
-        self.name = f"hf:{rows.name.place}{version}" + (f":{rows.name.config}" if rows.name.config else "")
+        self.name = rows.title
         self.split = f"{split} {len(rows.table)} rows {rows.digest}"
         self.labels = self._labels()
         if num_classes is not None and num_classes != self.labels.num_classes:
@@ -209,7 +213,7 @@ class HubObjects(AnnotatedPictures):
 
     def __init__(self, rows: Rows, split: str, num_classes: int | None, reading: Reading | None) -> None:
         self.rows, self.reading, self.facts, self.faults = rows, reading or READING, rows.facts, []
-        self.name = f"hf:{rows.name.place}" + (f":{rows.name.config}" if rows.name.config else "")
+        self.name = rows.title
         self.split = f"{split} {len(rows.table)} rows {rows.digest}"
         self.root = self.file = Path(self.name)
         self._read(split)

@@ -72,6 +72,13 @@ class Rows:
     remarks: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What the data set is called: with its revision and configuration; a folder by its own name."""
+        place = Path(self.name.place).resolve().name if self.name.local else self.name.place
+        version = f"@{self.facts['revision'][:12]}" if "revision" in self.facts else ""
+        return f"hf:{place}{version}" + (f":{self.name.config}" if self.name.config else "")
+
     def shown(self, index: int) -> str:
         """What an error calls row `index`."""
         return f"hf:{self.name.place} row {index}"
@@ -88,9 +95,18 @@ def load_rows(text: str, split: str) -> Rows:
     return Rows(name, table, columns, _digest(table), remarks, facts)
 
 
+def splits(text: str) -> list[str]:
+    """The splits that `load_rows` opens; errors as there."""
+    found = [*_load(Name.of(text))[0]]
+    usual = [split for split, words in SPLITS.items() if any(word in found for word in words)]
+    known = {word for words in SPLITS.values() for word in words}
+    return (["train", "val"] if usual == ["train"] else usual) + [name for name in found if name not in known]
+
+
 def _load(name: Name) -> tuple[Mapping[str, Any], dict[str, str]]:
     import datasets
 
+    datasets.disable_progress_bars()  # of work that takes a moment
     facts = {} if name.local else _facts(name)
     revision = facts.get("revision", name.revision)
     options = {} if name.local else {"revision": revision}
