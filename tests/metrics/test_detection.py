@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -104,20 +105,24 @@ def test_arrays_that_do_not_fit_are_named():
         with pytest.raises(ValueError, match=f"cannot load {message}"):
             metric.load(arrays | changes)
 
-    refused("arrays .*, more: expected ids, ", more=np.zeros(1))
-    refused("truth_areas: expected float64 \\(0,\\), got int64", truth_areas=arrays["truth_areas"].astype(int))
-    refused("found_boxes: expected float64 \\(0, 4\\), got float64 .*3\\)", found_boxes=arrays["found_boxes"][:, :3])
-    refused("found_scores: its ends do not part", found_scores=arrays["found_scores"][1:])
-    refused("truth_masks: its ends do not part", truth_mask_ends=arrays["truth_mask_ends"][::-1])
-    refused("the sizes of 2 images beside the ids of 1", sizes=np.ones((2, 2), int))
-    refused("truth_classes: they must lie in 0..10, got 0..99", truth_classes=arrays["truth_classes"] * 11)
-    twice = AveragePrecision(NUM_CLASSES)
-    for image in (1, "1"):
-        twice.update(*detection_pair(1), image)
-    with pytest.raises(ValueError, match="2 images of 1 different ids"):
-        metric.load(twice.arrays() | {"named": np.zeros(2, bool)})
-    with pytest.raises(ValueError, match="cannot load arrays "):
-        metric.load(AveragePrecision(NUM_CLASSES, "boxes").arrays())
+    def changed(**lists: list) -> np.ndarray:
+        image = {**metric.images[1], "truth": {**metric.images[1]["truth"], **lists}}
+        return np.frombuffer(json.dumps([[1, image]]).encode(), np.uint8)
+
+    refused("arrays .*, more: expected images", more=np.zeros(1))
+    refused("images: expected uint8 .*, got int64", images=arrays["images"].astype(int))
+    refused("images: ", images=arrays["images"][:-9])
+    refused("images: truth is of other lengths", images=changed(areas=[]))
+    refused(
+        "classes of truth: they must lie in 0..10, got 99",
+    strange = [99] * len(metric.images[1]["truth"]["classes"])
+    refused("classes of truth: they must lie in 0..10, got 99", images=changed(classes=strange))
+    )
+    for kinds in KINDS:
+        with pytest.raises(ValueError, match="is of other lengths or kinds"):
+            other = AveragePrecision(NUM_CLASSES, kinds)
+            other.update(*detection_pair(1), 1)
+            metric.load(other.arrays())
     assert repr(metric.images) == before
 
 
