@@ -22,6 +22,7 @@ RowsOf = Callable[..., list[dict[str, str]]]
 def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RowsOf]:
     """What a script writes. It runs in this process, which has torch and timm already, as if it were called."""
     monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # rcnn.py would set it for good
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
