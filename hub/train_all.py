@@ -1,7 +1,7 @@
 """Trains the rows of a plan, several at once, and compares those of a seed on the same images.
 
     python hub/train_all.py recipes/claim/detectron2.json --out OUT --jobs 2 data=CAMVID backbone_weights=FILE
-    python hub/train_all.py recipes/claim/detectron2.json --out OUT --jobs 12 --budget 9 data=CAMVID backbone_weights=FILE
+    python hub/train_all.py recipes/claim/long.json --out OUT --jobs 6 --budget 9 data=CAMVID backbone_weights=FILE
 
 A plan is a JSON object: `recipe`; `seeds`; `rows`, by name the settings in which a row differs, the most valuable
 first; and `eval`, arguments of `fapn-zoo eval`. All rows of a seed are trained before the next seed begins, so that a

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from fapn_zoo.cli.common import speaks
+from fapn_zoo.runtime.files import check_writable
 
 
 class Help(argparse.Action):
@@ -24,8 +25,15 @@ def run_check_data(args: argparse.Namespace) -> int:
     from fapn_zoo.data.check import check_data
     from fapn_zoo.data.reading_rules import Reading
 
-    report = check_data(args.folder, args.num_classes, reading=Reading(args.white_level, args.exif))
+    if args.html is not None:
+        check_writable(args.html)
+    report = check_data(args.data, args.num_classes, reading=Reading(args.white_level, args.exif))
     print(report.render())
+    if args.html is not None:
+        from fapn_zoo.visualize.data_page import write_page
+
+        write_page(report, args.html)
+        print(f"page: {args.html}")
     return 0 if report.ok else 1
 
 

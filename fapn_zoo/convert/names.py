@@ -39,7 +39,30 @@ def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, 
         ValueError: keys that are unknown or missing, or shapes that are not the model's, naming up to five of each;
             second names of one tensor with other values; a model that no release has.
     """
-    return rename(state, spec, model_shapes(spec))
+    shapes, maps = model_shapes(spec), official_names(spec)
+    written = second_version(state)  # second version's name -> the name in the file
+    official = maps.keys.translate(shapes)
+    found = {name: written[key] for name, key in official.items() if key in written}
+    dropped, unknown = {}, []
+    for key, alias in maps.aliases.translate(official.values()).items():
+        if alias in written:
+            if key in written and not torch.equal(state[written[alias]], state[written[key]]):
+                both = f"{written[alias]!r} and {written[key]!r}"
+                raise ValueError(f"{both} are one tensor in {spec.name!r}, but their values differ")
+            dropped[written[alias]] = "a second name of another tensor"
+    used = dropped.keys() | found.values()
+    for key, name in written.items():
+        if name not in used:
+            reason = next((reason for pattern, reason in DROPPED.items() if fnmatchcase(key, pattern)), None)
+            if reason is None:
+                unknown.append(name)
+            else:
+                dropped[name] = reason
+    tensors = {name: state[key] for name, key in found.items()}
+    missing = [official.get(name, name) for name in shapes if name not in found]
+    report(spec, unknown, missing, tensors, shapes, found.get)
+    _compare_preprocessing(state, spec.data)
+    return tensors, dropped
 
 
 def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
@@ -47,36 +70,6 @@ def model_shapes(spec: ModelSpec) -> dict[str, torch.Size]:
     with torch.device("meta"):
         model = build(with_labels(spec), empty=True)  # which classes are things decides about shapes
         return {key: tensor.shape for key, tensor in model.state_dict().items()}
-
-
-def rename(state: State, spec: ModelSpec, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """`to_zoo` for a model whose shapes are known."""
-    maps = official_names(spec)
-    written = second_version(state)  # second version's name -> the name in the file
-    names, rest = maps.keys.translate(written)
-    aliases, rest = maps.aliases.translate(rest)
-    dropped = {}
-    for alias, key in aliases.items():
-        if key in written and not torch.equal(state[written[alias]], state[written[key]]):
-            both = f"{written[alias]!r} and {written[key]!r}"
-            raise ValueError(f"{both} are one tensor in {spec.name!r}, but their values differ")
-        dropped[written[alias]] = "a second name of another tensor"
-    unknown = []
-    for key in rest:
-        reason = next((reason for pattern, reason in DROPPED.items() if fnmatchcase(key, pattern)), None)
-        if reason is None:
-            unknown.append(written[key])
-        else:
-            dropped[written[key]] = reason
-    # rules speak of every size of a family: this model may have fewer blocks, levels or layers
-    unknown += [written[key] for key, name in names.items() if name not in shapes]
-    tensors = {name: state[written[key]] for key, name in names.items() if name in shapes}
-    missing = [name for name in shapes if name not in tensors]
-    official, _ = maps.keys.translate(missing, back=True)
-    ours = {name: written[key] for key, name in names.items()}
-    report(spec, unknown, [official.get(name, name) for name in missing], tensors, shapes, ours.get)
-    _compare_preprocessing(state, spec.data)
-    return tensors, dropped
 
 
 def second_version(keys: Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fapn_zoo.weights.folder import read_tensors
 
 # the number that torch.save began its files with before they were zip archives, as a pickle of any protocol
 LEGACY_TORCH = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+OPERATIONS = {ord(operation.code): operation.name for operation in pickletools.opcodes}
 # where programs keep the weights of a checkpoint, beside the state of the training
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema_state_dict", "state_dict_ema")
 
@@ -110,43 +111,14 @@ def _torch_load(path: Path, *, mapped: bool) -> Any:
             asked = error.name if isinstance(error, RefusedPickle) else None
             if match := re.search(r"GLOBAL (\S+)", str(error)):
                 asked = match[1] if "." in match[1] else f"builtins.{match[1]}"  # torch leaves that out
+            elif match := re.search(r"Unsupported operand (\d+)", str(error)):
+                asked = f"the operation {OPERATIONS.get(int(match[1]), match[1])}"
             if asked in ADMITTED and extra is not stand_ins:
                 continue
-            asked = asked or _first_foreign_global(path)
             reason = f"damaged, cut off or holds more than weights; nothing was run ({_line(error)})"
             if asked:
                 reason = f"refused: it asks for {asked}, which weights do not need; nothing was run"
             raise ValueError(f"{path} is {reason}") from None
-
-
-def _first_foreign_global(path: Path) -> str | None:
-    """The first global of a torch file that is neither torch's nor an array's, for an error; None where there is none.
-
-    Names that were put together in a roundabout way are missed: this only explains what was refused already.
-    """
-
-    def scan(file: BinaryIO) -> str | None:
-        texts: list[str] = []
-        for operation, argument, _ in pickletools.genops(file):
-            if operation.name in ("GLOBAL", "INST"):
-                texts += argument.split(" ", 1)
-            elif operation.name != "STACK_GLOBAL":
-                texts += [argument] if isinstance(argument, str) else []
-                continue
-            name = ".".join(texts[-2:])
-            if name not in ADMITTED and not name.startswith("torch."):
-                return name
-        return None
-
-    with contextlib.suppress(ValueError, LookupError, OSError, zipfile.BadZipFile), open(path, "rb") as file:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inner = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
-                return scan(archive.open(inner))
-        for _ in range(4):  # magic number, version, machine, content
-            if name := scan(file):
-                return name
-    return None
 
 
 def _weights(content: Any, path: Path) -> dict[str, Tensor]:

@@ -110,13 +110,17 @@ class AnnotatedPictures(ABC):
 
     def image(self, index: int) -> Tensor:
         """The picture of sample `index`. DataError where it is of another size than its annotations say."""
+        image = read_image(self.pictures[index].path, self.reading)
+        self.check_size(index, image.shape[1:])
+        return image
+
+    def check_size(self, index: int, size: Sequence[int]) -> None:
+        """DataError where the picture of sample `index` is of another (height, width) than its annotations say."""
         picture = self.picture(index)
-        image = read_image(picture.path, self.reading)
-        if tuple(image.shape[1:]) != picture.size:
-            (h, w), (height, width) = image.shape[1:], picture.size
+        if tuple(size) != picture.size:
+            (h, w), (height, width) = size, picture.size
             hint = self._turn_hint(picture.path, picture.size)
             raise DataError(f"sizes differ: {picture.path} is {w}x{h}, {picture.source} says {width}x{height}{hint}")
-        return image
 
     def _turn_hint(self, path: Path, size: tuple[int, int]) -> str:
         stored, turned = header(path)

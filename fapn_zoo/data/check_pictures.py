@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from fapn_zoo.data.reading import EXIF_WHERE, UnreadableFile
 from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
 
 logger = logging.getLogger(__name__)
+MOST_SIZES = 5  # that are listed one by one
 SCANNED = 200  # pictures whose headers are looked at before a training
 
 
@@ -118,6 +119,8 @@ class PictureFacts:
     turned: Turned = field(default_factory=Turned)
     ranges: dict[str, _Range] = field(default_factory=dict)
     bands: dict[int, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width), turned
+    containers: Counter[str] = field(default_factory=Counter)
 
     def read(self, path: Path) -> np.ndarray:
         """A picture as (C, H, W), whatever its bands; only its shape is as in training. Raises UnreadableFile."""
@@ -132,6 +135,8 @@ class PictureFacts:
         values = found.values
         size = (values.height, values.width) if isinstance(values, Image.Image) else values.shape[1:]
         height, width = upright_size(size, found.orientation if self.reading.turns else 1)
+        self.sizes[height, width] += 1
+        self.containers[f"{found.container} {found.kind}"] += 1
         return np.broadcast_to(np.uint8(0), (found.bands, height, width))
 
     def pair(self, image: Path, labels: Path, size: tuple[int, int] | None = None) -> None:
@@ -155,6 +160,16 @@ class PictureFacts:
         here.stated, here.real = found.stated, found.values.dtype.kind == "f"
         level = self.reading.white_level
         here.white = found.white if found.stated or level is None else level
+
+    def summary(self) -> list[str]:
+        """Sentences on the sizes, width x height, and containers of all pictures."""
+        found = [f"{container} ({count:,})" for container, count in self.containers.most_common()]
+        sizes = [f"{width}x{height} ({count:,})" for (height, width), count in self.sizes.most_common()]
+        if len(sizes) > MOST_SIZES:
+            high, wide = zip(*self.sizes, strict=True)
+            spans = f"widths {min(wide)} to {max(wide)}, heights {min(high)} to {max(high)}"
+            sizes = [f"{len(sizes):,} sizes, {spans}"]
+        return [f"pictures: {', '.join([*found, *sizes])}"] if sizes else []
 
     def facts(self) -> Iterator[Fact]:
         """Everything that is to be said."""

@@ -63,7 +63,8 @@ class FolderDataset:
 
     The value of a label pixel is the class id (8-bit grey or palette, 16-bit grey); `{root}/classes.json` has the
     names, or `num_classes` says how many there are, or they are those of `table`. `reading` says how pictures are
-    read; what it leaves open, `classes.json` fills with its `white_level` and `exif`.
+    read; what it leaves open, `classes.json` fills with its `white_level` and `exif`. Without `strict`, what is no
+    pair is left out.
 
     Raises:
         FileNotFoundError: no such root or split; the message names the splits there are.
@@ -80,6 +81,7 @@ class FolderDataset:
         num_classes: int | None = None,
         reading: Reading | None = None,
         table: LabelMap | None = None,
+        strict: bool = True,
     ) -> None:
         self.root, self.split = Path(root).expanduser(), split
         self.name = os.path.basename(os.path.realpath(self.root))
@@ -97,12 +99,12 @@ class FolderDataset:
         self.reading = read_rules(self.root, reading)
         folder = self.root / split
         found = list_pairs(folder)
-        if problems := _problems(folder, found):
+        if strict and (problems := _problems(folder, found)):
             raise DataError(f"{folder}: {'; '.join(problems)}")
         if not found.images:
             raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(EXTENSIONS)})")
         self.unused = (f"{folder}: not used: {told(found.unused, folder)}",) if found.unused else ()
-        self._names = sorted(found.images)
+        self._names = sorted(found.images.keys() & found.labels.keys())
         self._pairs = [(found.images[name][0], found.labels[name][0]) for name in self._names]
 
     def __len__(self) -> int:

@@ -32,6 +32,11 @@ class ScenesDataset:
 
     holds = SEGMENTS
 
+    @classmethod
+    def splits(cls, spec: str) -> list[str]:
+        """All that there are."""
+        return list(_SCENE_SPLITS)
+
     def __init__(self, spec: str, split: str, num_classes: int | None = None, reading: Reading | None = None) -> None:
         self.reading = (reading or Reading()).plain()
         spec = spec.strip()

@@ -38,8 +38,9 @@ def find_splits(root: Path) -> list[str]:
 
 
 def has_labels(root: Path) -> bool:
-    """Whether it has a split with label files."""
-    return root.is_dir() and any((root / split / "labels").is_dir() for split in find_splits(root))
+    """Whether it has a split with label files; YOLO's, texts in a folder of that name, are none."""
+    folders = [root / split / "labels" for split in find_splits(root)] if root.is_dir() else []
+    return any(not name.endswith(".txt") for folder in folders if folder.is_dir() for name in os.listdir(folder))
 
 
 def other_places(root: Path, depth: int = 2) -> str:

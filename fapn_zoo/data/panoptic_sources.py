@@ -37,6 +37,12 @@ class CocoPanoptic:
 
     holds = SEGMENTS
 
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        """The splits of a folder of this format, "" for one without splits."""
+        found = sorted(_split_files(root))
+        return found or [""] * any((folder / "panoptic.json").is_file() for folder in (root, root / "annotations"))
+
     def __init__(
         self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
     ) -> None:
@@ -142,12 +148,6 @@ class CocoPanoptic:
 def is_panoptic(root: Path) -> bool:
     """Whether a folder has annotation files of COCO's panoptic format."""
     return any(next(folder.glob("panoptic*.json"), None) for folder in (root, root / "annotations"))
-
-
-def panoptic_splits(root: Path) -> list[str]:
-    """The splits of such a folder, "" for one without splits."""
-    found = sorted(_split_files(root))
-    return found or [""] * any((folder / "panoptic.json").is_file() for folder in (root, root / "annotations"))
 
 
 def _split_files(root: Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fapn_zoo.runtime.files import append_line, json_text, read_text, write_text
 from fapn_zoo.runtime.progress import bar
+from fapn_zoo.runtime.tables import as_csv
 from fapn_zoo.train.settings import Settings
 
 
@@ -82,18 +83,17 @@ def _step_of(line: str) -> float:
 
 def add_row(path: Path, step: int, scores: dict[str, float | None]) -> None:
     """Puts the scores of a step into metrics.csv, in place of rows of this step and later ones."""
-    kept = [",".join(row) for row in _rows(path) if int(row[0]) < step]
-    row = ",".join([str(step), *("" if score is None else f"{score:.6f}" for score in scores.values())])
-    write_text(path, "\n".join([",".join(["step", *scores]), *kept, row]) + "\n")
+    kept = [row for row in _rows(path) if int(row[0]) < step]
+    row = [step, *("" if score is None else f"{score:.6f}" for score in scores.values())]
+    write_text(path, as_csv([["step", *scores], *kept, row]))
 
 
 def cut_rows(path: Path, step: int) -> None:
     """Removes the rows of later steps from metrics.csv."""
     rows = _rows(path)
-    if any(int(row[0]) > step for row in rows):
-        head = read_text(path).splitlines()[0]
-        kept = [",".join(row) for row in rows if int(row[0]) <= step]
-        write_text(path, "\n".join([head, *kept]) + "\n")
+    kept = [row for row in rows if int(row[0]) <= step]
+    if len(kept) < len(rows):
+        write_text(path, read_text(path).splitlines()[0] + "\n" + as_csv(kept))
 
 
 def read_scores(path: Path) -> dict[int, float | None]:

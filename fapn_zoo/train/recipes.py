@@ -1,15 +1,20 @@
-"""Recipes: Python files whose `recipe()` returns the settings of a run. Finding, running and listing them."""
+"""Recipes: Python files whose `recipe()` returns the settings of a run, and the official trainings in official.json."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import symtable
 import traceback
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fapn_zoo.zoo.registry import nearest
+from fapn_zoo.zoo.registry import get_spec, list_models, nearest
+
+PREFIX = "official/"
+TRAININGS = json.loads((files("fapn_zoo") / "train" / "official.json").read_text(encoding="utf-8"))["trainings"]
 
 
 def recipe_folders() -> list[Path]:
@@ -51,18 +56,15 @@ def _title(path: Path) -> str:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe; see `fapn_zoo.train.settings.load_recipe`."""
-    names = sorted(_files())
-    found = f"found: {', '.join(names) or 'none'}"
-    if name_or_path.endswith(".py"):
-        path = Path(name_or_path)
-        if path.is_file():
-            return path
+    known = _files()
+    found = f"found: {', '.join(sorted(known)) or 'none'}"
+    given = name_or_path.endswith(".py")
+    path = Path(name_or_path) if given else known.get(name_or_path)
+    if path is not None and path.is_file():
+        return path
+    if given:
         raise FileNotFoundError(f"no recipe file {path}; {found}")
-    for folder in recipe_folders():
-        path = folder / f"{name_or_path}.py"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no recipe named {name_or_path!r}{nearest(name_or_path, names)}; {found}")
+    raise FileNotFoundError(f"no recipe named {name_or_path!r}{nearest(name_or_path, sorted(known))}; {found}")
 
 
 def run_recipe(path: Path) -> Any:
@@ -80,3 +82,31 @@ def run_recipe(path: Path) -> Any:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
         where = f"{path}, line {lines[-1]}" if lines else path
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def trainings(model: str) -> dict[str, dict[str, Any]]:
+    """Schedule -> the settings of the official training of a model of the zoo; nothing where none is known."""
+    spec = get_spec(model)[0]
+    for row in TRAININGS:
+        known = spec.head in row["heads"] and (not row["backbones"] or spec.backbone in row["backbones"])
+        if known and spec.name.endswith(row["ending"]):
+            return row["schedules"]
+    return {}
+
+
+def official_settings(name: str) -> dict[str, Any]:
+    """The settings of `official/MODEL`, or `official/MODEL.SCHEDULE`; without one, that of the model's first weights.
+
+    ValueError for a model that has no official training, or not that one; it lists those that it has.
+    """
+    model, _, schedule = name.removeprefix(PREFIX).partition(".")
+    found = trainings(model)
+    if not found:
+        known = ", ".join(known for known in list_models() if trainings(known))
+        raise ValueError(f"no official training of {model!r} is known; there are {known}")
+    if schedule and schedule not in found:
+        raise ValueError(f"{model!r} has no official training {schedule!r}; it has {', '.join(found)}")
+    first = next(iter(get_spec(model)[0].weights), "")
+    schedule = schedule or (first if first in found else next(iter(found)))
+    common = {"model": model, "pretrained_backbone": True, "amp": "no", "out": f"runs/{model}.{schedule}"}
+    return common | found[schedule]

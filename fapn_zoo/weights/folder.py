@@ -305,5 +305,5 @@ def _check(tensors: Tensors, state: Tensors, fresh: Sequence[str], path: str | P
     shapes = {key: (tuple(value.shape), tuple(state[key].shape)) for key, value in tensors.items() if key in state}
     problems += [f"{key} has shape {mine}, the model {its}" for key, (mine, its) in shapes.items() if mine != its]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"{path} does not fit the model: {shown}")
+        more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+        raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:5] + more)}")

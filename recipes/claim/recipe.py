@@ -4,7 +4,8 @@
     python hub/train_all.py recipes/claim/detectron2.json --out OUT data=CAMVID backbone_weights=FILE
 
 CAMVID is a folder with {train,val,test}/{images,labels} (480x360, 11 classes). The test split is scored once, by the
-second line, which trains and compares all rows of a dialect (detectron2.json, maskformer.json). docs/models.md says where FILE comes from.
+second line, which trains and compares all rows of a dialect (detectron2.json, maskformer.json). docs/models.md says
+where FILE comes from.
 """
 
 from __future__ import annotations

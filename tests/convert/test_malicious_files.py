@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import json
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,8 @@ def test_torch_files_of_other_protocols(tmp_path: Path, canary: Path, protocol: 
         path = tmp_path / f"m{zipped}.pth"
         torch.save({"model": {"w": Reduced()}}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
         runs(lambda path=path: torch.load(path, weights_only=False), canary)
-        assert "asks for posix.system" in refusal(path) or "asks for nt.system" in refusal(path)
+        expected = "the operation " if protocol > 3 else f"{os.system.__module__}.system"
+        assert f"is refused: it asks for {expected}" in refusal(path)
 
 
 def test_tar_files(tmp_path: Path, canary: Path) -> None:

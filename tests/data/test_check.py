@@ -302,7 +302,7 @@ def test_folders_of_segments(tmp_path):
     shutil.copy(tmp_path / "val2017/000000.png", tmp_path / "val2017/more.png")
     report = check_data(tmp_path, progress=False)
     assert only(report, "nothing to learn of objects").detail == "train2017: all segments are crowds"
-    assert only(report, "files that are not used").detail == "val2017: not used: 1 without annotation: more.png"
+    assert only(report, "what is used").detail == "val2017: not used: 1 without annotation: more.png"
     (tmp_path / "val2017/000000.png").unlink()
     assert "000000.png is missing, which" in only(check_data(tmp_path), "split that cannot be opened").detail
 

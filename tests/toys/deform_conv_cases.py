@@ -94,7 +94,7 @@ def run(
     output = function(input, offset, weight, bias, **shape.arguments, mask=mask)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(grad_dtype)
     leaves = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-    return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))]
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(output))]
 
 
 def half_errors(function: Callable, tensors: list[Tensor | None], shape: Shape) -> list[tuple[float, float]]:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fapn_zoo.convert.key_maps import official_names
+from fapn_zoo.convert.key_maps import Rule, official_names
 from fapn_zoo.convert.names import State, model_shapes, report
-from fapn_zoo.convert.templates import Rule
 from fapn_zoo.zoo.spec import ModelSpec
 
 
@@ -36,8 +35,8 @@ def relative_position_index(table: Tensor) -> Tensor:
 _POSITIONS = "backbone.layers.{stage}.blocks.{block}.attn.relative_position_"
 # Tensors of official files that follow from others: name of the source, own name, how.
 DERIVED: list[tuple[Rule, Callable[[Tensor], Tensor]]] = [
-    (Rule("sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight"), empty_weight),
-    (Rule(f"{_POSITIONS}bias_table", f"{_POSITIONS}index"), relative_position_index),
+    (Rule("criterion.empty_weight", "sem_seg_head.predictor.class_embed.bias"), empty_weight),
+    (Rule(f"{_POSITIONS}index", f"{_POSITIONS}bias_table"), relative_position_index),
 ]
 
 
@@ -48,11 +47,12 @@ def to_official(state: State, spec: ModelSpec) -> dict[str, Tensor]:
         ValueError: as `to_zoo`.
     """
     names = official_names(spec)
-    renamed, unknown = names.keys.translate(state, back=True)
+    renamed = names.keys.translate(state)
+    unknown = [key for key in state if key not in renamed]
     shapes = model_shapes(spec)
     report(spec, unknown, [key for key in shapes if key not in state], state, shapes, lambda key: key)
     official = {renamed[key]: tensor for key, tensor in state.items()}
-    second, _ = names.aliases.translate(official, back=True)
+    second = names.aliases.translate(official)
     made = {
         name: make(tensor)
         for rule, make in DERIVED

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fapn_zoo.train.loop import train
-from fapn_zoo.train.official import TRAININGS, trainings
+from fapn_zoo.train.recipes import TRAININGS, trainings
 from fapn_zoo.train.settings import load_recipe
 from fapn_zoo.zoo.parts import HEADS
 from fapn_zoo.zoo.registry import get_spec, list_models

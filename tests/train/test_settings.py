@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.train.settings import GROUPS, Settings, describe, parse_overrides
+from fapn_zoo.train.settings import ROWS, TABLE, Settings, describe, parse_overrides
 from fapn_zoo.train.setup import _check_rare_classes
 
 pytestmark = pytest.mark.unit
@@ -151,10 +151,16 @@ def test_a_home_folder_is_found_where_no_shell_expands_it(monkeypatch: pytest.Mo
     assert parse_overrides(["out=runs/~mine"]).out == "runs/~mine"
 
 
+def test_every_field_has_its_meaning() -> None:
+    assert ROWS.keys() == {f.name for f in dataclasses.fields(Settings)} and all(
+        row["meaning"] for row in ROWS.values()
+    )
+
+
 def test_every_number_has_a_lowest_value() -> None:
     for f in dataclasses.fields(Settings):
         numbers = any(kind in str(f.type) for kind in ("int", "float"))
-        assert not numbers or f.name == "scale" or f.metadata["least"] is not None, f.name  # scale has its own check
+        assert not numbers or f.name == "scale" or "least" in ROWS[f.name], f.name  # scale has its own check
 
 
 def test_settings_are_frozen_and_survive_json() -> None:
@@ -175,9 +181,7 @@ def test_the_description_has_every_setting_as_the_command_line_takes_it() -> Non
     words = [word for word, _ in lines]
     assert [word.partition("=")[0] for word in words] == [f.name for f in dataclasses.fields(Settings)]
     assert parse_overrides(words) == Settings()
-    assert [line for line in describe().splitlines() if line.endswith(":")] == [
-        f"{title}:" for title in GROUPS.values()
-    ]
+    assert [line for line in describe().splitlines() if line.endswith(":")] == [f"{title}:" for title in TABLE]
 
 
 @pytest.mark.parametrize(

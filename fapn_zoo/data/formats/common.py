@@ -52,9 +52,13 @@ def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
 
 
 def named_classes(root: Path, found: Iterable[str], remarks: list[str]) -> tuple[LabelMap, dict[str, int]]:
-    """Classes of a format that has names in its objects alone, and the id of each; says so where no file lists them."""
-    names = sorted(set(found))
+    """Classes of a format that has names in its objects alone, and the id of each.
+
+    Without a `classes.json` they are all that are `found`, in all splits, and `remarks` gets a sentence on them.
+    """
+    names: list[str] = []
     if not said(root).get("names"):
+        names = sorted(set(found))
         if not names:
             raise DataError(f'{root} names no class: no object has a name, and there is no classes.json with "names"')
         shown = f"{len(names)} names in its files, in alphabetical order: {some(names, 20)}"
@@ -83,13 +87,17 @@ def add_object(
     faults.extend(one._replace(file=file) for one in found)
 
 
-def picture_beside(file: Path, folder: Path) -> Path | None:
-    """The picture of an annotation file in a folder: of its name, with any ending of pictures, in any case."""
-    for ending in EXTENSIONS:
-        for path in (folder / f"{file.stem}{ending}", folder / f"{file.stem}{ending.upper()}"):
-            if path.is_file():
-                return path
-    return None
+class Beside:
+    """The pictures of annotation files, by their names, with any ending of pictures, in any case."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, Path]] = {}
+
+    def find(self, file: Path, folder: Path) -> Path | None:
+        """The picture in this folder that has the name of `file`."""
+        if folder not in self._known:
+            self._known[folder] = {path.stem: path for path in list_folder(folder, EXTENSIONS, deep=False).files}
+        return self._known[folder].get(file.stem)
 
 
 def left_over(folder: Path, pictures: Iterable[Picture], ending: str) -> Iterator[str]:

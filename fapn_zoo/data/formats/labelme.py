@@ -14,7 +14,7 @@ from PIL import Image
 from fapn_zoo.data.annotated import AnnotatedPictures, one_split
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, BAD_MASK, Annotation, Fault, Picture, Refused
 from fapn_zoo.data.coco_instances import MISSING, SAME
-from fapn_zoo.data.formats.common import add_object, left_over, named_classes, of_file, picture_beside
+from fapn_zoo.data.formats.common import Beside, add_object, left_over, named_classes, of_file
 from fapn_zoo.data.listing import list_folder, printable
 from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.mask_encoding import RunLengths
@@ -44,23 +44,23 @@ class LabelMeFolder(AnnotatedPictures):
             raise FileNotFoundError(f"no json files of LabelMe in {self.root}")
         part = one_split(list(lists), split, self.root, SAME.get(split, ()))
         self.file = self.root / part
-        tables = {file: _table(file, self.faults) for files in lists.values() for file in files}
-        shapes = (one for table in tables.values() for one in table["shapes"] if isinstance(one, dict))
-        names = {one["label"] for one in shapes if isinstance(one.get("label"), str)}
+        shapes = (one for files in lists.values() for file in files for one in _table(file, [])["shapes"])
+        names = (one["label"] for one in shapes if isinstance(one, dict) and isinstance(one.get("label"), str))
         self.labels, class_of = named_classes(self.root, names, remarks)
-        self.pictures = []
+        self.pictures, beside = [], Beside()
         for file in lists[part]:
-            said = tables[file].get("imagePath")
+            table = _table(file, self.faults)
+            said = table.get("imagePath")
             path = file.parent / str(said).replace("\\", "/")
-            if not path.is_file() and (path := picture_beside(file, file.parent)) is None:
-                hint = "; its pixels are in the json: save them as a file" if tables[file].get("imageData") else ""
+            if not path.is_file() and (path := beside.find(file, file.parent)) is None:
+                hint = "; its pixels are in the json: save them as a file" if table.get("imageData") else ""
                 text = f"it names the picture {said!r}, which is not there{hint}"
                 self.faults.append(of_file(file, MISSING, text))
                 continue
-            height, width = (tables[file].get(key) for key in ("imageHeight", "imageWidth"))
+            height, width = (table.get(key) for key in ("imageHeight", "imageWidth"))
             known = type(height) is int and type(width) is int and min(height, width) > 0
             size = (height, width) if known else stored_size(path, self.reading, "picture")
-            objects = _objects(tables[file]["shapes"], file, class_of, size, self.faults)
+            objects = _objects(table["shapes"], file, class_of, size, self.faults)
             name = file.relative_to(self.file).with_suffix(path.suffix).as_posix()
             self.pictures.append(Picture(name, name, size, objects, path, file))
         return [*remarks, *left_over(self.file, self.pictures, "json")]

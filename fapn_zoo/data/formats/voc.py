@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from fapn_zoo.data.annotated import AnnotatedPictures, one_split
 from fapn_zoo.data.coco_annotations import BAD_BOX, BAD_ENTRY, Annotation, Fault, Picture
 from fapn_zoo.data.coco_instances import MISSING, SAME
-from fapn_zoo.data.formats.common import add_object, left_over, named_classes, of_file, picture_beside, said
+from fapn_zoo.data.formats.common import Beside, add_object, left_over, named_classes, of_file, said
 from fapn_zoo.data.listing import list_folder, printable
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.data.sample import DataError
@@ -52,21 +52,22 @@ class VocFolder(AnnotatedPictures):
         if origin is None:
             text = f'pixels are taken to be counted from 1, as in VOC\'s own files; "{ORIGIN}" in classes.json says it'
             remarks.append(f"{self.file}: {text}")
-        trees = {file: _tree(file, self.faults) for file in dict.fromkeys(f for part in lists.values() for f in part)}
-        names = (_name(one) for tree in trees.values() if tree is not None for one in tree.iterfind("object"))
+        trees = (_tree(file, []) for file in dict.fromkeys(file for part in lists.values() for file in part))
+        names = (_name(one) for tree in trees if tree is not None for one in tree.iterfind("object"))
         self.labels, class_of = named_classes(self.root, names, remarks)
         self.pictures = []
-        pictures = self.file.with_name("JPEGImages")
+        pictures, beside = self.file.with_name("JPEGImages"), Beside()
+        flat = not pictures.is_dir()
         for file in files:
-            path = picture_beside(file, pictures if pictures.is_dir() else file.parent)
-            if trees[file] is None or path is None:
-                if path is None:
+            tree, path = _tree(file, self.faults), beside.find(file, file.parent if flat else pictures)
+            if tree is None or path is None:
+                if tree is not None:
                     self.faults.append(of_file(file, MISSING, "there is no picture of its name"))
                 continue
-            size = _size(trees[file]) or stored_size(path, self.reading, "picture")
-            objects = _objects(trees[file], file, class_of, 1 if origin is None else origin, size, self.faults)
+            size = _size(tree) or stored_size(path, self.reading, "picture")
+            objects = _objects(tree, file, class_of, 1 if origin is None else origin, size, self.faults)
             self.pictures.append(Picture(file.stem, path.name, size, objects, path, file))
-        if not pictures.is_dir():
+        if flat:
             remarks += left_over(self.file, self.pictures, "xml")
         return remarks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from fapn_zoo.data.coco_annotations import (
 from fapn_zoo.data.coco_instances import MISSING, SAME
 from fapn_zoo.data.formats.common import object_classes, of_file
 from fapn_zoo.data.images import EXTENSIONS
-from fapn_zoo.data.listing import list_folder, missing, printable
+from fapn_zoo.data.listing import list_folder, missing, printable, told
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import read_text
@@ -65,8 +66,11 @@ class YoloFolder(AnnotatedPictures):
         remarks: list[str] = []
         paths = _pictures(base, splits[part], self.file, remarks, self.faults)
         self.pictures, folders, bare = [], set(), []
+        sources: dict[Path, str] = {}
         for path, name in paths:
             source = _labels_of(path)
+            if (other := sources.setdefault(source, name)) != name:
+                self.faults.append(of_file(path, TWICE, f"it shares the label file {source.name} with {other}"))
             folders.add(source.parent)
             picture = Picture(name, name, (0, 0), [], path, source)
             if source.is_file():
@@ -147,6 +151,8 @@ def _names(spec: dict[str, Any], file: Path) -> list[str]:
         raise DataError(f"{file}: names is {names!r}; expected a list of class names, or a dict of them by id")
     if count is not None and count != len(names):
         raise DataError(f"{file}: nc is {count!r}, but names lists {len(names)}")
+    if strange := [name for name in names if not isinstance(name, (str, int)) or isinstance(name, bool)]:
+        raise DataError(f"{file}: names has {some(map(repr, strange))}, no text for YAML; write it in quotes")
     return [str(name) for name in names]
 
 
@@ -180,8 +186,11 @@ def _pictures(
         if place != Path(os.path.normpath(file.parent / text)):
             remarks.append(f"{file}: {text} is not there; {place} is taken")
         if place.is_dir():
-            files = list_folder(place, EXTENSIONS).files
-            found |= {path: path.relative_to(place).as_posix() for path in files}
+            listing = list_folder(place, EXTENSIONS)
+            found |= {path: path.relative_to(place).as_posix() for path in listing.files}
+            faults += [Fault(one.kind, one.reason, True, one.path) for one in listing.unused if one.error]
+            if rest := [one for one in listing.unused if not one.error and one.path.suffix not in (".txt", ".npy")]:
+                remarks.append(f"{place}: not used: {told(rest, place)}")
             continue
         for line in filter(None, map(str.strip, read_text(place).splitlines())):
             path = _place(line, [place.parent, root])
@@ -193,12 +202,13 @@ def _pictures(
 
 
 def _labels_of(path: Path) -> Path:
-    """The label file of a picture: its path with the last folder `images` called `labels`."""
-    parts = list(path.with_suffix(".txt").parts)
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-    return Path(*parts)
+    """The label file of a picture: its path with the last folder `images` called `labels`, or the one beside it."""
+    beside, parts = path.with_suffix(".txt"), [*path.parts[:-1]]
+    if "images" not in parts:
+        return beside
+    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    usual = Path(*parts, beside.name)
+    return beside if not usual.is_file() and beside.is_file() else usual
 
 
 def _orphans(folders: Iterable[Path], used: set[Path | None]) -> Iterable[str]:
@@ -212,7 +222,7 @@ def _rows(file: Path, classes: int, faults: list[Fault]) -> list[Annotation]:
     """The objects of a label file, in shares of the picture."""
     objects, seen = [], {}
     try:
-        lines = read_text(file).splitlines()
+        lines = read_text(file).removeprefix("\ufeff").splitlines()
     except (OSError, ValueError) as error:
         faults.append(Fault(BAD_ENTRY, str(error), file=file))
         return []
@@ -236,7 +246,7 @@ def _row(line: str, name: str, file: Path, classes: int, faults: list[Fault]) ->
         category, *values = map(float, line.split())
     except ValueError:
         category, values = 0.0, []
-    if not values or not np.isfinite(values).all():
+    if not values or not all(map(math.isfinite, values)):
         raise Refused(BAD_ENTRY, f"is {line[:60]!r}; expected a class id and coordinates, all of them numbers")
     if category not in range(classes):
         raise Refused(UNKNOWN, f"is of class {category:g}; expected 0..{classes - 1}, for there are {classes} names")
@@ -244,24 +254,21 @@ def _row(line: str, name: str, file: Path, classes: int, faults: list[Fault]) ->
         hint = "; is the last one a score? Leave it out" if len(values) == 5 else ""
         forms = "5 (class and box) or 7, 9, ... (class and polygon)"
         raise Refused(BAD_ENTRY, f"has {len(values) + 1} numbers; expected {forms}{hint}")
-    shares, shape = np.array(values), None
-    if len(values) > 4:
-        points = shares.reshape(-1, 2)
-        shape, box = (shares,), np.concatenate([points.min(0), points.max(0)])
+    shape = (np.array(values),) if len(values) > 4 else None
+    if shape:
+        xs, ys = values[::2], values[1::2]
+        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
     else:
-        box = np.concatenate([shares[:2] - shares[2:] / 2, shares[:2] + shares[2:] / 2])
-    beyond = max(-box.min(), box.max() - 1)
+        x, y, w, h = values
+        x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    beyond = max(-x1, -y1, x2 - 1, y2 - 1)
     if beyond > 1:
         hint = "are they pixels? Divide x by the width and y by the height"
-        raise Refused(BAD_BOX, f"has coordinates up to {np.abs(shares).max():g}; expected shares in 0..1: {hint}")
-    if (box[2:] <= 0).any() or (box[:2] >= 1).any():
-        raise Refused(BAD_BOX, f"{_shown(box)} is outside of its picture")
-    if (box[2:] - box[:2]).min() <= 0 and shape is None:
-        raise Refused(BAD_BOX, f"has width {shares[2]:g} and height {shares[3]:g}; both must be above 0")
+        raise Refused(BAD_BOX, f"has coordinates up to {max(map(abs, values)):g}; expected shares in 0..1: {hint}")
+    if min(x2, y2) <= 0 or max(x1, y1) >= 1:
+        raise Refused(BAD_BOX, f"with x {x1:.4g}..{x2:.4g}, y {y1:.4g}..{y2:.4g} of 0..1 is outside of its picture")
+    if min(x2 - x1, y2 - y1) <= 0 and not shape:
+        raise Refused(BAD_BOX, f"has width {w:g} and height {h:g}; both must be above 0")
     if beyond > SLACK:
         faults.append(of_file(file, OUTSIDE, f"{name} reaches out by {beyond:.2%} of the picture", False))
-    return Annotation(name, int(category), False, tuple(box.tolist()), None, shape)
-
-
-def _shown(box: np.ndarray) -> str:
-    return "with x {:.4g}..{:.4g}, y {:.4g}..{:.4g} of 0..1".format(*box[[0, 2, 1, 3]])
+    return Annotation(name, int(category), False, (x1, y1, x2, y2), None, shape)

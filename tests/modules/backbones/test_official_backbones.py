@@ -8,8 +8,7 @@ import pytest
 import torch
 from toys.golden_rule import Golden
 
-from fapn_zoo.convert.key_maps import backbone_pairs
-from fapn_zoo.convert.templates import KeyMap
+from fapn_zoo.convert.key_maps import KeyMap, backbone_pairs
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.weights.folder import WithoutInit
 
@@ -19,8 +18,10 @@ pytestmark = pytest.mark.parity
 def load_official(backbone: Backbone, golden: Golden, prefix: str) -> None:
     """Load the golden weights; `prefix` is that of the official backbone's keys."""
     state = golden.state()
-    names, _ = KeyMap(backbone_pairs(backbone.name, prefix)).translate(state)
-    backbone.load_state_dict({name.removeprefix("backbone."): state[key] for key, name in names.items()}, assign=True)
+    names = KeyMap(backbone_pairs(backbone.name, prefix)).translate(
+        f"backbone.{name}" for name in backbone.state_dict()
+    )
+    backbone.load_state_dict({name.removeprefix("backbone."): state[key] for name, key in names.items()}, assign=True)
 
 
 def official_parameters(golden: Golden) -> int:

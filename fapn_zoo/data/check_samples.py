@@ -1,0 +1,179 @@
+"""Look at every sample of a data set, and at every entry of those with annotated objects."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fapn_zoo.data.annotated import AnnotatedPictures
+from fapn_zoo.data.check_pictures import PictureFacts
+from fapn_zoo.data.check_report import CheckReport
+from fapn_zoo.data.listing import printable
+from fapn_zoo.data.reading import UnreadableFile
+from fapn_zoo.data.reading_rules import Reading, reading_of
+from fapn_zoo.data.sample import DataError, Dataset, Sample
+from fapn_zoo.data.supervision import SplitCounts
+from fapn_zoo.runtime.progress import bar
+
+SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}  # pixels up to which an object counts as such
+MOST = 100  # detections of one class in one image that average precision reads
+
+
+def check_samples(
+    report: CheckReport,
+    kind: type[Dataset],
+    source: str | Path,
+    num_classes: int | None,
+    progress: bool,
+    reading: Reading | None,
+) -> None:
+    """Checks every split of a data set that is opened as `kind`: what it says of itself, and sample by sample."""
+    options = {"strict": False} if issubclass(kind, AnnotatedPictures) else {}
+    first = None
+    for split in kind.splits(source):
+        try:
+            data = kind(source, split, num_classes, reading, **options)
+        except (DataError, FileNotFoundError) as error:
+            report.add("split that cannot be opened", report.root, error)
+            continue
+        file = getattr(data, "file", report.root)
+        for fault in getattr(data, "faults", ()):
+            report.add(fault.kind, fault.file or file, fault.text, error=fault.error)
+        for text in getattr(data, "remarks", None) or (() if options else getattr(data, "unused", ())):
+            report.add("what is used", file, text, error=False)
+        ours = (data.labels.names, data.labels.things, data.labels.category_ids)
+        if first is not None and ours != first:
+            report.add("other categories", file, f"{file} has other categories than the splits before it")
+            continue
+        first, report.labels, name = ours, data.labels, split or file.stem
+        report.opened[name] = data
+        if len(report.opened) == 1:
+            report.pictures = PictureFacts(reading_of(data))
+        report.splits[name] = SplitCounts.of(
+            len(data), data.labels.num_classes, "pixel" if "labels" in data.holds else "object"
+        )
+        _Split(report, data, name, report.splits[name]).check(progress)
+
+
+class _Split:
+    """One split as it is looked through."""
+
+    def __init__(self, report: CheckReport, data: Any, name: str, counts: SplitCounts) -> None:
+        self.report, self.data, self.name, self.counts = report, data, name, counts
+        self.areas: list[float] = []  # of objects that are no crowds, as they are scored
+        self.empty = self.crowds = 0
+        self.single, self.all = np.zeros((2, data.labels.num_classes), np.int64)  # objects by class
+
+    def check(self, progress: bool) -> None:
+        look = self._annotated if isinstance(self.data, AnnotatedPictures) else self._sample
+        for index in bar(progress, iterable=range(len(self.data)), desc="check", unit="image"):
+            look(index)
+        if "boxes" in self.data.holds:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        places = np.bincount(np.searchsorted([*SIZES.values()], np.array(self.areas)), minlength=len(SIZES))
+        sizes = ", ".join(f"{number:,} {size}" for size, number in zip(SIZES, places.tolist(), strict=True))
+        objects = f"{len(self.areas):,} objects ({sizes}), {self.crowds:,} crowds"
+        text = f"{self.name}: {len(self.data):,} pictures, {self.empty:,} without objects; {objects}"
+        self.report.facts.append(f"{text}; {' and '.join(sorted(self.data.holds))}")
+        file, names = getattr(self.data, "file", self.report.root), self.data.labels.names
+        if self.counts.unit == "pixel" and not self.single.any():
+            what = "all segments are crowds" if self.all.any() else "no segments at all"
+            self.report.add("nothing to learn of objects", file, f"{self.name}: {what}")
+        crowds = [names[i] for i in self.data.labels.things if self.all[i] and not self.single[i]]
+        if crowds and self.single.any():
+            self.report.add("things that occur as crowds only", file, f"{self.name}: {', '.join(crowds)}", error=False)
+
+    def _sample(self, index: int) -> None:
+        """A sample of which no more is known than what it gives."""
+        files = self.data.files(index)
+        place = files[0] if files else Path(f"{self.name} {index}")
+        try:
+            sample = self.data.sample(index)
+        except DataError as error:
+            self.report.add("bad file", files[1] if len(files) > 1 else place, error)
+            sample = None
+        self._picture(index, place, None if files or sample is None else sample)
+        if sample is None:
+            return
+        if sample.labels is not None:
+            self.counts.add_labels(sample.labels, self.data.labels)
+        if (objects := sample.objects) is None:
+            return
+        by_class = [
+            np.bincount(classes, minlength=len(self.all))
+            for classes in (objects.classes[~objects.crowd], objects.classes)
+        ]
+        self.single, self.all = self.single + by_class[0], self.all + by_class[1]
+        self._add_areas(np.asarray(objects.areas)[~objects.crowd].tolist(), len(objects.classes))
+        self.empty += not len(objects.classes)
+        if self.counts.unit == "object":
+            self._count(np.append(by_class[0], 0), place)
+
+    def _count(self, row: np.ndarray, path: Path) -> None:
+        self.counts.add(row)
+        if row.max() > MOST:
+            text = f"{path} has {row.max()} objects of one class; AP reads {MOST} detections of a class in an image"
+            self.report.add("very many objects", path, text, error=False)
+
+    def _picture(self, index: int, path: Path, sample: Sample | None = None) -> None:
+        """The picture file of a sample, or the picture that it has instead."""
+        if sample is not None:
+            self.report.pictures.sizes[sample.size] += 1
+            self.report.remember(self.name, path, sample.image.numpy().tobytes())
+            return
+        if not path.is_file():
+            return  # said already
+        pictures, (_, *files) = self.report.pictures, self.data.files(index)
+        try:
+            shape = pictures.read(path).shape[1:]
+        except UnreadableFile as error:
+            self.report.add("unreadable file", path, error)
+            return
+        self.report.remember(self.name, path)
+        for file in files[:1]:
+            pictures.pair(path, file, self.data.size(index))
+        if isinstance(self.data, AnnotatedPictures):
+            try:
+                self.data.check_size(index, shape)
+            except DataError as error:
+                self.report.add("size mismatch", path, error)
+
+    def _annotated(self, index: int) -> None:
+        """A picture and the entries of its objects."""
+        picture = self.data.pictures[index]
+        self._count(self.data.listed(index), picture.path)
+        self.empty += not picture.objects
+        self._picture(index, picture.path)
+        with contextlib.suppress(UnreadableFile):  # said already
+            self._add_areas(list(self._entries(self.data.picture(index))), len(picture.objects))
+
+    def _add_areas(self, found: list[float], objects: int) -> None:
+        self.areas += found
+        self.crowds += objects - len(found)
+
+    def _entries(self, picture: Any) -> Iterator[float]:
+        """The areas of all objects that are no crowds; what is wrong with their masks is added to the report."""
+        for one in picture.objects:
+            where, own = f"{picture.source}: {one.name} of {printable(picture.file_name)}", 0.0
+            if one.shape is not None:
+                try:
+                    own = float(np.count_nonzero(self.data.crop(picture, one).pixels))
+                except DataError as error:
+                    self.report.add("bad mask", picture.source, error)
+                    continue
+                if not own:
+                    text = f"{where}: it is not trained"
+                    self.report.add("masks without a pixel", picture.source, text, error=False)
+            elif one.box is not None:
+                own = (one.box[2] - one.box[0]) * (one.box[3] - one.box[1])
+            if one.area == 0 < own:
+                text = f"{where}: it is scored as a small object"
+                self.report.add("areas of 0", picture.source, text, error=False)
+            if not one.crowd:
+                yield own if one.area is None else one.area
