@@ -13,10 +13,11 @@ class ModulatedDeformConv(nn.Module):
     """A 3x3 modulated deformable convolution (DCNv2) whose offsets and masks are read from a second map.
 
     `forward(x, *moves(guide))`: both (N, in_channels, H, W) -> (N, channels, H, W); without `in_channels` they have
-    `channels` too. In two steps, so that the guide's memory is free for what follows: with a map of that size less, a
-    CPU's allocator returns less of it to the system, from which all that is new comes slowly. The 27 * groups channels of the offset convolution are 18 * groups offsets in torchvision's order, then
-    9 * groups masks before their sigmoid. Offsets start at zero and masks at one half, so a new module is half a plain
-    convolution. Raises ValueError where groups do not divide the input's channels.
+    `channels` too. In two steps, so that the guide's memory is free for what follows: the more a CPU's allocator gives
+    back to the system, the more has to come from there again, slowly. The 27 * groups channels of the offset
+    convolution are 18 * groups offsets in torchvision's order, then 9 * groups masks before their sigmoid. Offsets
+    start at zero and masks at one half, so a new module is half a plain convolution. Raises ValueError where groups do
+    not divide the input's channels.
     """
 
     def __init__(self, channels: int, groups: int = 8, *, in_channels: int | None = None, bias: bool = True) -> None:
