@@ -34,7 +34,6 @@ FOLDERS = {
 UNLIKE = ("bold", "italic", "oblique", "black", "mono", "serif", "light", "thin", "condensed")  # the rest of a picture
 # Line breaks, tabs and the like, which no font draws: a space on pictures.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"}
 
 
 def check_named() -> None:
@@ -84,8 +83,8 @@ def font_of(word: str, shaping: bool | None = None) -> str | None:
         return None
     file = _fonts(os.environ.get("FAPN_ZOO_FONT", "")).of(word)
     if file is None:
-        install = f"install one, on Debian and Ubuntu {_package(word)}, or name a file with FAPN_ZOO_FONT"
-        _say(f"no font here has all of their letters; {install}")
+        install = "fonts-noto-core or fonts-noto-cjk on Debian and Ubuntu, or name a file with FAPN_ZOO_FONT"
+        _say(f"no font here has all of their letters; install one, {install}")
     return file
 
 
@@ -123,7 +122,6 @@ class _Fonts:
             except OSError as error:
                 raise ValueError(f"FAPN_ZOO_FONT={file!r} is no font file that can be read ({error})") from None
         self.used: list[str] = []
-        self.lacking: set[str] = set()  # scripts that no font here has
         self.known: dict[str, str | None] = {}
 
     def of(self, word: str) -> str | None:
@@ -135,14 +133,10 @@ class _Fonts:
         for file in (OWN, *self.used):
             if all(_has(file, letter) for letter in letters):
                 return file
-        scripts = {_script(letter) for letter in letters if not _has(OWN, letter)}
-        if scripts & self.lacking:
-            return None
         for file in (*self.named, *self.files):
             if all(_has(file, letter) for letter in letters):
                 self.used.append(file)
                 return file
-        self.lacking |= scripts
         return None
 
     @functools.cached_property
@@ -201,21 +195,9 @@ def _needs_shaping(letter: str) -> bool:
     return unicodedata.bidirectional(letter) in ("R", "AL") or unicodedata.category(letter) == "Mc"
 
 
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "?").split()[0] if unicodedata.category(letter)[0] in "LM" else "symbols"
-
-
 def _is_silent(letter: str) -> bool:
     """Spaces, and what only tells neighbours how to look."""
     return letter.isspace() or unicodedata.category(letter) in ("Cf", "Cc") or "\ufe00" <= letter <= "\ufe0f"
-
-
-def _package(word: str) -> str:
-    """What brings the letters on Debian and Ubuntu."""
-    scripts = {_script(letter) for letter in word if not letter.isascii()}
-    if scripts & EAST_ASIAN:
-        return "fonts-noto-cjk"
-    return "fonts-symbola" if scripts == {"symbols"} else "fonts-noto-core"
 
 
 @functools.cache
