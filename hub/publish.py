@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fapn_zoo.runtime.files import write_text
-from fapn_zoo.weights.card import check_card, render_card
-from fapn_zoo.weights.card_facts import METRICS
+from fapn_zoo.weights.card import METRICS, check_card, render_card
 from fapn_zoo.zoo.labels import label_set
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec

@@ -17,7 +17,7 @@ from fapn_zoo.benchmark.flops import PARTS
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
-from fapn_zoo.runtime.precision import autocast, resolve_amp
+from fapn_zoo.runtime.device import autocast, resolve_amp
 from fapn_zoo.tasks import task_for
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.zoo.registry import get_spec

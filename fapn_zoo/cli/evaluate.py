@@ -56,7 +56,7 @@ def run_visualize(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    from fapn_zoo.visualize import data_items, image_items, render, side_by_side
+    from fapn_zoo.visualize import comparison_task, data_items, image_items, render, side_by_side
 
     if bool(args.images) == bool(args.data) or (args.data and args.labels):
         raise ValueError("name images (with --labels or without), or give --data")
@@ -64,12 +64,14 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"a model is named twice: {', '.join(names)}")
     models = {name: load_model(name, args.device) for name in names}
-    first = models[args.a]
+    first, task = models[args.a], comparison_task(models, args.task)
+    if args.labels and task.name != "semantic":
+        raise ValueError(f"--labels are class maps; the truth of task {task.name!r} comes with --data")
     if args.data:
-        items = data_items(first, args.data, args.split, args.limit)
+        items = data_items(first, args.data, args.split, args.limit, task.needs)
     else:
         items = image_items(first, args.images, args.labels)
-    print(render(side_by_side(models, items, args.out, band=args.band, progress=True)))
+    print(render(side_by_side(models, items, args.out, task=task.name, band=args.band, progress=True)))
     print(f"pictures: {args.out}")
 
 

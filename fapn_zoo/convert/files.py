@@ -18,16 +18,8 @@ from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.runtime.files import make_folder, move_files, new_folder
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, probe
+from fapn_zoo.weights import folder as folders
 from fapn_zoo.weights.digests import file_digest
-from fapn_zoo.weights.folder import (
-    assign_tensors,
-    check_replaceable,
-    load_weights,
-    read_config,
-    read_spec,
-    read_tensors,
-    save_model,
-)
 from fapn_zoo.zoo.labels import with_labels
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -181,12 +173,12 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
     digest = file_digest(path)
     if _is_made_of(out, digest, spec):
         return Conversion(path, spec.name, out, kept=True)
-    check_replaceable(out)
+    folders.check_replaceable(out)
     network = _network(path, spec)
     words = [weights.note[:1].upper() + weights.note[1:] + "."] if weights and weights.note else []
     make_folder(out.parent)
     with new_folder(out) as partial:
-        save_model(
+        folders.save_model(
             network,
             partial,
             license=weights.license if weights else "unknown",
@@ -196,10 +188,10 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
         )
         _compare(partial / WEIGHTS, network.state_dict())
         del network  # before there is a second one
-        again = build(read_spec(partial), empty=True)
-        load_weights(again, partial)
+        again = build(folders.read_spec(partial), empty=True)
+        folders.load_weights(again, partial)
         _compare(partial / WEIGHTS, again.state_dict())
-        probe.check(again, read_config(partial)["probe"])
+        probe.check(again, folders.read_config(partial)["probe"])
         make_folder(out)
         move_files(partial, out, (WEIGHTS, CARD, CONFIG))
     return Conversion(path, spec.name, out)
@@ -217,15 +209,15 @@ def _network(path: Path, spec: ModelSpec) -> ZooModel:
     if bad:
         raise ValueError(f"{path} holds values that are no finite floating-point numbers, in {', '.join(bad[:5])}")
     network = build(spec, empty=True)
-    assign_tensors(network, tensors, path, share=True)
+    folders.assign_tensors(network, tensors, path, share=True)
     return network
 
 
 def _is_made_of(folder: Path, digest: str, spec: ModelSpec) -> bool:
     """Whether a folder holds whole weights that this file was converted to before."""
     try:
-        config = read_config(folder)
-        names = read_tensors(folder / WEIGHTS).keys()  # maps the file, and compares its length with its header
+        config = folders.read_config(folder)
+        names = folders.read_tensors(folder / WEIGHTS).keys()  # maps the file, and compares its length with its header
         same = ModelSpec.from_config(config["model"]) == dataclasses.replace(spec, weights={})
         return same and f"sha256 {digest}" in config["source"] and names == model_shapes(spec).keys()
     except (OSError, ValueError, KeyError, TypeError):
@@ -233,7 +225,7 @@ def _is_made_of(folder: Path, digest: str, spec: ModelSpec) -> bool:
 
 
 def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    stored = read_tensors(file)
+    stored = folders.read_tensors(file)
     other = stored.keys() ^ tensors.keys()
     other |= {key for key in stored.keys() & tensors.keys() if not torch.equal(stored[key], tensors[key])}
     if other:

@@ -92,6 +92,12 @@ class Objects:
 
         return ndimage.find_objects(self.ids, len(self.classes))
 
+    def only(self, kept: np.ndarray) -> Objects:
+        """Those that are kept, (M,) bool; of a map the masks, and the boxes and areas that were known."""
+        rows = np.flatnonzero(kept)
+        crops = tuple(self.crop(m) for m in rows) if self.has_masks else None
+        return Objects(None, self.classes[rows], self.crowd[rows], crops, self.boxes[rows], self.areas[rows])
+
     def masks(self, rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         """The masks of these objects, (len(rows), H, W) bool of an image of `size`."""
         full = np.zeros((len(rows), *size), bool)

@@ -27,8 +27,7 @@ from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.predict.predict import named
 from fapn_zoo.predict.run import ModelNetwork, Shown, answers, device_and_type, inference
 from fapn_zoo.predict.views import Views, views_for
-from fapn_zoo.runtime.device import device_name
-from fapn_zoo.runtime.precision import check_amp, resolve_amp
+from fapn_zoo.runtime.device import check_amp, device_name, resolve_amp
 from fapn_zoo.runtime.processes import Processes, processes
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import versions, weights_fingerprint

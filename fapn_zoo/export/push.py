@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fapn_zoo import __version__
 from fapn_zoo.runtime.files import json_text
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
-from fapn_zoo.weights.card import EXAMPLE, OVERLAY, check_card, official_release, own_words, registered, render_card
-from fapn_zoo.weights.card_facts import HUB_ID, Config, Rows, has_license, license_metadata
+from fapn_zoo.weights import card as cards
+from fapn_zoo.weights.card import Config, Rows
 from fapn_zoo.weights.digests import file_digest
 from fapn_zoo.weights.failures import ATTEMPTS, Failure, Wish, explained, patiently
 from fapn_zoo.weights.finite import check_finite
@@ -122,16 +122,16 @@ def prepare(
     if not config.get("probe"):
         logger.warning("%s: no outputs were stored with the weights, so only running them was tried", folder)
     pictures = _example(model, example) if example is not None else {}
-    words = own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
-    shown = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{EXAMPLE}" if pictures else None
+    words = cards.own_words((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else ""
+    shown = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{cards.EXAMPLE}" if pictures else None
     target = f"{repo_id}@{revision}" if revision else repo_id
-    card = render_card(config, words, repository=target, rows=rows, example=shown)
+    card = cards.render_card(config, words, repository=target, rows=rows, example=shown)
     try:
         if config.get("probe"):
             check(model, config["probe"])
         else:
             probe(model)
-        check_card(card)
+        cards.check_card(card)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     files = {CONFIG: content, CARD: card.encode(), WEIGHTS: folder / WEIGHTS} | pictures
@@ -180,7 +180,7 @@ def _check_names(repo_id: str, revision: str | None) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if not HUB_ID.fullmatch(repo_id):
+    if not cards.HUB_ID.fullmatch(repo_id):
         raise ValueError(f"Hub repository {repo_id!r}; expected 'owner/name'")
     try:
         validate_repo_id(repo_id)
@@ -194,18 +194,18 @@ def _license(config: Config, folder: Path, wanted: str | None) -> str:
     """The licence to publish under. ValueError where none is known, or where it is not the folder's to give."""
     stated = str(config.get("license") or "")
     license = stated if wanted is None else wanted.strip()
-    release = official_release(config)
-    if release is not None and not has_license(release.license):
+    release = cards.official_release(config)
+    if release is not None and not cards.has_license(release.license):
         reason = "which states no licence, so they cannot be passed on; others get them with create_model by name"
         raise ValueError(f"{folder} holds weights of {release.page}, {reason}")
-    if release is not None and license_metadata(license) != license_metadata(release.license):
+    if release is not None and cards.license_metadata(license) != cards.license_metadata(release.license):
         reason = f"they cannot be pushed under {license or 'no licence'!r}"
         raise ValueError(f"{folder} holds weights of {release.page} under {release.license}; {reason}")
-    if not has_license(license):
+    if not cards.has_license(license):
         said = f"states no licence but {license!r}" if license else "states no licence"
         raise ValueError(f"{folder} {said}; name one, as in --license apache-2.0")
     training = config.get("training") or {}
-    parents = registered(str(training.get("model"))).values() if training.get("pretrained") else ()
+    parents = cards.registered(str(training.get("model"))).values() if training.get("pretrained") else ()
     strict = next((parent.license for parent in parents if "-nc" in parent.license), None)
     if strict and "-nc" not in license.lower():
         logger.warning("training started from weights under %s, which the licence %s does not repeat", strict, license)
@@ -223,7 +223,7 @@ def _example(model: ZooModel, photo: Any) -> dict[str, bytes]:
     image = Image.fromarray(load_image(photo).pixels.round().byte().permute(1, 2, 0).numpy())
     image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
     files = {}
-    for name, picture, kind in ((EXAMPLE, image, "JPEG"), (OVERLAY, model.predict(image).overlay(), "PNG")):
+    for name, picture, kind in ((cards.EXAMPLE, image, "JPEG"), (cards.OVERLAY, model.predict(image).overlay(), "PNG")):
         buffer = io.BytesIO()
         picture.save(buffer, kind, quality=90)  # which PNG has no use for
         files[name] = buffer.getvalue()

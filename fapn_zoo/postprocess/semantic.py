@@ -17,7 +17,7 @@ from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
 from fapn_zoo.postprocess.answers import ClassMap
 from fapn_zoo.postprocess.bands import Rows, Source, bands, enlarged_rows, stretched_rows
 from fapn_zoo.postprocess.best_class import best_of_logits, best_of_masks, usable
-from fapn_zoo.runtime.precision import autocast
+from fapn_zoo.runtime.device import autocast
 
 Bands = Iterable[tuple[int, int, Tensor]]  # (first row, last row, scores (K, rows, w)), from the top to the bottom
 

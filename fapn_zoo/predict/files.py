@@ -21,8 +21,8 @@ from fapn_zoo.predict.formats import format_for
 from fapn_zoo.predict.formats.writer import FolderWriter
 from fapn_zoo.predict.predict import named, predict_each
 from fapn_zoo.predict.run import device_and_type
+from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import json_text, make_folder, short_name, write_whole
-from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks import task_for
 from fapn_zoo.tasks.coco import CocoFile, is_url

@@ -19,7 +19,7 @@ from fapn_zoo.data.labels import default_palette
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.predict.run import ModelNetwork, Shown, answers, device_and_type
 from fapn_zoo.predict.views import tiles, views_for
-from fapn_zoo.runtime.precision import resolve_amp
+from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.tasks import averaging_tasks, task_for
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.zoo.spec import DataSpec

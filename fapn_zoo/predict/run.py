@@ -27,7 +27,7 @@ from fapn_zoo.postprocess.semantic import Bands, best_of_bands
 from fapn_zoo.predict.inputs import network_input, padded_size
 from fapn_zoo.predict.views import Views
 from fapn_zoo.predict.windows import Downwards, window_objects, window_scores
-from fapn_zoo.runtime.precision import AMP, autocast
+from fapn_zoo.runtime.device import AMP, autocast
 from fapn_zoo.tasks.protocol import Task
 from fapn_zoo.weights.finite import NotFinite, faults, faults_of_model, named_tensors, told
 from fapn_zoo.zoo.spec import DataSpec
@@ -68,7 +68,7 @@ def naming(images: Sequence[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ModelNetwork:
-    """Runs a model on prepared images, computing in `amp`, a key of `runtime.precision.AMP`.
+    """Runs a model on prepared images, computing in `amp`, a key of `runtime.device.AMP`.
 
     Raises NotFiniteOutput for weights or an output that are NaN or infinite anywhere: no answer can be made of them.
     """

@@ -76,7 +76,7 @@ class _Target(io.RawIOBase):
     file: BinaryIO
 
     def __init__(self) -> None:
-        self.size = self.place = 0
+        self.size = 0
         self.error: OSError | None = None
 
     def _try(self, action: Callable[..., Any], *arguments: Any) -> None:
@@ -89,17 +89,11 @@ class _Target(io.RawIOBase):
     def write(self, data: Any) -> int:
         length = memoryview(data).nbytes
         self._try(self.file.write, data)
-        self.place += length
-        self.size = max(self.size, self.place)
+        self.size += length
         return length
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
-        self._try(self.file.seek, self.place)
-        return self.place
-
     def tell(self) -> int:
-        return self.place
+        return self.size
 
     def flush(self) -> None:
         self._try(self.file.flush)
@@ -115,9 +109,6 @@ class _Target(io.RawIOBase):
             self.error = self.error or error
 
     def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
         return True
 
 

@@ -48,8 +48,7 @@ def git_commit() -> str:
 
     try:
         git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # not some repository around site-packages
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
         return ""
 

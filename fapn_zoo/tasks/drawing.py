@@ -16,6 +16,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LEGEND_ROWS = 12
 MOST_TEXTS = 40  # beside objects, and ...
 TEXT_SHARE = 0.15  # ... at most this share of the picture
+BAND = 256  # rows that are drawn at once
 HIDDEN = 0.25  # of the box of an object, at most, by one text
 
 
@@ -39,14 +40,18 @@ def overlay(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}; expected 0..1")
-    weight = round(alpha * 256)
-    mixed = image.astype(np.uint16) * (256 - weight)
-    mixed += colours[ids].astype(np.uint16) * weight
-    picture = np.where(shown[ids][:, :, None], mixed >> 8, image).astype(np.uint8)
-    if boundaries:
-        line = _boundaries(ids, max(1, round(min(ids.shape) / 700)), thickest)
-        dark = colours.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
-        picture[line] = np.where(dark, colours // 2 + 127, colours // 2)[ids[line]]
+    weight, thickness = round(alpha * 256), max(1, round(min(ids.shape) / 700))
+    dark = colours.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
+    lines = np.where(dark, colours // 2 + 127, colours // 2)
+    picture = image.copy()
+    for top in range(0, len(ids), BAND):  # a large picture needs little memory beside its own
+        band, part = picture[top : top + BAND], ids[top : top + BAND]
+        mixed = band.astype(np.uint16) * (256 - weight)
+        mixed += colours[part].astype(np.uint16) * weight
+        np.copyto(band, (mixed >> 8).astype(np.uint8), where=shown[part][:, :, None])
+        if boundaries:
+            line = _boundaries(ids[top : top + BAND + thickness], thickness, thickest)[: len(band)]
+            band[line] = lines[part[line]]
     return Image.fromarray(picture)
 
 

@@ -25,8 +25,8 @@ from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate import Stopped, evaluate
 from fapn_zoo.evaluate.loading import ahead
 from fapn_zoo.predict.inputs import network_input
+from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import NO_ROOM, write_json
-from fapn_zoo.runtime.precision import resolve_amp
 from fapn_zoo.runtime.processes import leave_at_exit, on_cpu, warn_of_one_process
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
@@ -37,7 +37,7 @@ from fapn_zoo.train.log import RunLog, add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, rehearse, train_mode
-from fapn_zoo.weights.card_facts import METRICS
+from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
 

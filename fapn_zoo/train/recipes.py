@@ -56,18 +56,15 @@ def _title(path: Path) -> str:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe; see `fapn_zoo.train.settings.load_recipe`."""
-    names = sorted(_files())
-    found = f"found: {', '.join(names) or 'none'}"
-    if name_or_path.endswith(".py"):
-        path = Path(name_or_path)
-        if path.is_file():
-            return path
+    known = _files()
+    found = f"found: {', '.join(sorted(known)) or 'none'}"
+    given = name_or_path.endswith(".py")
+    path = Path(name_or_path) if given else known.get(name_or_path)
+    if path is not None and path.is_file():
+        return path
+    if given:
         raise FileNotFoundError(f"no recipe file {path}; {found}")
-    for folder in recipe_folders():
-        path = folder / f"{name_or_path}.py"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no recipe named {name_or_path!r}{nearest(name_or_path, names)}; {found}")
+    raise FileNotFoundError(f"no recipe named {name_or_path!r}{nearest(name_or_path, sorted(known))}; {found}")
 
 
 def run_recipe(path: Path) -> Any:

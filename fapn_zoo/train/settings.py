@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
@@ -12,8 +13,8 @@ from importlib.resources import files
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.train.overrides import check_key, read_words
 from fapn_zoo.train.recipes import PREFIX, find_recipe, official_settings, run_recipe
+from fapn_zoo.zoo.registry import nearest
 
 # What may differ between a run and its continuation: none of these changes the weights that come out, `threads` by no
 # more than rounding.
@@ -25,6 +26,7 @@ BEFORE = {"offset_lr_mult": 1.0}  # what runs did before there was such a settin
 
 # Below a tenth a crop is nearly all padding, above ten it shows a few blurred pixels of the picture.
 SCALES = (0.1, 10.0)
+TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 TABLE: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (files("fapn_zoo") / "train" / "settings.json").read_text(encoding="utf-8")
 )["groups"]
@@ -138,7 +140,7 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A copy with some values changed; unknown keys raise ValueError with the nearest names."""
         for key in changes:
-            check_key(self, key)
+            _check_key(key)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,8 +227,82 @@ def parse_overrides(pairs: Iterable[str], base: Settings | None = None) -> Setti
         ValueError: a word without "=", an unknown key (with the nearest names), or a value of another type (naming
             key, value and the expected type) or out of its bounds.
     """
-    settings = base if base is not None else Settings()
-    return dataclasses.replace(settings, **read_words(pairs, settings))
+    settings, changes = base or Settings(), {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise ValueError(f"expected key=value, got {pair!r}")
+        key, dot, entry = key.strip().partition(".")
+        _check_key(key)
+        if dot:
+            current = changes.get(key, getattr(settings, key))
+            if not isinstance(current, dict):
+                raise ValueError(f"{key} has no entries, so {key}.{entry}= means nothing")
+            changes[key] = {**current, entry: _literal(text)}
+        else:
+            changes[key] = _parse(key, KINDS[key], text.strip())
+    return dataclasses.replace(settings, **changes)
+
+
+def _check_key(key: str) -> None:
+    """ValueError with the nearest names where there is no such setting."""
+    if key not in KINDS:
+        raise ValueError(f"unknown setting {key!r}{nearest(key, list(KINDS)) or '; known: ' + ', '.join(KINDS)}")
+
+
+def _parse(key: str, kind: Any, text: str) -> Any:
+    args = get_args(kind)
+    if type(None) in args:
+        if text.lower() in ("none", "null", ""):
+            return None
+        kind = next(a for a in args if a is not type(None))
+    try:
+        return _read(kind, text)
+    except (ValueError, TypeError, SyntaxError, OverflowError):
+        expected = str(kind) if get_args(kind) else kind.__name__
+        raise ValueError(f"setting {key}={text!r} is not of type {expected}") from None
+
+
+def _read(kind: Any, text: str) -> Any:
+    """A value of one type; any error means that the text is none."""
+    if kind is bool:
+        if text.lower() not in TRUTH:
+            raise ValueError(text)
+        return TRUTH[text.lower()]
+    if kind is int:
+        number = float(text) if "e" in text.lower() else int(text)  # 60e3 steps is a fair way to write it
+        if number != int(number):
+            raise ValueError(text)
+        return int(number)
+    if get_origin(kind) is tuple:
+        return _read_tuple(get_args(kind), text)
+    if get_origin(kind) is dict:
+        value = ast.literal_eval(text)
+        if not isinstance(value, dict):
+            raise ValueError(text)
+        return value
+    return kind(text)
+
+
+def _read_tuple(kinds: tuple[Any, ...], text: str) -> tuple[Any, ...]:
+    inner = text.strip("()[] ").replace("x", ",")
+    parts = inner.removesuffix(",").split(",") if inner else ()
+    values = tuple(_read(kinds[0], part.strip()) for part in parts)
+    if len(values) == 1 and Ellipsis not in kinds:
+        values *= len(kinds)
+    if len(values) != len(kinds) and Ellipsis not in kinds:
+        raise ValueError(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def load_recipe(name_or_path: str) -> Settings:

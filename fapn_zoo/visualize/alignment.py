@@ -119,7 +119,10 @@ def _listening(neck: FaPN, found: list[dict[str, Tensor]]) -> Iterator[None]:
     with ExitStack() as hooks:
 
         def keep(values: dict[str, Tensor], name: str, module: nn.Module) -> None:
-            hook = module.register_forward_hook(lambda _, inputs, output: values.update({name: output.detach()}))
+            # a clone: the neck goes on in the same memory
+            hook = module.register_forward_hook(
+                lambda _, inputs, output: values.update({name: output.detach().clone()})
+            )
             hooks.callback(hook.remove)
 
         for values, align, lateral in zip(found, neck.align, neck.lateral, strict=True):

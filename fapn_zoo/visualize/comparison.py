@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +15,25 @@ from fapn_zoo.data.images import LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.data.sample import LABELS, check_holds
+from fapn_zoo.data.sample import LABELS, Objects, check_holds
 from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.metrics.boundary import near_boundary
 from fapn_zoo.runtime.tables import aligned, percent
-from fapn_zoo.tasks.protocol import plain
+from fapn_zoo.tasks import TASKS, task_for
+from fapn_zoo.tasks.protocol import Task, plain
 from fapn_zoo.tasks.result import Result
+from fapn_zoo.zoo.spec import DataSpec
 
 
 @dataclass(eq=False)
 class Item:
-    """One image to compare on: anything `load_image` takes; its true class ids (H, W) or None; and a name."""
+    """One image to compare on: anything `load_image` takes; its true class ids (H, W) or objects, or None; a name."""
 
     image: Any
     labels: np.ndarray | None
     name: str
+    objects: Objects | None = None
 
 
 class Counts(NamedTuple):
@@ -68,6 +71,7 @@ class Comparison:
     models: list[str]
     results: list[Result]
     labels: np.ndarray | None
+    num_classes: int
     band: int
 
     def __post_init__(self) -> None:
@@ -82,11 +86,11 @@ class Comparison:
         """(H, W) bool: where a model's class is not the true one; never on unlabelled pixels."""
         return self.valid & (self.results[index].labels != self.labels)
 
-    def count(self, num_classes: int) -> list[Counts]:
+    def count(self) -> list[Counts]:
         """The counts of every model."""
         found = []
         for result in self.results:
-            counts = Counts(*(ConfusionMatrix(num_classes, result.ignore_index) for _ in range(2)))
+            counts = Counts(*(ConfusionMatrix(self.num_classes, result.ignore_index) for _ in range(2)))
             counts.everywhere.update(result.labels, self.labels)
             counts.near.update(result.labels[self.near], self.labels[self.near])
             found.append(counts)
@@ -142,30 +146,48 @@ def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
     return Item(path, labels, loaded.name)
 
 
-def data_items(model: nn.Module, source: str | Path, split: str = "test", limit: int | None = None) -> Iterator[Item]:
-    """The images and labels of a data set, see `fapn_zoo.data.sources.open_dataset`; the first `limit` of them.
+def data_items(
+    model: nn.Module, source: str | Path, split: str = "test", limit: int | None = None, needs: Collection[str] = LABELS
+) -> Iterator[Item]:
+    """The images and the truth of a data set, see `fapn_zoo.data.sources.open_dataset`; the first `limit` of them.
+
+    `needs` are those of the task, see `comparison_task`.
 
     Raises:
         ValueError: the data set's classes are not the model's. FileNotFoundError, DataError: as opening it does.
     """
     own = Reading.of_model(model.data)
     reading = Reading(None, None, own.in_chans, otherwise=own)
-    dataset = open_dataset(source, split, reading=reading, table=model_labels(model))
-    check_holds(dataset, LABELS, "a comparison")
+    dataset = open_dataset(source, split, needs, reading=reading, table=model_labels(model))
+    check_holds(dataset, needs, "the comparison")
     names, named = full_names(model.data.labels, model.num_classes), bool(model.data.labels)
     if found := class_difference("the model", names, dataset.name, dataset.labels.names, named):
         raise ValueError(found)
     count = len(dataset) if limit is None else min(len(dataset), limit)
-    return (_sample(dataset, index, model.data.ignore_index) for index in range(count))
+    return (_sample(dataset, index, model.data, needs) for index in range(count))
 
 
-def _sample(dataset: Any, index: int, ignore_index: int) -> Item:
-    """A sample whose unlabelled pixels have the model's value for them."""
+def _sample(dataset: Any, index: int, data: DataSpec, needs: Collection[str]) -> Item:
+    """A sample whose unlabelled pixels have the model's value for them, and whose objects are of the task."""
     sample = dataset.sample(index)
+    image = LoadedImage(sample.image, sample.name)
+    if {*needs} != LABELS:
+        objects = sample.objects
+        if "segments" not in needs and (things := data.things or dataset.labels.things):
+            objects = objects.only(np.isin(objects.classes, things))
+        return Item(image, None, sample.name, objects)
     labels = sample.labels
-    if dataset.labels.ignore_index != ignore_index:
-        labels = np.where(labels == dataset.labels.ignore_index, ignore_index, labels.astype(np.int32))
-    return Item(LoadedImage(sample.image, sample.name), labels, sample.name)
+    if dataset.labels.ignore_index != data.ignore_index:
+        labels = np.where(labels == dataset.labels.ignore_index, data.ignore_index, labels.astype(np.int32))
+    return Item(image, labels, sample.name)
+
+
+def comparison_task(models: Mapping[str, nn.Module], name: str | None = None) -> Task:
+    """The task of this name, or the first model's own. ValueError, naming the model, where one does not answer it."""
+    name = name or next(iter(models.values())).spec.task
+    for model in models.values():
+        task_for(model.spec, name)
+    return TASKS[name]
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -174,17 +196,21 @@ def render(report: Mapping[str, Any]) -> str:
     lines = [f"{letter} = {name}" for letter, name in zip(letters, report["models"], strict=True)]
     rows = [*report["images"], report["total"] | {"name": "all"}]
     scored = any("scores" in row for row in rows)
+    of_objects = report["task"] != "semantic"
     head = ["image", "agree"]
     for letter in letters if scored else ():
-        head += [f"{letter} mIoU", "acc", "mIoU near", "acc near"]
+        names = ["F1", "hit", "missed", "wrong"] if of_objects else ["mIoU", "acc", "mIoU near", "acc near"]
+        head += [f"{letter} {names[0]}", *names[1:]]
     table = [head]
     for row in rows:
         found = [row["scores"][name] for name in report["models"]] if "scores" in row else []
         values = [row["agree"], *(value for one in found for value in one.values())]
-        table.append([row["name"], *map(percent, values)])
+        table.append([row["name"], *(str(value) if isinstance(value, int) else percent(value) for value in values)])
     lines += aligned(table)
-    if scored and all(one["miou"] is None for one in rows[-1]["scores"].values()):
+    if scored and not of_objects and all(one["miou"] is None for one in rows[-1]["scores"].values()):
         lines.append("nothing is scored: no pixel of the labels has a class")
-    if scored:
+    if scored and of_objects:
+        lines.append("hit: an object of the same class overlaps the true one by half of their union")
+    elif scored:
         lines.append(f"near: at most {report['band']} rows and columns from another true class")
     return "\n".join(lines)

@@ -11,12 +11,14 @@ from PIL import Image, ImageDraw
 
 from fapn_zoo.runtime.tables import percent
 from fapn_zoo.tasks import fonts
+from fapn_zoo.tasks.drawing import boxed
 from fapn_zoo.visualize import drawing
 from fapn_zoo.visualize.comparison import Comparison
+from fapn_zoo.visualize.object_comparison import ObjectComparison
 
 WIDTHS = (320, 640)  # of a panel; larger images are reduced, smaller ones enlarged
 TEXT = 16
-WRONG, WRONG_NEAR, UNLABELLED = (205, 25, 40), (255, 165, 0), (105, 105, 115)
+WRONG, WRONG_NEAR, UNLABELLED, HIT = (205, 25, 40), (255, 165, 0), (105, 105, 115), (20, 150, 80)
 DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (20, 150, 80), (60, 20, 30)
 
 
@@ -46,6 +48,37 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
     rows.append(drawing.beside([_panel(difference, "where they differ", size, words), legends]))
     title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
     return drawing.framed(drawing.stacked([title, *rows]))
+
+
+def object_comparison(found: ObjectComparison, row: Mapping[str, Any]) -> Image.Image:
+    """One sheet: the image and every model's objects, and where there is truth, what is missed and wrong."""
+    size = _panel_size(found.results[0].image.shape[:2])
+    letters = [chr(ord("A") + i) for i in range(len(found.models))]
+    panels = [_panel(found.results[0].image, "image", size)]
+    for letter, name, result in zip(letters, found.models, found.results, strict=True):
+        words = f"{len(result.segments)} objects"
+        panels.append(_panel(np.asarray(result.overlay()), f"{letter}  {name}", size, words))
+    rows = [drawing.beside(panels)]
+    if found.truth is not None:
+        truth = found.true_result()
+        panels = [_panel(np.asarray(truth.overlay(texts=False)), "truth", size, f"{len(truth.segments)} objects")]
+        for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
+            scores = row["scores"][name]
+            words = (
+                f"F1 {percent(scores['f1'])}: {scores['hits']} hit, {scores['missed']} missed, {scores['false']} wrong"
+            )
+            panels.append(_panel(_object_errors(found, index), f"errors of {letter}", size, words))
+        rows.append(drawing.beside(panels))
+        rows.append(_swatches([("hit", HIT), ("missed", WRONG), ("found where there is none", WRONG_NEAR)]))
+    title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
+    return drawing.framed(drawing.stacked([title, *rows]))
+
+
+def _object_errors(found: ObjectComparison, index: int) -> np.ndarray:
+    hit, false = found.hit[index], found.false[index]
+    boxes = np.concatenate([found.true.boxes[~hit], found.found[index].boxes[false], found.true.boxes[hit]])
+    colours = [WRONG] * int((~hit).sum()) + [WRONG_NEAR] * int(false.sum()) + [HIT] * int(hit.sum())
+    return np.asarray(boxed(_pale(found.results[0].image), boxes, [""] * len(boxes), colours))
 
 
 def _panel_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
 from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
-from fapn_zoo.visualize.comparison import Comparison, Counts, Item, check_models
-from fapn_zoo.visualize.comparison_pictures import comparison
+from fapn_zoo.visualize.comparison import Comparison, Item, check_models, comparison_task
+from fapn_zoo.visualize.comparison_pictures import comparison, object_comparison
+from fapn_zoo.visualize.object_comparison import ObjectComparison
 
 
 def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[str, Any]:
@@ -49,56 +50,71 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
 
 
 def side_by_side(
-    models: Mapping[str, nn.Module], items: Iterable[Item], out: str | Path, *, band: int = 3, progress: bool = False
+    models: Mapping[str, nn.Module],
+    items: Iterable[Item],
+    out: str | Path,
+    *,
+    task: str | None = None,
+    band: int = 3,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Writes one picture per image, `NAME.png`, and `compare.json`.
 
     Args:
-        models: two or more by the names to show, with the same classes in the same order.
+        models: two or more, by the names to show, with equal classes.
         items: see `image_items` and `data_items`.
         out: a folder, made if missing. Only pictures of an earlier comparison there are replaced: where NAME.png is
             something else, the picture is NAME_2.png.
+        task: what is compared; None is the first model's own.
         band: a pixel is near a boundary if another true class is at most so many rows and columns away.
         progress: a bar on stderr.
 
     Returns:
-        What `compare.json` holds: "models", "band", "images" and "total". An image has "name", "file", "size", "agree"
-        (share of pixels on which all models agree) and, where there are labels, "scores": a dict per model, see
-        `Counts.scores`. The total adds up the pixels of all images with labels.
+        What `compare.json` holds: "models", "task", "band", "images" and "total". An image has "name", "file", "size",
+        "agree" (share of pixels on which all models agree; of objects see `ObjectComparison`) and, where there is
+        truth, "scores": a dict per model, see `Counts.scores` and `Hits.scores`. The total adds up the pixels or
+        objects of all images with truth; its "agree" is weighted by pixels.
 
     Raises:
         ValueError: fewer than two models, models with different classes, a band below 1. DataError, ImageError: as
             reading the images and labels does.
     """
-    num_classes = len(check_models(models))
+    num_classes, asked = len(check_models(models)), comparison_task(models, task)
     if band < 1:
         raise ValueError(f"band={band}; expected 1 pixel or more")
     out = Path(out)
     earlier = _earlier_files(out)
     rows: list[dict[str, Any]] = []
-    totals: list[Counts] = []
+    totals: list[Any] = []
     for item in bar(progress, iterable=items, unit="image"):
-        results = [predict(model, item.image, task="semantic", amp="no") for model in models.values()]
-        found = Comparison(item.name, list(models), results, item.labels, band)
+        results = [predict(model, item.image, task=asked.name, amp="no") for model in models.values()]
+        if asked.name == "semantic":
+            found, draw = Comparison(item.name, list(models), results, item.labels, num_classes, band), comparison
+        else:
+            found, draw = ObjectComparison(item.name, list(models), results, item.objects), object_comparison
         file = _free_name(item.name, out, earlier, {row["file"] for row in rows})
-        row = {"name": item.name, "file": file, "size": list(results[0].labels.shape), "agree": found.agreement}
-        if item.labels is not None:
-            counts = found.count(num_classes)
+        row = {"name": item.name, "file": file, "size": list(results[0].image.shape[:2]), "agree": found.agreement}
+        if item.labels is not None or item.objects is not None:
+            counts = found.count()
             row["scores"] = dict(zip(models, (one.scores() for one in counts), strict=True))
             totals = [total.merge(one) for total, one in zip(totals, counts, strict=True)] if totals else counts
         make_folder(out)
-        save_image(comparison(found, row), out / file)
+        save_image(draw(found, row), out / file)
         rows.append(row)
     if not rows:
         raise ValueError("no image to compare on")
-    pixels = [math.prod(row["size"]) for row in rows]
-    agreed = sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True))
-    total: dict[str, Any] = {"agree": agreed / sum(pixels)}
-    if totals:
-        total["scores"] = dict(zip(models, (one.scores() for one in totals), strict=True))
-    report = {"models": list(models), "band": band, "images": rows, "total": total}
+    report = {"models": list(models), "task": asked.name, "band": band, "images": rows}
+    report["total"] = _total(rows, dict(zip(models, totals, strict=False)))
     write_json(out / "compare.json", report)
     return report
+
+
+def _total(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of all images; the counts of every model are empty where no image has truth."""
+    pixels = [math.prod(row["size"]) for row in rows]
+    agreed = sum(n * row["agree"] for n, row in zip(pixels, rows, strict=True))
+    scores = {"scores": {name: counts.scores() for name, counts in totals.items()}} if totals else {}
+    return {"agree": agreed / sum(pixels)} | scores
 
 
 def _earlier_files(out: Path) -> set[str]:

@@ -19,21 +19,9 @@ from typing import Any
 
 from fapn_zoo import __version__
 from fapn_zoo.runtime.files import write_text
-from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, failures
 from fapn_zoo.weights.digests import digests, file_digest, has_digest
-from fapn_zoo.weights.failures import (
-    ATTEMPTS,
-    PASSING_STATUS,
-    Absent,
-    Failure,
-    Local,
-    Missing,
-    Offline,
-    Wish,
-    explained,
-    irreplaceable,
-    patiently,
-)
+from fapn_zoo.weights.failures import Absent, Failure, Local, Missing, Offline, Wish, explained, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +127,9 @@ def _commit(source: _Source, wanted: list[str]) -> str:
     missing = [filename for filename in wanted if commit is None or source.cached(filename, commit) is None]
     asked = (missing or wanted)[0]
     try:
-        return patiently(lambda: _metadata(source, source.revision, asked), ATTEMPTS if missing else 1).commit_hash
+        return patiently(
+            lambda: _metadata(source, source.revision, asked), failures.ATTEMPTS if missing else 1
+        ).commit_hash
     except Failure as failure:
         if missing or isinstance(failure, Absent):
             raise
@@ -150,7 +140,9 @@ def _commit(source: _Source, wanted: list[str]) -> str:
         return commit
 
 
-def _file(source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = ATTEMPTS) -> Path:
+def _file(
+    source: _Source, commit: str, filename: str, sha256: str | None = None, attempts: int = failures.ATTEMPTS
+) -> Path:
     """One whole file of a commit, from the cache or the Hub; a damaged one stays until another has come."""
     told: list[str] = []
 
@@ -170,7 +162,7 @@ def _file(source: _Source, commit: str, filename: str, sha256: str | None = None
         except Failure as failure:
             if damage is None or not path.exists():
                 raise
-            raise irreplaceable(failure, f"{path}, in the cache, {damage}") from failure
+            raise failures.irreplaceable(failure, f"{path}, in the cache, {damage}") from failure
 
     return patiently(attempt, attempts)
 
@@ -230,7 +222,7 @@ def _without_clients_pauses() -> Iterator[None]:
     thread = threading.get_ident()
 
     def refuse(response: Any) -> None:
-        if threading.get_ident() == thread and response.status_code in PASSING_STATUS:
+        if threading.get_ident() == thread and response.status_code in failures.PASSING_STATUS:
             response.read()
             hf_raise_for_status(response)
 

@@ -21,7 +21,7 @@ from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
 from fapn_zoo.benchmark.report import CSV_COLUMNS
 from fapn_zoo.cli import main
 from fapn_zoo.modules.deform_conv.conv import available_backends
-from fapn_zoo.runtime import precision
+from fapn_zoo.runtime import device as device_module
 from fapn_zoo.zoo.registry import get_spec
 
 pytestmark = pytest.mark.unit
@@ -143,7 +143,7 @@ def test_dtype_and_memory_format_reach_weights_and_input() -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_is_what_predict_does(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr(device_module, "fast_bfloat16", lambda device: fast)
     model, runs = tiny("fapn"), []
     model.neck.register_forward_hook(lambda module, inputs, maps: runs.append(maps[0]))
     with torch.no_grad():

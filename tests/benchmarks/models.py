@@ -36,8 +36,7 @@ from fapn_zoo.benchmark.inference import draw_offsets
 from fapn_zoo.modules.heads.outputs import Output
 from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
-from fapn_zoo.runtime.device import device_name, find_device
-from fapn_zoo.runtime.precision import autocast, resolve_amp
+from fapn_zoo.runtime.device import autocast, device_name, find_device, resolve_amp
 
 MANNERS = ("defaults", "fp32", "bf16")
 # Group: input size (H, W), classes, models, and by which of them the others' times are divided. Others' models have the

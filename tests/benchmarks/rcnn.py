@@ -3,9 +3,16 @@
     python tests/benchmarks/rcnn.py --size 512 --threads 2 --csv rcnn_speed.csv
     python tests/benchmarks/rcnn.py --models --merge 800x1333 3000x4000 --csv merge_speed.csv
 
-ResNet-50 in float32 on a CPU, one square image, by turns; of every contender the best of the rounds, in seconds of the
-clock and of the processor, which other programs disturb less. FaPN has backbone and head of the FPN model, and a neck
-of its own.
+ResNet-50 on a CPU, one square image, by turns; of every contender the best of the rounds, in seconds of the clock and
+of the processor, which other programs disturb less. Manners:
+
+    fp32        float32, from the normalised image to the network's output; torchvision's with its pasted masks
+    defaults    ours as `fapn_zoo.predict` runs it, from pixels to a `Result`; torchvision's as above
+
+FaPN has backbone and head of the FPN model, and a neck of its own. With random weights the two would find other numbers
+of objects. So both compute all of their own, but choose proposals and detections from the numbers that the FPN model
+had for this image in float32. The columns `proposals` and `detections` count them. Threads that wait sleep: a thread
+that spins would count as one that works.
 
 Merging makes a panoptic map of 100 masks and a map of 54 classes. The loop over full masks, whose result is the same,
 has them pasted before the clock starts; ours pastes what it needs.
@@ -14,17 +21,24 @@ has them pasted before the clock starts; ours pastes what it needs.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
+
+import torch  # noqa: E402
 from table import print_row, run_facts, write_csv
+from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import fapn_zoo
+from fapn_zoo.benchmark.inference import draw_offsets
 from fapn_zoo.postprocess.cropped import SoftMasks, pasted
 from fapn_zoo.postprocess.merge import merge
 from fapn_zoo.runtime.device import device_name
@@ -34,16 +48,55 @@ from toys.merging import merged_full, random_case  # noqa: E402
 from toys.torchvision_rcnn import twins  # noqa: E402
 
 CLASSES = 80
+MEAN, DEVIATION = 127.5, 64.0  # of the pixels
 
 
-def contenders(kind: str, side: int) -> dict[str, Callable[[], Any]]:
+def contenders(kind: str, side: int) -> tuple[dict[str, dict[str, Callable[[], Any]]], dict[str, dict[str, int]]]:
+    """By manner and name what is timed; by name how many proposals and detections that has."""
     ours, theirs = twins(kind, CLASSES, (side, side))
     fapn = fapn_zoo.create_model(f"{kind}_fapn", backbone="resnet50", num_classes=CLASSES).eval()
     shared = {key: value for key, value in ours.state_dict().items() if not key.startswith("neck.")}
     fapn.load_state_dict(fapn.state_dict() | shared)
-    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
-    last = x.contiguous(memory_format=torch.channels_last)
-    return {"torchvision": lambda: theirs([x[0]]), "fpn": lambda: ours(last), "fapn": lambda: fapn(last)}
+    noise = torch.randn(3, side, side, generator=torch.Generator().manual_seed(1))
+    pixels = (noise * DEVIATION + MEAN).round().clamp(0, 255).byte()
+    data = {"mean": (MEAN,) * 3, "std": (DEVIATION,) * 3, "channel_order": "rgb", "test_size": side}
+    for model in (ours, fapn):
+        draw_offsets(model)
+        model.spec = dataclasses.replace(model.spec, data=dataclasses.replace(model.data, **data))
+    x = (pixels - MEAN) / DEVIATION
+    last = x[None].contiguous(memory_format=torch.channels_last)
+    counts = {"torchvision": torchvision_counts(theirs, x)} | dict.fromkeys(("fpn", "fapn"), equalise(ours, fapn, last))
+    torchvision = {"torchvision": lambda: theirs([x])}
+    return {
+        "fp32": torchvision | {"fpn": lambda: ours(last), "fapn": lambda: fapn(last)},
+        "defaults": torchvision | {"fpn": lambda: ours.predict(pixels), "fapn": lambda: fapn.predict(pixels)},
+    }, counts
+
+
+@torch.inference_mode()
+def torchvision_counts(model: nn.Module, x: Tensor) -> dict[str, int]:
+    proposals: list[Tensor] = []
+    watch = model.rpn.register_forward_hook(lambda *call: proposals.extend(call[-1][0]))
+    (found,) = model([x])
+    watch.remove()
+    return {"proposals": len(proposals[0]), "detections": len(found["boxes"])}
+
+
+@torch.inference_mode()
+def equalise(first: nn.Module, second: nn.Module, x: Tensor) -> dict[str, int]:
+    """Makes the two choose from equal numbers, see above; the counts of what is chosen."""
+    numbers: dict[str, Any] = {}
+    chosen = {}
+    for model, part in itertools.product((first, second), ("rpn", "box")):
+        branch = getattr(model.head, part)
+
+        def choose(*found: Any, own: Callable = branch.choose, part: str = part) -> Any:
+            chosen[part] = own(*numbers.setdefault(part, found))
+            return chosen[part]
+
+        branch.choose = choose
+    first(x)
+    return {"proposals": len(chosen["rpn"][0][0]), "detections": len(chosen["box"][0])}
 
 
 def mergers(size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
@@ -80,9 +133,17 @@ def measure(runs: dict[str, Callable[[], Any]], kind: str, size: str | int, roun
             "seconds": round(wall, 3), "cpu_seconds": round(cpu, 3),
             f"times_faster_than_{first.replace(' ', '_')}": round(theirs[0] / wall, 2),
             "times_faster_in_cpu_seconds": round(theirs[1] / cpu, 2),
+            **of_twin(best, wall, cpu),
         }
         for name, (wall, cpu) in best.items()
     ]  # fmt: skip
+
+
+def of_twin(best: dict[str, list[float]], wall: float, cpu: float) -> dict[str, float]:
+    """How much longer something takes than the model with FPN, where there is one."""
+    if "fpn" not in best:
+        return {}
+    return {"times_fpn": round(wall / best["fpn"][0], 3), "times_fpn_in_cpu_seconds": round(cpu / best["fpn"][1], 3)}
 
 
 @torch.inference_mode()
@@ -136,7 +197,10 @@ def main() -> None:
     facts = {"device": device_name(torch.device("cpu")), "torch": torch.__version__, **run_facts()}
     rows = []
     for kind in options.models:
-        rows += measure(contenders(kind, options.size), kind, options.size, options.rounds)
+        manners, counts = contenders(kind, options.size)
+        for manner, runs in manners.items():
+            found = measure(runs, kind, options.size, options.rounds)
+            rows += [row | counts[row["contender"]] | {"manner": manner} for row in found]
     if options.paste:
         rows += measure_pasting((3000, 4000), 100, options.rounds)
     for size in options.merge:

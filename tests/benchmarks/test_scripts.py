@@ -22,6 +22,7 @@ RowsOf = Callable[..., list[dict[str, str]]]
 def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RowsOf]:
     """What a script writes. It runs in this process, which has torch and timm already, as if it were called."""
     monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # rcnn.py would set it for good
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -38,8 +39,12 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RowsOf]
 
 def test_rcnn(rows_of: RowsOf) -> None:
     rows = rows_of("rcnn.py", "--models", "faster_rcnn", "--size", "64", "--threads", "1", "--rounds", "1")
-    assert [row["contender"] for row in rows] == ["torchvision", "fpn", "fapn"]
+    assert [row["contender"] for row in rows] == 2 * ["torchvision", "fpn", "fapn"]
+    assert [row["manner"] for row in rows] == 3 * ["fp32"] + 3 * ["defaults"]
     assert all(float(row["seconds"]) > 0 for row in rows)
+    assert len({(row["proposals"], row["detections"]) for row in rows if row["contender"] != "torchvision"}) == 1
+    assert all(int(row["proposals"]) > 50 and int(row["detections"]) > 5 for row in rows)
+    assert [float(row["times_fpn"]) for row in rows if row["contender"] == "fpn"] == [1, 1]
     rows = rows_of("rcnn.py", "--models", "--merge", "480x640", "--threads", "1", "--rounds", "1")
     assert [(row["model"], row["contender"]) for row in rows] == [("merge", "full masks"), ("merge", "ours")]
     assert float(rows[1]["times_faster_than_full_masks"]) > 3

@@ -162,7 +162,8 @@ def test_a_failure_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.M
         ("save_model", OSError(28, "No space left on device")),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(files, name, lambda *a, error=error, **k: (_ for _ in ()).throw(error))
+            place = files.folders if name == "save_model" else files
+            patch.setattr(place, name, lambda *a, error=error, **k: (_ for _ in ()).throw(error))
             with pytest.raises((ValueError, OSError), match=r"^differs$|^disk full$|^\[Errno 28\] No space"):
                 convert(other, out, spec.name)
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
@@ -200,7 +201,7 @@ def test_leavings_of_a_killed_conversion_go_with_the_next(tmp_path: Path) -> Non
 def test_what_was_written_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that changes one value, and one whose network computes something else, are found out."""
     spec = register(BY_NAME["perpixel"])
-    path, real = write(tmp_path / "x.pkl", official_state(spec)), files.save_model
+    path, real = write(tmp_path / "x.pkl", official_state(spec)), files.folders.save_model
 
     def wrong_value(network: ZooModel, folder: Path, **kwargs: Any) -> None:
         real(network, folder, **kwargs)
@@ -218,7 +219,7 @@ def test_what_was_written_is_compared(tmp_path: Path, monkeypatch: pytest.Monkey
         (wrong_value, r"does not hold what was written or read, in head\.predictor\.bias"),
         (wrong_probe, "no longer computes its stored outputs"),
     ):
-        monkeypatch.setattr(files, "save_model", writer)
+        monkeypatch.setattr(files.folders, "save_model", writer)
         with pytest.raises(ValueError, match=words):
             convert(path, tmp_path / "out", spec.name)
         assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ from toys.hub.official_toys import (
 from toys.hub.release_server import ReleaseServer
 
 import fapn_zoo
-from fapn_zoo.convert import download, official, to_zoo
+from fapn_zoo.convert import official, to_zoo
 from fapn_zoo.zoo import registry
 
 pytestmark = pytest.mark.hub
@@ -137,7 +137,7 @@ def test_faults_that_end_in_the_right_weights(
     row: Callable[[str, str], None],
 ) -> None:
     if faults[0].kind == "stall":
-        monkeypatch.setattr(download, "TIMEOUT", (15, 1))
+        monkeypatch.setattr(official, "TIMEOUT", (15, 1))
     releases.faults += faults
     spec = toys[name][0]
     folder = official.fetch(spec, spec.weights["paper"])

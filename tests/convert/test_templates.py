@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fapn_zoo.convert.templates import KeyMap, Rule
+from fapn_zoo.convert.key_maps import KeyMap, Rule
 
 pytestmark = pytest.mark.unit
 

@@ -18,8 +18,8 @@ from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.predict import predict
 from fapn_zoo.predict.inputs import network_input
-from fapn_zoo.runtime import precision
-from fapn_zoo.runtime.precision import resolve_amp
+from fapn_zoo.runtime import device as device_module
+from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.zoo.parts import HEADS, load_part
 
 pytestmark = pytest.mark.unit
@@ -57,7 +57,7 @@ def test_the_network_multiplies_in_what_was_asked_for(monkeypatch, name, options
     assert dtypes_of(model, amp="no", **options) == {torch.float32}
     assert dtypes_of(model, amp="bf16", **options) == {torch.bfloat16}
     for fast in (True, False):
-        monkeypatch.setattr(precision, "fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr(device_module, "fast_bfloat16", lambda device, fast=fast: fast)
         assert dtypes_of(model, **options) == {torch.bfloat16 if fast else torch.float32}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
@@ -89,7 +89,7 @@ def test_autocast_and_default_dtype_of_the_caller_change_nothing(options):
 
 def test_what_auto_means(monkeypatch):
     for fast, expected in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(precision, "fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr(device_module, "fast_bfloat16", lambda device, fast=fast: fast)
         assert resolve_amp("auto", CPU) == expected
         assert resolve_amp("auto", CPU, torch.float64) == resolve_amp("auto", CPU, torch.float16) == "no"
         assert resolve_amp("bf16", CPU) == "bf16" and resolve_amp("no", CPU) == "no"
@@ -99,9 +99,9 @@ def test_what_auto_means(monkeypatch):
     with pytest.raises(ValueError, match="amp='bf16' does not go with weights in float16"):
         resolve_amp("bf16", CPU, torch.float16)
     monkeypatch.undo()
-    assert not precision.fast_bfloat16(torch.device("mps"))
+    assert not device_module.fast_bfloat16(torch.device("mps"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not precision._cpu_has_bfloat16.__wrapped__()
+    assert not device_module._cpu_has_bfloat16.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fapn_zoo.convert.key_maps import official_names
+from fapn_zoo.convert.key_maps import Rule, official_names
 from fapn_zoo.convert.names import State, model_shapes, report
-from fapn_zoo.convert.templates import Rule
 from fapn_zoo.zoo.spec import ModelSpec
 
 

@@ -237,7 +237,7 @@ def test_numbers_and_colours_of_a_comparison(stripes: tuple[np.ndarray, np.ndarr
     assert first["scores"]["moved"]["band_acc"] == pytest.approx(0.5)  # the two columns behind each border are wrong
     assert report["total"]["scores"]["moved"]["miou"] == pytest.approx(first["scores"]["moved"]["miou"])
     assert "scores" not in report["images"][2]
-    found = Comparison("", list(models), [fapn_zoo.predict.predict(m, image) for m in models.values()], labels, 2)
+    found = Comparison("", list(models), [fapn_zoo.predict.predict(m, image) for m in models.values()], labels, 3, 2)
     colours = _errors(found, 1)
     assert (colours[10, [20, 21]] == WRONG_NEAR).all() and (colours[10, [22, 23]] == WRONG).all()
     assert not (colours[10, 24:40] == WRONG).all(1).any() and not (_errors(found, 0) == WRONG).all(2).any()

@@ -18,8 +18,15 @@ from huggingface_hub.repocard import metadata_load
 import fapn_zoo
 from fapn_zoo.cli.common import EMBEDDED
 from fapn_zoo.tasks import TASKS
-from fapn_zoo.weights.card import check_card, own_words, render_card
-from fapn_zoo.weights.card_facts import HUB_LICENSES, METRICS, collect_scores, license_metadata
+from fapn_zoo.weights.card import (
+    HUB_LICENSES,
+    METRICS,
+    check_card,
+    collect_scores,
+    license_metadata,
+    own_words,
+    render_card,
+)
 from fapn_zoo.zoo.labels import label_set
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec

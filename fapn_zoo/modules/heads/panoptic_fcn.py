@@ -31,7 +31,7 @@ class DeformNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        return F.relu(self.norm(self.conv(x, x)))
+        return F.relu(self.norm(self.conv(x, *self.conv.moves(x))))
 
 
 class PositionHead(nn.Module):

@@ -12,10 +12,12 @@ from fapn_zoo.modules.layers.layout import memory_format
 class ModulatedDeformConv(nn.Module):
     """A 3x3 modulated deformable convolution (DCNv2) whose offsets and masks are read from a second map.
 
-    `forward(x, guide)`: both (N, in_channels, H, W) -> (N, channels, H, W); without `in_channels` they have `channels`
-    too. The 27 * groups channels of the offset convolution are 18 * groups offsets in torchvision's order, then
-    9 * groups masks before their sigmoid. Offsets start at zero and masks at one half, so a new module is half a plain
-    convolution. Raises ValueError where groups do not divide the input's channels.
+    `forward(x, *moves(guide))`: both (N, in_channels, H, W) -> (N, channels, H, W); without `in_channels` they have
+    `channels` too. In two steps, so that the guide's memory is free for what follows: the more a CPU's allocator gives
+    back to the system, the more has to come from there again, slowly. The 27 * groups channels of the offset
+    convolution are 18 * groups offsets in torchvision's order, then 9 * groups masks before their sigmoid. Offsets
+    start at zero and masks at one half, so a new module is half a plain convolution. Raises ValueError where groups do
+    not divide the input's channels.
     """
 
     def __init__(self, channels: int, groups: int = 8, *, in_channels: int | None = None, bias: bool = True) -> None:
@@ -37,7 +39,13 @@ class ModulatedDeformConv(nn.Module):
         """Gives a new module weights that return `x`: under masks of one half, twice the Dirac kernel."""
         nn.init.dirac_(self.weight).mul_(2)
 
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+    def moves(self, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (N, 18 * groups, H, W), and masks (N, 9 * groups, H, W) in 0..1."""
         offset, mask = self.offset_mask(guide).split((18 * self.groups, 9 * self.groups), dim=1)
-        y = deform_conv2d(x, offset, self.weight, self.bias, padding=1, mask=mask.sigmoid())
+        if mask.requires_grad or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return offset, mask.sigmoid()
+        return offset, mask.sigmoid_()
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        y = deform_conv2d(x, offset, self.weight, self.bias, padding=1, mask=mask)
         return y.contiguous(memory_format=memory_format(x))  # what follows would otherwise leave channels-last

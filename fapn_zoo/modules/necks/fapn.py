@@ -60,14 +60,20 @@ class FeatureAlignment(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor, norm: nn.Module | None = None) -> Tensor:
         """`norm`: a norm owned by another module, applied to the offset feature as well."""
-        up = _enlarged(coarse, fine)
-        guide = up
-        if self.guide is not None:
-            of_fine, of_coarse = self.guide.conv.weight.chunk(2, dim=1)
-            guide = sum_into(F.conv2d(fine, of_fine), _enlarged(F.conv2d(coarse, 2 * of_coarse), fine))
-            guide = self.guide.norm(guide)
-            guide = guide if norm is None else norm(guide)
-        return sum_into(F.relu(self.dcn(up, guide)), fine)
+        if self.guide is None:
+            up = _enlarged(coarse, fine)
+            moves = self.dcn.moves(up)
+        else:
+            moves = self.dcn.moves(self._guided(fine, coarse, norm))
+            up = _enlarged(coarse, fine)
+        return sum_into(F.relu(self.dcn(up, *moves), inplace=True), fine)
+
+    def _guided(self, fine: Tensor, coarse: Tensor, norm: nn.Module | None) -> Tensor:
+        """What offsets and masks are read from, (N, C, H, W) of the fine size."""
+        of_fine, of_coarse = self.guide.conv.weight.chunk(2, dim=1)
+        guide = sum_into(F.conv2d(fine, of_fine), _enlarged(F.conv2d(coarse, 2 * of_coarse), fine))
+        guide = self.guide.norm(guide)
+        return guide if norm is None else norm(guide)
 
 
 class DeconvAlignment(nn.Module):

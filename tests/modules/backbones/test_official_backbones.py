@@ -8,8 +8,7 @@ import pytest
 import torch
 from toys.golden_rule import Golden
 
-from fapn_zoo.convert.key_maps import backbone_pairs
-from fapn_zoo.convert.templates import KeyMap
+from fapn_zoo.convert.key_maps import KeyMap, backbone_pairs
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.weights.folder import WithoutInit
 

@@ -100,6 +100,28 @@ def test_layouts_are_those_that_graphs_are_told(name: str, part: str, dtype: tor
         assert value.shape == fake.shape and value.stride() == fake.stride() and value.dtype == fake.dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (1, 7), (9, 1), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_offsets_and_masks_out_of_one_map(
+    height: int, width: int, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """Some channels of a larger map are read as their copies are, to the last bit; so are every second ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(dtype)
+
+    x, weight = random(2, 32, height, width), random(8, 32, 3, 3)
+    whole = random(2, 5 + 2 * 54, height, width).contiguous(memory_format=layout)
+    for offset, mask in ((whole[:, 5:41], whole[:, 41:59]), (whole[:, 5:77:2], whole[:, 77::2])):
+        dense = [part.contiguous(memory_format=layout) for part in (offset, mask)]
+        for parts in ((offset, mask), (offset, None), (dense[0], mask)):
+            found = deform_conv2d(x, parts[0], weight, padding=1, mask=parts[1])
+            expected = deform_conv2d(x, dense[0], weight, padding=1, mask=None if parts[1] is None else dense[1])
+            assert torch.equal(found, expected)
+
+
 def test_gradients_inside_autocast() -> None:
     shape = SHAPES["plain"]
     tensors = make_tensors(shape, torch.float32)

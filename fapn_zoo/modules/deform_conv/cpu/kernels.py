@@ -130,21 +130,20 @@ def find_origins(work: Work, start: int, count: int) -> None:
 
 
 @part
-def _channels(array: np.ndarray, steps: Steps, channels: int, plan: Plan, image: int, group: int, start: int) -> Matrix:
-    """The `channels` of an offset group, for the pixels of a tile."""
-    at = (image * plan.offset_groups * plan.pixels + group * steps[0]) * channels + start * steps[1]
-    return Matrix(array, at, steps)
+def _channels(array: np.ndarray, steps: Steps, channels: int, image_at: int, group: int, start: int) -> Matrix:
+    """The `channels` of an offset group, for the pixels of a tile; the image is at `image_at`."""
+    return Matrix(array, image_at + group * channels * steps[0] + start * steps[1], steps)
 
 
 @part
 def find_samples(tensors: Tensors, image: int, group: int, start: int, count: int, work: Work) -> None:
     """Find the samples of an offset group, counted among all of the call, for all taps and pixels of a tile."""
     plan, taps, none = work.plan, work.plan.taps, np.int64(0)
-    source = _channels(tensors.offset, plan.offset_steps, 2 * taps, plan, image, group, start)
+    source = _channels(tensors.offset, plan.offset_steps, 2 * taps, image * plan.offset_image, group, start)
     copy(source, Matrix(work.planes, none, plan.plane_steps), 2 * taps, count)
     # Without a mask, the planes of factors stay as they were made, full of ones.
     if tensors.mask.size > 0:
-        factors = _channels(tensors.mask, plan.mask_steps, taps, plan, image, group, start)
+        factors = _channels(tensors.mask, plan.mask_steps, taps, image * plan.mask_image, group, start)
         copy(factors, Matrix(work.planes, 2 * taps * plan.tile, plan.plane_steps), taps, count)
     for tap in range(taps):
         sy, sx = _shift(work, tap)
@@ -161,10 +160,10 @@ def store_slopes(grads: Gradients, image: int, group: int, start: int, count: in
         for i in range(0, count, 16):
             slopes(16, work, tap, i, sy, sx)
     if grads.offset.size > 0:
-        target = _channels(grads.offset, plan.offset_steps, 2 * taps, plan, image, group, start)
+        target = _channels(grads.offset, plan.offset_steps, 2 * taps, image * plan.offset_image, group, start)
         copy(Matrix(work.slopes, none, plan.plane_steps), target, 2 * taps, count)
     if grads.mask.size > 0:
-        target = _channels(grads.mask, plan.mask_steps, taps, plan, image, group, start)
+        target = _channels(grads.mask, plan.mask_steps, taps, image * plan.mask_image, group, start)
         copy(Matrix(work.slopes, 2 * taps * plan.tile, plan.plane_steps), target, taps, count)
 
 

@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.modules.deform_conv.cpu.plan import Gradients, Tensors, Work, make_plan, make_work, steps, vector_length
+from fapn_zoo.modules.deform_conv.cpu.plan import (
+    Gradients,
+    Tensors,
+    Work,
+    is_part,
+    make_plan,
+    make_work,
+    steps,
+    vector_length,
+)
 from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs
 from fapn_zoo.modules.layers.layout import is_channels_last, memory_format
 from fapn_zoo.runtime.workers import WORKERS
@@ -26,8 +35,17 @@ def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor.detach().to(dtype, memory_format=layout).contiguous(memory_format=layout)
 
 
+def _readable(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As `_dense`, but a part of a larger tensor stays where it is: offsets and masks come from one convolution."""
+    if tensor is not None and tensor.dtype == dtype and is_part(tensor):
+        return tensor.detach()
+    return _dense(tensor, dtype)
+
+
 def _flat(tensor: Tensor) -> np.ndarray:
-    """A dense tensor's numbers in the order of memory, bfloat16 as uint16."""
+    """The numbers in the order of memory of a tensor that is dense, or a part (see `is_part`); bfloat16 as uint16."""
+    if tensor.dim() == 4 and is_part(tensor):
+        tensor = tensor.as_strided((tensor.stride(0) * len(tensor) - tensor.stride(3) + tensor.shape[1],), (1,))
     tensor = (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 and is_channels_last(tensor) else tensor).view(-1)
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -56,8 +74,8 @@ def forward(
         return output.to(wanted)
     # Positions are computed in `real`, from halves or not.
     halves = all(tensor is None or tensor.dtype == torch.bfloat16 for tensor in (offset, mask))
-    offset, mask = (_dense(tensor, torch.bfloat16 if halves else real) for tensor in (offset, mask))
-    plan = make_plan(geo, offset, mask, output, geo.offset_groups)
+    offset, mask = (_readable(tensor, torch.bfloat16 if halves else real) for tensor in (offset, mask))
+    plan = make_plan(geo, offset, mask, output)
     (fill, _, pack), compute = kernels.make_movers(), kernels.make_forward(vector_length(geo))
     start = torch.zeros(geo.groups, plan.wide, dtype=real)
     if bias is not None:
@@ -111,7 +129,7 @@ class _Backward:
         sizes = {"channels": geo.channels // self.blocks, "out_channels": geo.out_channels // geo.groups * groups}
         sizes |= {"groups": groups, "offset_groups": geo.offset_groups // self.blocks}
         self.part = geo._replace(batch=1, **sizes)
-        self.plan = make_plan(self.part, offset, mask, grad, geo.offset_groups, backward=True)
+        self.plan = make_plan(self.part, offset, mask, grad, backward=True)
         self.fill, self.drain, _ = kernels.make_movers()
         self.adjoint = kernels.make_adjoint(vector_length(self.part))
         factors = input.new_empty(0) if mask is None else mask

@@ -34,9 +34,10 @@ class Plan(NamedTuple):
     weight: int  # from row to row of the packed weight
     rows: int  # of a block of the matrix product
     lanes: int
-    offset_groups: int  # of the whole call, where the geometry is a part of it
     offset_steps: Steps
     mask_steps: Steps
+    offset_image: int  # from image to image
+    mask_image: int
     output_steps: Steps
     plane_steps: Steps
     sum_steps: Steps
@@ -59,7 +60,7 @@ class Tensors(NamedTuple):
     """The flat arrays of a pass; all but offset and mask are of its dtype."""
 
     table: np.ndarray  # (B, ...), filled: see `sampling.py`; backwards, that of some channels of one image
-    offset: np.ndarray  # (B, G * taps * 2, Ho * Wo), either layout and any dtype
+    offset: np.ndarray  # (B, G * taps * 2, Ho * Wo), either layout and any dtype; forwards there may be gaps
     mask: np.ndarray  # (B, G * taps, Ho * Wo), as offset; may be empty
     weight: np.ndarray  # packed; backwards (pieces, outs, plan.weight), rows of (taps, channels of the piece), padded
     output: np.ndarray  # (B, O, Ho * Wo), either layout; backwards, the output's gradient
@@ -111,15 +112,21 @@ def _spread(number: int) -> int:
     return (-(-number // 16) | 1) * 16
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Whether a tensor is some neighbouring channels of a channels-last tensor that has more."""
+    (_, channels, height, width), step = tensor.shape, tensor.stride(3)
+    return step > channels and tensor.stride() == (height * width * step, 1, width * step, step)
+
+
 def steps(tensor: Tensor) -> Steps:
-    """From channel to channel and from pixel to pixel of a dense tensor, NCHW or channels-last."""
+    """From channel to channel and from pixel to pixel of a tensor, dense in either layout or a part of a larger one."""
+    if is_part(tensor):
+        return 1, tensor.stride(3)
     return (1, tensor.shape[1]) if is_channels_last(tensor) else (tensor.shape[2] * tensor.shape[3], 1)
 
 
-def make_plan(
-    geometry: Geometry, offset: Tensor, mask: Tensor | None, output: Tensor, offset_groups: int, backward: bool = False
-) -> Plan:
-    """The plan of a pass over `geometry`; the tensors, of the whole call, are dense, and `mask` may be None."""
+def make_plan(geometry: Geometry, offset: Tensor, mask: Tensor | None, output: Tensor, backward: bool = False) -> Plan:
+    """The plan of a pass over `geometry`; for the tensors, of the whole call, see `steps`; `mask` may be None."""
     from fapn_zoo.modules.deform_conv.cpu.vectors import block_shape
 
     rows, lanes = block_shape(8 if output.dtype == torch.float64 else 4)
@@ -137,8 +144,9 @@ def make_plan(
     sizes |= {"weight": _spread(deep if backward else wide), "rows": rows, "lanes": lanes}
     of_tensors = {"offset_steps": steps(offset), "output_steps": steps(output)}
     of_tensors["mask_steps"] = (1, 1) if mask is None else steps(mask)
+    of_tensors |= {"offset_image": offset.stride(0), "mask_image": 0 if mask is None else mask.stride(0)}
     of_memory = {"plane_steps": (tile, 1), "sum_steps": (1, row), "bias_steps": (1, 0), "block_steps": (1, 16)}
-    return Plan(**sizes, offset_groups=offset_groups, **of_tensors, **of_memory)
+    return Plan(**sizes, **of_tensors, **of_memory)
 
 
 def make_work(geometry: Geometry, plan: Plan, dtype: torch.dtype, backward: bool = False) -> Work:
