@@ -251,6 +251,7 @@ LABELME_FAULTS = {
     "no picture": (lambda r: (r / "train/002.png").unlink(), "names the picture '002.png', which is not there"),
     "no list": (shape(lambda t: t.update(shapes={}), -1), "no file of LabelMe: expected an object with a list shapes"),
     "no json": (lambda r: (r / "train/002.json").write_text("{"), "002.json is not readable JSON"),
+    "UTF-16": (lambda r: (r / "train/002.json").write_bytes('{"shapes": []}'.encode("utf-16")), "is UTF-16 text"),
     "null": (shape(lambda t: t["shapes"].append(None), -1), r"shapes\[3\] has shape_type None"),
     "another size": (shape(lambda t: t.update(imageHeight=9, imageWidth=9), -1), "is outside of its picture of 9x9"),
 }  # fmt: skip
