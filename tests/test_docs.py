@@ -241,7 +241,7 @@ def test_commands_in_the_text_of_the_front_page_parse() -> None:
 def test_cheap_commands_run(page: Path, inside: Path, capsys: pytest.CaptureFixture) -> None:
     for words in commands(page):
         ours = our_words(words)
-        if ours is None or words[0] != "fapn-zoo":
+        if ours is None or words[0] != "fapn-zoo" or "hf:OWNER" in " ".join(ours):  # which wants a network
             continue
         if ours[0] in CHEAP and ON_LARGE_MODELS not in ours:
             assert main(ours) == 0, (words, capsys.readouterr().err)

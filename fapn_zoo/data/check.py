@@ -12,9 +12,10 @@ from fapn_zoo.data.check_samples import check_samples
 from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.layouts import PREFIXES, choose
+from fapn_zoo.data.layouts import LAYOUTS, PREFIXES, choose
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
+from fapn_zoo.runtime.tables import some
 
 __all__ = ["CheckReport", "Problem", "check_data"]
 
@@ -44,7 +45,12 @@ def check_data(
     root, named = Path(path).expanduser(), kind in PREFIXES.values()
     if not named and not (root.is_dir() if kind is FolderDataset else root.exists()):
         raise FileNotFoundError(f"no data folder {root}")
-    report = CheckReport(root, None)
+    names = [layout.name for layout in LAYOUTS if not named and (layout.kind is kind or layout.found(root))]
+    name = next((layout.name for layout in LAYOUTS if layout.kind is kind), "generated")
+    report = CheckReport(root, name)
+    if also := [other for other in names if other != name and path == str(source)]:
+        text = f"{root} is read as {name}; it looks like {some(also)} too: write {also[0]}:{root} if that is meant"
+        report.add("several layouts", root, text, error=False)
     if kind is FolderDataset:
         check_folder(report, num_classes, progress, reading)
     else:

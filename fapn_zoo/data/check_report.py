@@ -36,7 +36,8 @@ class CheckReport:
     """All findings on a data folder; `ok` when none is an error, `render()` gives the table and the list as text."""
 
     root: Path
-    labels: LabelMap | None  # None: no classes.json and no num_classes, or they disagree
+    layout: str  # that it is read as
+    labels: LabelMap | None = None  # None: no classes.json and no num_classes, or they disagree
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     pictures: PictureFacts = field(default_factory=lambda: PictureFacts(Reading()))
@@ -53,9 +54,8 @@ class CheckReport:
         """Adds a finding; paths in `detail` become relative to the root, as `path` does."""
         shown = str(detail).replace(f"{self.root}{os.sep}", "")
         file = path.relative_to(self.root) if path.is_relative_to(self.root) else path
-        found = Problem(kind, file.as_posix(), shown, error)
-        if error or found not in self.problems[-100:]:  # what is said of every split alike is said once
-            self.problems.append(found)
+        if error or all(shown != one.detail for one in self.problems[-100:]):  # what is said of every split alike
+            self.problems.append(Problem(kind, file.as_posix(), shown, error))
 
     def remember(self, split: str, path: Path, content: bytes | None = None) -> None:
         """Takes down a picture by its content, which is that of the file where it is not given."""
@@ -64,7 +64,7 @@ class CheckReport:
 
     def render(self, limit: int = 10) -> str:
         """Class table (pixels in percent, images with the class) and the findings, at most `limit` per kind."""
-        lines = [f"{self.root}: " + ", ".join(f"{s} {c.samples}" for s, c in self.splits.items())]
+        lines = [f"{self.root} ({self.layout}): " + ", ".join(f"{s} {c.samples}" for s, c in self.splits.items())]
         if self.labels is not None:
             lines += ["", *self._table(), *(f"   {fact}" for fact in self.facts)]
         groups: dict[tuple[bool, str], list[Problem]] = defaultdict(list)

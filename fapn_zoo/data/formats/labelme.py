@@ -44,12 +44,14 @@ class LabelMeFolder(AnnotatedPictures):
             raise FileNotFoundError(f"no json files of LabelMe in {self.root}")
         part = one_split(list(lists), split, self.root, SAME.get(split, ()))
         self.file = self.root / part
-        shapes = (one for files in lists.values() for file in files for one in _table(file, [])["shapes"])
+        tables = (_table(file, []) or {"shapes": []} for files in lists.values() for file in files)
+        shapes = (one for table in tables for one in table["shapes"])
         names = (one["label"] for one in shapes if isinstance(one, dict) and isinstance(one.get("label"), str))
         self.labels, class_of = named_classes(self.root, names, remarks)
         self.pictures, beside = [], Beside()
         for file in lists[part]:
-            table = _table(file, self.faults)
+            if (table := _table(file, self.faults)) is None:
+                continue
             said = table.get("imagePath")
             path = file.parent / str(said).replace("\\", "/")
             if not path.is_file() and (path := beside.find(file, file.parent)) is None:
@@ -70,19 +72,24 @@ def _lists(root: Path) -> dict[str, list[Path]]:
     """By split its json files; none where the first of them is no file of LabelMe."""
     below = {p.name: list_folder(p, (".json",)).files for p in sorted(root.glob("*")) if p.is_dir()}
     flat = [file for file in list_folder(root, (".json",), deep=False).files if file.name != "classes.json"]
-    found = {split: files for split, files in below.items() if files and _is_labelme(files[0])}
-    return found or ({"": flat} if flat and _is_labelme(flat[0]) else {})
+    ours = {split: _is_labelme(files) for split, files in below.items()}
+    if any(ours.values()):  # then files that cannot be read are meant to be of it
+        return {split: below[split] for split, known in ours.items() if known is not False}
+    return {"": flat} if _is_labelme(flat) else {}
 
 
-def _is_labelme(file: Path) -> bool:
-    try:
-        table = load_json(file)
-    except (OSError, ValueError):
-        return False
-    return isinstance(table, dict) and isinstance(table.get("shapes"), list) and "imagePath" in table
+def _is_labelme(files: Sequence[Path]) -> bool | None:
+    """Whether the first file that can be read is LabelMe's; None where none of the first can."""
+    for file in files[:5]:
+        try:
+            table = load_json(file)
+        except (OSError, ValueError):
+            continue
+        return isinstance(table, dict) and isinstance(table.get("shapes"), list) and "imagePath" in table
+    return None if files else False
 
 
-def _table(file: Path, faults: list[Fault]) -> Mapping[str, Any]:
+def _table(file: Path, faults: list[Fault]) -> Mapping[str, Any] | None:
     try:
         table = load_json(file)
         if isinstance(table, dict) and isinstance(table.get("shapes"), list):
@@ -90,7 +97,7 @@ def _table(file: Path, faults: list[Fault]) -> Mapping[str, Any]:
         faults.append(of_file(file, BAD_ENTRY, "no file of LabelMe: expected an object with a list shapes"))
     except (OSError, ValueError) as error:
         faults.append(Fault(BAD_ENTRY, str(error), file=file))
-    return {"shapes": []}
+    return None
 
 
 def _objects(

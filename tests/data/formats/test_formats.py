@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from toys import coco, formats
 
-from fapn_zoo.data import DataError, open_dataset
+from fapn_zoo.data import DataError, check, layouts, open_dataset
 from fapn_zoo.data.check import check_data
 from fapn_zoo.data.formats.labelme import LabelMeFolder
 from fapn_zoo.data.formats.voc import VocFolder
 from fapn_zoo.data.formats.yolo import YoloFolder
+from fapn_zoo.data.generated import ScenesDataset
 from fapn_zoo.data.sample import BOXES, MASKS, check_holds
 from fapn_zoo.evaluate import evaluate
 
@@ -251,6 +252,7 @@ LABELME_FAULTS = {
     "no picture": (lambda r: (r / "train/002.png").unlink(), "names the picture '002.png', which is not there"),
     "no list": (shape(lambda t: t.update(shapes={}), -1), "no file of LabelMe: expected an object with a list shapes"),
     "no json": (lambda r: (r / "train/002.json").write_text("{"), "002.json is not readable JSON"),
+    "UTF-16": (lambda r: (r / "train/002.json").write_bytes('{"shapes": []}'.encode("utf-16")), "is UTF-16 text"),
     "null": (shape(lambda t: t["shapes"].append(None), -1), r"shapes\[3\] has shape_type None"),
     "another size": (shape(lambda t: t.update(imageHeight=9, imageWidth=9), -1), "is outside of its picture of 9x9"),
 }  # fmt: skip
@@ -296,6 +298,24 @@ def test_what_is_used_and_told(kind: str, case: str, tmp_path: Path):
     assert report.ok and not report.render().endswith("all good")
     if case == "difficult":
         assert data.sample(1).objects.crowd.tolist() == [True, False, False] and data.listed(1).tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["coco", *OTHERS])
+def test_a_folder_of_another_kind_is_not_good(name: str, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    report = check_data(f"{name}:{tmp_path / 'empty'}", progress=False)
+    assert [problem.kind for problem in report.problems] == ["split that cannot be opened"] and not report.ok
+
+
+def test_a_source_that_lists_no_splits_is_asked_for_the_usual_ones(monkeypatch: pytest.MonkeyPatch):
+    class Plain:
+        def __new__(cls, spec: str, split: str, *_: object) -> ScenesDataset:
+            return ScenesDataset(spec.replace("plain", "scenes"), split)
+
+    monkeypatch.setattr(layouts, "PREFIXES", {"plain": Plain})
+    monkeypatch.setattr(check, "PREFIXES", layouts.PREFIXES)
+    report = check_data("plain:2@32x32", progress=False)
+    assert list(report.splits) == ["train", "val", "test"] and report.splits["val"].samples == 2
 
 
 def test_pixels_that_count_from_0(tmp_path: Path):
