@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from torch import Tensor
 from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, annotation
 from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, splits
-from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.opening import ImageError, opened, orientation, upright_size
+from fapn_zoo.data.opening import opened
 from fapn_zoo.data.reading import READING, check_ids, read_labels
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Objects, Sample
@@ -109,17 +108,14 @@ class HubMaps:
         return ()
 
     def size(self, index: int) -> tuple[int, int]:
-        return _stored_size(self._bytes(index, "image"), self.rows.shown(index), self.reading)
-
-    def _bytes(self, index: int, use: str) -> bytes:
-        return _bytes_of(self.rows, index, use)
+        return self.rows.size(index, self.reading)
 
     def image(self, index: int) -> Tensor:
-        return _pixels(self.rows, index, self.reading)
+        return self.rows.pixels(index, self.reading)
 
     def _mask(self, index: int) -> np.ndarray:
         shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
-        return read_labels(Path(shown), self.reading, self._bytes(index, "mask"))
+        return read_labels(Path(shown), self.reading, self.rows.bytes(index, "mask"))
 
     def sample(self, index: int) -> Sample:
         image, labels = self.image(index), self._mask(index)
@@ -151,7 +147,7 @@ class HubSegments(HubMaps):
 
     def _colours(self, index: int) -> np.ndarray:
         shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
-        with opened(io.BytesIO(self._bytes(index, "mask")), shown) as image:
+        with opened(io.BytesIO(self.rows.bytes(index, "mask")), shown) as image:
             if image.mode not in ("RGB", "RGBA"):
                 raise DataError(f"{shown} has mode {image.mode}; expected RGB")
             return np.asarray(image)[:, :, :3].astype(np.int32)
@@ -231,8 +227,9 @@ class HubObjects(AnnotatedPictures):
             found = f"{', '.join(keys)}" if keys else "none"
             raise DataError(f"{self.name}: objects must have one of {', '.join(CATEGORIES)}; found {found}")
         self.labels, class_of = self._classes(listed, keys[0] if keys else CATEGORIES[0])
-        sizes = [self._size(index) for index in range(len(listed))]
-        boxes = [(one["bbox"], size) for one, size in _flat(listed, sizes) if one.get("bbox")]
+        sizes = [self.rows.size(index, self.reading) for index in range(len(listed))]
+        pairs = ((one, size) for entries, size in zip(listed, sizes, strict=True) for one in entries)
+        boxes = [(one["bbox"], size) for one, size in pairs if one.get("bbox")]
         corners = _are_corners(boxes, self.rows.name.options.get("boxes"), self.name)
         self.pictures = []
         for index, (entries, size) in enumerate(zip(listed, sizes, strict=True)):
@@ -270,18 +267,11 @@ class HubObjects(AnnotatedPictures):
         labels = LabelMap(names, (), 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
         return labels, {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
 
-    def _size(self, index: int) -> tuple[int, int]:
-        return _stored_size(_bytes_of(self.rows, index, "image"), self.rows.shown(index), self.reading)
-
     def files(self, index: int) -> tuple[Path, ...]:
         return ()
 
     def image(self, index: int) -> Tensor:
-        return _pixels(self.rows, index, self.reading)
-
-
-def _flat(listed: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[dict, tuple[int, int]]]:
-    return ((one, size) for entries, size in zip(listed, sizes, strict=True) for one in entries)
+        return self.rows.pixels(index, self.reading)
 
 
 def _entries(value: Any) -> list[dict[str, Any]]:
@@ -319,34 +309,6 @@ def _are_corners(boxes: list[tuple[Sequence[float], tuple[int, int]]], said: str
         text = f"as x, y, width, height {len(beyond)} of its {len(boxes)} boxes reach out of their pictures"
         raise DataError(f"{name}: {text}, as corners none; add ?boxes=corners, or ?boxes=widths if they are right")
     return False
-
-
-def _bytes_of(rows: Rows, index: int, use: str) -> bytes:
-    found = rows.table[index][rows.columns[use]]
-    if found is None:
-        raise DataError(f"{rows.shown(index)} has no {use}")
-    if found.get("bytes") is None:
-        try:
-            return Path(found["path"]).read_bytes()
-        except OSError as error:
-            raise DataError(f"{rows.shown(index)}: {error}") from None
-    return found["bytes"]
-
-
-def _pixels(rows: Rows, index: int, reading: Reading) -> Tensor:
-    try:
-        return load_image(_bytes_of(rows, index, "image"), **reading.options).pixels
-    except ImageError as error:
-        raise DataError(f"{rows.shown(index)}: {error}") from None
-
-
-def _stored_size(data: bytes, shown: str, reading: Reading) -> tuple[int, int]:
-    try:
-        with opened(io.BytesIO(data), shown) as image:
-            size, turned = image.size[::-1], orientation(image)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{shown}: {error}") from None
-    return upright_size(size, turned) if reading.turns else size
 
 
 def _check_sizes(image: Tensor, labels: np.ndarray, shown: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -12,7 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+from torch import Tensor
 
+from fapn_zoo.data.images import load_image
+from fapn_zoo.data.opening import ImageError, opened, orientation, upright_size
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
@@ -82,6 +87,31 @@ class Rows:
     def shown(self, index: int) -> str:
         """What an error calls row `index`."""
         return f"hf:{self.name.place} row {index}"
+
+    def bytes(self, index: int, use: str) -> bytes:
+        """The stored file of an image or a mask. DataError, which names the row, where there is none."""
+        found = self.table[index][self.columns[use]]
+        if found is None:
+            raise DataError(f"{self.shown(index)} has no {use}")
+        try:
+            return Path(found["path"]).read_bytes() if found.get("bytes") is None else found["bytes"]
+        except OSError as error:
+            raise DataError(f"{self.shown(index)}: {error}") from None
+
+    def pixels(self, index: int, reading: Reading) -> Tensor:
+        """The image of a row, see `load_image`. DataError, which names the row, where it cannot be read."""
+        try:
+            return load_image(self.bytes(index, "image"), **reading.options).pixels
+        except ImageError as error:
+            raise DataError(f"{self.shown(index)}: {error}") from None
+
+    def size(self, index: int, reading: Reading) -> tuple[int, int]:
+        """(height, width) of the image, which is not decoded."""
+        try:
+            with opened(io.BytesIO(self.bytes(index, "image")), self.shown(index)) as image:
+                return upright_size(image.size[::-1], orientation(image) if reading.turns else 1)
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{self.shown(index)}: {error}") from None
 
 
 def load_rows(text: str, split: str) -> Rows:
