@@ -24,10 +24,10 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch):
     """A machine without fonts but Pillow's own, which has been asked nothing yet."""
     monkeypatch.setattr(fonts, "_installed", set)
     monkeypatch.delenv("FAPN_ZOO_FONT", raising=False)
-    for cache in (fonts._fonts, fonts._say):
+    for cache in (fonts._named, fonts._files, fonts._find, fonts._say):
         cache.cache_clear()
     yield
-    for cache in (fonts._fonts, fonts._say):
+    for cache in (fonts._named, fonts._files, fonts._find, fonts._say):
         cache.cache_clear()
 
 
@@ -153,8 +153,9 @@ def test_plots_show_the_same(make_font: Callable, monkeypatch: pytest.MonkeyPatc
 
 def test_fonts_of_this_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
-    fonts._fonts.cache_clear()
-    files = fonts._fonts("").files
+    fonts._files.cache_clear()
+    fonts._find.cache_clear()
+    files = fonts._files()
     assert all(Path(file).is_file() for file in files)
     if any(Path(file).name == "DejaVuSans.ttf" for file in files) and features.check("raqm"):
         assert fonts.class_names(["Straße", "дорога", ARABIC]) == ["Straße", "дорога", ARABIC]
