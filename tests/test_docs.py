@@ -21,9 +21,8 @@ import fapn_zoo
 from fapn_zoo.cli import _parser as command_line
 from fapn_zoo.cli import main
 from fapn_zoo.train.settings import load_recipe, parse_overrides
-from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.labels import list_label_sets
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import DataSpec
 

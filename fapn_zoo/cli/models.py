@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fapn_zoo.zoo.backbones import BACKBONES
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
 from fapn_zoo.zoo.spec import SCALES
 

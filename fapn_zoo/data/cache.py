@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from fapn_zoo.data.reading_rules import reading_of
-from fapn_zoo.data.sample import Dataset, Objects, Sample
+from fapn_zoo.data.sample import Dataset, Sample
 
 CACHE_BYTES = 1 << 30
 
@@ -56,10 +56,8 @@ class CachedDataset:
 
 
 def _bytes_of(sample: Sample) -> int:
-    labels = 0 if sample.labels is None else sample.labels.nbytes
-    return sample.image.nbytes + labels + (0 if sample.objects is None else _object_bytes(sample.objects))
-
-
-def _object_bytes(objects: Objects) -> int:
-    arrays = (objects.ids, objects.classes, objects.crowd, objects.given_boxes, objects.given_areas)
-    return sum(a.nbytes for a in arrays if a is not None) + sum(crop.pixels.nbytes for crop in objects.crops or ())
+    found, arrays = sample.objects, [sample.image, sample.labels]
+    if found is not None:
+        arrays += [found.ids, found.classes, found.crowd, found.given_boxes, found.given_areas]
+        arrays += [crop.pixels for crop in found.crops or ()]
+    return sum(array.nbytes for array in arrays if array is not None)

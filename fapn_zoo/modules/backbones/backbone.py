@@ -19,14 +19,14 @@ from fapn_zoo.modules.backbones.imagenet import build_features
 from fapn_zoo.modules.backbones.plan import STRIDES, ceil_div, is_channels_last, parameters_before, plan, timm_name
 from fapn_zoo.modules.backbones.surgery import dilate_last_stage, move_stride_to_1x1, with_frozen_batch_norm
 from fapn_zoo.modules.backbones.swin_official import swin_blocks, use_official_order
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.conv import memory_format
 
 
 class Backbone(nn.Module):
     """Four feature maps of an image, fine to coarse, from any timm network that is a pyramid.
 
     Args:
-        name: short name (`fapn_zoo.zoo.backbones.BACKBONES`) or any timm name, with or without a tag.
+        name: short name (`fapn_zoo.zoo.parts.BACKBONES`) or any timm name, with or without a tag.
         pretrained: fetch ImageNet weights through timm (for `in_chans` other than 3 it adapts the first layer).
         in_chans: channels of the input image, at least 1.
         norm: `None` keeps the network's own; `"frozen_bn"` turns every BatchNorm into constants: statistics and

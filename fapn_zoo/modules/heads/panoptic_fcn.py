@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import PanopticFCNOutput
-from fapn_zoo.modules.heads.panoptic import count_things, merge_rule
+from fapn_zoo.modules.heads.outputs import PanopticFCNOutput, count_things, merge_rule
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
 from fapn_zoo.modules.layers.conv import ConvNormAct, make_norm
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, PanopticFPNParts, Targets
-from fapn_zoo.modules.heads.panoptic import count_things, merge_rule
+from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, PanopticFPNParts, Targets, count_things, merge_rule
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
 
