@@ -43,16 +43,17 @@ def overlay(
     weight, thickness = round(alpha * 256), max(1, round(min(ids.shape) / 700))
     dark = colours.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
     lines = np.where(dark, colours // 2 + 127, colours // 2)
-    picture = image.copy()
+    picture = Image.new("RGB", ids.shape[::-1])
     for top in range(0, len(ids), BAND):  # a large picture needs little memory beside its own
-        band, part = picture[top : top + BAND], ids[top : top + BAND]
+        band, part = image[top : top + BAND].copy(), ids[top : top + BAND]
         mixed = band.astype(np.uint16) * (256 - weight)
         mixed += colours[part].astype(np.uint16) * weight
         np.copyto(band, (mixed >> 8).astype(np.uint8), where=shown[part][:, :, None])
         if boundaries:
             line = _boundaries(ids[top : top + BAND + thickness], thickness, thickest)[: len(band)]
             band[line] = lines[part[line]]
-    return Image.fromarray(picture)
+        picture.paste(Image.fromarray(band), (0, top))
+    return picture
 
 
 def _boundaries(ids: np.ndarray, thickness: int, thickest: np.ndarray | None) -> np.ndarray:

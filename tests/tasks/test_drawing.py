@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,41 +13,15 @@ from fapn_zoo.tasks import drawing
 
 pytestmark = pytest.mark.unit
 
-PHOTO = """
-import resource, sys
-import torch
-from fapn_zoo.data.images import LoadedImage
-from fapn_zoo.postprocess.answers import Instances, Segment
-from fapn_zoo.postprocess.cropped import SoftMasks
-from fapn_zoo.tasks import TASKS
-from fapn_zoo.zoo.spec import DataSpec
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-def draw(height, width, count, path):
-    g = torch.Generator().manual_seed(0)
-    corners = torch.rand(count, 2, generator=g) * torch.tensor([0.9 * width, 0.9 * height])
-    boxes = torch.cat([corners, corners + 20 + torch.rand(count, 2, generator=g) * 0.1 * height], 1)
-    masks = SoftMasks(torch.randn(count, 28, 28, generator=g) + 2, boxes, (height, width))
-    segments = tuple(Segment(m + 1, m % 2, True, 0.9, 500) for m in range(count))
-    pixels = torch.randint(0, 255, (3, height, width), dtype=torch.uint8, generator=g)
-    data = DataSpec(labels=("cell", "leaf"), palette=((200, 0, 0), (0, 200, 0)), things=(0, 1))
-    image = LoadedImage(pixels, "photo")
-    before = peak()
-    TASKS["instance"].result(Instances(masks, segments, boxes), image, data).save(path)
-    return peak() - before
-
-draw(64, 64, 2, sys.argv[1])  # fonts, encoders
-print(draw(3000, 4000, 300, sys.argv[1]))
-"""
+PHOTO = Path(__file__).resolve().parents[1] / "benchmarks" / "photo.py"
 
 
-def test_300_objects_on_12_megapixels(tmp_path):
-    """Beside the photo itself: maps of classes, scores and segments, the overlay, and what the encoder needs."""
-    command = [sys.executable, "-c", PHOTO, str(tmp_path / "photo.jpg")]
+@pytest.mark.parametrize("manner", ["plain", "legend"])
+def test_300_objects_on_12_megapixels(manner):
+    """The photo itself, maps of classes, scores and segments, the overlay, and what the encoder needs."""
+    command = [sys.executable, str(PHOTO), "--measure", "jpg", manner]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 100 < float(run.stdout) < 300
+    assert 180 < float(run.stdout) < 270
 
 
 @pytest.mark.parametrize("thickest", [None, np.array([3, 1, 2, 9])])
