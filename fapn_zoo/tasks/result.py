@@ -204,7 +204,8 @@ class Result:
         if self.has_objects:
             thickest = np.full(len(table[1]), 2**15, np.uint16)
             for segment in self.segments:
-                thickest[segment["id"]] = 1 + min(segment["bbox"][2:]) // 24
+                side = min(segment["bbox"][2:])
+                thickest[segment["id"]] = min(side // 6, 1 + side // 24)  # a line would hide the smallest
         picture = drawing.overlay(self.image, ids, *table, alpha, boundaries, thickest)
         if named:
             corners = np.array([s["bbox"] for s in named], np.float64) @ np.array(WIDTHS_TO_CORNERS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fapn_zoo.tasks import drawing
 
@@ -34,3 +35,17 @@ def test_bands_leave_no_seam(thickest, monkeypatch):
     whole = drawing.overlay(image, ids, colours, shown, 0.5, True, thickest)
     monkeypatch.setattr(drawing, "BAND", 7)
     assert np.array_equal(drawing.overlay(image, ids, colours, shown, 0.5, True, thickest), whole)
+
+
+def test_texts_are_no_larger_than_their_objects_allow():
+    boxes = np.array([[150, 100, 158, 108], [20, 20, 28, 28], [180, 200, 290, 290]])
+    picture = Image.new("RGB", (300, 300))
+    places = drawing.write_texts(picture, boxes, 3 * ["nucleus 99%"], 3 * [(200, 0, 0)])
+    assert len(places) == 2  # the first object has its text; the second is as small, the third is large
+
+
+def test_no_text_hides_an_object():
+    crowd = np.array([[x, y, x + 8, y + 8] for y in range(0, 60, 9) for x in range(0, 80, 9)])
+    picture = Image.new("RGB", (87, 65))
+    assert drawing.write_texts(picture, crowd, ["nucleus 99%"] * len(crowd), [(200, 0, 0)] * len(crowd)) == []
+    assert picture.getbbox() is None
