@@ -18,6 +18,7 @@ MOST_TEXTS = 40  # beside objects, and ...
 TEXT_SHARE = 0.15  # ... at most this share of the picture
 BAND = 256  # rows that are drawn at once
 HIDDEN = 0.25  # of the box of an object, at most, by one text
+TIMES = 4  # as large as the box of its object is a text at most, but for the first
 
 
 def overlay(
@@ -43,16 +44,17 @@ def overlay(
     weight, thickness = round(alpha * 256), max(1, round(min(ids.shape) / 700))
     dark = colours.mean(axis=1, keepdims=True) < 80  # a dark class gets a light line
     lines = np.where(dark, colours // 2 + 127, colours // 2)
-    picture = image.copy()
+    picture = Image.new("RGB", ids.shape[::-1])
     for top in range(0, len(ids), BAND):  # a large picture needs little memory beside its own
-        band, part = picture[top : top + BAND], ids[top : top + BAND]
+        band, part = image[top : top + BAND].copy(), ids[top : top + BAND]
         mixed = band.astype(np.uint16) * (256 - weight)
         mixed += colours[part].astype(np.uint16) * weight
         np.copyto(band, (mixed >> 8).astype(np.uint8), where=shown[part][:, :, None])
         if boundaries:
             line = _boundaries(ids[top : top + BAND + thickness], thickness, thickest)[: len(band)]
             band[line] = lines[part[line]]
-    return Image.fromarray(picture)
+        picture.paste(Image.fromarray(band), (0, top))
+    return picture
 
 
 def _boundaries(ids: np.ndarray, thickness: int, thickest: np.ndarray | None) -> np.ndarray:
@@ -130,7 +132,8 @@ def write_texts(
     """Writes a text beside each object, the first ones first, and returns the places x1, y1, x2, y2 of those drawn.
 
     A text stands above its box, else below or beside it, or at the upper edge of a large one, where it hides little of
-    any object and no other text. There are at most `MOST_TEXTS`, and as many as fill `TEXT_SHARE` of the picture.
+    any object and no other text. There are at most `MOST_TEXTS`, and as many as fill `TEXT_SHARE` of the picture; after
+    the first one, none is more than `TIMES` as large as its box.
     """
     draw, size = ImageDraw.Draw(picture), max(10, min(picture.size) // 45)
     height, taken, room = round(1.35 * size), [], TEXT_SHARE * picture.width * picture.height
@@ -141,6 +144,8 @@ def write_texts(
         width = round(fonts.length(text, size)) + size // 2
         if len(taken) == MOST_TEXTS or (taken and (len(taken) + 1) * width * height > room):
             break
+        if taken and width * height > TIMES * (box[2] - box[0]) * (box[3] - box[1]):
+            continue
         place = _free_place(box, width, height, picture.size, corners, taken)
         if place is None:
             continue
@@ -162,7 +167,7 @@ def _free_place(
     """Where a text of this width and height hides least of all boxes; None where it would hide too much."""
     x1, y1, x2, y2 = box
     corners = [(x, y) for y in (y1 - height, y2) for x in (x1, x2 - width)]  # above, below
-    best, least = None, HIDDEN if taken else np.inf  # there is one text at least
+    best, least = None, HIDDEN
     for x, y in [*corners, (x2, y1), (x1 - width, y1), (x1, y1)]:
         x = max(0, min(x, size[0] - width))
         place = (x, y, x + width, y + height)

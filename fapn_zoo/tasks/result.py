@@ -101,7 +101,9 @@ class Result:
         """
         if self.labels is None:
             return {}
-        counts = np.bincount(self.labels.ravel())
+        bands = (self.labels[top : top + drawing.BAND].ravel() for top in range(0, len(self.labels), drawing.BAND))
+        size = max(int(self.labels.max()) + 1, len(self.names))
+        counts = sum(np.bincount(band, minlength=size) for band in bands)  # numpy makes int64 of what it counts
         # Semantic maps give every pixel a class; a label set may even name the ignored id (0, "unlabelled").
         void = None if self.segment_map is None else self.ignore_index
         ids = [i for i in np.flatnonzero(counts) if i < len(self.names) and i != void]
@@ -200,9 +202,10 @@ class Result:
         ids, table = (self.labels if self.segment_map is None else self.segment_map), self._colours()
         thickest = None
         if self.has_objects:
-            thickest = np.full(len(table[1]), 2**15)
+            thickest = np.full(len(table[1]), 2**15, np.uint16)
             for segment in self.segments:
-                thickest[segment["id"]] = 1 + min(segment["bbox"][2:]) // 24
+                side = min(segment["bbox"][2:])
+                thickest[segment["id"]] = min(side // 6, 1 + side // 24)  # a line would hide the smallest
         picture = drawing.overlay(self.image, ids, *table, alpha, boundaries, thickest)
         if named:
             corners = np.array([s["bbox"] for s in named], np.float64) @ np.array(WIDTHS_TO_CORNERS)
@@ -357,4 +360,6 @@ def paint_labels(result: Result) -> None:
     table = np.full(len(result.segments) + 1, result.ignore_index, result.labels.dtype)
     for segment in result.segments:
         table[segment["id"]] = segment["category_id"]
-    result.labels = table[result.segment_map]
+    for top in range(0, len(result.labels), drawing.BAND):  # numpy makes int64 of ids that choose
+        band = slice(top, top + drawing.BAND)
+        result.labels[band] = table[result.segment_map[band]]

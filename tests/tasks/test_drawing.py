@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fapn_zoo.tasks import drawing
 
 pytestmark = pytest.mark.unit
 
-PHOTO = """
-import sys
-from pathlib import Path
-import torch
-from fapn_zoo.data.images import LoadedImage
-from fapn_zoo.postprocess.answers import Instances, Segment
-from fapn_zoo.postprocess.cropped import SoftMasks
-from fapn_zoo.tasks import TASKS
-from fapn_zoo.zoo.spec import DataSpec
-
-def peak():  # of this program; getrusage would also count the one that started it
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-def draw(height, width, count, path):
-    g = torch.Generator().manual_seed(0)
-    corners = torch.rand(count, 2, generator=g) * torch.tensor([0.9 * width, 0.9 * height])
-    boxes = torch.cat([corners, corners + 20 + torch.rand(count, 2, generator=g) * 0.1 * height], 1)
-    masks = SoftMasks(torch.randn(count, 28, 28, generator=g) + 2, boxes, (height, width))
-    segments = tuple(Segment(m + 1, m % 2, True, 0.9, 500) for m in range(count))
-    pixels = torch.randint(0, 255, (3, height, width), dtype=torch.uint8, generator=g)
-    data = DataSpec(labels=("cell", "leaf"), palette=((200, 0, 0), (0, 200, 0)), things=(0, 1))
-    image = LoadedImage(pixels, "photo")
-    before = peak()
-    TASKS["instance"].result(Instances(masks, segments, boxes), image, data).save(path)
-    return peak() - before
-
-draw(64, 64, 2, sys.argv[1])  # fonts, encoders
-print(draw(3000, 4000, 300, sys.argv[1]))
-"""
+PHOTO = Path(__file__).resolve().parents[1] / "benchmarks" / "photo.py"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
-def test_300_objects_on_12_megapixels(tmp_path):
-    """Beside the photo itself: maps of classes, scores and segments, the overlay, and what the encoder needs."""
-    command = [sys.executable, "-c", PHOTO, str(tmp_path / "photo.jpg")]
+@pytest.mark.parametrize("manner", ["plain", "legend"])
+def test_300_objects_on_12_megapixels(manner):
+    """The photo itself, maps of classes, scores and segments, the overlay, and what the encoder needs."""
+    command = [sys.executable, str(PHOTO), "--measure", "jpg", manner]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 100 < float(run.stdout) < 300
+    assert 180 < float(run.stdout) < 270
 
 
 @pytest.mark.parametrize("thickest", [None, np.array([3, 1, 2, 9])])
@@ -62,3 +35,17 @@ def test_bands_leave_no_seam(thickest, monkeypatch):
     whole = drawing.overlay(image, ids, colours, shown, 0.5, True, thickest)
     monkeypatch.setattr(drawing, "BAND", 7)
     assert np.array_equal(drawing.overlay(image, ids, colours, shown, 0.5, True, thickest), whole)
+
+
+def test_texts_are_no_larger_than_their_objects_allow():
+    boxes = np.array([[150, 100, 158, 108], [20, 20, 28, 28], [180, 200, 290, 290]])
+    picture = Image.new("RGB", (300, 300))
+    places = drawing.write_texts(picture, boxes, 3 * ["nucleus 99%"], 3 * [(200, 0, 0)])
+    assert len(places) == 2  # the first object has its text; the second is as small, the third is large
+
+
+def test_no_text_hides_an_object():
+    crowd = np.array([[x, y, x + 8, y + 8] for y in range(0, 60, 9) for x in range(0, 80, 9)])
+    picture = Image.new("RGB", (87, 65))
+    assert drawing.write_texts(picture, crowd, ["nucleus 99%"] * len(crowd), [(200, 0, 0)] * len(crowd)) == []
+    assert picture.getbbox() is None
