@@ -191,7 +191,7 @@ def comparison_task(models: Mapping[str, nn.Module], name: str | None = None) ->
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The report of `side_by_side` as text: a line per image, and one for all; scores in percent."""
+    """The report of `side_by_side` as text: a line per image, one for all, and where models agree least; percent."""
     letters = [chr(ord("A") + i) for i in range(len(report["models"]))]
     lines = [f"{letter} = {name}" for letter, name in zip(letters, report["models"], strict=True)]
     rows = [*report["images"], report["total"] | {"name": "all"}]
@@ -207,6 +207,9 @@ def render(report: Mapping[str, Any]) -> str:
         values = [row["agree"], *(value for one in found for value in one.values())]
         table.append([row["name"], *(str(value) if isinstance(value, int) else percent(value) for value in values)])
     lines += aligned(table)
+    if len(report["images"]) > 5:
+        apart = sorted(report["images"], key=lambda row: row["agree"])[:5]
+        lines.append(f"least agreement: {', '.join(row['file'] for row in apart)}")
     if scored and not of_objects and all(one["miou"] is None for one in rows[-1]["scores"].values()):
         lines.append("nothing is scored: no pixel of the labels has a class")
     if scored and of_objects:

@@ -102,3 +102,11 @@ def test_all_models_must_answer_the_task(tmp_path: Path) -> None:
     models = {name: fapn_zoo.create_model(name, **TINY).eval() for name in ("mask_rcnn_fpn", "faster_rcnn_fpn")}
     with pytest.raises(ValueError, match="task 'instance'; faster_rcnn_fpn has detection"):
         side_by_side(models, [], tmp_path)
+
+
+def test_report_names_the_pictures_with_the_least_agreement():
+    shares = (0.9, 0.2, 1, 0.5, 0.1, 0.8)
+    rows = [{"name": str(i), "file": f"{i}.png", "agree": share} for i, share in enumerate(shares)]
+    report = {"models": ["one", "two"], "task": "instance", "images": rows, "total": {"agree": 0.6}}
+    assert "least agreement: 4.png, 1.png, 3.png, 5.png, 0.png" in render(report)
+    assert "least agreement" not in render(report | {"images": rows[:5]})
