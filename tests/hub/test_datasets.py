@@ -64,5 +64,9 @@ def test_revision_licence_names_and_offline(tmp_path: Path) -> None:
     facts = {"revision": revisions[1], "license": "cc0-1.0"}
     assert new == [f"hf:me/streets@{revisions[1][:12]}", facts, ["road", "car"], 2, 96]
     assert old[1]["revision"] == revisions[0] and old[4] == 0
-    offline = read("hf:me/streets", **home, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub.url)
-    assert offline[2:4] == [["road", "car"], 2]
+    away = home | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
+    assert read(f"hf:me/streets@{revisions[0]}", **away) == old
+    with pytest.raises(AssertionError, match=f"newest copy .* is of commit {revisions[0]}, not of {revisions[1]}"):
+        read("hf:me/streets", **away)  # main, of which the library would give the older rows
+    with pytest.raises(AssertionError, match=f"is of commit {revisions[0]}, not of {'f' * 40}"):
+        read(f"hf:me/streets@{'f' * 40}", **away)

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, annotation
-from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, splits
+from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, repository_path, rules, splits
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.opening import opened
-from fapn_zoo.data.reading import READING, check_ids, read_labels
+from fapn_zoo.data.reading import check_ids, read_labels
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
@@ -61,7 +62,7 @@ class HubMaps:
     holds = LABELS
 
     def __init__(self, rows: Rows, split: str, num_classes: int | None, reading: Reading | None) -> None:
-        self.rows, self.reading, self.facts = rows, reading or READING, rows.facts
+        self.rows, self.reading, self.facts = rows, rules(rows, reading), rows.facts
         self.name = rows.title
         self.split = f"{split} {len(rows.table)} rows {rows.digest}"
         self.labels = self._labels()
@@ -75,12 +76,9 @@ class HubMaps:
 
     def _labels(self) -> LabelMap:
         """Of `classes=`, `classes.json` or `id2label.json`; DataError with a `classes.json` to fill in."""
-        if (file := self.rows.name.options.get("classes")) is not None:
-            return LabelMap.from_json(file)
-        table = repository_file(self.rows, "classes.json")
-        if isinstance(table, Mapping) and isinstance(table.get("names"), list):
-            known = {key: tuple(table[key]) for key in ("palette", "things") if table.get(key)}
-            return LabelMap(tuple(table["names"]), ignore_index=table.get("ignore_index", 255), **known)
+        file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
+        if file is not None:
+            return _read(file)
         if names := self._own_names():
             return LabelMap(names)
         ids = repository_file(self.rows, "id2label.json")
@@ -136,7 +134,11 @@ class HubSegments(HubMaps):
         marked = {(s["category_id"], bool(s["isthing"])) for s in self._listed(0) if "isthing" in s}
         for index in range(1, min(len(self), LOOKED_AT)):
             marked |= {(s["category_id"], bool(s["isthing"])) for s in self._listed(index) if "isthing" in s}
+        if both := sorted({i for i, thing in marked if thing} & {i for i, thing in marked if not thing}):
+            raise DataError(f"{self.name}: category {some(both)} is marked as a thing and as none")
         things = tuple(sorted(i for i, thing in marked if thing))
+        if strange := [i for i in things if not 0 <= i < labels.num_classes]:
+            raise DataError(f"{self.name}: category {some(strange)} has no name; there are {labels.num_classes}")
         if not things:
             hint = 'add ?classes=FILE with {"names": [...], "things": [ids]}'
             raise DataError(f"{self.name} does not say which classes are things, whose objects are counted; {hint}")
@@ -156,11 +158,15 @@ class HubSegments(HubMaps):
         """The map (H, W) of 1 + row, 0 for none, and class and crowd of each row."""
         red, green, blue = np.moveaxis(self._colours(index), 2, 0)
         codes, listed = red + 256 * green + 65536 * blue, self._listed(index)
-        ids = np.zeros(codes.shape, np.int32)
+        ids, where = np.zeros(codes.shape, np.int32), self.rows.shown(index)
         for row, segment in enumerate(listed, 1):
-            ids[codes == segment["id"]] = row
+            own = codes == segment["id"]
+            if segment["id"] == 0 or not own.any() or ids[own].any():
+                wrong = "has no pixel" if not own.any() else "means none" if segment["id"] == 0 else "is listed twice"
+                raise DataError(f"{where}: segment {segment['id']} of segments_info {wrong}")
+            ids[own] = row
         if strange := sorted({*np.unique(codes[ids == 0]).tolist()} - {0}):
-            raise DataError(f"{self.rows.shown(index)} has pixels of segments {some(strange)}, which it does not list")
+            raise DataError(f"{where} has pixels of segments {some(strange)}, which it does not list")
         return ids, [(s["category_id"], bool(s.get("iscrowd"))) for s in listed]
 
     def sample(self, index: int) -> Sample:
@@ -183,14 +189,22 @@ class HubInstances(HubSegments):
         if "classes" in self.rows.name.options:
             labels = HubMaps._labels(self)
             return LabelMap(labels.names, labels.palette, labels.ignore_index, tuple(range(labels.num_classes)))
-        ids = self.rows.table[0]["semantic_class_to_id"]
-        ids = json.loads(ids) if isinstance(ids, str) else ids
-        names = names_of(
-            {str(i): name for name, i in ids.items() if i is not None}, f"semantic_class_to_id of {self.name}"
-        )
+        names = names_of(self._table(0), f"semantic_class_to_id of {self.name}")
         return LabelMap(names, things=tuple(range(len(names))))
 
+    def _table(self, index: int) -> dict[str, str]:
+        """The name of each id, as row `index` has it."""
+        ids = self.rows.table[index]["semantic_class_to_id"]
+        ids = json.loads(ids) if isinstance(ids, str) else ids
+        return {str(i): name for name, i in ids.items() if i is not None}
+
+    @cached_property
+    def _first(self) -> dict[str, str]:
+        return self._table(0)
+
     def _segments(self, index: int) -> tuple[np.ndarray, list[tuple[int, bool]]]:
+        if self._table(index) != self._first:
+            raise DataError(f"{self.rows.shown(index)}: its semantic_class_to_id is another than that of row 0")
         red, green, _ = np.moveaxis(self._colours(index), 2, 0)
         codes = np.where(green > 0, red + 256 * green, 0)
         found, ids = np.unique(codes, return_inverse=True)
@@ -208,7 +222,7 @@ class HubObjects(AnnotatedPictures):
     """Pictures with `objects`: boxes as x, y, width, height in pixels, and perhaps polygons or run lengths."""
 
     def __init__(self, rows: Rows, split: str, num_classes: int | None, reading: Reading | None) -> None:
-        self.rows, self.reading, self.facts, self.faults = rows, reading or READING, rows.facts, []
+        self.rows, self.reading, self.facts, self.faults = rows, rules(rows, reading), rows.facts, []
         self.name = rows.title
         self.split = f"{split} {len(rows.table)} rows {rows.digest}"
         self.root = self.file = Path(self.name)
@@ -251,7 +265,7 @@ class HubObjects(AnnotatedPictures):
         found = {one[key] for entries in listed for one in entries if one.get(key) is not None}
         names: tuple[str, ...] = ()
         if (file := self.rows.name.options.get("classes")) is not None:
-            names = LabelMap.from_json(file).names
+            names = _read(file).names
         elif known := _class_names(self.rows.table.features[self.rows.columns["objects"]], key):
             names = known
         elif found and all(isinstance(one, str) for one in found):
@@ -272,6 +286,13 @@ class HubObjects(AnnotatedPictures):
 
     def image(self, index: int) -> Tensor:
         return self.rows.pixels(index, self.reading)
+
+
+def _read(file: str | Path) -> LabelMap:
+    try:
+        return LabelMap.from_json(file)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _entries(value: Any) -> list[dict[str, Any]]:
@@ -298,7 +319,10 @@ def _as_coco(one: Mapping[str, Any], corners: bool) -> dict[str, Any]:
 
 
 def _are_corners(boxes: list[tuple[Sequence[float], tuple[int, int]]], said: str | None, name: str) -> bool:
-    """Whether boxes are x1, y1, x2, y2; DataError where they look so and nobody has said it."""
+    """Whether boxes are x1, y1, x2, y2; DataError where they look so and nobody has said it, or are no pixels."""
+    if boxes and all(0 <= value <= 1 for box, _ in boxes for value in box):
+        text = "all numbers of its boxes lie in 0..1: they are shares of the pictures, and pixels are read"
+        raise DataError(f"{name}: {text}; multiply them by width and height")
     if said is not None:
         if said not in ("corners", "widths"):
             raise DataError(f"{name}: boxes={said!r}; expected corners or widths")

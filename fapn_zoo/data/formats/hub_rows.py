@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.opening import ImageError, opened, orientation, upright_size
-from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
@@ -148,20 +149,47 @@ def _load(name: Name) -> tuple[Mapping[str, Any], dict[str, str]]:
     except Exception as error:  # of many libraries: the Hub's, pyarrow's, those of the data set's own format
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"hf:{name.place} cannot be opened by the library datasets: {reason}") from error
+    if not name.local:
+        _check_commit(name, found, facts.get("revision"))
     return found, facts
 
 
 def _facts(name: Name) -> dict[str, str]:
-    """Revision and licence of a data set on the Hub; nothing where the Hub cannot be asked: then the cache is used."""
-    from huggingface_hub import HfApi
+    """Commit and licence of a data set on the Hub, or as the cache knows them where the Hub does not answer."""
+    from huggingface_hub import HfApi, constants, hf_hub_download, metadata_load
+    from huggingface_hub.errors import EntryNotFoundError
 
+    folder = Path(constants.HF_HUB_CACHE, f"datasets--{name.place.replace('/', '--')}")
+    reference = folder / "refs" / (name.revision or "main")
+    revision = license = None
     try:
-        info = HfApi().dataset_info(name.place, revision=name.revision)
-    except Exception:  # offline, or a fault that loading will name
+        card = Path(hf_hub_download(name.place, "README.md", repo_type="dataset", revision=name.revision))
+        revision, license = card.parent.name, (metadata_load(card) or {}).get("license")
+    except EntryNotFoundError:  # it has no card, or offline none that is known
+        with contextlib.suppress(Exception):
+            revision = HfApi().dataset_info(name.place, revision=name.revision).sha
+    except Exception:  # a fault that loading will name
         return {}
-    card = getattr(info, "card_data", None)
-    found = {"revision": info.sha, "license": card.get("license") if card else None}
-    return {key: str(value) for key, value in found.items() if value}
+    if revision is None and reference.is_file():
+        revision = reference.read_text().strip()
+    if revision is None and re.fullmatch("[0-9a-f]{40}", name.revision or ""):
+        revision = name.revision
+    license = ", ".join(map(str, license)) if isinstance(license, list) else license
+    return {key: str(value) for key, value in (("revision", revision), ("license", license)) if value}
+
+
+def _check_commit(name: Name, found: Mapping[str, Any], wanted: str | None) -> None:
+    """DataError where rows of another commit were loaded.
+
+    Where the Hub does not answer, `datasets` takes the newest copy in its cache, whatever revision was asked for.
+    """
+    held = {Path(file["filename"]).parent.name for table in found.values() for file in table.cache_files}
+    what, cure = f"hf:{name.place}{f'@{name.revision}' * bool(name.revision)}", "ask again when the Hub answers"
+    if wanted is None:
+        raise DataError(f"{what}: the Hub does not answer, and which commit that is cannot be told; {cure}")
+    if other := sorted(held - {wanted}):
+        text = f"the newest copy in the cache of the library datasets is of commit {other[0]}, not of {wanted}"
+        raise DataError(f"{what}: the Hub does not answer, and {text}; {cure}, or take hf:{name.place}@{other[0]}")
 
 
 def _split(name: Name, found: Mapping[str, Any], split: str) -> tuple[Any, list[str]]:
@@ -271,23 +299,39 @@ def _digest(table: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def repository_file(rows: Rows, file: str) -> Any:
-    """The JSON of a file beside the data; None where there is none. DataError for one that is no JSON."""
+def repository_path(rows: Rows, file: str) -> Path | None:
+    """A file beside the data; None where there is none. DataError where that cannot be known."""
     path = Path(rows.name.place) / file
     if not rows.name.local:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        which = {"repo_type": "dataset", "revision": rows.facts["revision"]}
         try:
-            # by the name that was given: under it the file is found offline too
-            path = Path(hf_hub_download(rows.name.place, file, repo_type="dataset", revision=rows.name.revision))
-        except Exception:  # not there, or offline and not in the cache
+            path = Path(hf_hub_download(rows.name.place, file, **which))
+        except LocalEntryNotFoundError as error:
+            if try_to_load_from_cache(rows.name.place, file, **which) is _CACHED_NO_EXIST:
+                return None
+            text = f"the Hub does not answer, and whether it has a {file} is not known"
+            raise DataError(f"{rows.title}: {text}; name its classes with ?classes=FILE") from error
+        except EntryNotFoundError:
             return None
-    if not path.is_file():
-        return None
+    return path if path.is_file() else None
+
+
+def repository_file(rows: Rows, file: str) -> Any:
+    """The JSON of a file beside the data; None where there is none. DataError for one that is no JSON."""
+    path = repository_path(rows, file)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def rules(rows: Rows, reading: Reading | None) -> Reading:
+    """How the pictures are read; what `reading` leaves open, a `classes.json` beside the data says."""
+    file = repository_path(rows, "classes.json")
+    return read_rules(Path(rows.name.place) if file is None else file.parent, reading)
 
 
 def names_of(ids: Mapping[str, str], where: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fapn_zoo.data.fingerprint import Fingerprint
 from fapn_zoo.data.formats.hub_rows import held_out
+from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError, Dataset
 from fapn_zoo.data.sources import open_dataset
 
@@ -238,3 +239,60 @@ def test_boxes_that_are_corners_are_asked_about(tmp_path: Path) -> None:
 def test_names_that_are_none(name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset(name, "train")
+
+
+SEGMENTS = ({"id": 263, "category_id": 1, "isthing": 0}, {"id": 131073, "category_id": 2, "isthing": 1})
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (SEGMENTS[1], "row 0: segment 131073 of segments_info is listed twice"),
+        ({"id": 0, "category_id": 0, "isthing": 0}, "row 0: segment 0 of segments_info means none"),
+        ({"id": 99, "category_id": 0, "isthing": 0}, "row 0: segment 99 of segments_info has no pixel"),
+        ({"id": 99, "category_id": 9, "isthing": 1}, "category 9 has no name; there are 3"),
+        ({"id": 99, "category_id": 2, "isthing": 0}, "category 2 is marked as a thing and as none"),
+    ],
+)
+def test_segments_that_are_wrong(more: dict[str, int], message: str, tmp_path: Path) -> None:
+    colours = np.zeros((H, W, 3), np.uint8)
+    colours[:, 5:], colours[3:9, 10:20] = (7, 1, 0), (1, 0, 2)
+    row = {"image": png(picture(0)), "label": png(colours), "segments_info": [*SEGMENTS, more]}
+    with pytest.raises(DataError, match=message):
+        open_dataset(f"hf:{named(write(tmp_path / 'set', [row]))}", "train", {"segments"}).sample(0)
+
+
+def test_a_row_with_other_classes(tmp_path: Path) -> None:
+    colours = np.full((H, W, 3), (1, 1, 0), np.uint8)
+    row = {"image": png(picture(0)), "annotation": png(colours)}
+    rows = [row | {"semantic_class_to_id": json.dumps({"a": i, "b": 1 - i})} for i in (0, 1)]
+    data = open_dataset(f"hf:{write(tmp_path / 'set', rows)}", "train", {"masks"})
+    assert data.sample(0).objects.classes.tolist() == [1]
+    with pytest.raises(DataError, match="row 1: its semantic_class_to_id is another than that of row 0"):
+        data.sample(1)
+
+
+@pytest.mark.parametrize("option", ["", "?boxes=widths", "?boxes=corners"])
+def test_boxes_in_shares_are_refused(option: str, tmp_path: Path) -> None:
+    objects = {"bbox": [[0.1, 0.2, 0.3, 0.4]] * 3, "category": ["car"] * 3}
+    folder = write(tmp_path / "set", [{"image": png(picture(i)), "objects": objects} for i in range(2)])
+    with pytest.raises(DataError, match="all numbers of its boxes lie in 0..1"):
+        open_dataset(f"hf:{folder}{option}", "train", {"boxes"})
+
+
+def test_the_rules_of_a_classes_file_beside_the_data(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", semantic())
+    table = {"names": NAMES, "things": [2], "white_level": 4095, "exif": "ignore"}
+    (folder / "classes.json").write_text(json.dumps(table))
+    data = open_dataset(f"hf:{folder}", "train")
+    assert data.labels.things == (2,) and (data.reading.white_level, data.reading.exif) == (4095, "ignore")
+    (folder / "classes.json").write_text(json.dumps({"names": NAMES, "pallete": []}))
+    with pytest.raises(DataError, match="unknown key 'pallete'; nearest: palette"):
+        open_dataset(f"hf:{folder}", "train")
+
+
+def test_what_nobody_says_is_read_as_the_model_does(tmp_path: Path) -> None:
+    folder = named(write(tmp_path / "set", semantic()))
+    reading = Reading(otherwise=Reading(white_level=1023, exif="ignore"))
+    found = open_dataset(f"hf:{folder}", "train", reading=reading).reading
+    assert (found.white_level, found.exif) == (1023, "ignore")
