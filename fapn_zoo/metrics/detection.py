@@ -7,8 +7,8 @@ predictions into their form, keeps them small meanwhile, and makes the result in
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +20,6 @@ KINDS = ("masks", "boxes")
 BOUNDARIES = "boundaries"  # a third kind of score, of the masks that are kept
 LIMITS = (1, 10, 100)  # detections of one class in one image that recall is measured at; precision at the last
 SCORES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "ar100", "ars", "arm", "arl")
-_DTYPES = {"classes": np.int64, "areas": np.float64, "crowd": np.int64, "scores": np.float64, "boxes": np.float64}
-_OWN = {"truth": "crowd", "found": "scores"}  # what only one side has
 
 
 class AveragePrecision:
@@ -100,7 +98,9 @@ class AveragePrecision:
         classes = as_array(side["classes"])
         if classes.size and (classes.dtype.kind not in "iu" or classes.ndim != 1):
             raise ValueError(f"classes of {what} must be integers (N,), got {classes.dtype} {classes.shape}")
-        self._check_classes(classes, f"classes of {what}")
+        if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            found = f"{classes.min()}..{classes.max()}"
+            raise ValueError(f"classes of {what} must lie in 0..{self.num_classes - 1}, got {found}")
         count, found, size = len(classes), {"classes": classes.tolist()}, None
         masks, boxes = side.get("masks"), side.get("boxes")
         if masks is None and ("masks" in self.kinds or boxes is None):
@@ -131,32 +131,18 @@ class AveragePrecision:
         return self
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All images as columns.
-
-        Returns:
-            By image: "ids" (uint8, UTF-8 text that ends at "id_ends"), "named" (bool, whether the id is a string),
-            "sizes" (int64, height and width), and "truth_ends" and "found_ends" of its objects in what follows. By
-            object: "truth_classes" (int64), "truth_areas" (float64), "truth_crowd" (int64), "truth_boxes" (float64, x,
-            y, width, height) and "truth_masks" (uint8, COCO's compressed run lengths that end at "truth_mask_ends");
-            the same with "found", and "found_scores" (float64) for the crowd. Boxes and masks only where they are
-            scored. All ends are int64.
-        """
-        return _to_columns(self.images, self.kinds)
+        """{"images": uint8}: settings and images as JSON text, which holds every number to the last bit."""
+        text = json.dumps({"settings": self.settings, "images": [*self.images.items()]})
+        return {"images": np.frombuffer(bytearray(text, "ascii"), np.uint8)}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Replaces all images by those of `arrays()`; returns self.
-
-        Raises ValueError: other columns or dtypes, lengths that do not fit together, or a class out of range.
-        """
-        check_arrays(arrays, _to_columns({}, self.kinds), any_length=True)
-        for name in ("truth_classes", "found_classes"):
-            self._check_classes(arrays[name], f"cannot load {name}: they")
-        self.images = _from_columns(arrays, self.kinds)
+        """Replaces all images by those of `arrays`; returns self. ValueError: not of such a text, or other settings."""
+        check_arrays(arrays, self.arrays(), any_length=True)
+        held = json.loads(arrays["images"].tobytes())
+        if held["settings"] != self.settings:
+            raise ValueError(f"cannot load {held['settings']} into {self.settings}")
+        self.images = dict(held["images"])
         return self
-
-    def _check_classes(self, classes: np.ndarray, what: str) -> None:
-        if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
-            raise ValueError(f"{what} must lie in 0..{self.num_classes - 1}, got {classes.min()}..{classes.max()}")
 
     def compute(self, kinds: Sequence[str] | None = None) -> dict[str, Any]:
         """The scores, as fractions 0..1. ValueError: for boundaries `faster-coco-eval` is not installed.
@@ -305,75 +291,3 @@ def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{what} must be finite, got {array[~np.isfinite(array)][0]}")
     return array
-
-
-# Images as columns of numbers, the form in which they travel ---------------------------------------------------------
-
-
-def _to_columns(images: Mapping[int | str, Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    """What `AveragePrecision.arrays` returns."""
-    ids = [str(image).encode("utf-8", "surrogatepass") for image in images]
-    arrays = {
-        "ids": _bytes(ids),
-        "id_ends": _ends(ids),
-        "named": np.array([isinstance(image, str) for image in images], bool),
-        "sizes": np.array([entry["size"] for entry in images.values()], np.int64).reshape(-1, 2),
-    }
-    for side, own in _OWN.items():
-        rows = [entry[side] for entry in images.values()]
-        arrays[f"{side}_ends"] = _ends([row["classes"] for row in rows])
-        for name in ("classes", "areas", own, *kinds):
-            values = [value for row in rows for value in row[name]]
-            if name == "masks":
-                values = [counts.encode("ascii") for counts in values]
-                arrays |= {f"{side}_masks": _bytes(values), f"{side}_mask_ends": _ends(values)}
-            else:
-                arrays[f"{side}_{name}"] = np.array(values, _DTYPES[name]).reshape((-1, 4) if name == "boxes" else -1)
-    return arrays
-
-
-def _from_columns(arrays: Mapping[str, np.ndarray], kinds: Sequence[str]) -> dict[int | str, dict[str, Any]]:
-    """The images that `_to_columns` was given. ValueError: lengths that do not fit together, or an id twice."""
-    named, sizes = arrays["named"].tolist(), arrays["sizes"].tolist()
-    if len(sizes) != len(named):
-        raise ValueError(f"cannot load the sizes of {len(sizes)} images beside the ids of {len(named)}")
-    texts = [text.decode("utf-8", "surrogatepass") for text in _texts(arrays, "ids", "id_ends")]
-    sides = [_side(arrays, side, ("classes", "areas", own, *kinds)) for side, own in _OWN.items()]
-    images = {}
-    for text, name, size, truth, found in zip(texts, named, sizes, *sides, strict=True):
-        images[text if name else int(text)] = {"size": size, "truth": truth, "found": found}
-    if len(images) < len(named):
-        raise ValueError(f"cannot load {len(named)} images of {len(images)} different ids")
-    return images
-
-
-def _side(arrays: Mapping[str, np.ndarray], side: str, names: Sequence[str]) -> list[dict[str, list]]:
-    """The truth or what was found in every image."""
-    ends, columns = arrays[f"{side}_ends"], {}
-    for name in names:
-        if name == "masks":
-            texts = _texts(arrays, f"{side}_masks", f"{side}_mask_ends")
-            columns[name] = _cut([counts.decode("ascii") for counts in texts], ends, f"{side}_{name}")
-        else:
-            columns[name] = _cut(arrays[f"{side}_{name}"].tolist(), ends, f"{side}_{name}")
-    return [dict(zip(names, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
-
-
-def _texts(arrays: Mapping[str, np.ndarray], name: str, ends: str) -> list[bytes]:
-    return _cut(arrays[name].tobytes(), arrays[ends], name)
-
-
-def _cut(values: Any, ends: np.ndarray, what: str) -> list[Any]:
-    """The parts of a sequence that end at `ends`."""
-    borders = [0, *ends.tolist()]
-    if borders != sorted(borders) or borders[-1] != len(values):
-        raise ValueError(f"cannot load {what}: its ends do not part {len(values)} rows")
-    return [values[start:end] for start, end in pairwise(borders)]
-
-
-def _ends(parts: Sequence[Sequence[Any]]) -> np.ndarray:
-    return np.cumsum([len(part) for part in parts], dtype=np.int64)
-
-
-def _bytes(texts: Sequence[bytes]) -> np.ndarray:
-    return np.frombuffer(bytearray(b"".join(texts)), np.uint8)

@@ -87,7 +87,6 @@ def test_arrays_hold_all_to_the_last_bit(kinds: str | tuple[str, ...], tmp_path:
         for place, image in enumerate(images):
             metric.update(*detection_pair(image if place < 3 and isinstance(image, int) else place + 20), image)
         arrays = metric.arrays()
-        assert {str(array.dtype) for array in arrays.values()} <= {"uint8", "bool", "int64", "float64"}
         np.savez(tmp_path / "arrays.npz", **arrays)
         with np.load(tmp_path / "arrays.npz", allow_pickle=False) as stored:
             again = AveragePrecision(NUM_CLASSES, kinds).load(stored)
@@ -99,25 +98,16 @@ def test_arrays_that_do_not_fit_are_named():
     metric = AveragePrecision(NUM_CLASSES)
     metric.update(*detection_pair(1), 1)
     arrays, before = metric.arrays(), repr(metric.images)
-
-    def refused(message: str, **changes: np.ndarray) -> None:
+    for message, other in (
+        ("arrays images, more: expected images", arrays | {"more": np.zeros(1)}),
+        ("images: expected uint8 .*, got int64", {"images": arrays["images"].astype(int)}),
+        (r"{'num_classes': 11, 'kinds': \['boxes'\]} into", AveragePrecision(NUM_CLASSES, "boxes").arrays()),
+        ("{'num_classes': 3, .* into {'num_classes': 11", AveragePrecision(3).arrays()),
+    ):
         with pytest.raises(ValueError, match=f"cannot load {message}"):
-            metric.load(arrays | changes)
-
-    refused("arrays .*, more: expected ids, ", more=np.zeros(1))
-    refused("truth_areas: expected float64 \\(0,\\), got int64", truth_areas=arrays["truth_areas"].astype(int))
-    refused("found_boxes: expected float64 \\(0, 4\\), got float64 .*3\\)", found_boxes=arrays["found_boxes"][:, :3])
-    refused("found_scores: its ends do not part", found_scores=arrays["found_scores"][1:])
-    refused("truth_masks: its ends do not part", truth_mask_ends=arrays["truth_mask_ends"][::-1])
-    refused("the sizes of 2 images beside the ids of 1", sizes=np.ones((2, 2), int))
-    refused("truth_classes: they must lie in 0..10, got 0..99", truth_classes=arrays["truth_classes"] * 11)
-    twice = AveragePrecision(NUM_CLASSES)
-    for image in (1, "1"):
-        twice.update(*detection_pair(1), image)
-    with pytest.raises(ValueError, match="2 images of 1 different ids"):
-        metric.load(twice.arrays() | {"named": np.zeros(2, bool)})
-    with pytest.raises(ValueError, match="cannot load arrays "):
-        metric.load(AveragePrecision(NUM_CLASSES, "boxes").arrays())
+            metric.load(other)
+    with pytest.raises(ValueError):  # a text that is cut
+        metric.load({"images": arrays["images"][:-3]})
     assert repr(metric.images) == before
 
 
