@@ -12,8 +12,6 @@ import itertools
 import logging
 import os
 import re
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +24,15 @@ Face = ImageFont.FreeTypeFont
 OWN = ""  # stands for Pillow's own font among the files
 PROBE = 16  # size at which fonts are looked into
 SUFFIXES = (".ttf", ".otf", ".ttc")
-FOLDERS = {
-    "linux": ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
-    "darwin": ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
-    "win32": ("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
-}
+FOLDERS = (  # of Linux, macOS and Windows
+    *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
+    *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
+    *("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
+)
 UNLIKE = ("bold", "italic", "oblique", "black", "mono", "serif", "light", "thin", "condensed")  # the rest of a picture
+INSTALL = "install one, on Debian and Ubuntu fonts-noto-core or fonts-noto-cjk, or name a file with FAPN_ZOO_FONT"
 # Line breaks, tabs and the like, which no font draws: a space on pictures.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"}
 
 
 def check_named() -> None:
@@ -84,8 +82,7 @@ def font_of(word: str, shaping: bool | None = None) -> str | None:
         return None
     file = _fonts(os.environ.get("FAPN_ZOO_FONT", "")).of(word)
     if file is None:
-        install = f"install one, on Debian and Ubuntu {_package(word)}, or name a file with FAPN_ZOO_FONT"
-        _say(f"no font here has all of their letters; {install}")
+        _say(f"no font here has all of their letters; {INSTALL}")
     return file
 
 
@@ -179,17 +176,12 @@ def _plain(file: str) -> Face:
 
 
 def _installed() -> set[str]:
-    try:
-        listed = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        listed = ""
-    files = {file for file in listed.splitlines() if file.lower().endswith(SUFFIXES)}
-    folders = [Path(folder).expanduser() for folder in FOLDERS.get(sys.platform, FOLDERS["linux"])] if not files else []
+    folders = [Path(folder).expanduser() for folder in FOLDERS]
     matplotlib = importlib.util.find_spec("matplotlib")  # which brings a font of many scripts
     if matplotlib is not None and matplotlib.origin:
         folders.append(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf")
     paths = itertools.chain.from_iterable(folder.rglob("*") for folder in folders)
-    return files | {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
+    return {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
 
 
 def _rank(file: str) -> tuple[int, bool, str]:
@@ -208,14 +200,6 @@ def _script(letter: str) -> str:
 def _is_silent(letter: str) -> bool:
     """Spaces, and what only tells neighbours how to look."""
     return letter.isspace() or unicodedata.category(letter) in ("Cf", "Cc") or "\ufe00" <= letter <= "\ufe0f"
-
-
-def _package(word: str) -> str:
-    """What brings the letters on Debian and Ubuntu."""
-    scripts = {_script(letter) for letter in word if not letter.isascii()}
-    if scripts & EAST_ASIAN:
-        return "fonts-noto-cjk"
-    return "fonts-symbola" if scripts == {"symbols"} else "fonts-noto-core"
 
 
 @functools.cache
