@@ -21,9 +21,8 @@ import fapn_zoo
 from fapn_zoo.cli import _parser as command_line
 from fapn_zoo.cli import main
 from fapn_zoo.train.settings import load_recipe, parse_overrides
-from fapn_zoo.zoo.backbones import BACKBONES
 from fapn_zoo.zoo.labels import list_label_sets
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -241,7 +240,7 @@ def test_commands_in_the_text_of_the_front_page_parse() -> None:
 def test_cheap_commands_run(page: Path, inside: Path, capsys: pytest.CaptureFixture) -> None:
     for words in commands(page):
         ours = our_words(words)
-        if ours is None or words[0] != "fapn-zoo":
+        if ours is None or words[0] != "fapn-zoo" or "hf:OWNER" in " ".join(ours):  # which wants a network
             continue
         if ours[0] in CHEAP and ON_LARGE_MODELS not in ours:
             assert main(ours) == 0, (words, capsys.readouterr().err)

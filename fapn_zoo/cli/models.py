@@ -6,13 +6,11 @@ import argparse
 import dataclasses
 import json
 import platform
-import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fapn_zoo.zoo.backbones import BACKBONES
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
 from fapn_zoo.zoo.spec import SCALES
 
@@ -128,20 +126,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def run_convert(args: argparse.Namespace) -> int:
+def run_convert(args: argparse.Namespace) -> None:
     from fapn_zoo.convert import convert
 
-    results = convert(args.source, args.out, args.model)
-    for result in results:
-        if result.error is None:
-            how = "kept, it was made of" if result.kept else "from"
-            print(f"{result.folder}: {result.model} {how} {result.source}")
-        else:
-            print(f"error: {result.error}", file=sys.stderr)
-    failed = sum(result.error is not None for result in results)
-    if len(results) > 1:
-        print(f"{len(results) - failed} converted or kept, {failed} failed")
-    return 1 if failed else 0
+    done = convert(args.source, args.out, args.model)
+    print(f"{done.folder}: {done.model} {'kept, it was made of' if done.kept else 'from'} {done.source}")
 
 
 def run_push(args: argparse.Namespace) -> None:

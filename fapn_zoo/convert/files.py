@@ -26,47 +26,35 @@ from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
-
 
 class Conversion(NamedTuple):
-    """What became of one file: `folder` where it was converted (or `kept`), else the `error`."""
+    """What became of a file: the model that it is of, its weights folder, and whether that was made of it before."""
 
     source: Path
-    model: str | None = None
-    folder: Path | None = None
+    model: str
+    folder: Path
     kept: bool = False
-    error: str | None = None
 
 
-def convert(source: str | Path, out: str | Path, model: str | None = None) -> list[Conversion]:
-    """Converts a checkpoint to the weights folder `out`, or a folder of many to `out/<model>` each.
+def convert(source: str | Path, out: str | Path, model: str | None = None) -> Conversion:
+    """Converts an official checkpoint to the weights folder `out`.
 
     Args:
-        source: a file, or a folder whose files of `SUFFIXES` are taken in the order of their names.
+        source: the file.
         model: name of the model, with or without a tag; None finds it by the file's name, else by its tensors.
 
-    Returns:
-        One entry per file. In a folder, files that fail are reported in theirs, and the others go on.
-
     Raises:
-        FileNotFoundError, ValueError: nothing to convert; or the one file cannot be converted (see `convert_file`).
+        FileNotFoundError, ValueError: the file cannot be converted, see `convert_file`, or its model is not found.
     """
-    source, out = Path(source), Path(out)
-    if not source.is_dir():
-        return [_convert_one(source, out, model)]
-    files = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    if not files:
-        raise FileNotFoundError(f"no checkpoint in {source}: it has no file that ends in {', '.join(SUFFIXES)}")
-    if model is not None and len(files) > 1:
-        raise ValueError(f"{source} has {len(files)} checkpoints, which cannot all be {model!r}; name one file")
-    results: list[Conversion] = []
-    for path in files:
-        try:
-            results.append(_convert_one(path, out, model, results))
-        except (ValueError, OSError) as error:
-            results.append(Conversion(path, error=str(error)))
-    return results
+    path = Path(source)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the checkpoint file")
+    if model is not None:
+        spec, tag = get_spec(model)
+        weights = spec.weights[tag] if tag else None
+    else:
+        spec, weights = _by_name(path) or find_model(path, read_checkpoint(path))
+    return _write(path, spec, Path(out), weights)
 
 
 def convert_file(path: str | Path, spec: ModelSpec, out: str | Path, *, weights: WeightsSpec | None = None) -> Path:
@@ -106,21 +94,6 @@ def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, Weig
         raise ValueError(f"{path} fits {', '.join(spec.name for spec, _ in fitting)}: name the model (--model)")
     words = f"no official model that is known by its file name, and its {len(state)} tensors are those of none"
     raise ValueError(f"{path} is {words}; tried: {', '.join(tried)}; name the model (--model)")
-
-
-def _convert_one(path: Path, out: Path, model: str | None, before: list[Conversion] | None = None) -> Conversion:
-    """`before`: what was converted from the same folder; its models have folders of their own below `out`."""
-    if model is not None:
-        spec, tag = get_spec(model)
-        weights = spec.weights[tag] if tag else None
-    else:
-        spec, weights = _by_name(path) or find_model(path, read_checkpoint(path))
-    if before is not None:
-        same = next((other.source for other in before if other.model == spec.name and other.folder), None)
-        if same is not None:
-            raise ValueError(f"{path} and {same} are both {spec.name}; convert them one by one")
-        out = out / spec.name
-    return _write(path, spec, out, weights)
 
 
 def _official_models() -> list[tuple[ModelSpec, WeightsSpec]]:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from itertools import zip_longest
 from typing import NamedTuple
 
-from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.parts import BACKBONES
 from fapn_zoo.zoo.spec import ModelSpec
 
 _TABLES = json.loads((files("fapn_zoo") / "convert" / "key_maps.json").read_text(encoding="utf-8"))

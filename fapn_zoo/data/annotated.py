@@ -60,7 +60,10 @@ class AnnotatedPictures(ABC):
             raise FileNotFoundError(f"no data folder {self.root}")
         self.reading = read_rules(self.root, reading)
         self.faults: list[Fault] = []
-        remarks = self._read(split)
+        self._finish(self._read(split), strict, num_classes)
+
+    def _finish(self, remarks: Sequence[str], strict: bool, num_classes: int | None) -> None:
+        """What holds of all formats, once the annotations are read."""
         if strict and (errors := list(summary(self.faults, error=True))):
             more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {self.root} lists all"
             raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")

@@ -72,7 +72,8 @@ class _Split:
         self.single, self.all = np.zeros((2, data.labels.num_classes), np.int64)  # objects by class
 
     def check(self, progress: bool) -> None:
-        look = self._annotated if isinstance(self.data, AnnotatedPictures) else self._sample
+        in_files = isinstance(self.data, AnnotatedPictures) and len(self.data) and self.data.files(0)
+        look = self._annotated if in_files else self._sample
         for index in bar(progress, iterable=range(len(self.data)), desc="check", unit="image"):
             look(index)
         if "boxes" in self.data.holds:

@@ -88,11 +88,6 @@ def read_instances(file: Path) -> tuple[LabelMap, list[Picture], list[Fault]]:
     return labels, pictures, [*filter(None, [group]), *faults]
 
 
-def is_instances(root: Path) -> bool:
-    """Whether a folder has annotation files of this format, by their names."""
-    return root.is_dir() and bool(instance_files(root))
-
-
 def instance_files(root: Path) -> dict[str, list[Path]]:
     """Annotation files by split, "" those without one; a split with several is one too many."""
     found: dict[str, list[Path]] = {}

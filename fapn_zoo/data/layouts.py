@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fapn_zoo.data.coco_instances import CocoInstances
 from fapn_zoo.data.folders import FolderDataset
+from fapn_zoo.data.formats.hub import HubDataset
 from fapn_zoo.data.formats.labelme import LabelMeFolder
 from fapn_zoo.data.formats.voc import VocFolder
 from fapn_zoo.data.formats.yolo import YoloFolder
@@ -44,10 +45,10 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("folder", has_labels, FolderDataset, LABELS),
 )
 # Sources that are no folders, by what their names begin with; they are made of the whole name.
-PREFIXES: Mapping[str, type[Dataset]] = {"scenes": ScenesDataset}
+PREFIXES: Mapping[str, Callable[..., Dataset]] = {"scenes": ScenesDataset, "hf": HubDataset}
 
 
-def choose(name: str, needs: Collection[str]) -> tuple[type[Dataset], str]:
+def choose(name: str, needs: Collection[str]) -> tuple[Callable[..., Dataset], str]:
     """The kind of data set that a name stands for, and what it is opened with.
 
     Of the layouts that a folder has, the first that holds all that is needed is taken, else the first that holds some

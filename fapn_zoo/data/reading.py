@@ -47,20 +47,21 @@ def read_image(path: Path, reading: Reading = READING) -> Tensor:
         raise UnreadableFile(str(error)) from error
 
 
-def read_labels(path: Path, reading: Reading = READING) -> np.ndarray:
+def read_labels(path: Path, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
     """A label PNG as (H, W) class ids: the stored pixel values, uint8, or int32 for 16-bit files.
 
-    It is turned as its own EXIF orientation says, unless pictures are not either.
+    It is turned as its own EXIF orientation says, unless pictures are not either. `data` are its bytes, where they are
+    known and `path` is but a word for them.
 
     Raises:
         DataError: naming the file; colour pictures are refused, since a colour is no class id.
     """
     try:
-        with opened(path, str(path)) as file:
+        with opened(path if data is None else io.BytesIO(data), str(path)) as file:
             file.load()
             mode, kind, values = file.mode, file.format, np.asarray(file)
             turned = orientation(file) if reading.turns else 1
-        depth = _grey_depth(path) if mode == "L" and kind == "PNG" else 8
+        depth = _grey_depth(path, data) if mode == "L" and kind == "PNG" else 8
     except Exception as error:
         raise _unreadable(path, "label file", error) from error
     if kind != "PNG":
@@ -76,8 +77,8 @@ def read_labels(path: Path, reading: Reading = READING) -> np.ndarray:
     raise DataError(f"{path} holds colours (mode {mode}), not class ids; {hint}")
 
 
-def _grey_depth(path: Path) -> int:
-    with path.open("rb") as file:
+def _grey_depth(path: Path, data: bytes | None) -> int:
+    with path.open("rb") if data is None else io.BytesIO(data) as file:
         return file.read(25)[24]  # the bit depth byte of a PNG's IHDR chunk
 
 

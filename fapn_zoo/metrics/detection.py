@@ -132,7 +132,7 @@ class AveragePrecision:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """{"images": uint8}: settings and images as JSON text, which holds every number to the last bit."""
-        text = json.dumps({"settings": self.settings, "images": [*self.images.items()]})
+        text = json.dumps({"settings": self.settings, "images": [*self.images.items()]}, separators=(",", ":"))
         return {"images": np.frombuffer(bytearray(text, "ascii"), np.uint8)}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> Self:

@@ -12,6 +12,8 @@ import itertools
 import logging
 import os
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,20 +26,19 @@ Face = ImageFont.FreeTypeFont
 OWN = ""  # stands for Pillow's own font among the files
 PROBE = 16  # size at which fonts are looked into
 SUFFIXES = (".ttf", ".otf", ".ttc")
-FOLDERS = (  # of Linux, macOS and Windows
-    *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
-    *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
-    *("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
-)
+FOLDERS = {
+    "linux": ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
+    "darwin": ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
+    "win32": ("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
+}
 UNLIKE = ("bold", "italic", "oblique", "black", "mono", "serif", "light", "thin", "condensed")  # the rest of a picture
-INSTALL = "install one, on Debian and Ubuntu fonts-noto-core or fonts-noto-cjk, or name a file with FAPN_ZOO_FONT"
 # Line breaks, tabs and the like, which no font draws: a space on pictures.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def check_named() -> None:
     """ValueError where `FAPN_ZOO_FONT` names what is no font: before work whose pictures come at its end."""
-    _fonts(os.environ.get("FAPN_ZOO_FONT", ""))
+    _named(os.environ.get("FAPN_ZOO_FONT", ""))
 
 
 def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: object, size: int) -> None:
@@ -80,9 +81,10 @@ def font_of(word: str, shaping: bool | None = None) -> str | None:
     if not (features.check("raqm") if shaping is None else shaping) and any(map(_needs_shaping, word)):
         _say("what draws them here cannot join letters or turn lines around (Pillow can where it has libraqm)")
         return None
-    file = _fonts(os.environ.get("FAPN_ZOO_FONT", "")).of(word)
+    file = _find(word, os.environ.get("FAPN_ZOO_FONT", ""))
     if file is None:
-        _say(f"no font here has all of their letters; {INSTALL}")
+        install = "fonts-noto-core or fonts-noto-cjk on Debian and Ubuntu, or name a file with FAPN_ZOO_FONT"
+        _say(f"no font here has all of their letters; install one, {install}")
     return file
 
 
@@ -109,48 +111,33 @@ def _runs(text: str) -> list[tuple[str, str]]:
     return found or [(OWN, text)]
 
 
-class _Fonts:
-    """The fonts of this machine, those in `named` first; what has helped or was missing once is remembered."""
-
-    def __init__(self, named: str) -> None:
-        self.named = [file for file in named.split(os.pathsep) if file]
-        for file in self.named:
-            try:
-                ImageFont.truetype(file, PROBE)
-            except OSError as error:
-                raise ValueError(f"FAPN_ZOO_FONT={file!r} is no font file that can be read ({error})") from None
-        self.used: list[str] = []
-        self.lacking: set[str] = set()  # scripts that no font here has
-        self.known: dict[str, str | None] = {}
-
-    def of(self, word: str) -> str | None:
-        if word not in self.known:
-            self.known[word] = self._find({letter for letter in word if not _is_silent(letter)})
-        return self.known[word]
-
-    def _find(self, letters: set[str]) -> str | None:
-        for file in (OWN, *self.used):
-            if all(_has(file, letter) for letter in letters):
-                return file
-        scripts = {_script(letter) for letter in letters if not _has(OWN, letter)}
-        if scripts & self.lacking:
-            return None
-        for file in (*self.named, *self.files):
-            if all(_has(file, letter) for letter in letters):
-                self.used.append(file)
-                return file
-        self.lacking |= scripts
-        return None
-
-    @functools.cached_property
-    def files(self) -> list[str]:
-        files = {file for file in _installed() if "LastResort" not in file}  # whose letters are boxes
-        return sorted(files, key=_rank)
+@functools.lru_cache(1)
+def _named(files: str) -> tuple[str, ...]:
+    """The fonts of `FAPN_ZOO_FONT`; ValueError for what is none."""
+    found = tuple(file for file in files.split(os.pathsep) if file)
+    for file in found:
+        try:
+            ImageFont.truetype(file, PROBE)
+        except OSError as error:
+            raise ValueError(f"FAPN_ZOO_FONT={file!r} is no font file that can be read ({error})") from None
+    return found
 
 
 @functools.lru_cache(1)
-def _fonts(named: str) -> _Fonts:
-    return _Fonts(named)
+def _files() -> list[str]:
+    """The fonts of this machine, plain ones first, without those whose letters are boxes."""
+    return sorted((file for file in _installed() if "LastResort" not in file), key=_rank)
+
+
+@functools.lru_cache(4096)
+def _find(word: str, named: str) -> str | None:
+    """The first font that has all letters of a word, those in `named` before those of the machine."""
+    letters = {letter for letter in word if not _is_silent(letter)}
+    for files in (lambda: (OWN,), lambda: _named(named), _files):  # the machine's are listed where nothing else helps
+        for file in files():
+            if all(_has(file, letter) for letter in letters):
+                return file
+    return None
 
 
 def _has(file: str, letter: str) -> bool:
@@ -176,12 +163,17 @@ def _plain(file: str) -> Face:
 
 
 def _installed() -> set[str]:
-    folders = [Path(folder).expanduser() for folder in FOLDERS]
+    try:
+        listed = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        listed = ""
+    files = {file for file in listed.splitlines() if file.lower().endswith(SUFFIXES)}
+    folders = [Path(folder).expanduser() for folder in FOLDERS.get(sys.platform, FOLDERS["linux"])] if not files else []
     matplotlib = importlib.util.find_spec("matplotlib")  # which brings a font of many scripts
     if matplotlib is not None and matplotlib.origin:
         folders.append(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf")
     paths = itertools.chain.from_iterable(folder.rglob("*") for folder in folders)
-    return {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
+    return files | {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
 
 
 def _rank(file: str) -> tuple[int, bool, str]:
@@ -191,10 +183,6 @@ def _rank(file: str) -> tuple[int, bool, str]:
 
 def _needs_shaping(letter: str) -> bool:
     return unicodedata.bidirectional(letter) in ("R", "AL") or unicodedata.category(letter) == "Mc"
-
-
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "?").split()[0] if unicodedata.category(letter)[0] in "LM" else "symbols"
 
 
 def _is_silent(letter: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fapn_zoo.zoo.backbones import BACKBONES
+from fapn_zoo.zoo.parts import BACKBONES
 from fapn_zoo.zoo.registry import get_spec
 from fapn_zoo.zoo.spec import WeightsSpec
 

@@ -36,6 +36,15 @@ class NeckPart(NamedTuple):
 
 
 _TABLES = json.loads((files("fapn_zoo") / "zoo" / "parts.json").read_text(encoding="utf-8"))
+_KNOWN = json.loads((files("fapn_zoo") / "zoo" / "backbones.json").read_text(encoding="utf-8"))
+# Short names of backbones -> timm's.
+BACKBONES: dict[str, str] = _KNOWN["names"]
+# What rehearsing a timm architecture on the meta device finds (`fapn_zoo.modules.backbones`): the levels at strides 4
+# to 32, and the divisor that images are padded to. Swins and deep ResNets take up to a second to rehearse, in every
+# process; a test compares the table with the rehearsal. What is not listed is rehearsed.
+REHEARSED: dict[str, tuple[tuple[int, ...], int]] = {
+    name: (tuple(found["levels"]), found["divisor"]) for name, found in _KNOWN["rehearsed"].items()
+}
 HEADS = {name: HeadPart(**row | {"tasks": tuple(row["tasks"])}) for name, row in _TABLES["heads"].items()}
 NECKS = {name: NeckPart(**row) for name, row in _TABLES["necks"].items()}
 EXTRA_LEVELS: dict[str, str] = _TABLES["extra_levels"]

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 _registered: dict[str, ModelSpec] = {}
@@ -153,8 +153,6 @@ def _parse_architecture(name: str) -> ModelSpec | None:
 
 
 def _is_backbone(name: str) -> bool:
-    from fapn_zoo.zoo.backbones import BACKBONES  # not above: listing names does without
-
     if name in BACKBONES:
         return True
     import timm  # only an unusual name costs this import, and building it needs timm anyhow

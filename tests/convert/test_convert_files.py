@@ -101,10 +101,10 @@ def test_labels_travel(tmp_path: Path) -> None:
 def test_the_same_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = register(BY_NAME["perpixel"])
     path, out = write(tmp_path / "x.pkl", official_state(spec)), tmp_path / "out"
-    assert not convert(path, out, spec.name)[0].kept
+    assert not convert(path, out, spec.name).kept
     stamp = (out / "model.safetensors").stat().st_mtime_ns
     again = convert(path, out, spec.name)
-    assert again == [(path, spec.name, out, True, None)]
+    assert again == (path, spec.name, out, True)
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
 
 
@@ -132,7 +132,7 @@ def test_what_is_not_of_the_same_file_is_written_again(tmp_path: Path, damage: s
     else:
         state["sem_seg_head.predictor.bias"] = state["sem_seg_head.predictor.bias"] + 1
         write(path, state)
-    assert not convert(path, out, spec.name)[0].kept
+    assert not convert(path, out, spec.name).kept
     assert (out / "notes.txt").read_text() == "mine", "only files of the three names are replaced"
     (out / "notes.txt").unlink()
     assert_folder(out, spec, state)
@@ -247,7 +247,7 @@ def test_found_by_the_name_of_the_file(tmp_path: Path) -> None:
     path = with_md5(write(tmp_path / "x.pkl", state))
     register(BY_NAME["perpixel"])
     spec = register(dataclasses.replace(BY_NAME["perpixel"], name="tiny_named"), f"https://example.org/a/{path.name}")
-    assert convert(path, tmp_path / "out") == [(path, "tiny_named", tmp_path / "out", False, None)]
+    assert convert(path, tmp_path / "out") == (path, "tiny_named", tmp_path / "out", False)
     assert_folder(tmp_path / "out", spec, state)
 
 
@@ -289,7 +289,7 @@ def test_found_by_the_tensors(tmp_path: Path, name: str) -> None:
         register(spec)
     state = first_version(official_state(BY_NAME[name])) | {"pixel_mean": torch.zeros(3, 1, 1)}
     path = write(tmp_path / "checkpoint.pth", state)
-    assert convert(path, tmp_path / "out")[0].model == f"tiny_{name}"
+    assert convert(path, tmp_path / "out").model == f"tiny_{name}"
 
 
 def test_no_model_and_several_models(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_renamed_file_of_several_releases_keeps_its_own(tmp_path: Path) -> Non
         for tag, where in locations.items()
     }
     fapn_zoo.register_model(dataclasses.replace(spec, weights=weights))
-    (found,) = convert(path.rename(tmp_path / "renamed.pkl"), tmp_path / "out")
+    found = convert(path.rename(tmp_path / "renamed.pkl"), tmp_path / "out")
     assert read_config(found.folder)["metrics"] == {"Toys val mIoU": 1.0}
 
 
@@ -361,42 +361,9 @@ def test_models_that_cannot_be(tmp_path: Path) -> None:
 # folders of many, and the command line
 
 
-def test_a_folder_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["maskformer_fapn", "perpixel", "perpixel_plus"]
-    for name in names:
-        register(BY_NAME[name])
-        write(tmp_path / "in" / f"{name}{'.pth' if name == 'perpixel' else '.pkl'}", official_state(BY_NAME[name]))
-    (tmp_path / "in" / "cut.pkl").write_bytes((tmp_path / "in" / "perpixel_plus.pkl").read_bytes()[:5000])
-    (tmp_path / "in" / "log.txt").write_text("not a checkpoint")
-    (tmp_path / "in" / "inner.pkl").mkdir()
-    write(tmp_path / "in" / "z_again.pkl", official_state(BY_NAME["perpixel"]))
-    arguments = ["convert", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
-    assert cli.main(arguments) == 1
-    shown = capsys.readouterr()
-    assert shown.out.splitlines()[-1] == "3 converted or kept, 2 failed"
-    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2 and "cut.pkl is a damaged or cut-off pickle" in errors[0]
-    assert "z_again.pkl and" in errors[1] and "are both tiny_perpixel; convert them one by one" in errors[1]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"tiny_{name}" for name in names)
-    for name in names:
-        assert_folder(tmp_path / "out" / f"tiny_{name}", BY_NAME[name], official_state(BY_NAME[name]))
-    (tmp_path / "in" / "cut.pkl").unlink()
-    (tmp_path / "in" / "z_again.pkl").unlink()
-    assert cli.main(arguments) == 0
-    out = capsys.readouterr().out
-    assert out.count("kept, it was made of") == 3 and out.splitlines()[-1] == "3 converted or kept, 0 failed"
-
-
-def test_folders_that_hold_nothing_to_convert(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*in: it has no file that ends in \.pkl, \.pth"):
-        convert(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="no checkpoint file"):
-        convert(tmp_path / "none", tmp_path / "out", "perpixel_fapn")
-    for name in ("a.pkl", "b.pkl"):
-        write(tmp_path / "in" / name, official_state(BY_NAME["perpixel"]))
-    with pytest.raises(ValueError, match=r"in has 2 checkpoints, which cannot all be 'x'; name one file"):
-        convert(tmp_path / "in", tmp_path / "out", "x")
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; name the checkpoint file"):
+        convert(tmp_path, tmp_path / "out", "perpixel_fapn")
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -84,7 +84,8 @@ SEQUENCES = {
     ],
 )
 def test_the_stored_loss_sequence(tiny: Settings, model: str, lr: float, arguments: dict):
-    settings = tiny.replace(model=model, model_args=arguments, lr=lr, weight_decay=0.05, warmup_steps=3, clip_norm=1.0)
+    before = {"model_args": {"neck_init": "official", **arguments}, "offset_lr_mult": 1.0}
+    settings = tiny.replace(model=model, lr=lr, weight_decay=0.05, warmup_steps=3, clip_norm=1.0, **before)
     train(settings.replace(steps=10, val_data="none"))
     assert losses_of(tiny.out) == pytest.approx(SEQUENCES[model], rel=1e-4, abs=1e-4)
 

@@ -38,7 +38,7 @@ def test_it_learns_by_the_recipe_for_folders(pictures: Path, tmp_path: Path) -> 
     settings = parse_overrides(words, load_recipe(str(find_recipe("finetune_folder"))))
     folder = train(settings)
     first, *_, last = losses_of(settings)
-    assert all(last[name] < 0.6 * first[name] for name in first), (first, last)
+    assert all(last[name] < 0.7 * first[name] for name in first), (first, last)
     report = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert report["miou"] > 0.5
     model = create_model(f"local-dir:{folder}", pretrained=True)

@@ -24,14 +24,14 @@ from fapn_zoo.modules.backbones.surgery import (
     use_official_order,
     with_frozen_batch_norm,
 )
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.conv import memory_format
 
 
 class Backbone(nn.Module):
     """Four feature maps of an image, fine to coarse, from any timm network that is a pyramid.
 
     Args:
-        name: short name (`fapn_zoo.zoo.backbones.BACKBONES`) or any timm name, with or without a tag.
+        name: short name (`fapn_zoo.zoo.parts.BACKBONES`) or any timm name, with or without a tag.
         pretrained: fetch ImageNet weights through timm (for `in_chans` other than 3 it adapts the first layer).
         in_chans: channels of the input image, at least 1.
         norm: `None` keeps the network's own; `"frozen_bn"` turns every BatchNorm into constants: statistics and

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from fapn_zoo.modules.backbones.imagenet import build_features
 from fapn_zoo.modules.backbones.surgery import SWIN_OPTIONS, swin_blocks
-from fapn_zoo.zoo.backbones import BACKBONES, REHEARSED
+from fapn_zoo.zoo.parts import BACKBONES, REHEARSED
 
 STRIDES = (4, 8, 16, 32)
 # sizes that tell apart networks that round up, round down or refuse, and the paddings that can help the latter two

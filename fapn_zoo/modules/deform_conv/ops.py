@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv.geometry import output_sizes
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.conv import memory_format
 from fapn_zoo.runtime import compilers
 
 

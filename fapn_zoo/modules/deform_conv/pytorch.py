@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.conv import memory_format
 
 _PIXELS = 512  # of the output at once
 

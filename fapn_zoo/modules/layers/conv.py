@@ -1,9 +1,10 @@
-"""A convolution with its norm and activation, and the norms that necks and heads choose by name."""
+"""A convolution with its norm and activation, the norms that parts choose by name, and the layout of maps."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 
@@ -52,3 +53,13 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a tensor is channels-last and nothing else, as PyTorch's own convolutions see it."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """`torch.channels_last` or `torch.contiguous_format`: the layout in which what is made of `x` should be."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format

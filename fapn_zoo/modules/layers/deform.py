@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fapn_zoo.modules.deform_conv.conv import deform_conv2d
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.conv import memory_format
 
 
 class ModulatedDeformConv(nn.Module):

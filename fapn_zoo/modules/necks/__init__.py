@@ -1,7 +1,6 @@
 """Necks: maps from a backbone, fine to coarse, to maps of equal width, fine to coarse."""
 
-from fapn_zoo.modules.necks.extra import ConvolvedLevels, SubsampledLevel
 from fapn_zoo.modules.necks.fapn import FaPN
-from fapn_zoo.modules.necks.fpn import FPN
+from fapn_zoo.modules.necks.fpn import FPN, ConvolvedLevels, SubsampledLevel
 
 __all__ = ["ConvolvedLevels", "FPN", "FaPN", "SubsampledLevel"]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fapn_zoo.predict.formats.coco import CocoFolder
 from fapn_zoo.predict.formats.imagefolder import ImageFolder
-from fapn_zoo.predict.formats.labelme import LabelMeFiles
-from fapn_zoo.predict.formats.voc import VocFiles
+from fapn_zoo.predict.formats.objects import CocoFolder, LabelMeFiles, VocFiles, YoloFiles
 from fapn_zoo.predict.formats.writer import FolderWriter
-from fapn_zoo.predict.formats.yolo import YoloFiles
 
 FORMATS: Mapping[str, type[FolderWriter]] = {
     "coco": CocoFolder,

@@ -61,7 +61,8 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
     large, small = (
-        next(c for c in tuning._HALF["forward"] if c.block_n == n and c.stages == s) for n, s in ((256, 2), (64, 1))
+        next(c for c in tuning._TABLE["half"]["forward"] if (c.block_n, c.stages) == wanted)
+        for wanted in ((256, 2), (64, 1))
     )
     configs = [large, small._replace(block_n=32, programs=8)]
     lists = dict.fromkeys(tuning._INTERPRETED, configs[1:]) | {"forward": configs}

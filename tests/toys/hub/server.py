@@ -30,8 +30,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
 from toys.hub.faults import CHUNK, Fault
 from toys.hub.repositories import Blob, Commit, Refused, Repository, read_folder
 from toys.hub.uploads import UPLOADS
@@ -111,6 +113,12 @@ class Hub:
         self.close()
 
 
+def card_of(commit: Commit) -> dict[str, Any]:
+    """The metadata at the head of a README."""
+    text = commit.files["README.md"].data.decode() if "README.md" in commit.files else ""
+    return yaml.safe_load(text.split("---")[1]) or {} if text.startswith("---") else {}
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection. Subclassed with the Hub that it serves."""
 
@@ -122,7 +130,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # the names that http.server calls
         url = urlsplit(self.path)
-        self.url_path, self.query = url.path, parse_qs(url.query)
+        # Data sets have pages of their own; here one name is of one repository, whatever it holds.
+        path = re.sub(
+            r"^/(?:datasets|(api)/datasets)/", lambda found: f"/{'api/models/' if found[1] else ''}", url.path
+        )
+        self.url_path, self.query = path, parse_qs(url.query)
         self.body = self.read_body()
         self.request_log = Request(self.command, self.url_path, {k.lower(): v for k, v in self.headers.items()})
         with self.hub.lock:
@@ -218,6 +230,7 @@ class Handler(BaseHTTPRequestHandler):
                 "downloads": 0,
                 "likes": 0,
                 "siblings": [{"rfilename": path} for path in commit.files],
+                "cardData": card_of(commit),
             }
         )
 
@@ -230,6 +243,10 @@ class Handler(BaseHTTPRequestHandler):
             for path, blob in commit.files.items()
             if path.startswith(prefix) and (recursive or "/" not in path.removeprefix(prefix))
         ]
+        below = {path.removeprefix(prefix).split("/")[0] for path in commit.files if path.startswith(prefix)}
+        folders = sorted(name for name in below if f"{prefix}{name}" not in commit.files) if not recursive else []
+        oid = hashlib.sha1(b"folder").hexdigest()
+        entries += [{"type": "directory", "oid": oid, "size": 0, "path": f"{prefix}{name}"} for name in folders]
         self.send_json(entries)
 
     def paths_info(self, repo: str, revision: str) -> None:

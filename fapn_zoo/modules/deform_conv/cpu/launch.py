@@ -22,7 +22,7 @@ from fapn_zoo.modules.deform_conv.cpu.plan import (
     vector_length,
 )
 from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs
-from fapn_zoo.modules.layers.layout import is_channels_last, memory_format
+from fapn_zoo.modules.layers.conv import is_channels_last, memory_format
 from fapn_zoo.runtime.workers import WORKERS
 
 

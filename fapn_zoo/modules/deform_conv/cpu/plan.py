@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo.modules.deform_conv.geometry import Geometry
-from fapn_zoo.modules.layers.layout import is_channels_last
+from fapn_zoo.modules.layers.conv import is_channels_last
 
 Steps = tuple[int, int]  # from channel to channel and from pixel to pixel
 

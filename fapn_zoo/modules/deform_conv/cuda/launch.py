@@ -37,7 +37,7 @@ from torch import Tensor
 from fapn_zoo.modules.deform_conv.cuda import kernels
 from fapn_zoo.modules.deform_conv.cuda.tuning import Config, run
 from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs, channel_blocks, output_sizes
-from fapn_zoo.modules.layers.layout import memory_format
+from fapn_zoo.modules.layers.conv import memory_format
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.JITFunction)
 

@@ -8,10 +8,12 @@ a CUDA graph's capture, or where `torch.use_deterministic_algorithms` wants the 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -40,50 +42,12 @@ class Config(NamedTuple):
 
 
 # From large blocks to small ones; the first that fills the device is taken where nothing is timed.
-_HALF = {
-    "forward": [
-        Config((8, 16), 256, 32, 16, prefetch=True),
-        Config((4, 16), 256, 32, 8),
-        Config((4, 16), 256, 32, 8, stages=2),
-        Config((8, 16), 256, 32, 8, prefetch=True),
-        Config((8, 16), 256, 32, 8, stages=2),
-        Config((8, 16), 128, 32, 8, prefetch=True),
-        Config((4, 16), 128, 32, 4),
-        Config((4, 16), 128, 32, 4, stages=2),
-        Config((4, 16), 64, 32, 4),
-    ],
-    "backward_data": [
-        Config((4, 16), 256, 32, 8, registers=128),
-        Config((4, 16), 256, 64, 8),
-        Config((4, 16), 256, 32, 4),
-        Config((4, 16), 128, 32, 8, registers=128),
-        Config((4, 16), 128, 32, 4),
-    ],
-    "backward_weight": [
-        Config((4, 16), 256, 64, 8, registers=128),
-        Config((4, 16), 256, 64, 8, stages=2),
-        Config((4, 16), 128, 128, 8),
-        Config((4, 16), 128, 64, 4),
-        Config((4, 16), 64, 64, 4),
-    ],
-}
-_FLOAT = {
-    "forward": [Config((4, 16), 128, 16, 8), Config((4, 16), 64, 32, 4), Config((4, 16), 64, 16, 4)],
-    "backward_data": [Config((4, 16), 64, 32, 4), Config((4, 16), 64, 32, 8), Config((4, 16), 32, 32, 4)],
-    "backward_weight": [Config((4, 16), 64, 64, 8), Config((4, 16), 64, 32, 4)],
-}
-_TF32 = {
-    "forward": [
-        Config((4, 16), 256, 32, 8),
-        Config((4, 16), 128, 32, 8),
-        Config((4, 16), 128, 32, 4, stages=2),
-        Config((4, 16), 64, 32, 4),
-    ],
-    "backward_data": [Config((4, 16), 128, 32, 8), Config((4, 16), 128, 32, 4), Config((4, 16), 64, 32, 4)],
-    "backward_weight": [Config((4, 16), 128, 64, 8), Config((4, 16), 128, 32, 8), Config((4, 16), 64, 64, 4)],
+_TABLE = {
+    kind: {name: [Config(**row | {"tile": tuple(row["tile"])}) for row in rows] for name, rows in table.items()}
+    for kind, table in json.loads(Path(__file__).with_name("configs.json").read_text(encoding="utf-8")).items()
 }
 # Small blocks, so that small tests have several of each kind.
-_INTERPRETED = {name: [Config((16, 16), 16, 16, 1, programs=2)] for name in _HALF}
+_INTERPRETED = {name: [Config((16, 16), 16, 16, 1, programs=2)] for name in _TABLE["half"]}
 _chosen = {}
 _untimed = {}
 
@@ -97,7 +61,7 @@ def candidates(kernel: str, geometry: Geometry, dtype: torch.dtype, tf32: bool, 
     """Configurations for a call on a device of `processors` multiprocessors (0: the interpreter), the default first."""
     if not processors:
         return _INTERPRETED[kernel]
-    lists = _HALF if dtype != torch.float32 else _TF32 if tf32 else _FLOAT
+    lists = _TABLE["half" if dtype != torch.float32 else "tf32" if tf32 else "float32"]
     out = geometry.out_channels // geometry.groups
     fitting = []
     for config in lists[kernel]:

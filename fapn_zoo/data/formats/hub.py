@@ -1,0 +1,322 @@
+"""Data sets of the Hugging Face Hub, or in its formats on this machine: `hf:OWNER/NAME[@REVISION][:CONFIG]`, `hf:PATH`.
+
+What the columns hold says what the samples are: `segments_info` panoptic segments, `objects` boxes or masks, an RGB
+`annotation` with `semantic_class_to_id` instances, a mask of one channel classes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fapn_zoo.data.annotated import AnnotatedPictures
+from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, annotation
+from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, splits
+from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.opening import opened
+from fapn_zoo.data.reading import READING, check_ids, read_labels
+from fapn_zoo.data.reading_rules import Reading
+from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Objects, Sample
+from fapn_zoo.runtime.tables import some
+
+LOOKED_AT = 200  # masks, where nobody says which classes there are
+CATEGORIES = ("category", "categories", "category_id", "label", "labels")
+VOID = ("unlabeled", "unlabelled", "void", "background", "ignore")
+
+
+class HubDataset:
+    """The data set of a name, by what its columns hold: one of the classes below."""
+
+    def __new__(cls, name: str, split: str, num_classes: int | None = None, reading: Reading | None = None) -> Any:
+        """Errors are those of `load_rows` and of the kind."""
+        rows = load_rows(name, split)
+        kind = HubMaps
+        if "objects" in rows.columns:
+            kind = HubObjects
+        elif "segments_info" in rows.columns:
+            kind = HubSegments
+        elif "semantic_class_to_id" in rows.columns:
+            kind = HubInstances
+        return kind(rows, split, num_classes, reading)
+
+    splits = staticmethod(splits)
+
+
+class HubMaps:
+    """Pictures with a mask of class ids each.
+
+    Attributes:
+        split: of the name, with the number of its rows and a digest of them, by which a run that goes on knows them.
+        facts: "revision" and "license", where they are known. unused: what was chosen, told when it is opened.
+    """
+
+    holds = LABELS
+
+    def __init__(self, rows: Rows, split: str, num_classes: int | None, reading: Reading | None) -> None:
+        self.rows, self.reading, self.facts = rows, reading or READING, rows.facts
+        self.name = rows.title
+        self.split = f"{split} {len(rows.table)} rows {rows.digest}"
+        self.labels = self._labels()
+        if num_classes is not None and num_classes != self.labels.num_classes:
+            raise DataError(f"num_classes is {num_classes}, but {self.name} has {self.labels.num_classes} classes")
+        void = [n for i, n in enumerate(self.labels.names) if n.lower() in VOID and i != self.labels.ignore_index]
+        hint = f"; class {void[0]!r} is trained like any other, a classes.json could ignore it" if void else ""
+        license = f", licence {rows.facts['license']}" if "license" in rows.facts else ""
+        told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}{hint}"
+        self.unused = (told, *rows.remarks)
+
+    def _labels(self) -> LabelMap:
+        """Of `classes=`, `classes.json` or `id2label.json`; DataError with a `classes.json` to fill in."""
+        if (file := self.rows.name.options.get("classes")) is not None:
+            return LabelMap.from_json(file)
+        table = repository_file(self.rows, "classes.json")
+        if isinstance(table, Mapping) and isinstance(table.get("names"), list):
+            known = {key: tuple(table[key]) for key in ("palette", "things") if table.get(key)}
+            return LabelMap(tuple(table["names"]), ignore_index=table.get("ignore_index", 255), **known)
+        if names := self._own_names():
+            return LabelMap(names)
+        ids = repository_file(self.rows, "id2label.json")
+        if ids is not None:
+            return LabelMap(names_of(ids, f"id2label.json of {self.name}"))
+        raise DataError(self._wanted())
+
+    def _own_names(self) -> tuple[str, ...]:
+        return ()
+
+    def _wanted(self) -> str:
+        counts: Counter[int] = Counter()
+        for index in range(min(len(self), LOOKED_AT)):
+            counts.update(dict(zip(*np.unique(self._mask(index), return_counts=True), strict=True)))
+        whole, highest = sum(counts.values()), max((i for i in counts if i < 255), default=0)
+        shares = ", ".join(f"{i}: {n / whole:.1%}" for i, n in sorted(counts.items()))
+        form = json.dumps({"names": [f"class_{i}" for i in range(highest + 1)], "ignore_index": 255})
+        found = f"ids in {min(len(self), LOOKED_AT)} masks: {shares}"
+        return f"{self.name} does not name its classes ({found}); write a file and add ?classes=FILE: {form}"
+
+    def __len__(self) -> int:
+        return len(self.rows.table)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return ()
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.rows.size(index, self.reading)
+
+    def image(self, index: int) -> Tensor:
+        return self.rows.pixels(index, self.reading)
+
+    def _mask(self, index: int) -> np.ndarray:
+        shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
+        return read_labels(Path(shown), self.reading, self.rows.bytes(index, "mask"))
+
+    def sample(self, index: int) -> Sample:
+        image, labels = self.image(index), self._mask(index)
+        _check_sizes(image, labels, self.rows.shown(index))
+        check_ids(labels, self.labels, f"{self.rows.shown(index)}: ")
+        return Sample(image, f"row_{index:06d}", labels)
+
+
+class HubSegments(HubMaps):
+    """Pictures with an RGB mask of segment ids (red + 256 green + 65536 blue) and `segments_info`."""
+
+    holds = SEGMENTS
+
+    def _labels(self) -> LabelMap:
+        labels = super()._labels()
+        if labels.things:
+            return labels
+        marked = {(s["category_id"], bool(s["isthing"])) for s in self._listed(0) if "isthing" in s}
+        for index in range(1, min(len(self), LOOKED_AT)):
+            marked |= {(s["category_id"], bool(s["isthing"])) for s in self._listed(index) if "isthing" in s}
+        things = tuple(sorted(i for i, thing in marked if thing))
+        if not things:
+            hint = 'add ?classes=FILE with {"names": [...], "things": [ids]}'
+            raise DataError(f"{self.name} does not say which classes are things, whose objects are counted; {hint}")
+        return LabelMap(labels.names, labels.palette, labels.ignore_index, things)
+
+    def _listed(self, index: int) -> list[dict[str, Any]]:
+        return _entries(self.rows.table[index]["segments_info"])
+
+    def _colours(self, index: int) -> np.ndarray:
+        shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
+        with opened(io.BytesIO(self.rows.bytes(index, "mask")), shown) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                raise DataError(f"{shown} has mode {image.mode}; expected RGB")
+            return np.asarray(image)[:, :, :3].astype(np.int32)
+
+    def _segments(self, index: int) -> tuple[np.ndarray, list[tuple[int, bool]]]:
+        """The map (H, W) of 1 + row, 0 for none, and class and crowd of each row."""
+        red, green, blue = np.moveaxis(self._colours(index), 2, 0)
+        codes, listed = red + 256 * green + 65536 * blue, self._listed(index)
+        ids = np.zeros(codes.shape, np.int32)
+        for row, segment in enumerate(listed, 1):
+            ids[codes == segment["id"]] = row
+        if strange := sorted({*np.unique(codes[ids == 0]).tolist()} - {0}):
+            raise DataError(f"{self.rows.shown(index)} has pixels of segments {some(strange)}, which it does not list")
+        return ids, [(s["category_id"], bool(s.get("iscrowd"))) for s in listed]
+
+    def sample(self, index: int) -> Sample:
+        image, (ids, rows) = self.image(index), self._segments(index)
+        _check_sizes(image, ids, self.rows.shown(index))
+        classes = np.array([category for category, _ in rows], np.int64)
+        check_ids(classes, self.labels, f"{self.rows.shown(index)}, category_id: ")
+        objects = Objects(ids, classes, np.array([crowd for _, crowd in rows], bool))
+        table = np.array([self.labels.ignore_index, *classes])
+        labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[ids]
+        return Sample(image, f"row_{index:06d}", labels if self.holds == SEGMENTS else None, objects)
+
+
+class HubInstances(HubSegments):
+    """Pictures with an RGB mask whose red is the class and whose green is the number of the object, 0 for none."""
+
+    holds = MASKS
+
+    def _labels(self) -> LabelMap:
+        if "classes" in self.rows.name.options:
+            labels = HubMaps._labels(self)
+            return LabelMap(labels.names, labels.palette, labels.ignore_index, tuple(range(labels.num_classes)))
+        ids = self.rows.table[0]["semantic_class_to_id"]
+        ids = json.loads(ids) if isinstance(ids, str) else ids
+        names = names_of(
+            {str(i): name for name, i in ids.items() if i is not None}, f"semantic_class_to_id of {self.name}"
+        )
+        return LabelMap(names, things=tuple(range(len(names))))
+
+    def _segments(self, index: int) -> tuple[np.ndarray, list[tuple[int, bool]]]:
+        red, green, _ = np.moveaxis(self._colours(index), 2, 0)
+        codes = np.where(green > 0, red + 256 * green, 0)
+        found, ids = np.unique(codes, return_inverse=True)
+        if found[0] != 0:
+            ids = ids + 1
+        return ids.reshape(codes.shape).astype(np.int32), [(int(code) % 256, False) for code in found if code]
+
+    def sample(self, index: int) -> Sample:
+        found = super().sample(index)
+        crops = tuple(found.objects.crop(m) for m in range(len(found.objects.classes)))
+        return Sample(found.image, found.name, None, Objects(None, found.objects.classes, found.objects.crowd, crops))
+
+
+class HubObjects(AnnotatedPictures):
+    """Pictures with `objects`: boxes as x, y, width, height in pixels, and perhaps polygons or run lengths."""
+
+    def __init__(self, rows: Rows, split: str, num_classes: int | None, reading: Reading | None) -> None:
+        self.rows, self.reading, self.facts, self.faults = rows, reading or READING, rows.facts, []
+        self.name = rows.title
+        self.split = f"{split} {len(rows.table)} rows {rows.digest}"
+        self.root = self.file = Path(self.name)
+        self._read(split)
+        self._finish(rows.remarks, True, num_classes)
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return []
+
+    def _read(self, split: str) -> list[str]:
+        column = self.rows.columns["objects"]
+        listed = [_entries(entry) for entry in self.rows.table[column]]
+        keys = [key for key in CATEGORIES if any(key in one for entries in listed for one in entries)]
+        if len(keys) != 1 and any(listed):
+            found = f"{', '.join(keys)}" if keys else "none"
+            raise DataError(f"{self.name}: objects must have one of {', '.join(CATEGORIES)}; found {found}")
+        self.labels, class_of = self._classes(listed, keys[0] if keys else CATEGORIES[0])
+        sizes = [self.rows.size(index, self.reading) for index in range(len(listed))]
+        pairs = ((one, size) for entries, size in zip(listed, sizes, strict=True) for one in entries)
+        boxes = [(one["bbox"], size) for one, size in pairs if one.get("bbox")]
+        corners = _are_corners(boxes, self.rows.name.options.get("boxes"), self.name)
+        self.pictures = []
+        for index, (entries, size) in enumerate(zip(listed, sizes, strict=True)):
+            picture = Picture(index, f"row_{index:06d}.png", size, source=self.file)
+            for place, one in enumerate(entries):
+                name, where = f"objects[{place}]", f"{self.rows.shown(index)}, objects[{place}]"
+                entry = _as_coco(one, corners)
+                try:
+                    category = class_of.get(one[keys[0]])
+                    if category is None:
+                        raise Refused(BAD_ENTRY, f"{where} is of category {one[keys[0]]!r}, which has no name")
+                    picture.objects.append(annotation(entry, name, where, category, size, self.faults))
+                except Refused as error:
+                    self.faults.append(Fault(*error.args))
+            self.pictures.append(picture)
+        return []
+
+    def _classes(self, listed: Sequence[list[dict[str, Any]]], key: str) -> tuple[LabelMap, dict[Any, int]]:
+        found = {one[key] for entries in listed for one in entries if one.get(key) is not None}
+        names: tuple[str, ...] = ()
+        if (file := self.rows.name.options.get("classes")) is not None:
+            names = LabelMap.from_json(file).names
+        elif known := _class_names(self.rows.table.features[self.rows.columns["objects"]], key):
+            names = known
+        elif found and all(isinstance(one, str) for one in found):
+            names = tuple(sorted(found))
+            self.rows.remarks.append(f"{self.name}: its classes are the names in its rows, {some(names, 20)}")
+        elif (ids := repository_file(self.rows, "id2label.json")) is not None:
+            names = names_of(ids, f"id2label.json of {self.name}")
+        if not names:
+            form = json.dumps({"names": [f"class_{i}" for i in range(int(max(found, default=0)) + 1)]})
+            raise DataError(
+                f"{self.name} does not name its categories {some(sorted(found), 20)}; add ?classes=FILE: {form}"
+            )
+        labels = LabelMap(names, (), 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
+        return labels, {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return ()
+
+    def image(self, index: int) -> Tensor:
+        return self.rows.pixels(index, self.reading)
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    """A list of dicts, or a dict of lists, as a list of dicts without what is None."""
+    if isinstance(value, Mapping):
+        value = [dict(zip(value, row, strict=True)) for row in itertools.zip_longest(*value.values())]
+    return [{key: item for key, item in one.items() if item is not None} for one in value or []]
+
+
+def _class_names(feature: Any, key: str) -> tuple[str, ...]:
+    """The names of a ClassLabel inside of `objects`."""
+    inner = getattr(feature, "feature", feature)
+    inner = inner[0] if isinstance(inner, list) else inner
+    own = inner.get(key) if isinstance(inner, Mapping) else None
+    return tuple(getattr(own, "names", None) or getattr(getattr(own, "feature", None), "names", None) or ())
+
+
+def _as_coco(one: Mapping[str, Any], corners: bool) -> dict[str, Any]:
+    entry = {key: one[key] for key in ("bbox", "segmentation", "area", "iscrowd") if key in one}
+    if corners and len(entry.get("bbox", ())) == 4:
+        x1, y1, x2, y2 = entry["bbox"]
+        entry["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    return entry
+
+
+def _are_corners(boxes: list[tuple[Sequence[float], tuple[int, int]]], said: str | None, name: str) -> bool:
+    """Whether boxes are x1, y1, x2, y2; DataError where they look so and nobody has said it."""
+    if said is not None:
+        if said not in ("corners", "widths"):
+            raise DataError(f"{name}: boxes={said!r}; expected corners or widths")
+        return said == "corners"
+    beyond = [b for b, (h, w) in boxes if len(b) == 4 and (b[0] + b[2] > w + 1 or b[1] + b[3] > h + 1)]
+    fitting = all(len(b) == 4 and b[0] <= b[2] <= w + 1 and b[1] <= b[3] <= h + 1 for b, (h, w) in boxes)
+    if boxes and fitting and len(beyond) > len(boxes) / 10:
+        text = f"as x, y, width, height {len(beyond)} of its {len(boxes)} boxes reach out of their pictures"
+        raise DataError(f"{name}: {text}, as corners none; add ?boxes=corners, or ?boxes=widths if they are right")
+    return False
+
+
+def _check_sizes(image: Tensor, labels: np.ndarray, shown: str) -> None:
+    if tuple(image.shape[1:]) != labels.shape:
+        (h, w), (height, width) = image.shape[1:], labels.shape
+        hint = (
+            "; their sides are exchanged: does the picture have an EXIF orientation?"
+            if (h, w) == (width, height)
+            else ""
+        )
+        raise DataError(f"sizes differ: the mask of {shown} is {width}x{height}, its image {w}x{h}{hint}")
