@@ -1,10 +1,22 @@
-"""What is timed, and how: a model whose offsets are as wide as trained ones, and one inference with it in its parts."""
+"""What is measured, and how: a model whose offsets are as wide as trained ones, one inference in its parts, its memory.
+
+Peak memory on a CPU is that of a process of its own, where nothing else used memory:
+
+    python -m fapn_zoo.benchmark.inference < JOB.json
+
+reads {"model": the description, "size", "batch", "dtype", "channels_last", "threads"} and prints the bytes as JSON.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +33,11 @@ from fapn_zoo.runtime.device import autocast, resolve_amp
 from fapn_zoo.tasks import task_for
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.zoo.registry import get_spec
+from fapn_zoo.zoo.spec import ModelSpec
 
 # Of weights and input; "auto" is as in `predict`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": torch.float32}
+SMALL = (64, 64)  # of a first run, in which libraries are loaded and kernels compiled
 OFFSET_SPREAD = 2.0  # pixels; standard deviation of the drawn offsets
 
 
@@ -163,3 +177,72 @@ class Run:
             size, manner = "x".join(map(str, self.size)), f"batch {self.manner['batch']}, {self.manner['dtype']}"
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{self.name} cannot run at {size}, {manner}: {reason}") from error
+
+
+def peak_memory(job: Mapping[str, Any]) -> int | None:
+    """Bytes that a forward pass and its post-processing need at most: the weights, and what is in use beside them.
+
+    None where the system does not tell (Windows) or the other process fails, which it says on stderr.
+    """
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        return None
+    command = [sys.executable, "-m", "fapn_zoo.benchmark.inference"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        print(f"peak memory could not be measured: {last}", file=sys.stderr)
+        return None
+
+
+def peak_memory_on_gpu(model: nn.Module, device: torch.device, once: Callable[[], Any]) -> int:
+    """`peak_memory` of `once`, which runs a model that is on a CUDA device, in this process."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    once()
+    return torch.cuda.max_memory_allocated(device) - before + weight_bytes(model)
+
+
+def resident_peak() -> int:
+    """Bytes of this process that have been in memory at once, since `forget_peak` where the system allows that."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> None:
+    """Linux: lets the peak begin at what is in memory now. Elsewhere the small first run hardly raises it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _measure(job: Mapping[str, Any]) -> int:
+    from fapn_zoo.model import build  # not above: timm takes seconds
+
+    torch.set_num_threads(job["threads"])
+    with torch.no_grad():
+        model = build(ModelSpec.from_config(job["model"]))
+        options = {"batch": job["batch"], "dtype": job["dtype"], "channels_last": job["channels_last"]}
+        prepare(model, SMALL, **options)()
+        run = prepare(model, tuple(job["size"]), **options)
+        forget_peak()
+        before = resident_peak()
+        run()
+        return resident_peak() - before + weight_bytes(model)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+
+
+if __name__ == "__main__":
+    print(_measure(json.load(sys.stdin)))

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from fapn_zoo.benchmark.flops import PARTS, count
-from fapn_zoo.benchmark.inference import DTYPES, Run, create_with_offsets
-from fapn_zoo.benchmark.memory import peak_memory, peak_memory_on_gpu
+from fapn_zoo.benchmark.inference import DTYPES, Run, create_with_offsets, peak_memory, peak_memory_on_gpu
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.progress import bar

@@ -1,27 +1,32 @@
-"""The loop of an evaluation: every image once, on one process or many, at once or in several runs."""
+"""The loop of an evaluation: every image once, on one process or many, at once or in several runs.
+
+What is run together is decided first; threads read the images while the model is busy.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import Classes, match_classes, model_labels
 from fapn_zoo.data.fingerprint import Fingerprint
-from fapn_zoo.data.images import load_image
+from fapn_zoo.data.images import with_channels
 from fapn_zoo.data.reading_rules import Reading, reading_of
 from fapn_zoo.data.sample import Dataset, check_holds
 from fapn_zoo.data.sources import open_dataset
-from fapn_zoo.evaluate.loading import ahead, in_blocks, load_batch, plan_batches
 from fapn_zoo.evaluate.state import Counted, State
 from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.predict.predict import named
@@ -33,6 +38,9 @@ from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import versions, weights_fingerprint
 from fapn_zoo.tasks import TASKS, averaging_tasks, task_for
 from fapn_zoo.tasks.protocol import Scorer, Task
+from fapn_zoo.zoo.spec import DataSpec
+
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,20 +264,58 @@ def _job(model: nn.Module, data: Any, options: Options, first: nn.Module) -> Job
     return Job(model, source, dataset, total, classes, views, task, scorer, options, notes)
 
 
-def class_maps(model: nn.Module, images: Sequence[np.ndarray], amp: str = "no") -> Tensor:
-    """What `predict` answers in the same precision for images of equal size, without its scores and segments.
+def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, views: Views) -> list[tuple[int, ...]]:
+    """Batches of the first `total` images, in the order of their first image.
 
-    Args:
-        images: (H, W, 3) uint8 RGB each.
-        amp: as in `evaluate`.
-
-    Returns:
-        Class ids (N, H, W) int64 on the model's device.
+    Images of equal padded sizes share a batch wherever they are in the data set. The plan depends on the sizes alone,
+    not on processes or on what was done before, so every run computes the same batches. Windows are batched within an
+    image, so there each image is a batch.
     """
-    check_amp(amp)
-    data, views = model.data, Views()
-    pixels = [load_image(image, len(data.mean)).pixels for image in images]
-    shown = [Shown(None, tuple(one.shape[1:]), views.prepare(data, one)) for one in pixels]
-    options = {"batch_size": len(images), "shares": False}
-    found = answers(ModelNetwork(model, amp), data, TASKS["semantic"], views, shown, **options)
-    return torch.stack([answer.labels for _, answer in found])
+    if batch_size == 1 or views.window is not None:
+        return [(i,) for i in range(total)]
+    full: list[tuple[int, ...]] = []
+    open_: dict[Any, list[int]] = {}
+    for i in range(total):
+        key = views.padded(data, tuple(dataset.size(i)))
+        group = open_.setdefault(key, [])
+        group.append(i)
+        if len(group) == batch_size:
+            full.append(tuple(open_.pop(key)))
+    return sorted([*full, *map(tuple, open_.values())])
+
+
+def load_batch(dataset: Dataset, indices: tuple[int, ...], data: DataSpec, views: Views) -> list[Shown]:
+    """Reads and resizes the images of a batch; an item is (place in the data set, sample)."""
+    found = []
+    for i in indices:
+        sample = dataset.sample(i)
+        pixels = with_channels(sample.image, len(data.mean), sample.name)
+        found.append(Shown((i, sample), sample.size, views.prepare(data, pixels), sample.name))
+    return found
+
+
+def ahead(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:
+    """`make` of every item in order, by threads that stay a few items ahead; an error comes out in its place."""
+    items = iter(items)
+    waiting: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    try:
+        waiting.extend(pool.submit(make, item) for item in islice(items, threads + 1))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(make, item) for item in islice(items, 1))
+            yield made
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_blocks(make: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:
+    """`make` of every item in order, `threads` of them at a time while the caller waits.
+
+    For a model that keeps all cores busy: threads beside it would hold up those of its operators, which wait for one
+    another, by more than the reading takes.
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
+        while block := list(islice(items, threads)):
+            yield from list(pool.map(make, block))

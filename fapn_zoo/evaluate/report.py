@@ -16,8 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from fapn_zoo.evaluate.loading import load_batch
-from fapn_zoo.evaluate.measure import Measured
+from fapn_zoo.evaluate.measure import Measured, load_batch
 from fapn_zoo.runtime.files import check_writable, short_name, write_json, write_text
 from fapn_zoo.runtime.tables import append_rows, as_csv, percent, read_rows
 from fapn_zoo.tasks import TASKS, fonts

@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.runtime.files import read_json, remove_leavings, write_json, write_whole
 
-FORMAT = 2
+FORMAT = 3
 SECONDS = 20.0  # between parts
 
 
@@ -78,7 +79,7 @@ class State:
         try:
             with np.load(file, allow_pickle=False) as part:
                 return {name: part[name] for name in ("index", "name", *part.files)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{file} is damaged ({error}); delete it and its images are counted again") from error
 
     def entries(self) -> Iterator[Counted]:
@@ -109,7 +110,7 @@ class State:
             }
             for key in tallies[0]:
                 part |= _sparse(key, [arrays[key] for arrays in tallies])
-            write_whole(self.folder / f"part-{uuid.uuid4().hex}.npz", lambda file: np.savez(file, **part))
+            write_whole(self.folder / f"part-{uuid.uuid4().hex}.npz", lambda file: np.savez_compressed(file, **part))
             self.pending.clear()
         self._saved = time.monotonic()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fapn_zoo.data.reading import read_ids
-from fapn_zoo.metrics.boundary import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
+from fapn_zoo.metrics.boundary import BoundaryBands, BoundaryFScore, BoundaryIoU
 from fapn_zoo.metrics.detection import AveragePrecision
 from fapn_zoo.metrics.panoptic import PanopticQuality
 from fapn_zoo.metrics.semantic import ConfusionMatrix
@@ -15,7 +15,5 @@ __all__ = [
     "BoundaryIoU",
     "ConfusionMatrix",
     "PanopticQuality",
-    "boundary_iou",
-    "boundary_region",
     "read_ids",
 ]

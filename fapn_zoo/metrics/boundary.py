@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fapn_zoo.metrics.accumulator import UNIT, Accumulator, Ids, as_array
+from fapn_zoo.metrics.accumulator import UNIT, Accumulator, Ids
 from fapn_zoo.metrics.semantic import as_ids, bad_prediction, bad_truth, check_shapes, flat, scores, tables_for
 
 BAND_WIDTHS = (3, 5, 8, 12)
@@ -256,60 +256,6 @@ class BoundaryFScore(_OfClassMaps):
 def boundary_width(height: int, width: int, dilation_ratio: float = 0.02) -> int:
     """The distance d of Boundary IoU in an image of this size, in pixels."""
     return max(1, round(dilation_ratio * math.sqrt(height**2 + width**2)))
-
-
-def boundary_region(masks: Ids, dilation_ratio: float = 0.02) -> np.ndarray:
-    """The inner boundary regions of masks, as in `BoundaryIoU`: equal to `mask_to_boundary` of boundary-iou-api.
-
-    Args:
-        masks: bool, or integers with 0 for outside, (H, W) or (N, H, W).
-        dilation_ratio: d as a share of the image's diagonal.
-
-    Returns:
-        bool, shape of `masks`.
-    """
-    from fapn_zoo.metrics import kernels
-
-    masks = as_array(masks)
-    if masks.ndim not in (2, 3) or masks.dtype.kind not in "bui":
-        raise ValueError(f"masks must be bool or integer, (H, W) or (N, H, W), got {masks.dtype} {masks.shape}")
-    masks = masks if masks.dtype == bool else masks != 0
-    out = np.zeros(masks.shape, bool)
-    radii = np.array([boundary_width(*masks.shape[-2:], dilation_ratio)])
-    for mask, region in zip(masks.reshape(-1, *masks.shape[-2:]), out.reshape(-1, *masks.shape[-2:]), strict=True):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if rows.size:  # beyond its box a mask ends just as it does at the border of the image
-            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            part = np.ascontiguousarray(mask[box]).view(np.uint8)
-            region[box] = (kernels.rings(part, np.uint8(0), False, True, radii) == 0) & mask[box]
-    return out
-
-
-def boundary_iou(first: Ids, second: Ids, dilation_ratio: float = 0.02) -> np.ndarray:
-    """Boundary IoU of every mask of one list with every mask of another, for instances.
-
-    Boundary AP and PQ of the paper score a pair by the smaller one of this and the IoU of the whole masks.
-
-    Args:
-        first: bool (N, H, W), or integers with 0 for outside.
-        second: (M, H, W) likewise.
-        dilation_ratio: d as a share of the image's diagonal.
-
-    Returns:
-        float64 (N, M); 0 where both masks are empty.
-
-    Raises:
-        ValueError: when the masks differ in size or are no lists of masks.
-    """
-    sizes = [tuple(m.shape[1:]) for m in (first, second)]
-    if sizes[0] != sizes[1] or len(sizes[0]) != 2:
-        raise ValueError(f"masks must be (N, H, W) of one size, got {tuple(first.shape)} and {tuple(second.shape)}")
-    pixels = math.prod(sizes[0])
-    dtype = np.float32 if pixels < 1 << 24 else np.float64  # in which sums of ones are exact
-    one, two = (boundary_region(m, dilation_ratio).reshape(-1, pixels) for m in (first, second))
-    both = (one.astype(dtype) @ two.astype(dtype).T).astype(np.float64)
-    union = one.sum(1)[:, None] + two.sum(1) - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
 def _without(ignore_index: int, values: Tensor) -> Tensor:

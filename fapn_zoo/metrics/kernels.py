@@ -43,18 +43,11 @@ def count_pairs(truth: Array, pred: Array, rows: Array, ignore: int, classes: in
     Returns:
         How many predictions were out of range; they are in no table.
     """
-    bad, whole = 0, truth.size - truth.size % 4
-    for start in range(0, whole, 4):
-        for i in range(4):
-            cell = _cell(truth[start + i], pred[start + i], rows, ignore, classes)
-            if cell >= 0:
-                table[np.uint64(i * apart + cell)] += 1
-            else:
-                bad += 1
-    for i in range(whole, truth.size):
-        cell = _cell(truth[i], pred[i], rows, ignore, classes)
+    bad = 0
+    for at in range(truth.size):
+        cell = _cell(truth[at], pred[at], rows, ignore, classes)
         if cell >= 0:
-            table[np.uint64(cell)] += 1
+            table[np.uint64((at & 3) * apart + cell)] += 1
         else:
             bad += 1
     return bad

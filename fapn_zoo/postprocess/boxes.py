@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput
 from fapn_zoo.modules.layers.boxes import clip, not_empty
-from fapn_zoo.postprocess.answers import Detections, Frame, Instances, Segment
-from fapn_zoo.postprocess.cropped import SoftMasks
+from fapn_zoo.postprocess.answers import Detections, Frame, Instances, Segment, SoftMasks
 from fapn_zoo.zoo.spec import DataSpec
 
 MOST = 100  # of an image

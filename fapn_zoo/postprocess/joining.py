@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_area
 
-from fapn_zoo.postprocess.answers import Detections, Instances, Segment
-from fapn_zoo.postprocess.cropped import JoinedMasks
+from fapn_zoo.postprocess.answers import Detections, Instances, JoinedMasks, Segment
 
 SAME = 0.5  # least intersection over union
 NEAR = 2.0  # pixels from a window's border within which a box ends there, or ...

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from fapn_zoo.modules.heads.outputs import InstanceOutput, PanopticFPNOutput, SemanticOutput
-from fapn_zoo.postprocess.answers import ClassMap, Detections, Frame, Instances, Panoptic, Segment
+from fapn_zoo.postprocess.answers import ClassMap, Detections, Frame, Instances, Masks, Panoptic, Segment, SoftMasks
 from fapn_zoo.postprocess.boxes import boxed_instances, boxes_of, detections
-from fapn_zoo.postprocess.cropped import Masks, SoftMasks
 from fapn_zoo.postprocess.semantic import class_map, logits_source
 from fapn_zoo.zoo.spec import DataSpec
 

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import PanopticFCNOutput
-from fapn_zoo.postprocess.answers import ClassMap, Frame, Instances, Panoptic, Segment
+from fapn_zoo.postprocess.answers import ClassMap, Frame, HardMasks, Instances, Packed, Panoptic, Segment
 from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
-from fapn_zoo.postprocess.cropped import HardMasks, Packed
 from fapn_zoo.postprocess.masks import rows_of
 from fapn_zoo.postprocess.merge import merge, stuff_classes
 from fapn_zoo.postprocess.semantic import check_cover

@@ -26,22 +26,11 @@ from fapn_zoo.zoo.spec import DataSpec
 
 
 def predict(
-    model: nn.Module,
-    x: Any,
-    task: str | None = None,
-    tile: int | tuple[int, int] | None = None,
-    *,
-    overlap: float = 0.25,
-    batch_size: int = 1,
-    scales: str | Sequence[float] | None = None,
-    flip: bool = False,
-    amp: str = "auto",
-    white_level: float | None = None,
-    exif: str | None = None,
+    model: nn.Module, x: Any, task: str | None = None, tile: int | tuple[int, int] | None = None, **options: Any
 ) -> Result | list[Result]:
     """Predicts on one image or many.
 
-    Args:
+    Args: those below, and as `options` those of `predict_each` from `overlap` to `exif`.
         model: a `ZooModel`, on any device; its training flags are put back afterwards. Threads may share it.
         x: what `data.images.load_image` takes (path, URL, bytes, file object, PIL image, array, tensor), or a folder
             of images, or a list or tuple of all these, or a tensor (N, C, H, W).
@@ -52,15 +41,6 @@ def predict(
             their objects, see `fapn_zoo.postprocess.joining`: each comes out once, and one that is larger than the
             overlap is put together of its pieces. Windows are rounded up to multiples of 32 and of the model's
             padding; smaller images are run whole, not enlarged.
-        overlap: share of a window that its neighbour covers again, 0..0.75.
-        batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
-            resizing and padding) share a batch, so this changes results by rounding alone (in bfloat16, where that is
-            coarse, the class of some pixels in ten thousand).
-        scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: `"official"`,
-            factors of the test size, or short sides in pixels; see `fapn_zoo.predict.views`.
-        amp: `"bf16"`, `"fp16"` (GPUs) or `"no"`: what the network multiplies in. `"auto"` is bfloat16 where
-            the processor has instructions for it and the weights are float32, else as the weights are.
-        white_level, exif: how images are read, see `load_image`; None: as the model was trained.
 
     Returns:
         A `Result` for one image; a list, in order, for a folder, list or batch. Every `Result` holds its image: for
@@ -74,8 +54,6 @@ def predict(
     """
     several = isinstance(x, (list, tuple)) and not isinstance(x, LoadedImage)
     items = [item for entry in (x if several else [x]) for item in _expand(entry)]
-    options = {"overlap": overlap, "batch_size": batch_size, "scales": scales, "flip": flip, "amp": amp}
-    options |= {"white_level": white_level, "exif": exif}
     results = [result for _, result in predict_each(model, items, task, tile, **options)]
     return results if several or _is_batch(x) else results[0]
 
@@ -98,7 +76,16 @@ def predict_each(
     """`predict` as a stream that holds at most one batch: yields (index, `Result`) in order.
 
     Args:
-        items: single images, no folders.
+        model, task, tile: see `predict`. items: single images, no folders.
+        overlap: share of a window that its neighbour covers again, 0..0.75.
+        batch_size: how many images, or windows, enter the network at once. Only images of equal size (after
+            resizing and padding) share a batch, so this changes results by rounding alone (in bfloat16, where that is
+            coarse, the class of some pixels in ten thousand).
+        scales, flip: semantic only. Average the scores of the image at several sizes, and mirrored: `"official"`,
+            factors of the test size, or short sides in pixels; see `fapn_zoo.predict.views`.
+        amp: `"bf16"`, `"fp16"` (GPUs) or `"no"`: what the network multiplies in. `"auto"` is bfloat16 where
+            the processor has instructions for it and the weights are float32, else as the weights are.
+        white_level, exif: how images are read, see `load_image`; None: as the model was trained.
         on_error: called with (index, error) for an image that cannot be read, which is then skipped; None raises.
 
     Arguments are checked at the call, before the first image is asked for.

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fapn_zoo.data.mask_encoding import RunLengths
-from fapn_zoo.postprocess.cropped import Masks
+from fapn_zoo.postprocess.answers import Masks
 from fapn_zoo.runtime.files import check_writable, json_text, make_folder, read_json, write_whole
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.zoo.spec import DataSpec

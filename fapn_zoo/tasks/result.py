@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fapn_zoo.data.images import LoadedImage
-from fapn_zoo.postprocess.answers import Segment
-from fapn_zoo.postprocess.cropped import Masks, pasted
+from fapn_zoo.postprocess.answers import Masks, Segment, pasted
 from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.tasks import coco, drawing, fonts
 from fapn_zoo.zoo.spec import DataSpec

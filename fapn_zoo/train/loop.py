@@ -23,7 +23,7 @@ from torch import Tensor
 from fapn_zoo.data.cache import CachedDataset
 from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate import Stopped, evaluate
-from fapn_zoo.evaluate.loading import ahead
+from fapn_zoo.evaluate.measure import ahead
 from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import NO_ROOM, write_json

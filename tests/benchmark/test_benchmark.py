@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import fapn_zoo
-from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, memory, parse_size, render
+from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, parse_size, render
 from fapn_zoo.benchmark import run as run_module
 from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
 from fapn_zoo.benchmark.report import CSV_COLUMNS
@@ -189,12 +189,12 @@ def test_the_peak_counts_what_is_gone_again() -> None:
     """In a process of its own, since one that has been larger may not be able to forget it."""
     code = """
 import numpy as np
-from fapn_zoo.benchmark import memory
-memory.forget_peak()
-before = memory.resident_peak()
+from fapn_zoo.benchmark import inference
+inference.forget_peak()
+before = inference.resident_peak()
 block = np.ones(2**23)  # 64 MiB, really written
 del block
-print(memory.resident_peak() - before)
+print(inference.resident_peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 60 * 2**20
@@ -204,13 +204,13 @@ def test_peak_memory_of_a_model(capfd: pytest.CaptureFixture[str], monkeypatch: 
     model = tiny("fapn")
     job = {"model": model.spec.to_config(), "size": (768, 1024), "threads": 1}
     job |= {"batch": 1, "dtype": "fp32", "channels_last": False}
-    weights = memory.weight_bytes(model)
+    weights = inference.weight_bytes(model)
     assert weights == sum(t.numel() * t.element_size() for t in model.state_dict().values())
     # at stride 4 the mask features alone are 256 channels of fp32
-    assert weights + 256 * 192 * 256 * 4 < memory.peak_memory(job) < weights + 20 * 256 * 192 * 256 * 4
+    assert weights + 256 * 192 * 256 * 4 < inference.peak_memory(job) < weights + 20 * 256 * 192 * 256 * 4
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nValueError: the model description lacks head\n")
-    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: failed)
-    assert memory.peak_memory(job) is None
+    monkeypatch.setattr(inference.subprocess, "run", lambda *_, **__: failed)
+    assert inference.peak_memory(job) is None
     assert "peak memory could not be measured: ValueError: the model" in capfd.readouterr().err
 
 
@@ -221,7 +221,7 @@ def test_a_gpu(folders: dict[str, str]) -> None:
     report = benchmark(jobs, rounds=5, device="cuda", dtype="fp16")
     assert report["device"] == torch.cuda.get_device_name()
     for row, neck in zip(report["rows"], ("fapn", "fpn"), strict=True):
-        half = memory.weight_bytes(tiny(neck)) / 2
+        half = inference.weight_bytes(tiny(neck)) / 2
         assert half + 256 * 128 * 128 * 2 < row["peak_bytes"] < half + 100 * 256 * 128 * 128
         assert min(row["stages_ms"].values()) > 0
         assert sum(row["stages_ms"].values()) < 1.5 * row["latency_ms"]["p90"]

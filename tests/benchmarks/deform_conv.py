@@ -23,7 +23,7 @@ import torch
 import torchvision
 from table import print_row, run_facts, write_csv
 
-from fapn_zoo.benchmark.memory import forget_peak, resident_peak
+from fapn_zoo.benchmark.inference import forget_peak, resident_peak
 from fapn_zoo.modules.deform_conv.conv import active_backend, deform_conv2d, deform_conv_backend
 from fapn_zoo.runtime.device import processor
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-from fapn_zoo.benchmark.memory import forget_peak, resident_peak
+from fapn_zoo.benchmark.inference import forget_peak, resident_peak
 from fapn_zoo.data.images import LoadedImage
-from fapn_zoo.postprocess.answers import Instances, Segment
-from fapn_zoo.postprocess.cropped import SoftMasks
+from fapn_zoo.postprocess.answers import Instances, Segment, SoftMasks
 from fapn_zoo.tasks import TASKS
 from fapn_zoo.zoo.spec import DataSpec
 

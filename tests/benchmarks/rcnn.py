@@ -39,7 +39,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import fapn_zoo
 from fapn_zoo.benchmark.inference import draw_offsets
-from fapn_zoo.postprocess.cropped import SoftMasks, pasted
+from fapn_zoo.postprocess.answers import SoftMasks, pasted
 from fapn_zoo.postprocess.merge import merge
 from fapn_zoo.runtime.device import device_name
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys.evaluation import Noise, small_model
+from toys.evaluation import Noise, class_maps, small_model
 
 from fapn_zoo.cli import main
-from fapn_zoo.evaluate import class_maps, compare, evaluate, render, render_comparison
+from fapn_zoo.evaluate import compare, evaluate, render, render_comparison
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit

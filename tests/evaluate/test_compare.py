@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys.evaluation import Noise, small_model
+from toys.evaluation import Noise, class_maps, small_model
 
-from fapn_zoo.evaluate import class_maps, compare, evaluate, render_comparison
+from fapn_zoo.evaluate import compare, evaluate, render_comparison
 from fapn_zoo.evaluate.doors import bootstrap_sums, resample
 from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, ConfusionMatrix
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys.evaluation import NAMES, Noise
+from toys.evaluation import NAMES, Noise, class_maps
 
 import fapn_zoo
 from fapn_zoo import create_model
 from fapn_zoo.data.sample import Sample
 from fapn_zoo.data.sources import open_dataset
-from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, git_commit, render, write_report
+from fapn_zoo.evaluate import CSV_COLUMNS, evaluate, git_commit, render, write_report
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
@@ -85,7 +85,7 @@ def test_half_precision_is_close(model: torch.nn.Module):
     full, half = class_maps(model, [image]), class_maps(model, [image], "bf16")
     assert full.shape == (1, 40, 56) and (full == half).float().mean() > 0.9
     with pytest.raises(ValueError, match="amp='int8'; expected bf16, fp16, no"):
-        class_maps(model, [image], "int8")
+        evaluate(model, Noise(1), amp="int8", progress=False)
 
 
 def test_class_tables_that_differ_are_named(model: torch.nn.Module):

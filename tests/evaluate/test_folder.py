@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys.evaluation import NAMES, Noise
+from toys.evaluation import NAMES, Noise, class_maps
 
 from fapn_zoo.data.sample import Sample
-from fapn_zoo.evaluate import CSV_COLUMNS, class_maps, evaluate, render, write_report
+from fapn_zoo.evaluate import CSV_COLUMNS, evaluate, render, write_report
 from fapn_zoo.metrics import ConfusionMatrix
 
 pytestmark = pytest.mark.unit

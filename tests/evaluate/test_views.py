@@ -8,10 +8,10 @@ import threading
 import pytest
 import torch
 from toys import ramps
-from toys.evaluation import Noise
+from toys.evaluation import Noise, class_maps
 
-from fapn_zoo.evaluate import class_maps, evaluate, render
-from fapn_zoo.evaluate.loading import ahead, in_blocks, plan_batches
+from fapn_zoo.evaluate import evaluate, render
+from fapn_zoo.evaluate.measure import ahead, in_blocks, plan_batches
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.predict import predict
 from fapn_zoo.predict.views import Views

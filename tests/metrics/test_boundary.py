@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys.metric_references import band, confusion, f_scores, region, region_counts, scene_pair
+from toys.metric_references import band, confusion, f_scores, region_counts, scene_pair
 
-from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU, boundary_iou, boundary_region
+from fapn_zoo.metrics import BoundaryBands, BoundaryFScore, BoundaryIoU
 from fapn_zoo.metrics.accumulator import Tallies
 from fapn_zoo.metrics.boundary import boundary_width
 from fapn_zoo.metrics.semantic import scores
@@ -112,32 +112,6 @@ def test_boundary_iou_equals_the_authors_code(key: str):
     metric = BoundaryIoU(11)
     metric.update(pred, truth)
     assert metric.counts.tolist() == OFFICIAL["boundary-iou-api"][key]
-    masks = truth[None] == np.arange(11)[:, None, None]
-    assert boundary_region(masks).sum((1, 2)).tolist() == metric.counts[1].tolist()
-
-
-def test_regions_of_masks():
-    rng = np.random.default_rng(0)
-    blobs = np.stack([np.kron(rng.random((8, 10)) < p, np.ones((11, 9))) > 0 for p in (0.1, 0.5, 0.9, 0, 1)])
-    for ratio in (0.02, 0.1, 1e-6):
-        regions = boundary_region(blobs, ratio)
-        for mask, found in zip(blobs, regions, strict=True):
-            np.testing.assert_array_equal(found, region(mask, ratio))
-        np.testing.assert_array_equal(boundary_region(torch.from_numpy(blobs[1].astype(np.uint8)), ratio), regions[1])
-    sizes = [regions.sum() for regions in boundary_region(blobs, 1e-6)]
-    assert sizes[3] == 0 and sizes[4] == 2 * (88 + 90) - 4  # one pixel along the border of the image
-
-
-def test_boundary_iou_of_instances():
-    masks = np.stack([CASES["scene 0"][1] == k for k in range(6)])
-    shifted = np.roll(masks, 2, 2)
-    table = boundary_iou(masks, torch.from_numpy(shifted[:4]))
-    assert table.shape == (6, 4)
-    for i, j in np.ndindex(6, 4):
-        a, b = region(masks[i]), region(shifted[j])
-        assert table[i, j] == pytest.approx((a & b).sum() / (a | b).sum(), abs=1e-12)
-    assert boundary_iou(np.zeros((1, 5, 5), bool), np.zeros((2, 5, 5), bool)).tolist() == [[0, 0]]
-    assert boundary_iou(np.zeros((0, 5, 5), bool), np.zeros((2, 5, 5), bool)).shape == (0, 2)
 
 
 def test_width_of_the_region_is_the_published_share_of_the_diagonal():
@@ -359,7 +333,3 @@ def test_other_bad_arguments():
             BoundaryFScore(3, tolerances)
     with pytest.raises(ValueError, match="dilation_ratio must be positive, got 0"):
         BoundaryIoU(3, dilation_ratio=0)
-    with pytest.raises(ValueError, match=r"\(1, 4, 5\) and \(1, 5, 4\)"):
-        boundary_iou(np.zeros((1, 4, 5), bool), np.zeros((1, 5, 4), bool))
-    with pytest.raises(ValueError, match="float64"):
-        boundary_region(np.zeros((4, 5)))

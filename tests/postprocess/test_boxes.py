@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput
 from fapn_zoo.postprocess import Frame, decode
-from fapn_zoo.postprocess.cropped import HardMasks, SoftMasks, pasted
+from fapn_zoo.postprocess.answers import HardMasks, SoftMasks, pasted
 from fapn_zoo.tasks import TASKS
 from fapn_zoo.zoo.spec import DataSpec
 

@@ -18,7 +18,7 @@ from fapn_zoo.data.scenes import CLASSES, THINGS, generate_scene
 from fapn_zoo.metrics import PanopticQuality
 from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput
 from fapn_zoo.postprocess import ClassMap, Frame, Panoptic, decode
-from fapn_zoo.postprocess.cropped import HardMasks, pasted
+from fapn_zoo.postprocess.answers import HardMasks, pasted
 from fapn_zoo.postprocess.merge import merge, stuff_classes
 from fapn_zoo.zoo.spec import DataSpec
 

@@ -11,6 +11,7 @@ import torch
 from fapn_zoo import create_model
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import LABELS, Sample
+from fapn_zoo.predict import predict
 
 NAMES = ("ground", "tree", "sign")
 SIZES = ((40, 56), (33, 47), (40, 56), (56, 40))
@@ -60,3 +61,8 @@ def small_model(seed: int = 0, names: tuple[str, ...] = NAMES) -> torch.nn.Modul
         net.head.predictor.weight.mul_(30)  # make the untrained net choose several classes
     net.spec = dataclasses.replace(net.spec, data=dataclasses.replace(net.spec.data, labels=names))
     return net
+
+
+def class_maps(model: torch.nn.Module, images: list[np.ndarray], amp: str = "no") -> torch.Tensor:
+    """What `predict` answers for images of equal size: class ids (N, H, W)."""
+    return torch.from_numpy(np.stack([result.labels for result in predict(model, images, amp=amp)]))

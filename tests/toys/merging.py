@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fapn_zoo.postprocess.answers import ClassMap
-from fapn_zoo.postprocess.cropped import SoftMasks
+from fapn_zoo.postprocess.answers import ClassMap, SoftMasks
 
 Found = list[tuple[int, int, bool, int]]  # id, class, is a thing, area
 

@@ -17,8 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.imagenet import build_features
 from fapn_zoo.modules.backbones.plan import STRIDES, ceil_div, is_channels_last, parameters_before, plan, timm_name
-from fapn_zoo.modules.backbones.surgery import dilate_last_stage, move_stride_to_1x1, with_frozen_batch_norm
-from fapn_zoo.modules.backbones.swin_official import swin_blocks, use_official_order
+from fapn_zoo.modules.backbones.surgery import (
+    dilate_last_stage,
+    move_stride_to_1x1,
+    swin_blocks,
+    use_official_order,
+    with_frozen_batch_norm,
+)
 from fapn_zoo.modules.layers.conv import memory_format
 
 

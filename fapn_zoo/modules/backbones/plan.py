@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fapn_zoo.modules.backbones.imagenet import build_features
-from fapn_zoo.modules.backbones.swin_official import SWIN_OPTIONS, swin_blocks
+from fapn_zoo.modules.backbones.surgery import SWIN_OPTIONS, swin_blocks
 from fapn_zoo.zoo.parts import BACKBONES, REHEARSED
 
 STRIDES = (4, 8, 16, 32)

@@ -9,6 +9,7 @@ exported `auto` is torchvision's operator, call by call: calls beside it stay fa
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from fapn_zoo.modules.deform_conv import backends, onnx
+from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv import ops as ops  # registers the operators
 from fapn_zoo.modules.deform_conv.backends import active_backend, available_backends, deform_conv_backend
 from fapn_zoo.modules.deform_conv.geometry import Pairs, output_sizes, useful_share
@@ -26,6 +27,7 @@ __all__ = ["active_backend", "available_backends", "deform_conv2d", "deform_conv
 
 # With more padding than this, torchvision's operator is as good.
 _LEAST_USEFUL_SHARE = 0.25
+_OPSET = 19  # the first of ONNX with DeformConv
 
 
 def _pair(value: Any, name: str, least: int) -> list[int]:
@@ -102,12 +104,36 @@ def _backend(input: Tensor, offset: Tensor, weight: Tensor, dtype: torch.dtype) 
     """
     onnx_file = to_onnx(input)
     if onnx_file and torch.jit.is_tracing():
-        onnx.register()
+        _register_onnx()
     if onnx_file or (backends.selected() == "auto" and exporting(input)):
         return "reference"
     device = input.device
     well_filled = device.type == "cuda" and _fills_blocks(input, offset, weight)
     return backends.resolve(backends.selected(), device.type, device.index, dtype, well_filled)
+
+
+@functools.cache
+def _register_onnx() -> None:
+    """Makes torchvision's operator known to the exporter that traces. The one on top of torch.export knows it."""
+    from torch.onnx.symbolic_helper import parse_args
+
+    # `parse_args` reads the names: each number needs one.
+    @parse_args(*"vvvvv", *"iiiiiiii", "b")
+    def deform_conv2d(
+        g: Any, input: Any, weight: Any, offset: Any, mask: Any, bias: Any,
+        sy: int, sx: int, py: int, px: int, dy: int, dx: int, groups: int, offset_groups: int, use_mask: bool,
+    ) -> Any:  # fmt: skip
+        return g.op(
+            "DeformConv",
+            *(input, weight, offset, bias, *([mask] if use_mask else [])),
+            strides_i=(sy, sx),
+            pads_i=(py, px, py, px),
+            dilations_i=(dy, dx),
+            group_i=groups,
+            offset_group_i=offset_groups,
+        )
+
+    torch.onnx.register_custom_op_symbolic("torchvision::deform_conv2d", deform_conv2d, _OPSET)
 
 
 @torch.compiler.assume_constant_result

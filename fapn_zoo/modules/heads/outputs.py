@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,21 @@ class MergeRule(NamedTuple):
     score_threshold: float = 0.5
     overlap_threshold: float = 0.5
     stuff_area: int = 4096
+
+    @classmethod
+    def checked(cls, merge_score: float, merge_overlap: float, stuff_area: int) -> MergeRule:
+        """Raises ValueError for a score or overlap outside 0..1, or an area below 0."""
+        if not (0 <= merge_score <= 1 and 0 <= merge_overlap <= 1 and stuff_area >= 0):
+            given = f"merge_score={merge_score}, merge_overlap={merge_overlap}, stuff_area={stuff_area}"
+            raise ValueError(f"{given}; expected 0..1, 0..1, and pixels from 0 on")
+        return cls(merge_score, merge_overlap, stuff_area)
+
+
+def count_things(things: Sequence[int], num_classes: int) -> int:
+    """How many classes are things: all where `things` are empty. ValueError for ids that are none of the classes."""
+    if not {*things} <= {*range(num_classes)} or len({*things}) != len(things):
+        raise ValueError(f"things={tuple(things)}; expected different ids of the {num_classes} classes, from 0 on")
+    return len(things) or num_classes
 
 
 class PanopticFPNOutput(NamedTuple):
@@ -221,68 +236,65 @@ def tensors_only(output: Output) -> Output:
     return kind(**kept)
 
 
-_NAMED = (
-    *(SemanticOutput, MaskFormerOutput, PointRendOutput, DetectionOutput, InstanceOutput),
-    *(Compared, RCNNOutput, MergeRule, PanopticFPNOutput, PanopticFPNParts, PanopticFCNOutput),
-)
-for _kind in _NAMED:  # a name for `torch.export.save`
-    if hasattr(pytree, "_register_namedtuple"):
+for _kind in [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, tuple)]:
+    if hasattr(pytree, "_register_namedtuple"):  # a name for `torch.export.save`
         pytree._register_namedtuple(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
+
+
+HELD = ("labels", "classes", "masks", "boxes", "seeds")  # of `Targets`, image by image
 
 
 @dataclass(eq=False)
 class Targets:
-    """The truth of N images of one size (H, W); what a task does not need is left empty."""
+    """The truth of N images of one size (H, W); what a task does not need is left empty.
 
-    labels: Tensor | None = None  # (N, H, W) int64 class ids, `ignore_index` where no class is
-    classes: tuple[Tensor, ...] = ()  # of every image its objects' classes (M,) int64; M may be 0
-    masks: tuple[Tensor, ...] = ()  # of every image its objects' masks (M, H, W) bool; () where there are boxes alone
-    boxes: tuple[
-        Tensor, ...
-    ] = ()  # of every image its objects' boxes (M, 4) float32 x1, y1, x2, y2, in pixels of (H, W)
+    Attributes:
+        labels: (N, H, W) int64 class ids, `ignore_index` where no class is.
+        classes: of every image its objects' classes (M,) int64; M may be 0.
+        masks: of every image its objects' masks (M, H, W) bool; () where there are boxes alone.
+        boxes: of every image its objects' boxes (M, 4) float32 x1, y1, x2, y2, in pixels of (H, W).
+        seeds: (N,) int64, of what is drawn at random for an image; None: PyTorch's generator decides.
+    """
+
+    labels: Tensor | None = None
+    classes: tuple[Tensor, ...] = ()
+    masks: tuple[Tensor, ...] = ()
+    boxes: tuple[Tensor, ...] = ()
     ignore_index: int = 255
-    seeds: Tensor | None = (
-        None  # (N,) int64, of what is drawn at random for an image; None: PyTorch's generator decides
-    )
-    _classes: tuple[Tensor, ...] | None = field(default=None, repr=False)
-    _segments: list[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    seeds: Tensor | None = None
+    _classes: tuple[Tensor, ...] | None = field(default=None, init=False, repr=False)
+    _segments: list[tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.classes) if self.labels is None else len(self.labels)
 
     def part(self, first: int, last: int) -> Targets:
         """The images `first`..`last` - 1."""
-        labels = None if self.labels is None else self.labels[first:last]
-        seeds = None if self.seeds is None else self.seeds[first:last]
-        objects = (part[first:last] for part in (self.classes, self.masks, self.boxes))
-        return Targets(labels, *objects, self.ignore_index, seeds)
+        return self._each(lambda held: held[first:last])
 
     def of_classes(self, chosen: Sequence[int]) -> Targets:
         """With objects of the `chosen` classes alone, whose new class is the place of the old one among them."""
         places = {old: new for new, old in enumerate(chosen)}
         rows = [[m for m, old in enumerate(classes.tolist()) if old in places] for classes in self.classes]
-        classes = (
-            torch.tensor([places[old] for old in classes[kept].tolist()], dtype=torch.int64, device=classes.device)
-            for classes, kept in zip(self.classes, rows, strict=True)
-        )
-        masks, boxes = (
-            tuple(t[kept] for t, kept in zip(part, rows, strict=True)) if part else ()
-            for part in (self.masks, self.boxes)
-        )
-        return Targets(self.labels, tuple(classes), masks, boxes, self.ignore_index, self.seeds)
+
+        def kept(part: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t[r] for t, r in zip(part, rows, strict=True)) if part else ()
+
+        classes = tuple(c.new_tensor([places[old] for old in c.tolist()]) for c in kept(self.classes))
+        return replace(self, classes=classes, masks=kept(self.masks), boxes=kept(self.boxes))
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._each(lambda held: pytree.tree_map(lambda tensor: tensor.to(device, non_blocking=True), held))
 
     def pin_memory(self) -> Targets:
         """The same in page-locked memory; a `DataLoader` asks for it."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda held: pytree.tree_map(Tensor.pin_memory, held))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
-        labels, seeds = (None if tensor is None else change(tensor) for tensor in (self.labels, self.seeds))
-        objects = (tuple(map(change, part)) for part in (self.classes, self.masks, self.boxes))
-        return Targets(labels, *objects, self.ignore_index, seeds)
+    def _each(self, change: Callable[[Any], Any]) -> Targets:
+        """With all that is held changed: tensors (N, ...) and tuples of N tensors."""
+        held = {name: getattr(self, name) for name in HELD}
+        return replace(self, **{name: change(value) for name, value in held.items() if value is not None})
 
     def object_classes(self) -> tuple[Tensor, ...]:
         """Of every image the classes (M,) of `segments`, for which no mask is made; found once and kept."""
@@ -316,30 +328,12 @@ class Targets:
             return F.pad(maps, (0, right, 0, bottom), value=value) if right or bottom else maps
 
         labels = None if self.labels is None else grown(self.labels, self.ignore_index)
-        masks = tuple(grown(m, False) for m in self.masks)
-        return Targets(labels, self.classes, masks, self.boxes, self.ignore_index, self.seeds)
+        return replace(self, labels=labels, masks=tuple(grown(m, False) for m in self.masks))
 
     @classmethod
     def joined(cls, parts: list[Targets]) -> Targets:
         """The targets of several batches of one size as those of one."""
-        labels, seeds = (
-            None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
-            for name in ("labels", "seeds")
-        )
-        objects = (tuple(t for part in parts for t in getattr(part, name)) for name in ("classes", "masks", "boxes"))
-        return cls(labels, *objects, parts[0].ignore_index, seeds)
-
-
-def count_things(things: Sequence[int], num_classes: int) -> int:
-    """How many classes are things: all where `things` are empty. ValueError for ids that are none of the classes."""
-    if not {*things} <= {*range(num_classes)} or len({*things}) != len(things):
-        raise ValueError(f"things={tuple(things)}; expected different ids of the {num_classes} classes, from 0 on")
-    return len(things) or num_classes
-
-
-def merge_rule(score: float, overlap: float, stuff_area: int) -> MergeRule:
-    """Raises ValueError for a score or overlap outside 0..1, or an area below 0."""
-    if not (0 <= score <= 1 and 0 <= overlap <= 1 and stuff_area >= 0):
-        given = f"merge_score={score}, merge_overlap={overlap}, stuff_area={stuff_area}"
-        raise ValueError(f"{given}; expected 0..1, 0..1, and pixels from 0 on")
-    return MergeRule(score, overlap, stuff_area)
+        held = {name: [getattr(part, name) for part in parts] for name in HELD}
+        held = {name: values for name, values in held.items() if values[0] is not None}
+        whole = {n: torch.cat(v) if isinstance(v[0], Tensor) else sum(v, ()) for n, v in held.items()}
+        return cls(**whole, ignore_index=parts[0].ignore_index)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import PanopticFCNOutput, count_things, merge_rule
+from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFCNOutput, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
 from fapn_zoo.modules.layers.conv import ConvNormAct, make_norm
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
@@ -95,7 +95,7 @@ class PanopticFCNHead(nn.Module):
         if min(convs, positions) < 1:
             raise ValueError(f"convs={convs}, positions={positions}; expected 1 or more of each")
         count = count_things(things, num_classes)
-        self.positions, self.rule = positions, merge_rule(merge_score, merge_overlap, stuff_area)
+        self.positions, self.rule = positions, MergeRule.checked(merge_score, merge_overlap, stuff_area)
         self.semantic = SemanticFPN(in_channels, channels, norm)
         self.encoder = _layers(channels, embed, convs, "none")
         self.position = PositionHead(in_channels, channels, count, num_classes - count + 1, convs, norm)

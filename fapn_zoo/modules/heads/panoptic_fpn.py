@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import PanopticFPNOutput, PanopticFPNParts, Targets, count_things, merge_rule
+from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, PanopticFPNParts, Targets, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
 
@@ -45,7 +45,7 @@ class PanopticFPNHead(MaskRCNNHead):
         super().__init__(in_channels, feature_channels, count, **detection)
         look = {"channels": semantic_channels, "norm": semantic_norm}
         self.semantic = SemanticFPNHead(in_channels, feature_channels, num_classes - count + 1, **look)
-        self.rule = merge_rule(merge_score, merge_overlap, stuff_area)
+        self.rule = MergeRule.checked(merge_score, merge_overlap, stuff_area)
 
     def forward(
         self,

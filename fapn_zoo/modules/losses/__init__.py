@@ -2,10 +2,8 @@
 
 from fapn_zoo.modules.losses.loss import Loss
 from fapn_zoo.modules.losses.panoptic_fcn import PanopticFCNLoss
-from fapn_zoo.modules.losses.panoptic_fpn import PanopticFPNLoss
-from fapn_zoo.modules.losses.per_pixel import PerPixelLoss
-from fapn_zoo.modules.losses.points import PointRendLoss
-from fapn_zoo.modules.losses.rcnn import RCNNLoss
+from fapn_zoo.modules.losses.per_pixel import PerPixelLoss, PointRendLoss
+from fapn_zoo.modules.losses.rcnn import PanopticFPNLoss, RCNNLoss
 from fapn_zoo.modules.losses.set_criterion import SetCriterion
 
 __all__ = ["Loss", "PanopticFCNLoss", "PanopticFPNLoss", "PerPixelLoss", "PointRendLoss", "RCNNLoss", "SetCriterion"]

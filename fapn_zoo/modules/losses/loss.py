@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from fapn_zoo.modules.heads.outputs import Output, Targets
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+Totals = dict[str, Tensor]  # scalars by name
 
 
 class Loss(nn.Module, ABC):
@@ -30,18 +33,25 @@ class Loss(nn.Module, ABC):
         """
 
     @abstractmethod
-    def count(self, targets: Targets) -> dict[str, Tensor]:
+    def count(self, targets: Targets) -> Totals:
         """What one batch adds to the totals: float64 scalars, the same keys for every batch."""
 
     @abstractmethod
-    def forward(self, output: Output, targets: Targets, totals: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """`"loss"` and its terms, scalars, the same keys on every process; `totals` replace `count`."""
+    def forward(self, output: Output, targets: Targets, totals: Totals | None = None) -> Totals:
+        """`"loss"` and its terms, the same keys on every process; `totals` replace `count`."""
+
+
+def counted(**counts: float) -> Totals:
+    """Counts in the form of `Loss.count`."""
+    return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
+
+
+def refuse_class_weights(class_weights: Sequence[float], balances: str) -> None:
+    """ValueError where there are any: a loss that balances something else than pixels has no use for them."""
+    if class_weights:
+        raise ValueError(f"class_weights is for per-pixel heads; this loss balances {balances}, not pixels")
 
 
 def focal(logits: Tensor, target: Tensor) -> Tensor:
     """The focal loss of every logit (Lin et al., ICCV 2017); `target`, of the same shape, may be between 0 and 1."""
-    p = logits.sigmoid()
-    p_true = p * target + (1 - p) * (1 - target)
-    alpha = FOCAL_ALPHA * target + (1 - FOCAL_ALPHA) * (1 - target)
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return alpha * (1 - p_true) ** FOCAL_GAMMA * entropy
+    return sigmoid_focal_loss(logits, target, FOCAL_ALPHA, FOCAL_GAMMA)

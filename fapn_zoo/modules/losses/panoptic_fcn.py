@@ -12,14 +12,16 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from fapn_zoo.modules.heads.outputs import PanopticFCNOutput, Targets
-from fapn_zoo.modules.losses.loss import Loss, focal
+from fapn_zoo.modules.losses.loss import Loss, Totals, counted, focal, refuse_class_weights
 
 # of the five levels: square root of the area of boxes, in pixels; an object may belong to two of them
 RANGES = ((0.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, torch.inf))
 OVERLAP = 0.7  # of boxes whose centres count as almost right
 ON_MASK = 0.1  # share of a place of a level that is mask, from which on its kernel may be of the object
+POSITION_WEIGHT, MASK_WEIGHT = 1.0, 3.0  # of the terms
 REGION = 0.5  # share of a place that is of a class of stuff, below which it counts as 0
 
 
@@ -46,18 +48,10 @@ class PanopticFCNLoss(Loss):
 
     Args:
         num_classes: K. things: ids of the countable ones, empty: all.
-        positions: see above. position_weight, mask_weight: of the terms.
+        positions: see above.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        things: Sequence[int] = (),
-        positions: int = 7,
-        *,
-        position_weight: float = 1.0,
-        mask_weight: float = 3.0,
-    ) -> None:
+    def __init__(self, num_classes: int, things: Sequence[int] = (), positions: int = 7) -> None:
         super().__init__()
         things = sorted(things) or range(num_classes)
         rows = torch.full((num_classes,), -1)
@@ -65,25 +59,21 @@ class PanopticFCNLoss(Loss):
         channels = torch.cumsum(rows < 0, 0) * (rows < 0)  # of things 0, of stuff from 1 on
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("channels", channels, persistent=False)
-        self.positions, self.position_weight, self.mask_weight = positions, position_weight, mask_weight
+        self.positions = positions
 
     @classmethod
     def of(cls, model: torch.nn.Module, class_weights: Sequence[float] = ()) -> Self:
         """Raises ValueError for class weights: this loss balances objects and regions, not pixels."""
-        if class_weights:
-            raise ValueError("class_weights is for per-pixel heads; Panoptic FCN's loss balances objects, not pixels")
+        refuse_class_weights(class_weights, "objects")
         return cls(model.num_classes, model.data.things, model.head.positions)
 
-    def count(self, targets: Targets) -> dict[str, Tensor]:
+    def count(self, targets: Targets) -> Totals:
         """`images`; `seen`, those with a segment; `objects`, of how many levels all objects are."""
         found = list(zip(targets.object_classes(), _boxes(targets), strict=True))
         objects = sum(int(_in_ranges(boxes[self.rows.to(c.device)[c] >= 0]).sum()) for c, boxes in found)
-        counts = {"images": len(targets), "seen": sum(len(c) > 0 for c, _ in found), "objects": objects}
-        return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
+        return counted(images=len(targets), seen=sum(len(c) > 0 for c, _ in found), objects=objects)
 
-    def forward(
-        self, output: PanopticFCNOutput, targets: Targets, totals: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, output: PanopticFCNOutput, targets: Targets, totals: Totals | None = None) -> Totals:
         """`loss` and its unweighted terms: `centres`, `regions` of positions, `things`, `stuff` of masks."""
         counts = {name: max(count.item(), 1.0) for name, count in (totals or self.count(targets)).items()}
         terms = dict.fromkeys(("centres", "regions", "things", "stuff"), 0)
@@ -96,7 +86,7 @@ class PanopticFCNLoss(Loss):
         terms = {name: terms[name] / counts[divisors[name]] for name in terms}
         position, mask = terms["centres"] + terms["regions"], terms["things"] + terms["stuff"]
         unused = (maps.sum() * 0.0 for maps in (*output.thing_kernels, *output.stuff_kernels, output.stuff_base))
-        loss = self.position_weight * position + self.mask_weight * mask + sum(unused)  # the graph is always the same
+        loss = POSITION_WEIGHT * position + MASK_WEIGHT * mask + sum(unused)  # the graph is always the same
         return {"loss": loss} | terms
 
     def _truth(self, output: PanopticFCNOutput, classes: Tensor, masks: Tensor, boxes: Tensor) -> _Truth:
@@ -198,17 +188,8 @@ def _boxes(targets: Targets) -> Sequence[Tensor]:
     """Of every image the boxes of its segments, made of masks where there are none."""
     if targets.boxes:
         return targets.boxes
-    return [_boxes_around(masks) for _, masks in targets.segments()]
-
-
-def _boxes_around(masks: Tensor) -> Tensor:
-    """(M, H, W) bool, none of them empty -> (M, 4) float32."""
-    edges = []
-    for axis in (1, 2):
-        on = masks.any(dim=axis).int()
-        edges.append((on.argmax(dim=1), on.shape[1] - on.flip(1).argmax(dim=1)))
-    (left, right), (top, bottom) = edges
-    return torch.stack([left, top, right, bottom], dim=1).float()
+    last = torch.tensor([0, 0, 1, 1])  # torchvision's boxes end in the last pixel
+    return [masks_to_boxes(masks) + last.to(masks.device) for _, masks in targets.segments()]
 
 
 def _in_range(boxes: Tensor, low: float, high: float) -> Tensor:

@@ -10,13 +10,58 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Targets
-from fapn_zoo.modules.losses.loss import Loss, focal
-from fapn_zoo.modules.losses.matcher import match
+from fapn_zoo.modules.losses.loss import FOCAL_ALPHA, FOCAL_GAMMA, Loss, Totals, counted, focal, refuse_class_weights
 
 Segments = list[tuple[Tensor, Tensor]]  # per image: classes (M,) int64, masks (M, H, W) bool
+WEIGHTS = {"class": 1.0, "mask": 20.0, "dice": 1.0}  # of the terms of the loss, and of the costs of matching
+
+
+@torch.no_grad()
+def match(class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Assigns every true mask of one image to its own query at least cost (section 3.2).
+
+    Args:
+        class_logits: (Q, K + 1). mask_logits: (Q, h, w).
+        classes: (M,) int64. masks: (M, H, W) bool; compared at (h, w) by nearest resizing.
+
+    Returns:
+        Query and target indices, int64, min(Q, M) each, by increasing query.
+
+    Raises:
+        ValueError: a cost that is not finite, naming its term (the usual sign of diverged training).
+    """
+    if len(classes) == 0:
+        empty = torch.zeros(0, dtype=torch.int64)
+        return empty, empty
+    target = F.interpolate(masks[None].byte(), size=mask_logits.shape[-2:], mode="nearest")[0].flatten(1).float()
+    logits = mask_logits.flatten(1).float()
+    costs = {
+        "class": -class_logits.float().softmax(-1)[:, classes],
+        "mask": _focal_cost(logits, target),
+        "dice": _dice_cost(logits, target),
+    }
+    for term, cost in costs.items():
+        if not torch.isfinite(cost).all():
+            raise ValueError(f"the {term} cost of the matching is not finite")
+    queries, targets = linear_sum_assignment(sum(WEIGHTS[term] * cost for term, cost in costs.items()).cpu().numpy())
+    return torch.from_numpy(queries), torch.from_numpy(targets)
+
+
+def _focal_cost(logits: Tensor, target: Tensor) -> Tensor:
+    """(Q, P) logits, (M, P) masks -> (Q, M): the focal loss of each pair, averaged over the P pixels."""
+    p = logits.sigmoid()
+    inside = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-logits)
+    outside = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * F.softplus(logits)
+    return (inside @ target.t() + outside @ (1 - target).t()) / logits.shape[1]
+
+
+def _dice_cost(logits: Tensor, target: Tensor) -> Tensor:
+    p = logits.sigmoid()
+    return 1 - (2 * p @ target.t() + 1) / (p.sum(1)[:, None] + target.sum(1)[None] + 1)
 
 
 class SetCriterion(Loss):
@@ -25,33 +70,20 @@ class SetCriterion(Loss):
     Args:
         num_classes: K.
         num_queries: Q, which `count` needs where an image may have more objects than queries; None: it has not.
-        class_weight, mask_weight, dice_weight: of the loss terms, and of the matching costs.
         no_object_weight: weight of "no object" in the class-weighted mean of the cross-entropy.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        num_queries: int | None = None,
-        *,
-        class_weight: float = 1.0,
-        mask_weight: float = 20.0,
-        dice_weight: float = 1.0,
-        no_object_weight: float = 0.1,
-    ) -> None:
+    def __init__(self, num_classes: int, num_queries: int | None = None, *, no_object_weight: float = 0.1) -> None:
         super().__init__()
-        self.num_classes, self.num_queries = num_classes, num_queries
-        self.weights = {"class": class_weight, "mask": mask_weight, "dice": dice_weight}
-        self.no_object_weight = no_object_weight
+        self.num_classes, self.num_queries, self.no_object_weight = num_classes, num_queries, no_object_weight
 
     @classmethod
     def of(cls, model: nn.Module, class_weights: Sequence[float] = ()) -> Self:
         """Raises ValueError for class weights: this loss balances masks, not pixels."""
-        if class_weights:
-            raise ValueError("class_weights is for per-pixel heads; MaskFormer's loss balances masks, not pixels")
+        refuse_class_weights(class_weights, "masks")
         return cls(model.num_classes, getattr(model.head, "num_queries", None))
 
-    def count(self, targets: Targets) -> dict[str, Tensor]:
+    def count(self, targets: Targets) -> Totals:
         """`images`; `masks`, how many true ones they have; `matched`, how many of these get a query.
 
         An image matches no more masks than it has queries, so `matched` is a sum over images. Focal and dice loss are
@@ -59,15 +91,12 @@ class SetCriterion(Loss):
         """
         return self._count(targets, self.num_queries)
 
-    def _count(self, targets: Targets, queries: int | None) -> dict[str, Tensor]:
+    def _count(self, targets: Targets, queries: int | None) -> Totals:
         masks = [len(classes) for classes in targets.object_classes()]
         matched = sum(masks if queries is None else (min(count, queries) for count in masks))
-        counts = {"images": len(targets), "masks": sum(masks), "matched": matched}
-        return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
+        return counted(images=len(targets), masks=sum(masks), matched=matched)
 
-    def forward(
-        self, output: MaskFormerOutput, targets: Targets, totals: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, output: MaskFormerOutput, targets: Targets, totals: Totals | None = None) -> Totals:
         """`loss` and its unweighted terms `class`, `mask`, `dice` (last layer), `class_0` ... (aux).
 
         Raises ValueError where the output has another number of queries than `totals` were counted with.
@@ -80,11 +109,11 @@ class SetCriterion(Loss):
         losses, total = {}, 0
         for suffix, (class_logits, mask_logits) in layers:
             terms = self._layer(class_logits, mask_logits, segments, counts)
-            total = total + sum(self.weights[name] * value for name, value in terms.items())
+            total = total + sum(WEIGHTS[name] * value for name, value in terms.items())
             losses |= {name + suffix: value for name, value in terms.items()}
         return {"loss": total} | losses
 
-    def _check(self, queries: int, most: int, totals: dict[str, Tensor] | None) -> None:
+    def _check(self, queries: int, most: int, totals: Totals | None) -> None:
         if self.num_queries not in (None, queries):
             raise ValueError(f"the output has {queries} queries, the loss was made for {self.num_queries}")
         if totals and self.num_queries is None and most > queries:
@@ -95,17 +124,7 @@ class SetCriterion(Loss):
     def _layer(
         self, class_logits: Tensor, mask_logits: Tensor, segments: Segments, counts: dict[str, float]
     ) -> dict[str, Tensor]:
-        matches = [
-            match(
-                class_logits[i],
-                mask_logits[i],
-                *segment,
-                class_weight=self.weights["class"],
-                mask_weight=self.weights["mask"],
-                dice_weight=self.weights["dice"],
-            )
-            for i, segment in enumerate(segments)
-        ]
+        matches = [match(class_logits[i], mask_logits[i], *segment) for i, segment in enumerate(segments)]
         mask_loss = dice_loss = mask_logits.sum() * 0  # keeps the graph where no image has a mask
         for i, (queries, chosen) in enumerate(matches):
             if len(queries):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.backbones.backbone import Backbone
 from fapn_zoo.modules.backbones.plan import _rehearse, plan, timm_name
-from fapn_zoo.modules.backbones.swin_official import OfficialSwinBlock
+from fapn_zoo.modules.backbones.surgery import OfficialSwinBlock
 from fapn_zoo.zoo.parts import BACKBONES, REHEARSED
 
 THIN_SWIN = {"name": "swin_t", "depths": (2, 2, 2, 2), "embed_dim": 32, "num_heads": (1, 2, 4, 8)}

@@ -14,8 +14,8 @@ from torchvision.ops import sigmoid_focal_loss
 import fapn_zoo
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput, Targets
 from fapn_zoo.modules.losses import PerPixelLoss, SetCriterion
-from fapn_zoo.modules.losses.matcher import match
 from fapn_zoo.modules.losses.per_pixel import upsample_to
+from fapn_zoo.modules.losses.set_criterion import match
 
 pytestmark = pytest.mark.unit
 GOLDEN = Path(__file__).parents[2] / "goldens" / "losses_maskformer"

@@ -10,7 +10,7 @@ from torch import Tensor
 import fapn_zoo
 from fapn_zoo.modules.heads.outputs import PointRendOutput, Targets
 from fapn_zoo.modules.losses import PointRendLoss
-from fapn_zoo.modules.losses.points import labels_at
+from fapn_zoo.modules.losses.per_pixel import labels_at
 
 pytestmark = pytest.mark.unit
 
