@@ -347,7 +347,12 @@ class Run:
         if s := self.settings.backbone_weights:
             told["backbone_weights"] = Path(s).name
         started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
-        return told | {"model": started_from, "data": self.parts.dataset.name}
+        data = self.parts.dataset
+        facts = [getattr(one, "facts", {}) for one in getattr(data, "parts", (data,))]  # of the Hub's, where known
+        for name in ("revision", "license"):
+            if found := ", ".join(dict.fromkeys(one[name] for one in facts if name in one)):
+                told[f"data_{name}"] = found
+        return told | {"model": started_from, "data": data.name}
 
     def finish(self) -> Path:
         """Evaluates, and writes OUT/model and OUT/eval.json."""

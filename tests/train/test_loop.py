@@ -334,3 +334,14 @@ def test_logs_hold_no_number_that_json_has_not(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot write .*log.jsonl: .*JSON"):
         log.add(1, {"loss": 1.0, "lr": math.inf}, 0.0)
     log.close()
+
+
+def test_revision_and_licence_of_the_data_go_into_folder_and_card(tiny: Settings, monkeypatch: pytest.MonkeyPatch):
+    from fapn_zoo.data.folders import FolderDataset
+
+    facts = {"revision": "5" * 40, "license": "cc-by-nc-4.0"}
+    monkeypatch.setattr(FolderDataset, "facts", facts, raising=False)
+    folder = train(tiny.replace(steps=1, val_data="none"))
+    told = json.loads((folder / "config.json").read_text())["training"]
+    assert {name: told[f"data_{name}"] for name in facts} == facts
+    assert "| data_license | cc-by-nc-4.0 |" in (folder / "README.md").read_text()
