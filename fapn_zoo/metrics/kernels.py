@@ -16,44 +16,6 @@ _jit = compiled(nogil=True)
 
 
 @_jit
-def _cell(truth: int, pred: int, rows: Array, ignore: int, classes: int) -> int:
-    if np.uint64(pred) >= np.uint64(classes):
-        return np.int64(-1)
-    if np.uint64(truth) < np.uint64(256):
-        row = rows[np.uint64(truth)]
-    elif truth == ignore:
-        row = np.int64(classes)
-    else:
-        row = np.int64(truth) if np.uint64(truth) < np.uint64(classes) else np.int64(classes + 1)
-    return row * classes + np.int64(pred)
-
-
-@_jit
-def count_pairs(truth: Array, pred: Array, rows: Array, ignore: int, classes: int, table: Array, apart: int) -> int:
-    """Adds flat vectors of ids to a flat table of (classes + 2) rows of `classes` cells.
-
-    Row `classes` collects ignored truth, the next one truth out of range. Neighbouring pixels mostly hit the same
-    cell, where each addition would wait for the last; so of four pixels each goes to a table of its own, `apart` cells
-    after the one before (as in all counting loops here). With 0 there is one table.
-
-    Args:
-        truth, pred: integer ids.
-        rows: (256,) the row of the ids 0..255.
-
-    Returns:
-        How many predictions were out of range; they are in no table.
-    """
-    bad = 0
-    for at in range(truth.size):
-        cell = _cell(truth[at], pred[at], rows, ignore, classes)
-        if cell >= 0:
-            table[np.uint64((at & 3) * apart + cell)] += 1
-        else:
-            bad += 1
-    return bad
-
-
-@_jit
 def compact(ids: Array, classes: int, ignoring: bool, ignore: int, void: int, out: Array) -> int:
     """Writes flat `ids` to `out`, those equal to `ignore`, if ignoring, as `void`.
 
@@ -165,7 +127,11 @@ def rings(labels: Array, void: int, skip_void: bool, border: bool, radii: Array)
 
 @_jit
 def count_zones(zones: Array, truth: Array, pred: Array, void: int, classes: int, table: Array, apart: int) -> None:
-    """Adds flat compact maps to a flat table of zones x classes x classes; void truth counts nowhere."""
+    """Adds flat compact maps to a flat table of zones x classes x classes; void truth counts nowhere.
+
+    Neighbouring pixels mostly hit the same cell, where each addition would wait for the last; so of four pixels each
+    goes to a table of its own, `apart` cells after the one before. With 0 there is one table.
+    """
     for at in range(truth.size):
         if truth[at] != void:
             row = np.int64(zones[at]) * classes + np.int64(truth[at])

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from hotcoco.semantic import SemanticEval
 from torch import Tensor
 
 from fapn_zoo.metrics.accumulator import Accumulator, Ids
-from fapn_zoo.runtime.compilers import numba_works
 
 
 class ConfusionMatrix(Accumulator):
@@ -29,11 +29,7 @@ class ConfusionMatrix(Accumulator):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         super().__init__((num_classes, num_classes), num_classes=num_classes, ignore_index=ignore_index)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        ids = np.arange(256)
-        known = np.where(ids < num_classes, ids, num_classes + 1)  # where bad ids go
-        self._row_of_byte = np.where(ids == ignore_index, num_classes, known)
+        self.num_classes, self.ignore_index = num_classes, ignore_index
 
     def update(self, pred: Ids, target: Ids) -> None:
         """Adds the pixels of one or more class maps.
@@ -43,40 +39,25 @@ class ConfusionMatrix(Accumulator):
             target: integer truth of the same shape, ids 0..K-1 or ignore_index.
 
         Raises:
-            ValueError: when shapes differ, a dtype is not integer, or an id is out of range (the ids are named).
+            ValueError: when shapes differ, a dtype is not integer, or an id is out of range (the ids are named), save
+                predictions where the truth is ignored.
         """
         pred, target = as_ids(pred, "pred"), as_ids(target, "target")
         check_shapes(pred, target)
         if pred.numel() == 0:
             return
-        k = self.num_classes
-        here = pred.device.type == target.device.type == "cpu" and numba_works()
-        counts, bad = self._count_here(pred, target) if here else self._count_there(pred, target)
-        if bad:
-            raise bad_prediction(pred, k)
-        if counts[k + 1].any():
-            raise bad_truth(target, k, self.ignore_index)
-        self.counts += counts[:k]
-
-    def _count_here(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:
-        """Counts (K + 2, K) with rows for ignored and for bad truth, and whether a prediction is out of range."""
-        from fapn_zoo.metrics import kernels
-
-        k = self.num_classes
-        tables, apart = tables_for((k + 2) * k)
-        bad = kernels.count_pairs(flat(target), flat(pred), self._row_of_byte, self.ignore_index, k, tables, apart)
-        return torch.from_numpy(tables.reshape(-1, k + 2, k).sum(0)), bad > 0
-
-    def _count_there(self, pred: Tensor, target: Tensor) -> tuple[Tensor, bool]:
-        """The same by PyTorch's operators, on the device of the predictions."""
-        k = self.num_classes
-        low, high = (int(v) for v in pred.aminmax())
-        if low < 0 or high >= k:
-            return torch.zeros(k + 2, k, dtype=torch.int64), True
-        ids = target.reshape(-1).to(pred.device, torch.int64)
-        bad = ((ids < 0) | (ids >= k)).logical_and_(ids != self.ignore_index)
-        rows = torch.where(bad, k + 1, torch.where(ids == self.ignore_index, k, ids))
-        return torch.bincount(rows.mul_(k).add_(pred.reshape(-1)), minlength=(k + 2) * k).reshape(k + 2, k).cpu(), False
+        k, ignore_index, truth = self.num_classes, self.ignore_index, flat(target.cpu())
+        if not 0 <= ignore_index < 1 << 31:  # which hotcoco does not take
+            truth, ignore_index = np.where(truth == ignore_index, k, np.where(truth == k, k + 1, truth)), k
+        counter = SemanticEval(k, ignore_index=ignore_index)
+        try:
+            counter.update(truth, flat(pred.cpu()))
+        except ValueError:
+            low, high = pred.aminmax()
+            if low < 0 or high >= k:
+                raise bad_prediction(pred, k) from None
+            raise bad_truth(target, k, self.ignore_index) from None
+        self.counts += torch.from_numpy(counter.confusion().astype(np.int64))
 
     def compute(self) -> dict[str, Any]:
         """The scores, as fractions 0..1.
@@ -141,7 +122,7 @@ def bad_truth(target: Tensor, num_classes: int, ignore_index: int) -> ValueError
 
 
 def flat(ids: Tensor) -> np.ndarray:
-    """A vector of uint8 or int64, so that every kernel is compiled for these two only."""
+    """A vector of uint8 or int64, so that kernels are compiled for these two only."""
     return (ids if ids.dtype == torch.uint8 else ids.to(torch.int64)).detach().reshape(-1).numpy()
 
 

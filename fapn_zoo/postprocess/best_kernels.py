@@ -66,11 +66,14 @@ def _mix(maps, k, top, height, factor, y, row):
 
 
 @_jit
-def _phase(factor, phase):
-    """Where in `row` of `_mix` a phase starts, and how much of the right neighbour it takes."""
+def _phase(row, factor, phase, values):
+    """The columns of one phase, from `row` of `_mix`."""
     place = (phase + 0.5) / factor - 0.5
     start = 0 if place < 0 else 1
-    return start, np.float32(place + 1 - start)
+    right = np.float32(place + 1 - start)
+    left = _ONE - right
+    for x in range(values.size):
+        values[x] = row[x + start] * left + row[x + start + 1] * right
 
 
 @_jit
@@ -82,6 +85,12 @@ def _keep_larger(k, values, high, label):
         larger = values[x] > high[x]
         high[x] = values[x] if larger else high[x]
         label[x] = k if larger else label[x]
+
+
+@_jit
+def _add_exp(values, high, total):
+    for x in range(values.size):
+        total[x] += _exp(values[x] - high[x])
 
 
 @_jit
@@ -100,29 +109,21 @@ def best_enlarged(maps, top, height, factor, first, best, share):
     label = np.empty((factor, small), np.int32)
     rows, width = best.shape
     for y in range(rows):
-        for k in range(count):
-            _mix(maps, k, top, height, factor, first + y, row)
-            for phase in range(factor):
-                start, right = _phase(factor, phase)
-                left = _ONE - right
-                for x in range(small):
-                    values[x] = row[x + start] * left + row[x + start + 1] * right
-                _keep_larger(k, values, high[phase], label[phase])
+        total[:] = 0
+        for turn in range(2 if share.size else 1):
+            for k in range(count):
+                _mix(maps, k, top, height, factor, first + y, row)
+                for phase in range(factor):
+                    _phase(row, factor, phase, values)
+                    if turn == 0:
+                        _keep_larger(k, values, high[phase], label[phase])
+                    else:
+                        _add_exp(values, high[phase], total[phase])
         for x in range(width):
             best[y, x] = label[x % factor, x // factor]
-        if share.size == 0:
-            continue
-        total[:] = 0
-        for k in range(count):
-            _mix(maps, k, top, height, factor, first + y, row)
-            for phase in range(factor):
-                start, right = _phase(factor, phase)
-                left = _ONE - right
-                highest, sums = high[phase], total[phase]
-                for x in range(small):
-                    sums[x] += _exp(row[x + start] * left + row[x + start + 1] * right - highest[x])
-        for x in range(width):
-            share[y, x] = _ONE / total[x % factor, x // factor]
+        if share.size:
+            for x in range(width):
+                share[y, x] = _ONE / total[x % factor, x // factor]
 
 
 @_jit
@@ -152,8 +153,7 @@ def best_resized(maps, rows, down, columns, across, best, share):
                 if turn == 0:
                     _keep_larger(k, values, high, label)
                 else:
-                    for x in range(out):
-                        total[x] += _exp(values[x] - high[x])
+                    _add_exp(values, high, total)
         best[y] = label
         if share.size:
             share[y] = _ONE / total
@@ -171,11 +171,10 @@ def squash(maps, top, height, factor, first, masks):
         for q in range(count):
             _mix(maps, q, top, height, factor, first + y, row)
             for phase in range(factor):
-                start, right = _phase(factor, phase)
-                left = _ONE - right
                 out = masks[q, y, phase]
+                _phase(row, factor, phase, out)
                 for x in range(small):
-                    out[x] = _ONE / (_ONE + _exp(-(row[x + start] * left + row[x + start + 1] * right)))
+                    out[x] = _ONE / (_ONE + _exp(-out[x]))
 
 
 @_jit

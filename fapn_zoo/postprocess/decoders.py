@@ -23,7 +23,7 @@ from fapn_zoo.postprocess.answers import ClassMap, Frame
 from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.boxes import boxed_instances, detections
 from fapn_zoo.postprocess.masks import instances, panoptic
-from fapn_zoo.postprocess.merge import detections_of_parts, instances_of_parts, panoptic_of_parts
+from fapn_zoo.postprocess.merge import of_things, panoptic_of_parts
 from fapn_zoo.postprocess.semantic import class_map, logits_source, masks_source
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -50,8 +50,8 @@ DECODERS: dict[type, Mapping[str, Decoder]] = {
     # no "semantic": things are one class of the map
     PanopticFPNOutput: {
         "panoptic": panoptic_of_parts,
-        "instance": instances_of_parts,
-        "detection": detections_of_parts,
+        "instance": of_things(boxed_instances),
+        "detection": of_things(detections),
     },
     PanopticFCNOutput: {"panoptic": panoptic_fcn.panoptic, "instance": panoptic_fcn.instances},
 }

@@ -5,15 +5,15 @@ FACTS sections 3 and 4. M objects; C channels of the semantic map, of which the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from fapn_zoo.modules.heads.outputs import InstanceOutput, PanopticFPNOutput, SemanticOutput
-from fapn_zoo.postprocess.answers import ClassMap, Detections, Frame, Instances, Masks, Panoptic, Segment, SoftMasks
-from fapn_zoo.postprocess.boxes import boxed_instances, boxes_of, detections
+from fapn_zoo.postprocess.answers import ClassMap, Frame, Masks, Panoptic, Segment, SoftMasks
+from fapn_zoo.postprocess.boxes import boxes_of
 from fapn_zoo.postprocess.semantic import class_map, logits_source
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -108,20 +108,11 @@ def stuff_classes(data: DataSpec, channels: int) -> tuple[int, ...]:
     return (-1, *stuff)
 
 
-def panoptic_of_parts(
-    output: PanopticFPNOutput,
-    frame: Frame,
-    data: DataSpec,
-    *,
-    score_threshold: float | None = None,
-    overlap_threshold: float | None = None,
-    stuff_area: int | None = None,
-) -> Panoptic:
+def panoptic_of_parts(output: PanopticFPNOutput, frame: Frame, data: DataSpec, **thresholds: float | None) -> Panoptic:
     """`merge` of the detections and the semantic map of one image, with the head's thresholds where none are given."""
     logits = SemanticOutput(output.semantic_logits, stride=output.stride)
     stuff = stuff_classes(data, logits.logits.shape[1])
-    given = {"score_threshold": score_threshold, "overlap_threshold": overlap_threshold, "stuff_area": stuff_area}
-    rule = output.rule._asdict() | {name: value for name, value in given.items() if value is not None}
+    rule = output.rule.but(thresholds)
     found = things_of(output, data)
     boxes, rows = boxes_of(found, frame, data, rule["score_threshold"])
     masks = SoftMasks(found.mask_logits[0][rows], boxes, frame.original)
@@ -129,14 +120,9 @@ def panoptic_of_parts(
     return merge(masks, classes, scores, class_map(logits_source(logits, frame.inside), frame.original), stuff, **rule)
 
 
-def instances_of_parts(output: PanopticFPNOutput, frame: Frame, data: DataSpec, **options: Any) -> Instances:
-    """`boxed_instances` of the detections."""
-    return boxed_instances(things_of(output, data), frame, data, **options)
-
-
-def detections_of_parts(output: PanopticFPNOutput, frame: Frame, data: DataSpec, **options: Any) -> Detections:
-    """`detections` of the detections."""
-    return detections(things_of(output, data), frame, data, **options)
+def of_things(decoder: Callable[..., Any]) -> Callable[..., Any]:
+    """The decoder of detections as one of Panoptic FPN's."""
+    return lambda output, frame, data, **options: decoder(things_of(output, data), frame, data, **options)
 
 
 def things_of(output: PanopticFPNOutput, data: DataSpec) -> InstanceOutput:

@@ -67,19 +67,16 @@ def panoptic(
     frame: Frame,
     data: DataSpec,
     *,
-    score_threshold: float | None = None,
-    overlap_threshold: float | None = None,
-    stuff_area: int | None = None,
     thing_threshold: float = 0.2,
     stuff_threshold: float = 0.1,
+    **thresholds: float | None,
 ) -> Panoptic:
-    """`merge` of the objects and the map of stuff, with the head's thresholds where none are given.
+    """`merge` of the objects and the map of stuff, with the head's thresholds (`MergeRule`) where none are given.
 
     Centres of objects must exceed `thing_threshold`, the mean score of a region of stuff `stuff_threshold`.
     """
     check_cover(output.features, output.stride, frame.inside)
-    given = {"score_threshold": score_threshold, "overlap_threshold": overlap_threshold, "stuff_area": stuff_area}
-    rule = output.rule._asdict() | {name: value for name, value in given.items() if value is not None}
+    rule = output.rule.but(thresholds)
     found = objects(output, thing_threshold)
     count = int((found.scores >= rule["score_threshold"]).sum())
     masks = HardMasks.joined([_pixels(m, frame, output.stride)[0] for m in found.masks[:count]], frame.original)

@@ -13,7 +13,6 @@ import torch
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 from toys.metric_references import confusion, scene_pair
 
-from fapn_zoo.metrics import semantic
 from fapn_zoo.metrics.semantic import ConfusionMatrix
 
 pytestmark = pytest.mark.unit
@@ -206,23 +205,20 @@ def test_equals_cityscapesscripts():
     assert all(math.isnan(iou) for iou in scores["iou"][11:])
 
 
-@pytest.mark.parametrize(("classes", "ignore"), [(7, 255), (7, 0), (300, 280), (7, -1)])
-def test_counts_the_same_without_numba(classes: int, ignore: int, monkeypatch: pytest.MonkeyPatch):
-    pred, target = case(np.int32, classes, ignore)
-    with_numba, without = ConfusionMatrix(classes, ignore), ConfusionMatrix(classes, ignore)
-    with_numba.update(pred, target)
-    monkeypatch.setattr(semantic, "numba_works", lambda: False)
-    without.update(pred, target)
-    assert torch.equal(with_numba.counts, without.counts)
-    with pytest.raises(ValueError, match="got -1.."):
-        without.update(np.array([-1]), np.array([0]))
-    with pytest.raises(ValueError, match=r"got \[999\]"):
-        without.update(np.array([0]), np.array([999]))
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8])
 def test_every_pixel_of_a_short_vector_counts(size: int):
     matrix = ConfusionMatrix(9)
     ids = np.arange(size)
     matrix.update(ids, ids)
     assert matrix.counts.diagonal().tolist() == [1] * size + [0] * (9 - size)
+
+
+@pytest.mark.parametrize("ignore", [-1, 2**40])
+def test_an_ignored_id_may_be_any_number(ignore: int):
+    matrix = ConfusionMatrix(3, ignore)
+    matrix.update(np.array([0, 1, 2, 1]), np.array([0, ignore, 2, 2]))
+    assert matrix.counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
+    with pytest.raises(ValueError, match=rf"be the ignore index {ignore}, got \[3\]"):
+        matrix.update(np.array([0, 1]), np.array([ignore, 3]))
+    with pytest.raises(ValueError, match=r"0\.\.2, got 0\.\.3"):
+        matrix.update(np.array([0, 3]), np.array([ignore, 0]))

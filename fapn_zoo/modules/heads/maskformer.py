@@ -71,18 +71,33 @@ class QueryMaskHead(nn.Module):
 
     Args:
         in_channels: channels of the neck's outputs.
-        mask_channels: channels of mask features and mask embeddings.
+        feature_channels: of the coarsest map of the backbone, which the queries read.
         class_scores: how many scores each query gets beside its mask; 0 leaves the classifier out.
-        channels, decoder: C, and what else a `QueryDecoder` takes.
+        num_queries: Q.
+        mask_channels: channels of mask features and mask embeddings.
+        channels, layers, heads, feedforward, dropout: of the decoder.
 
     Attributes:
         deep_supervision: whether the outputs of earlier layers are returned; None (default) means while training.
     """
 
-    def __init__(self, in_channels: int, mask_channels: int, class_scores: int, channels: int, *decoder: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        feature_channels: int,
+        class_scores: int,
+        num_queries: int,
+        /,
+        mask_channels: int = 256,
+        channels: int = 256,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
         self.mask_features = ConvNormAct(in_channels, mask_channels, 3)
-        self.decoder = QueryDecoder(channels, *decoder)
+        self.decoder = QueryDecoder(channels, feature_channels, num_queries, layers, heads, feedforward, dropout)
         if class_scores:
             self.class_embed = nn.Linear(channels, class_scores)
         hidden = (layer for _ in range(2) for layer in (nn.Linear(channels, channels), nn.ReLU(inplace=True)))
@@ -104,9 +119,9 @@ class QueryMaskHead(nn.Module):
 
 
 class MaskFormerHead(QueryMaskHead):
-    """Class and mask per query: K classes without "no object"; `feature_channels` of the coarsest map that is read.
+    """Class and mask per query: K classes without "no object".
 
-    Args:
+    Args: as `QueryMaskHead`, and
         input_proj: False hands that map to the queries as it is, which an encoder has projected already; ValueError
             where it has not `channels` channels.
         object_threshold: what the class probability of a segment must exceed in panoptic answers.
@@ -120,20 +135,15 @@ class MaskFormerHead(QueryMaskHead):
         feature_channels: int,
         num_classes: int,
         *,
-        mask_channels: int = 256,
-        channels: int = 256,
         num_queries: int = 100,
-        layers: int = 6,
-        heads: int = 8,
-        feedforward: int = 2048,
-        dropout: float = 0.1,
         input_proj: bool = True,
         object_threshold: float = 0.8,
+        **decoder: Any,
     ) -> None:
-        decoder = feature_channels, num_queries, layers, heads, feedforward, dropout
-        super().__init__(in_channels, mask_channels, num_classes + 1, channels, *decoder)
+        super().__init__(in_channels, feature_channels, num_classes + 1, num_queries, **decoder)
         self.num_queries, self.object_threshold = num_queries, object_threshold
         if not input_proj:
+            channels = self.decoder.query_embed.embedding_dim
             if feature_channels != channels:
                 raise ValueError(f"input_proj=False: the coarsest map has {feature_channels} channels, not {channels}")
             self.decoder.input_proj = nn.Identity()
@@ -147,26 +157,13 @@ class MaskFormerHead(QueryMaskHead):
 class PerPixelPlusHead(QueryMaskHead):
     """MaskFormer's baseline "PerPixelBaseline+": one query per class, whose mask is the map of that class's logits.
 
-    Trained with cross-entropy over pixels on every decoder layer (FACTS section 2). Arguments as `MaskFormerHead`.
+    Trained with cross-entropy over pixels on every decoder layer (FACTS section 2). Arguments as `QueryMaskHead`.
     """
 
     classifier = ("decoder.query_embed",)
 
-    def __init__(
-        self,
-        in_channels: int,
-        feature_channels: int,
-        num_classes: int,
-        *,
-        mask_channels: int = 256,
-        channels: int = 256,
-        layers: int = 6,
-        heads: int = 8,
-        feedforward: int = 2048,
-        dropout: float = 0.1,
-    ) -> None:
-        decoder = feature_channels, num_classes, layers, heads, feedforward, dropout
-        super().__init__(in_channels, mask_channels, 0, channels, *decoder)
+    def __init__(self, in_channels: int, feature_channels: int, num_classes: int, **decoder: Any) -> None:
+        super().__init__(in_channels, feature_channels, 0, num_classes, **decoder)
 
     def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
         """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""

@@ -6,7 +6,7 @@ N images, K classes, Q queries, M objects of one image.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -120,6 +120,10 @@ class MergeRule(NamedTuple):
             given = f"merge_score={merge_score}, merge_overlap={merge_overlap}, stuff_area={stuff_area}"
             raise ValueError(f"{given}; expected 0..1, 0..1, and pixels from 0 on")
         return cls(merge_score, merge_overlap, stuff_area)
+
+    def but(self, given: Mapping[str, float | None]) -> dict[str, float]:
+        """All of it by name, with what is given and not None in place of its own."""
+        return self._asdict() | {name: value for name, value in given.items() if value is not None}
 
 
 def count_things(things: Sequence[int], num_classes: int) -> int:

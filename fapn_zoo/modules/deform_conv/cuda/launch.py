@@ -1,26 +1,9 @@
-"""Deformable convolution on CUDA: Triton kernels, the plan behind them, and their launches.
+"""Deformable convolution on CUDA: the launches of the Triton kernels and what they are planned by.
 
-Forward: an implicit GEMM. A program has a rectangle of output pixels (two-dimensional, so that its samples overlap in
-the L1 cache) and a block of output channels, as wide as registers allow, since every block samples anew. It walks over
-runs of channels that share offsets and, inside, over the taps: positions in registers, four corners read as rows of
-neighbouring channels of the NHWC image (16 bytes a load), blended in float32 and rounded to the input's dtype, then
-`tl.dot` with that run's slice of the weight into a float32 sum; bias and rounding at the end. No column matrix exists.
-
-Backward, three parts, each only if wanted:
-* input, offset, mask: a program has a rectangle of pixels and one offset group (or neighbouring narrow ones). Per tap,
-  one product gives the columns' gradient; its inner products with the four corners are the offset's and the mask's
-  gradients, written once and by nobody else; its shares are added to the input's gradient, a float32 NHWC buffer, by
-  atomic adds (on Hopper four floats at a time). Gathering instead would need, for each input pixel, the list of all
-  samples near it: offsets are free, so that is a sort of 9 * G samples per pixel and costs more than the adds. Atomic
-  adds come in any order, so this gradient can differ from run to run by float32 rounding, as torchvision's does; with
-  `torch.use_deterministic_algorithms` it raises. Everything else is deterministic.
-* weight: a program has one tap and one block of channels, samples again, and sums over its share of all rectangles;
-  the shares' sums are then added in a fixed order. Sampling twice is cheaper than keeping columns.
-* bias: a plain sum.
-
-An input that is not channels-last is transposed once into an NHWC copy; all other tensors are used where they lie.
-float32 multiplies exactly, or in TF32 where `torch.backends.cuda.matmul` says so. With TRITON_INTERPRET=1 set before
-the first import, everything here runs on CPU tensors, slowly: that is how it is tested without a GPU.
+How the kernels work, and why so, is said in docs/deformable-convolution.md. An input that is not channels-last is
+transposed once into an NHWC copy; all other tensors are used where they lie. float32 multiplies exactly, or in TF32
+where `torch.backends.cuda.matmul` says so. With TRITON_INTERPRET=1 set before the first import, everything here runs on
+CPU tensors, slowly: that is how it is tested without a GPU.
 """
 
 from __future__ import annotations
