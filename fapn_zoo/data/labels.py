@@ -16,17 +16,8 @@ from fapn_zoo.runtime.tables import some
 
 Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
-KEYS = (
-    "names",
-    "palette",
-    "ignore_index",
-    "num_classes",
-    "things",
-    "category_ids",
-    "white_level",
-    "exif",
-    "first_pixel",
-)  # of a classes.json
+KEYS = ("names", "palette", "ignore_index", "num_classes", "things", "category_ids", "white_level", "exif")
+KEYS += ("first_pixel", "void_name", "void_colour")  # of a classes.json
 
 
 def default_palette(n: int) -> tuple[Colour, ...]:

@@ -122,8 +122,8 @@ class ObjectComparison:
     def __post_init__(self) -> None:
         self.found = [Found.of_result(result) for result in self.results]
         first, *others = self.found
-        shares = [_counts(first, other).f1 for other in others]
-        self.agreement = float(np.mean([1.0 if share is None else share for share in shares]))
+        both = [(2 * len(_matched(first, other)), len(first.classes) + len(other.classes)) for other in others]
+        self.agreement = float(np.mean([hits / every if every else 1.0 for hits, every in both]))
         if self.truth is None:
             return
         masks = self.results[0].task != "detection" and self.truth.has_masks
@@ -171,11 +171,6 @@ def _matched(true: Found, found: Found) -> dict[int, int]:
         if free and own[free[0]] >= LEAST_IOU:
             pairs[int(free[0])] = row
     return pairs
-
-
-def _counts(true: Found, found: Found) -> Hits:
-    hits = len(_matched(true, found))
-    return Hits(hits, len(true.classes) - hits, len(found.classes) - hits)
 
 
 def _inside(found: Found, crowds: Found) -> np.ndarray:

@@ -23,7 +23,7 @@ from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, a
 from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, repository_path, rules, splits
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.opening import opened
-from fapn_zoo.data.reading import check_ids, read_labels
+from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
@@ -115,9 +115,13 @@ class HubMaps:
         shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
         return read_labels(Path(shown), self.reading, self.rows.bytes(index, "mask"))
 
+    def _check_sizes(self, index: int, image: Tensor, labels: np.ndarray) -> None:
+        files = (Path(f"the {what} of {self.rows.shown(index)}") for what in ("image", "mask"))
+        check_sizes(image.shape[1:], labels.shape, *files, self.reading)
+
     def sample(self, index: int) -> Sample:
         image, labels = self.image(index), self._mask(index)
-        _check_sizes(image, labels, self.rows.shown(index))
+        self._check_sizes(index, image, labels)
         check_ids(labels, self.labels, f"{self.rows.shown(index)}: ")
         return Sample(image, f"row_{index:06d}", labels)
 
@@ -171,7 +175,7 @@ class HubSegments(HubMaps):
 
     def sample(self, index: int) -> Sample:
         image, (ids, rows) = self.image(index), self._segments(index)
-        _check_sizes(image, ids, self.rows.shown(index))
+        self._check_sizes(index, image, ids)
         classes = np.array([category for category, _ in rows], np.int64)
         check_ids(classes, self.labels, f"{self.rows.shown(index)}, category_id: ")
         objects = Objects(ids, classes, np.array([crowd for _, crowd in rows], bool))
@@ -333,14 +337,3 @@ def _are_corners(boxes: list[tuple[Sequence[float], tuple[int, int]]], said: str
         text = f"as x, y, width, height {len(beyond)} of its {len(boxes)} boxes reach out of their pictures"
         raise DataError(f"{name}: {text}, as corners none; add ?boxes=corners, or ?boxes=widths if they are right")
     return False
-
-
-def _check_sizes(image: Tensor, labels: np.ndarray, shown: str) -> None:
-    if tuple(image.shape[1:]) != labels.shape:
-        (h, w), (height, width) = image.shape[1:], labels.shape
-        hint = (
-            "; their sides are exchanged: does the picture have an EXIF orientation?"
-            if (h, w) == (width, height)
-            else ""
-        )
-        raise DataError(f"sizes differ: the mask of {shown} is {width}x{height}, its image {w}x{h}{hint}")
