@@ -237,6 +237,11 @@ class HubObjects(AnnotatedPictures):
     def splits(cls, root: Path) -> list[str]:
         return []
 
+    def _table(self) -> LabelMap | None:
+        file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
+        found = None if file is None else _read(file)
+        return found if found is not None and found.raw is not None else None
+
     def _read(self, split: str) -> list[str]:
         column = self.rows.columns["objects"]
         listed = [_entries(entry) for entry in self.rows.table[column]]
@@ -268,7 +273,7 @@ class HubObjects(AnnotatedPictures):
     def _classes(self, listed: Sequence[list[dict[str, Any]]], key: str) -> tuple[LabelMap, dict[Any, int]]:
         found = {one[key] for entries in listed for one in entries if one.get(key) is not None}
         names: tuple[str, ...] = ()
-        if (file := self.rows.name.options.get("classes")) is not None:
+        if (file := self.rows.name.options.get("classes")) is not None and _read(file).raw is None:
             names = _read(file).names
         elif known := _class_names(self.rows.table.features[self.rows.columns["objects"]], key):
             names = known
