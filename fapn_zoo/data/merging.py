@@ -48,9 +48,6 @@ def merged(
         if mixed := [table.names[k] for k, own in enumerate(kinds) if len(own) > 1]:
             raise DataError(f'{where}: class {mixed[0]!r} is of things and of stuff; say "things" in classes.json')
         things = tuple(k for k, own in enumerate(kinds) if True in own)
-    left = [k for k in range(table.num_classes) if k not in ids]
-    if left:
-        raise DataError(f"{where}: class {table.names[left[0]]!r} is of no category that there is: {source.names}")
     own = table.category_ids, table.values, table.ignored_values
     return LabelMap(table.names, table.palette, table.ignore_index, things, *own), ids
 
