@@ -64,8 +64,9 @@ def choose(name: str, needs: Collection[str]) -> tuple[Callable[..., Dataset], s
     if re.match(r"scenes?\b", name) and not Path(name).exists():
         return ScenesDataset, name
     root, needed = Path(name).expanduser(), {*needs}
-    found = [layout for layout in LAYOUTS if layout.found(root)]
-    fitting = [layout for layout in found if needed <= layout.holds]
-    partly = [layout for layout in found if not OBJECTS & needed or OBJECTS & layout.holds]
+    fitting = [layout for layout in LAYOUTS if needed <= layout.holds]
+    partly = [layout for layout in LAYOUTS if not OBJECTS & needed or OBJECTS & layout.holds]
     usual = "folder" if not OBJECTS & needed else "coco-panoptic" if "segments" in needed else "coco"
-    return (fitting or partly or [named[usual]])[0].kind, name
+    # One by one: looking through a large folder for what is not needed takes seconds.
+    found = next((layout for layout in (*fitting, *partly) if layout.found(root)), named[usual])
+    return found.kind, name
