@@ -102,7 +102,7 @@ def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: P
     pictures = report.pictures
     image = _read(report, pictures.read, image_path)
     labels = _read(report, partial(read_labels, reading=pictures.reading), label_path)
-    pictures.pair(image_path, label_path)
+    pictures.turned.add(image_path, label_path, None)
     if image is not None:
         report.remember(split, image_path)
     if labels is None:
