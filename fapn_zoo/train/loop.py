@@ -27,7 +27,7 @@ from fapn_zoo.evaluate.measure import ahead
 from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import NO_ROOM, write_json
-from fapn_zoo.runtime.processes import leave_at_exit, on_cpu, warn_of_one_process
+from fapn_zoo.runtime.processes import leave_at_exit, on_cpu
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
@@ -87,8 +87,6 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
     torch.manual_seed(settings.seed)
     if settings.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
-    if accelerator.is_main_process:
-        warn_of_one_process()
     run = Run(settings, prepare(settings), accelerator)
     try:
         on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints))

@@ -183,6 +183,7 @@ def test_leavings_of_a_killed_conversion_go_with_the_next(tmp_path: Path) -> Non
     path = write(tmp_path / "x.pkl", official_state(spec))
     (tmp_path / ".out.0123abcd.part").mkdir()
     (tmp_path / ".out.0123abcd.part/model.safetensors").write_text("half")
+    os.utime(tmp_path / ".out.0123abcd.part", (0, 0))
     writing._SWEPT.clear()
     convert(path, tmp_path / "out", spec.name)
     assert sorted(os.listdir(tmp_path)) == ["out", "x.pkl"]
