@@ -103,7 +103,8 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
     arguments["backbone_weights"] = s.backbone_weights
     given = {name: value for name, value in arguments.items() if value is not None}
-    model = create_model(s.model, num_classes=labels.num_classes, things=labels.things, **(s.model_args | given))
+    classes = {"num_classes": labels.num_classes, "labels": labels.names, "things": labels.things}
+    model = create_model(s.model, **classes, **(s.model_args | given))
     if model.load_report is not None:
         source = s.checkpoint_path or s.model
         check_finite(model.state_dict().items(), f"training cannot start from {source}: its weights")
