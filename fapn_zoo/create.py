@@ -15,7 +15,7 @@ from fapn_zoo.weights.class_rows import known_names, same_classes, same_names
 from fapn_zoo.weights.folder import LoadReport, load_weights, read_spec
 from fapn_zoo.zoo.parts import NECKS
 from fapn_zoo.zoo.registry import resolve
-from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+from fapn_zoo.zoo.spec import FROM_DATA, DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,8 @@ def _override(
     if changes.get("num_classes", spec.num_classes) != spec.num_classes:
         changes["label_set"] = None
         if data is None:
-            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=(), category_ids=())
+            nothing = dict.fromkeys(("labels", "palette", "things", *FROM_DATA), ())
+            changes["data"] = dataclasses.replace(spec.data, **nothing)
     elif spec.num_classes is None and data is not None and data.labels:
         changes["num_classes"] = len(data.labels)
     if labels is not None:

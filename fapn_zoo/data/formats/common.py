@@ -9,7 +9,7 @@ from typing import Any
 from fapn_zoo.data.coco_annotations import UNKNOWN, Annotation, Fault, Picture, Refused, annotation
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.listing import files_in, printable
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
@@ -49,6 +49,20 @@ def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
     if strange := [name for name in names if name not in table.names]:
         raise DataError(f"{file} has no {some(map(repr, strange))}, which {where} has; it has {some(table.names, 20)}")
     return LabelMap(table.names, table.palette, table.ignore_index, tuple(range(table.num_classes)))
+
+
+class Names(dict[str, int]):
+    """Labels and provisional ids, in the order in which they are met; so the files need be read only once."""
+
+    def __missing__(self, label: str) -> int:
+        self[label] = len(self)
+        return self[label]
+
+    def become(self, class_of: Mapping[str, int], pictures: Iterable[Picture]) -> None:
+        """Gives all objects their class ids."""
+        ids = [class_of[label] for label in self]
+        for picture in pictures if ids != [*range(len(ids))] else ():
+            picture.objects[:] = [one._replace(category=ids[one.category]) for one in picture.objects]
 
 
 def named_classes(root: Path, found: Iterable[str], remarks: list[str]) -> tuple[LabelMap, dict[str, int]]:
@@ -96,13 +110,13 @@ class Beside:
     def find(self, file: Path, folder: Path) -> Path | None:
         """The picture in this folder that has the name of `file`."""
         if folder not in self._known:
-            self._known[folder] = {path.stem: path for path in list_folder(folder, EXTENSIONS, deep=False).files}
+            self._known[folder] = {path.stem: path for path in files_in(folder, EXTENSIONS, deep=False)}
         return self._known[folder].get(file.stem)
 
 
 def left_over(folder: Path, pictures: Iterable[Picture], ending: str) -> Iterator[str]:
     """Words for the pictures of a folder that have no annotation file: they are not used."""
     used = {picture.path for picture in pictures}
-    if rest := [path for path in list_folder(folder, EXTENSIONS, deep=False).files if path not in used]:
+    if rest := [path for path in files_in(folder, EXTENSIONS, deep=False) if path not in used]:
         shown = some(printable(path.name) for path in rest)
         yield f"{folder}: not used: {len(rest)} pictures that have no {ending} file: {shown}"
