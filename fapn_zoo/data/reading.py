@@ -22,6 +22,9 @@ from fapn_zoo.runtime.tables import some
 
 EXIF_WHERE = "in classes.json or as a setting"
 READING = Reading()  # the usual rules
+LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")  # what label files may be, by Pillow's names
+LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+COLOUR_FORM = 'write the colour of each class into classes.json: "values": [[[r, g, b]], ...]'
 
 
 class UnreadableFile(DataError):
@@ -37,33 +40,95 @@ def read_image(path: Path, reading: Reading = READING) -> Tensor:
 
 
 def read_labels(path: Path, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
-    """A label PNG as (H, W) class ids: the stored pixel values, uint8, or int32 for 16-bit files.
+    """A label file as (H, W): the stored pixel values, uint8, or int32 where they are deeper than 8 bits.
 
-    It is turned as its own EXIF orientation says, unless pictures are not either. `data` are its bytes, where they are
-    known and `path` is but a word for them.
+    It is a PNG, BMP or TIFF, of grey or of palette indices, which is turned as its own EXIF orientation says unless
+    pictures are not either; or an array of integers (`.npy`). `data` are its bytes, where they are known and `path` is
+    but a word for them.
 
     Raises:
         DataError: naming the file; colour pictures are refused, since a colour is no class id.
     """
+    values, mode = _stored(path, reading, data)
+    if values.ndim == 2:
+        return values
+    hint = f"save labels as 8-bit grey or palette PNG whose pixel value is the class id, or {COLOUR_FORM}"
+    raise DataError(f"{path} holds colours (mode {mode}), not class ids; {hint}")
+
+
+def read_colours(path: Path, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """A label file of RGB colours, or of a palette, as (H, W, 3) uint8; see `read_labels`."""
+    values, mode = _stored(path, reading, data, colours=True)
+    if values.ndim == 3 and values.dtype == np.uint8 and values.shape[2] in (3, 4):
+        return values[:, :, :3]
+    raise DataError(f"{path} holds no RGB colours (mode {mode}), by which its classes are known")
+
+
+def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """A label file as class ids (H, W), uint8 or int32, by the stored values of `labels`, or where it has none as is.
+
+    Arguments and errors as for `read_labels`; DataError too for values that are of no class, with their shares.
+    """
+    if labels.raw is None:
+        found = read_labels(path, reading, data)
+        check_ids(found, labels, f"{path}: ")
+        return found
+    read = read_colours if labels.raw.colours else read_labels
+    try:
+        return labels.raw.ids(read(path, reading, data), labels.ignore_index, f"{path}: ")
+    except UnreadableFile:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = False) -> tuple[np.ndarray, str]:
+    """What a label file holds, (H, W) or (H, W, 3), and Pillow's mode, or the type of an array."""
+    if path.suffix.lower() == ".npy" and data is None:
+        return _array(path, colours)
     try:
         with opened(path if data is None else io.BytesIO(data), str(path)) as file:
             file.load()
-            mode, kind, values = file.mode, file.format, np.asarray(file)
+            mode, kind, lossy = file.mode, file.format, "jpeg" in str(file.info.get("compression"))
+            values = np.asarray(file.convert("RGB") if colours and mode in ("P", "RGBA") else file)
             turned = orientation(file) if reading.turns else 1
+            if kind == "TIFF" and not reading.turns and header(path)[1] != 1:
+                raise ImageError(f"{path}: a TIFF with an orientation is always turned; save it as PNG for exif=ignore")
         depth = _grey_depth(path, data) if mode == "L" and kind == "PNG" else 8
     except Exception as error:
         raise _unreadable(path, "label file", error) from error
-    if kind != "PNG":
-        raise DataError(f"{path} is a {kind} file with another ending; only PNG keeps class ids as they are")
+    if kind not in LOSSLESS or lossy:
+        why = "JPEG changes the values of pixels" if kind == "JPEG" or lossy else "class ids are read of PNG, BMP, TIFF"
+        hint = " with another ending" if path.suffix.lower() in LABEL_ENDINGS else ""
+        raise DataError(f"{path} is a {kind} file{hint}: {why}, so that classes cannot be told; export labels as PNG")
     if turned != 1:
-        values = np.ascontiguousarray(upright(values, turned))
-    if mode in ("L", "P", "1"):
+        bands = upright(np.moveaxis(values.reshape(*values.shape[:2], -1), 2, 0), turned)
+        values = np.ascontiguousarray(np.moveaxis(bands, 0, 2) if values.ndim == 3 else bands[0])
+    if values.ndim == 2 and mode in ("L", "P", "1"):
         # Pillow stretches 2- and 4-bit greys to 0..255 (3 -> 255, 15 -> 255); take the stored values back.
-        return values.astype(np.uint8) // (255 // (2**depth - 1))
-    if mode.startswith("I"):
-        return values.astype(np.int32)
-    hint = "save labels as 8-bit grey or palette PNG whose pixel value is the class id"
-    raise DataError(f"{path} holds colours (mode {mode}), not class ids; {hint}")
+        return values.astype(np.uint8) // (255 // (2**depth - 1)), mode
+    if values.ndim == 2 and values.dtype.kind in "iu":
+        return values.astype(np.int32), mode
+    if values.ndim == 2:
+        raise DataError(f"{path} has mode {mode}, whose values are no class ids; export labels as 8-bit PNG")
+    return values, mode
+
+
+def _array(path: Path, colours: bool) -> tuple[np.ndarray, str]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _unreadable(path, "label file", error) from error
+    kind = f"{values.dtype} {values.shape}"
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim == 2 and values.dtype.kind in "iub" and values.size:
+        if values.min() < -(2**31) or values.max() >= 2**31:
+            raise DataError(f"{path} holds values beyond 32 bits, which are no class ids")
+        return values.astype(np.uint8 if values.dtype in (np.uint8, bool) else np.int32), kind
+    if colours and values.ndim == 3 and values.shape[2] == 3 and values.dtype == np.uint8:
+        return values, kind
+    raise DataError(f"{path} is an array of {kind}; expected integers (H, W), or uint8 (H, W, 3) of colours")
 
 
 def _grey_depth(path: Path, data: bytes | None) -> int:
@@ -126,7 +191,8 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
 def stored_size(path: Path, reading: Reading = READING, what: str = "label file") -> tuple[int, int]:
     """(height, width) of a label file or picture as its EXIF orientation turns it; it is not decoded for it."""
     try:
-        size, turned = header(path)
+        array = path.suffix.lower() == ".npy"
+        size, turned = (np.load(path, mmap_mode="r").shape[:2], 1) if array else header(path)
     except Exception as error:
         raise _unreadable(path, what, error) from error
     return upright_size(size, turned) if reading.turns else size

@@ -346,6 +346,8 @@ class Run:
         started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
         data = self.parts.dataset
         facts = [getattr(one, "facts", {}) for one in getattr(data, "parts", (data,))]  # of the Hub's, where known
+        if (report := self.plain.load_report) is not None and report.carried:
+            told["classes_kept"], told["classes_new"] = ", ".join(report.carried), ", ".join(report.new) or "none"
         for name in ("revision", "license"):
             if found := ", ".join(dict.fromkeys(one[name] for one in facts if name in one)):
                 told[f"data_{name}"] = found

@@ -28,7 +28,7 @@ from fapn_zoo.tasks.targets import Batch, collate
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.zoo.parts import HEADS, load_part
-from fapn_zoo.zoo.spec import DataSpec
+from fapn_zoo.zoo.spec import FROM_DATA, DataSpec
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +99,15 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
     arguments["backbone_weights"] = s.backbone_weights
     given = {name: value for name, value in arguments.items() if value is not None}
-    model = create_model(s.model, num_classes=labels.num_classes, things=labels.things, **(s.model_args | given))
+    classes = {"num_classes": labels.num_classes, "labels": labels.names, "things": labels.things}
+    model = create_model(s.model, **classes, **(s.model_args | given))
     if model.load_report is not None:
         source = s.checkpoint_path or s.model
         check_finite(model.state_dict().items(), f"training cannot start from {source}: its weights")
         logger.info("starting from %s: %s", source, model.load_report)
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
-    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply", "category_ids": labels.category_ids}
+    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply"}
+    data |= {key: getattr(labels, key) for key in FROM_DATA}
     if s.test_size is not None:
         data["test_size"] = s.test_size or None
     data = dataclasses.replace(model.spec.data, things=labels.things, **data)
