@@ -68,7 +68,8 @@ class Settings:
     colour_jitter: float = 1.0
     rare_classes: tuple[int, ...] = ()
     rare_prob: float = 0.0
-    class_weights: tuple[float, ...] = ()
+    loss: str = "ce"
+    class_weights: tuple[float, ...] | str = ()
     cache: bool = False
     steps: int = 1000
     batch_size: int = 8
@@ -127,7 +128,7 @@ class Settings:
             raise ValueError(f"max_side={self.max_side} is less than a short side of {self.short_sides}")
         if self.max_side and not self.short_sides:
             raise ValueError(f"max_side={self.max_side} does nothing without short_sides=")
-        if self.class_weights and not min(self.class_weights) > 0:
+        if self.class_weights not in ((), "auto") and not min(self.class_weights) > 0:
             raise ValueError(f"class_weights must be positive, got {self.class_weights}")
         if bool(self.lr_steps) != (self.schedule == "steps"):
             cure = "drop them with lr_steps=" if self.lr_steps else "give some, such as lr_steps=0.67,0.89"
@@ -167,6 +168,8 @@ def _check(name: str, value: Any) -> None:
     """ValueError for a value of another type than the field's, out of its bounds, or not finite."""
     kind, row = KINDS[name], ROWS[name]
     least, most, one_of = (row.get(key) for key in ("least", "most", "one_of"))
+    if value == row.get("word", ()):
+        return
     if not _is(kind, value):
         raise ValueError(f"{name} must be of type {kind if get_args(kind) else kind.__name__}, got {value!r}")
     if one_of and value not in one_of:
@@ -201,8 +204,9 @@ def _is(kind: Any, value: Any) -> bool:
     return isinstance(value, get_origin(kind) or kind)
 
 
-KINDS = get_type_hints(Settings)
 ROWS = {name: row for group in TABLE.values() for name, row in group.items()}
+# of a setting that may also be a word, the type of its other values
+KINDS = {n: get_args(kind)[0] if "word" in ROWS[n] else kind for n, kind in get_type_hints(Settings).items()}
 
 
 def describe() -> str:
@@ -252,6 +256,8 @@ def _check_key(key: str) -> None:
 
 def _parse(key: str, kind: Any, text: str) -> Any:
     args = get_args(kind)
+    if text == ROWS[key].get("word"):
+        return text
     if type(None) in args:
         if text.lower() in ("none", "null", ""):
             return None
