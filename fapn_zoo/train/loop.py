@@ -20,13 +20,13 @@ from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.evaluate.measure import ahead
 from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import NO_ROOM
-from fapn_zoo.runtime.processes import leave_at_exit, on_cpu, warn_of_one_process
+from fapn_zoo.runtime.processes import leave_at_exit, on_cpu
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog
 from fapn_zoo.train.run import Run, on_main
 from fapn_zoo.train.settings import Settings
-from fapn_zoo.train.setup import prepare, rehearse, train_mode
+from fapn_zoo.train.setup import prepare, train_mode
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +60,9 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
     torch.manual_seed(settings.seed)
     if settings.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
-    if accelerator.is_main_process:
-        warn_of_one_process()
     run = Run(settings, prepare(settings), accelerator)
     try:
-        on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints, lambda: rehearse(run)))
+        on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints))
         if resumed is not None:
             run.load(resumed)
         with stop_signals() as run.stop:
@@ -89,7 +87,7 @@ def _loop(run: Run) -> None:
     batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     if not s.workers:
         batches = in_background(batches)
-    log = RunLog(run.out, s, run.step, run.main, run.logged, run.checkpoints.making_room)
+    log = RunLog(run.out, s, run.step, run.main, run.logged)
     with contextlib.closing(batches), contextlib.closing(log):
         if run.lacks_scores():
             run.evaluate()

@@ -21,7 +21,7 @@ from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import write_json
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
-from fapn_zoo.train.diverged import batch_norm_advice, check_gradient, check_state, diverged
+from fapn_zoo.train.diverged import check_gradient, check_state, diverged
 from fapn_zoo.train.log import add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
@@ -119,8 +119,7 @@ class Run:
         try:
             return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
         except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's
-            advice = batch_norm_advice(self.plain, error, self.settings.crop, len(images))
-            raise ValueError(f"step {self.step}: {advice or error}") from error
+            raise ValueError(f"step {self.step}: {error}") from error
 
     def _everywhere(self, losses: dict[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
         """The losses of all processes together, and whether one of them is to stop; ValueError for a loss of NaN."""
@@ -230,7 +229,7 @@ class Run:
             raise self.interrupted(", in its evaluation")
         if self.main:
             row = {name: report[name] for name in self.parts.task.columns.means}
-            self.checkpoints.making_room(lambda: add_row(self.out / "metrics.csv", self.step, row))
+            add_row(self.out / "metrics.csv", self.step, row)
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
             logger.info("step %d: %s", self.step, "; ".join(filter(None, [told, *report["notes"]])))
         return report
@@ -270,11 +269,10 @@ class Run:
             where = f"{report['data']} {report['split']}" if report else ""
             scores = self._scores(report) if report else {}
             metrics = {f"{where} {name}": round(100 * value, 2) for name, value in scores.items()}
-            options, make = {"metrics": metrics, "training": self._told()}, self.checkpoints.making_room
             with self._averaged():
-                make(lambda: save_model(self.plain, folder, **options))
+                save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:
-                make(lambda: write_json(self.out / "eval.json", report))
+                write_json(self.out / "eval.json", report)
         return folder
 
 
