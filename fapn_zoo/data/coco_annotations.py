@@ -15,6 +15,7 @@ from fapn_zoo.data.listing import printable
 from fapn_zoo.data.mask_decoding import Shape
 from fapn_zoo.runtime.tables import some
 
+NUMBERS = frozenset((int, float))  # and no truth values
 ROUNDING = 0.5  # pixels that a box may reach out of its picture without a word
 BAD_BOX, BAD_MASK, BAD_ENTRY = "bad box", "bad mask", "entry of another form"
 TWICE, UNKNOWN = "listed twice", "of nothing that is listed"
@@ -173,7 +174,7 @@ def annotation(
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in NUMBERS and math.isfinite(value)
 
 
 def _box(
@@ -209,10 +210,11 @@ def _shape(values: Any, where: str, size: tuple[int, int], faults: list[Fault]) 
         raise Refused(BAD_MASK, f"{where} has segmentation {_short(values)}; expected polygons or run lengths")
     parts = []
     for part in values:
-        if not all(map(_is_number, part)) or len(part) % 2:
+        numbers = np.array(part, np.float64) if NUMBERS.issuperset(map(type, part)) else np.array([np.nan])
+        if len(part) % 2 or not np.isfinite(numbers).all():
             raise Refused(BAD_MASK, f"{where} has a polygon {_short(part)}; expected numbers x, y, x, y, ...")
         if len(part) >= 6:
-            parts.append(np.array(part, np.float64))
+            parts.append(numbers)
     if not parts:
         raise Refused(BAD_MASK, f"{where} has a polygon of {len(values[0]) // 2} points; expected 3 or more")
     if len(parts) < len(values):

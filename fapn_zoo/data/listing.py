@@ -36,24 +36,34 @@ class Listing(NamedTuple):
     unused: list[Unused]
 
 
-def list_folder(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True) -> Listing:
+def list_folder(
+    folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True, others: bool = True
+) -> Listing:
     """Regular files whose ending, in any case, is one of `suffixes`; links are followed. Opens no file.
 
     Args:
         deep: also in its subfolders; else these are neither searched nor named.
+        others: name files of other endings; there may be as many as of these.
 
     Raises:
         OSError: `folder` itself cannot be read.
     """
     folder, listing = Path(folder), Listing([], [])
-    for found in _walk(folder, frozenset(suffixes), deep, {_identity(os.stat(folder))}):
+    for found in _walk(folder, frozenset(suffixes), deep, {_identity(os.stat(folder))}, others):
         listing[isinstance(found, Unused)].append(found)
     listing.files.sort(key=os.fspath)
     listing.unused.sort(key=lambda one: os.fspath(one.path))
     return listing
 
 
-def _walk(folder: Path, suffixes: frozenset[str], deep: bool, above: set[tuple[int, int]]) -> Iterator[Path | Unused]:
+def files_in(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True) -> list[Path]:
+    """The files of `list_folder` alone."""
+    return list_folder(folder, suffixes, deep, others=False).files
+
+
+def _walk(
+    folder: Path, suffixes: frozenset[str], deep: bool, above: set[tuple[int, int]], others: bool = True
+) -> Iterator[Path | Unused]:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -67,10 +77,10 @@ def _walk(folder: Path, suffixes: frozenset[str], deep: bool, above: set[tuple[i
             try:
                 if entry.is_dir():
                     if deep:
-                        yield from _subfolder(entry, suffixes, above)
+                        yield from _subfolder(entry, suffixes, above, others)
                 elif wanted and entry.is_file():
                     yield folder / name
-                else:
+                elif wanted or others:
                     yield _left_out(entry, wanted)
             except OSError as error:  # of is_dir and is_file: a link that leads back to itself, or a broken disk
                 path = folder / name
@@ -104,13 +114,15 @@ def is_leaving(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEAVINGS
 
 
-def _subfolder(entry: os.DirEntry, suffixes: frozenset[str], above: set[tuple[int, int]]) -> Iterator[Path | Unused]:
+def _subfolder(
+    entry: os.DirEntry, suffixes: frozenset[str], above: set[tuple[int, int]], others: bool
+) -> Iterator[Path | Unused]:
     path, here = Path(entry.path), _identity(entry.stat())
     if here in above:
         yield _unused(path, CIRCLE)
         return
     try:
-        yield from _walk(path, suffixes, True, above | {here})
+        yield from _walk(path, suffixes, True, above | {here}, others)
     except OSError as error:
         yield Unused(path, LOCKED, f"{path}: {error.strerror}")
 

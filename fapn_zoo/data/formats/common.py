@@ -9,7 +9,7 @@ from typing import Any
 from fapn_zoo.data.coco_annotations import UNKNOWN, Annotation, Fault, Picture, Refused, annotation
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.listing import files_in, printable
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
@@ -34,6 +34,12 @@ def said(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def fixed_names(root: Path) -> Any:
+    """The class names that a `classes.json` fixes; falsy where it names none, or merges those of the files."""
+    found = said(root)
+    return None if found.get("values") or found.get("ignored_values") else found.get("names")
+
+
 def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
     """Classes of a folder, all of them things: those of its `classes.json`, else these names.
 
@@ -41,7 +47,7 @@ def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
     """
     names, file = tuple(names), root / "classes.json"
     try:
-        if not said(root).get("names"):
+        if not fixed_names(root):
             return LabelMap(names, (), 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
         table = LabelMap.from_json(file)
     except ValueError as error:
@@ -51,18 +57,33 @@ def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
     return LabelMap(table.names, table.palette, table.ignore_index, tuple(range(table.num_classes)))
 
 
+class Names(dict[str, int]):
+    """Labels and provisional ids, in the order in which they are met; so the files need be read only once."""
+
+    def __missing__(self, label: str) -> int:
+        self[label] = len(self)
+        return self[label]
+
+    def become(self, class_of: Mapping[str, int], pictures: Iterable[Picture]) -> None:
+        """Gives all objects their class ids."""
+        ids = [class_of[label] for label in self]
+        for picture in pictures if ids != [*range(len(ids))] else ():
+            picture.objects[:] = [one._replace(category=ids[one.category]) for one in picture.objects]
+
+
 def named_classes(root: Path, found: Iterable[str], remarks: list[str]) -> tuple[LabelMap, dict[str, int]]:
     """Classes of a format that has names in its objects alone, and the id of each.
 
     Without a `classes.json` they are all that are `found`, in all splits, and `remarks` gets a sentence on them.
     """
     names: list[str] = []
-    if not said(root).get("names"):
+    if not fixed_names(root):
         names = sorted(set(found))
         if not names:
             raise DataError(f'{root} names no class: no object has a name, and there is no classes.json with "names"')
         shown = f"{len(names)} names in its files, in alphabetical order: {some(names, 20)}"
-        remarks.append(f'{root}: its classes are the {shown}; a classes.json with "names" would fix them')
+        if not said(root).get("names"):
+            remarks.append(f'{root}: its classes are the {shown}; a classes.json with "names" would fix them')
     labels = object_classes(root, names, root)
     return labels, {name: i for i, name in enumerate(labels.names)}
 
@@ -96,13 +117,13 @@ class Beside:
     def find(self, file: Path, folder: Path) -> Path | None:
         """The picture in this folder that has the name of `file`."""
         if folder not in self._known:
-            self._known[folder] = {path.stem: path for path in list_folder(folder, EXTENSIONS, deep=False).files}
+            self._known[folder] = {path.stem: path for path in files_in(folder, EXTENSIONS, deep=False)}
         return self._known[folder].get(file.stem)
 
 
 def left_over(folder: Path, pictures: Iterable[Picture], ending: str) -> Iterator[str]:
     """Words for the pictures of a folder that have no annotation file: they are not used."""
     used = {picture.path for picture in pictures}
-    if rest := [path for path in list_folder(folder, EXTENSIONS, deep=False).files if path not in used]:
+    if rest := [path for path in files_in(folder, EXTENSIONS, deep=False) if path not in used]:
         shown = some(printable(path.name) for path in rest)
         yield f"{folder}: not used: {len(rest)} pictures that have no {ending} file: {shown}"

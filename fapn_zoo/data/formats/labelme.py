@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from PIL import Image
 from fapn_zoo.data.annotated import AnnotatedPictures, one_split
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, BAD_MASK, Annotation, Fault, Picture, Refused
 from fapn_zoo.data.coco_instances import MISSING, SAME
-from fapn_zoo.data.formats.common import Beside, add_object, left_over, named_classes, of_file
-from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.formats.common import Beside, Names, add_object, fixed_names, left_over, named_classes, of_file
+from fapn_zoo.data.listing import files_in, printable
 from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.runtime.files import load_json
 
+LARGEST = 1 << 28  # bytes: what is larger is no file of one picture
 OTHER = "shapes that cannot be read"
 LEAST = {"polygon": 3, "rectangle": 2, "mask": 2}  # points of a shape
 ROUND = {"circle": "a circle", "line": "a line", "linestrip": "a line", "point": "a point", "points": "points"}
@@ -44,34 +46,40 @@ class LabelMeFolder(AnnotatedPictures):
             raise FileNotFoundError(f"no json files of LabelMe in {self.root}")
         part = one_split(list(lists), split, self.root, SAME.get(split, ()))
         self.file = self.root / part
-        tables = (_table(file, []) or {"shapes": []} for files in lists.values() for file in files)
-        shapes = (one for table in tables for one in table["shapes"])
-        names = (one["label"] for one in shapes if isinstance(one, dict) and isinstance(one.get("label"), str))
-        self.labels, class_of = named_classes(self.root, names, remarks)
-        self.pictures, beside = [], Beside()
+        names = Names()
+        if given := fixed_names(self.root):
+            self.labels, names = named_classes(self.root, (), remarks)
+        self.pictures, beside, start = [], Beside(), len(os.path.join(self.file, ""))
         for file in lists[part]:
             if (table := _table(file, self.faults)) is None:
                 continue
-            said = table.get("imagePath")
-            path = file.parent / str(said).replace("\\", "/")
+            if not given:
+                _meet(table, names)
+            named = table.get("imagePath")
+            path = file.parent / str(named).replace("\\", "/")
             if not path.is_file() and (path := beside.find(file, file.parent)) is None:
                 hint = "; its pixels are in the json: save them as a file" if table.get("imageData") else ""
-                text = f"it names the picture {said!r}, which is not there{hint}"
+                text = f"it names the picture {named!r}, which is not there{hint}"
                 self.faults.append(of_file(file, MISSING, text))
                 continue
             height, width = (table.get(key) for key in ("imageHeight", "imageWidth"))
             known = type(height) is int and type(width) is int and min(height, width) > 0
             size = (height, width) if known else stored_size(path, self.reading, "picture")
-            objects = _objects(table["shapes"], file, class_of, size, self.faults)
-            name = file.relative_to(self.file).with_suffix(path.suffix).as_posix()
+            objects = _objects(table["shapes"], file, names, size, self.faults)
+            name = f"{os.path.splitext(file)[0][start:]}{path.suffix}".replace(os.sep, "/")
             self.pictures.append(Picture(name, name, size, objects, path, file))
+        if not given:
+            for file in (one for split, files in lists.items() if split != part for one in files):
+                _meet(_table(file, []), names)
+            self.labels, class_of = named_classes(self.root, names, remarks)
+            names.become(class_of, self.pictures)
         return [*remarks, *left_over(self.file, self.pictures, "json")]
 
 
 def _lists(root: Path) -> dict[str, list[Path]]:
     """By split its json files; none where the first of them is no file of LabelMe."""
-    below = {p.name: list_folder(p, (".json",)).files for p in sorted(root.glob("*")) if p.is_dir()}
-    flat = [file for file in list_folder(root, (".json",), deep=False).files if file.name != "classes.json"]
+    below = {p.name: files_in(p, (".json",)) for p in sorted(root.glob("*")) if p.is_dir()}
+    flat = [file for file in files_in(root, (".json",), deep=False) if file.name != "classes.json"]
     ours = {split: _is_labelme(files) for split, files in below.items()}
     if any(ours.values()):  # then files that cannot be read are meant to be of it
         return {split: below[split] for split, known in ours.items() if known is not False}
@@ -82,6 +90,8 @@ def _is_labelme(files: Sequence[Path]) -> bool | None:
     """Whether the first file that can be read is LabelMe's; None where none of the first can."""
     for file in files[:5]:
         try:
+            if file.stat().st_size > LARGEST:
+                return False
             table = load_json(file)
         except (OSError, ValueError):
             continue
@@ -98,6 +108,12 @@ def _table(file: Path, faults: list[Fault]) -> Mapping[str, Any] | None:
     except (OSError, ValueError) as error:
         faults.append(Fault(BAD_ENTRY, str(error), file=file))
     return None
+
+
+def _meet(table: Mapping[str, Any] | None, names: Names) -> None:
+    for one in table["shapes"] if table else ():
+        if isinstance(one, dict) and isinstance(one.get("label"), str):
+            names[one["label"]]
 
 
 def _objects(
@@ -125,8 +141,8 @@ def _objects(
 def _entry(parts: list[tuple[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
     """COCO's keys of one object, whose shapes are these."""
     found = [_part(place, shape, size) for place, shape in parts]
-    boxes = np.array([box for _, _, box in found])
-    x1, y1, x2, y2 = [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]
+    left, top, right, bottom = zip(*(box for _, _, box in found), strict=True)
+    x1, y1, x2, y2 = min(left), min(top), max(right), max(bottom)
     entry: dict[str, Any] = {"bbox": [x1, y1, x2 - x1, y2 - y1]}
     polygons, masks = ([shape for _, shape, _ in found if isinstance(shape, kind)] for kind in (list, RunLengths))
     if masks:

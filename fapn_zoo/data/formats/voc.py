@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 from fapn_zoo.data.annotated import AnnotatedPictures, one_split
 from fapn_zoo.data.coco_annotations import BAD_BOX, BAD_ENTRY, Annotation, Fault, Picture
 from fapn_zoo.data.coco_instances import MISSING, SAME
-from fapn_zoo.data.formats.common import Beside, add_object, left_over, named_classes, of_file, said
-from fapn_zoo.data.listing import list_folder, printable
+from fapn_zoo.data.formats.common import Beside, Names, add_object, fixed_names, left_over, named_classes, of_file, said
+from fapn_zoo.data.listing import files_in, printable
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import read_text
@@ -52,21 +52,28 @@ class VocFolder(AnnotatedPictures):
         if origin is None:
             text = f'pixels are taken to be counted from 1, as in VOC\'s own files; "{ORIGIN}" in classes.json says it'
             remarks.append(f"{self.file}: {text}")
-        trees = (_tree(file, []) for file in dict.fromkeys(file for part in lists.values() for file in part))
-        names = (_name(one) for tree in trees if tree is not None for one in tree.iterfind("object"))
-        self.labels, class_of = named_classes(self.root, names, remarks)
+        names = Names()
+        if given := fixed_names(self.root):
+            self.labels, names = named_classes(self.root, (), remarks)
         self.pictures = []
         pictures, beside = self.file.with_name("JPEGImages"), Beside()
         flat = not pictures.is_dir()
         for file in files:
             tree, path = _tree(file, self.faults), beside.find(file, file.parent if flat else pictures)
+            if not given:
+                _meet(tree, names)
             if tree is None or path is None:
                 if tree is not None:
                     self.faults.append(of_file(file, MISSING, "there is no picture of its name"))
                 continue
             size = _size(tree) or stored_size(path, self.reading, "picture")
-            objects = _objects(tree, file, class_of, 1 if origin is None else origin, size, self.faults)
+            objects = _objects(tree, file, names, 1 if origin is None else origin, size, self.faults)
             self.pictures.append(Picture(file.stem, path.name, size, objects, path, file))
+        if not given:
+            for file in {one for part in lists.values() for one in part}.difference(files):
+                _meet(_tree(file, []), names)
+            self.labels, class_of = named_classes(self.root, names, remarks)
+            names.become(class_of, self.pictures)
         if flat:
             remarks += left_over(self.file, self.pictures, "xml")
         return remarks
@@ -82,10 +89,10 @@ def _lists(root: Path) -> dict[str, list[Path]]:
         for place in LISTS:
             if found := {file.stem: _listed(file, folder) for file in sorted((base / place).glob("*.txt"))}:
                 return {split: files for split, files in found.items() if files}
-        if files := list_folder(folder, (".xml",)).files:
+        if files := files_in(folder, (".xml",)):
             return {"": files}
-    flat = {"": list_folder(root, (".xml",), deep=False).files} if root.is_dir() else {}
-    below = {p.name: list_folder(p, (".xml",), deep=False).files for p in sorted(root.glob("*")) if p.is_dir()}
+    flat = {"": files_in(root, (".xml",), deep=False)} if root.is_dir() else {}
+    below = {p.name: files_in(p, (".xml",), deep=False) for p in sorted(root.glob("*")) if p.is_dir()}
     found = {split: files for split, files in (below | flat).items() if files and _is_voc(files[0])}
     if not found:
         raise FileNotFoundError(f"no Annotations of Pascal VOC in {root}, nor xml files beside pictures")
@@ -114,6 +121,11 @@ def _tree(file: Path, faults: list[Fault]) -> ElementTree.Element | None:
     return None
 
 
+def _meet(tree: ElementTree.Element | None, names: Names) -> None:
+    for one in () if tree is None else tree.iterfind("object"):
+        names[_name(one)]
+
+
 def _name(found: ElementTree.Element) -> str:
     return (found.findtext("name") or "").strip()
 
@@ -127,7 +139,8 @@ def _number(text: str | None) -> float | None:
 
 def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
     """(height, width) as the file says, None where it says nothing, or 0 as some tools do."""
-    height, width = (_number(tree.findtext(f"size/{side}")) for side in ("height", "width"))
+    size = tree.find("size")
+    height, width = (None if size is None else _number(size.findtext(side)) for side in ("height", "width"))
     return (int(height), int(width)) if height and width and min(height, width) >= 1 else None
 
 
@@ -143,7 +156,8 @@ def _objects(
     for number, one in enumerate(tree.iterfind("object"), 1):
         label = _name(one)
         name = f"object {number} ({printable(label)})"
-        sides = [_number(one.findtext(f"bndbox/{side}")) for side in SIDES]
+        box = one.find("bndbox")
+        sides = [None if box is None else _number(box.findtext(side)) for side in SIDES]
         if None in sides:
             faults.append(of_file(file, BAD_BOX, f"{name} has no bndbox with the numbers {', '.join(SIDES)}"))
             continue

@@ -26,7 +26,7 @@ from fapn_zoo.data.coco_annotations import (
 from fapn_zoo.data.coco_instances import MISSING, SAME
 from fapn_zoo.data.formats.common import object_classes, of_file
 from fapn_zoo.data.images import EXTENSIONS
-from fapn_zoo.data.listing import list_folder, missing, printable, told
+from fapn_zoo.data.listing import files_in, list_folder, missing, printable, told
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import read_text
@@ -72,13 +72,10 @@ class YoloFolder(AnnotatedPictures):
             if (other := sources.setdefault(source, name)) != name:
                 self.faults.append(of_file(path, TWICE, f"it shares the label file {source.name} with {other}"))
             folders.add(source.parent)
-            picture = Picture(name, name, (0, 0), [], path, source)
-            if source.is_file():
-                picture.objects = _rows(source, self.labels.num_classes, self.faults)
-            else:
-                picture.source = None
+            objects = _rows(source, self.labels.num_classes, self.faults)
+            self.pictures.append(Picture(name, name, (0, 0), objects or [], path, None if objects is None else source))
+            if objects is None:
                 bare.append(name)
-            self.pictures.append(picture)
         if not self.pictures:
             raise DataError(f"{self.file}: no pictures in split {split!r} (looked for {', '.join(EXTENSIONS)})")
         if bare:
@@ -187,7 +184,8 @@ def _pictures(
             remarks.append(f"{file}: {text} is not there; {place} is taken")
         if place.is_dir():
             listing = list_folder(place, EXTENSIONS)
-            found |= {path: path.relative_to(place).as_posix() for path in listing.files}
+            start = len(os.path.join(place, ""))
+            found |= {path: os.fspath(path)[start:].replace(os.sep, "/") for path in listing.files}
             faults += [Fault(one.kind, one.reason, True, one.path) for one in listing.unused if one.error]
             if rest := [one for one in listing.unused if not one.error and one.path.suffix not in (".txt", ".npy")]:
                 remarks.append(f"{place}: not used: {told(rest, place)}")
@@ -203,26 +201,26 @@ def _pictures(
 
 def _labels_of(path: Path) -> Path:
     """The label file of a picture: its path with the last folder `images` called `labels`, or the one beside it."""
-    beside, parts = path.with_suffix(".txt"), [*path.parts[:-1]]
-    if "images" not in parts:
-        return beside
-    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    usual = Path(*parts, beside.name)
-    return beside if not usual.is_file() and beside.is_file() else usual
+    beside = f"{os.path.splitext(path)[0]}.txt"
+    above, inside, below = beside.rpartition(f"{os.sep}images{os.sep}")
+    usual = os.sep.join((above, "labels", below)) if inside else beside
+    return Path(beside if inside and not os.path.isfile(usual) and os.path.isfile(beside) else usual)
 
 
 def _orphans(folders: Iterable[Path], used: set[Path | None]) -> Iterable[str]:
     for folder in sorted(folders):
-        files = list_folder(folder, (".txt",), deep=False).files if folder.is_dir() else []
+        files = files_in(folder, (".txt",), deep=False) if folder.is_dir() else []
         if rest := [path.name for path in files if path not in used and path.name not in ("classes.txt", "train.txt")]:
             yield f"{folder}: not used: {len(rest)} label files without picture: {some(map(printable, rest))}"
 
 
-def _rows(file: Path, classes: int, faults: list[Fault]) -> list[Annotation]:
-    """The objects of a label file, in shares of the picture."""
+def _rows(file: Path, classes: int, faults: list[Fault]) -> list[Annotation] | None:
+    """The objects of a label file, in shares of the picture; None where there is no such file."""
     objects, seen = [], {}
     try:
         lines = read_text(file).removeprefix("\ufeff").splitlines()
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         faults.append(Fault(BAD_ENTRY, str(error), file=file))
         return []
@@ -246,9 +244,9 @@ def _row(line: str, name: str, file: Path, classes: int, faults: list[Fault]) ->
         category, *values = map(float, line.split())
     except ValueError:
         category, values = 0.0, []
-    if not values or not all(map(math.isfinite, values)):
+    if not values or not all(map(math.isfinite, (category, *values))):
         raise Refused(BAD_ENTRY, f"is {line[:60]!r}; expected a class id and coordinates, all of them numbers")
-    if category not in range(classes):
+    if not 0 <= category < classes or category % 1:
         raise Refused(UNKNOWN, f"is of class {category:g}; expected 0..{classes - 1}, for there are {classes} names")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         hint = "; is the last one a score? Leave it out" if len(values) == 5 else ""
