@@ -15,6 +15,8 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+Maps = Sequence[Tensor]  # of a pyramid or a backbone, fine to coarse: (N, C, h, w)
+
 
 class Output(Protocol):
     """The raw output of a head for N images: maps at a stride, before softmax, thresholds and resizing.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFCNOutput, count_things
+from fapn_zoo.modules.heads.outputs import Maps, MergeRule, PanopticFCNOutput, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
 from fapn_zoo.modules.layers.conv import ConvNormAct, make_norm
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
@@ -106,7 +106,7 @@ class PanopticFCNHead(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> PanopticFCNOutput:
+    def forward(self, pyramid: Maps, features: Maps, *_: object) -> PanopticFCNOutput:
         """`pyramid[i]` (N, C, h / 2^i, w / 2^i), i = 0..5."""
         encoded = self.encoder(with_places(self.semantic(pyramid[:4])))
         centres, regions = zip(*map(self.position, pyramid[1:]), strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, PanopticFPNParts, Targets, count_things
+from fapn_zoo.modules.heads.outputs import Maps, MergeRule, PanopticFPNOutput, PanopticFPNParts, Targets, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
 
@@ -48,11 +48,7 @@ class PanopticFPNHead(MaskRCNNHead):
         self.rule = MergeRule.checked(merge_score, merge_overlap, stuff_area)
 
     def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
+        self, pyramid: Maps, features: Maps, sizes: Tensor | None = None, targets: Targets | None = None
     ) -> PanopticFPNOutput | PanopticFPNParts:
         """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4.
 
@@ -65,6 +61,6 @@ class PanopticFPNHead(MaskRCNNHead):
             return PanopticFPNParts(found, semantic)
         return PanopticFPNOutput(*found[:4], semantic.logits, rule=self.rule)
 
-    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+    def before_choice(self, pyramid: Maps) -> dict[str, Tensor]:
         """Also the semantic logits."""
         return super().before_choice(pyramid) | {"semantic": self.semantic(pyramid, ()).logits}
