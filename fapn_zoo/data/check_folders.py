@@ -104,7 +104,7 @@ def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: P
     raw = report.labels.raw if report.labels is not None else None
     reader = partial(read_class_ids, labels=report.labels) if raw else read_labels
     labels = _read(report, partial(reader, reading=pictures.reading), label_path)
-    pictures.pair(image_path, label_path)
+    pictures.turned.add(image_path, label_path, None)
     if image is not None:
         report.remember(split, image_path)
     if labels is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,17 +15,7 @@ from fapn_zoo.data.decoding import header
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.opening import (
-    FACTS,
-    PNG,
-    ImageError,
-    check_pixels,
-    opened,
-    orientation,
-    png_chunks,
-    upright,
-    upright_size,
-)
+from fapn_zoo.data.opening import ImageError, opened, orientation, upright, upright_size
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
@@ -75,6 +64,11 @@ def read_colours(path: Path, reading: Reading = READING, data: bytes | None = No
     raise DataError(f"{path} holds no RGB colours (mode {mode}), by which its classes are known")
 
 
+def read_stored(path: Path, colours: bool, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """`read_colours` or `read_labels`."""
+    return (read_colours if colours else read_labels)(path, reading, data)
+
+
 def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
     """A label file as class ids (H, W), uint8 or int32, by the stored values of `labels`, or where it has none as is.
 
@@ -84,9 +78,9 @@ def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, dat
         found = read_labels(path, reading, data)
         check_ids(found, labels, f"{path}: ")
         return found
-    read = read_colours if labels.raw.colours else read_labels
     try:
-        return labels.raw.ids(read(path, reading, data), labels.ignore_index, f"{path}: ")
+        stored = read_stored(path, labels.raw.colours, reading, data)
+        return labels.raw.ids(stored, labels.ignore_index, f"{path}: ")
     except UnreadableFile:
         raise
     except ValueError as error:
@@ -164,34 +158,19 @@ def read_ids(path: str | os.PathLike, reading: Reading = READING) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, has too many pixels, or is not one of 8-bit RGB (or RGBA, whose alpha is not read).
     """
-    from torchvision.io import decode_png, read_file  # takes seconds
-
-    path = os.fspath(path)
-    turned = 1
     try:
-        data = read_file(path)
-        head = data[:24].numpy().tobytes()
-        if head.startswith(PNG):
-            check_pixels(*struct.unpack(">II", head[16:]), path)  # torchvision has no guard
-            facts = reading.turns and any(kind in FACTS for kind in png_chunks(io.BytesIO(memoryview(data.numpy()))))
-            turned = header(Path(path))[1] if facts else 1
-        pixels = decode_png(data).numpy()  # a fifth faster than Pillow
-    except (
-        RuntimeError,
-        struct.error,
-    ):  # another format, a damaged file, or a torchvision without libpng: Pillow knows
-        try:
-            with opened(Path(path), path) as image:
-                pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} is not an image") from None
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {path}") from None
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
-    if pixels.dtype != np.uint8 or len(pixels) < 3:
-        raise ValueError(f"{path} must be 8-bit RGB, got {len(pixels)} channels of {pixels.dtype}")
-    red, green, blue = upright(pixels[:3], turned)
+        with opened(Path(path), str(path)) as image:
+            pixels = np.atleast_3d(np.asarray(image))
+            turned = orientation(image) if reading.turns else 1
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.shape[2] < 3:
+        raise ValueError(f"{path} must be 8-bit RGB, got {pixels.shape[2]} channels of {pixels.dtype}")
+    red, green, blue = upright(pixels.transpose(2, 0, 1)[:3], turned)
     ids = blue.astype(np.int32)
     for channel in (green, red):
         ids <<= 8

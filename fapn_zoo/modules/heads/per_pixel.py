@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import Maps, SemanticOutput
-from fapn_zoo.modules.layers.conv import ConvNormAct
+from fapn_zoo.modules.heads.outputs import ClassRows, SemanticOutput
+from fapn_zoo.modules.layers.conv import ConvNormAct, Maps
 
 
 class PerPixelHead(nn.Module):
@@ -21,7 +21,7 @@ class PerPixelHead(nn.Module):
         dropout: probability of zeroing a channel before the classifier, while training.
     """
 
-    classifier = ("predictor",)
+    classifier = {"predictor": ClassRows()}
 
     def __init__(
         self, in_channels: int, feature_channels: int, num_classes: int, mask_channels: int = 256, dropout: float = 0.0
@@ -79,7 +79,7 @@ class SemanticFPNHead(SemanticFPN):
     Args: as `PerPixelHead`, and those of `SemanticFPN`.
     """
 
-    classifier = ("predictor",)
+    classifier = {"predictor": ClassRows()}
 
     def __init__(
         self,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import Compared, DetectionOutput, InstanceOutput, Maps, RCNNOutput, Targets
+from fapn_zoo.modules.heads.outputs import ClassRows, Compared, DetectionOutput, InstanceOutput, RCNNOutput, Targets
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS, BoxBranch, MaskBranch
 from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
 from fapn_zoo.modules.heads.rcnn.sampling import draw_regions
 from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, not_empty, pool_boxes
+from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.random import seeds_or_new
 
 STRIDE = 4  # of the finest map
@@ -42,7 +43,7 @@ class FasterRCNNHead(nn.Module):
         hidden, score_threshold, nms, max_detections: `hidden`, `score`, `nms` and `most` of `BoxBranch`.
     """
 
-    classifier: tuple[str, ...] = ("box.scores", "box.deltas")
+    classifier: Mapping[str, ClassRows] = {"box.scores": ClassRows(last=1), "box.deltas": ClassRows()}
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class MaskRCNNHead(FasterRCNNHead):
     Args: as `FasterRCNNHead`; `mask_hidden` is the width of the mask layers, `mask_convs` how many there are.
     """
 
-    classifier = ("box.scores", "box.deltas", "mask.predictor")
+    classifier = {**FasterRCNNHead.classifier, "mask.predictor": ClassRows()}
 
     def __init__(
         self,

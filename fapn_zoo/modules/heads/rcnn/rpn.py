@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from fapn_zoo.modules.heads.outputs import Compared, Maps
+from fapn_zoo.modules.heads.outputs import Compared
 from fapn_zoo.modules.heads.rcnn.sampling import draw, kinds_of_anchors
 from fapn_zoo.modules.layers.boxes import all_finite, anchors, clip, decode, encode, not_empty
+from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.random import drawn_bits
 
 
