@@ -34,7 +34,7 @@ from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
 from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog, add_row, read_scores
-from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
+from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate, told_rates
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, prepare, train_mode
 from fapn_zoo.weights.card import METRICS
@@ -156,7 +156,10 @@ class Run:
         if s.channels_last:
             self.plain = self.plain.to(memory_format=torch.channels_last)
         parts.loss.to(accelerator.device)
-        groups = param_groups(self.plain, s.lr, s.weight_decay, s.backbone_lr_mult, s.decay_bias, s.offset_lr_mult)
+        multiples = s.backbone_lr_mult, s.decay_bias, s.offset_lr_mult, s.layer_decay
+        groups = param_groups(self.plain, s.lr, s.weight_decay, *multiples)
+        if self.main and s.layer_decay != 1:
+            logger.info(told_rates(self.plain, s))
         model = torch.compile(self.plain) if s.compile else self.plain
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(groups, s.optimizer, s.momentum))
         self.trainable = [p for p in self.plain.parameters() if p.requires_grad]

@@ -77,6 +77,7 @@ class Settings:
     lr: float = 1e-4
     backbone_lr_mult: float = 1.0
     offset_lr_mult: float = 0.1
+    layer_decay: float = 1.0
     weight_decay: float = 1e-4
     decay_bias: bool = True
     momentum: float = 0.9
@@ -118,6 +119,8 @@ class Settings:
         for name in ("ema", "momentum"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in 0..1 (1 excluded), got {getattr(self, name)}")
+        if not self.layer_decay > 0:
+            raise ValueError(f"layer_decay must lie in 0..1 (0 excluded), got {self.layer_decay}")
         if not SCALES[0] <= self.scale[0] <= self.scale[1] <= SCALES[1]:
             low, high = SCALES
             raise ValueError(f"scale must be (low, high) with {low} <= low <= high <= {high}, got {self.scale}")

@@ -114,11 +114,13 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     label_set = model.spec.label_set if data.labels == model.spec.data.labels else None
     model.spec = dataclasses.replace(model.spec, data=data, num_classes=labels.num_classes, label_set=label_set)
     modules = dict(model.named_modules())
-    for name in filter(None, (part.strip() for part in s.freeze.split(","))):
+    for name in sorted(filter(None, (part.strip() for part in s.freeze.split(",")))):
         if name not in modules:
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
+        if (pyramid := getattr(modules[name], "pyramid", None)) is not None:  # a plain ViT's has no weights to keep
+            pyramid.requires_grad_(True)
     return model
 
 
