@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.coco_annotations import Fault, Picture, read_pictures, without_group
-from fapn_zoo.data.coco_files import CATEGORY, check_entry, one_folder, read_categories, read_table
+from fapn_zoo.data.coco_files import CATEGORY, check_entry, coco_ids, one_folder, read_categories, read_table
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import Unused, list_folder, missing, printable, told
@@ -49,6 +49,9 @@ class CocoInstances(AnnotatedPictures):
                 faults.append(Fault(MISSING, missing(picture.path, self.file)))
         self.faults += [one._replace(text=f"{self.file}: {one.text}", file=self.file) for one in faults]
         return [*self._without_split(), *self._left_over(folder, found.unused, there)]
+
+    def _numbers(self) -> Sequence[int]:
+        return coco_ids(self.labels)
 
     def _pictures_in(self, split: str) -> Path:
         part = re.sub(r"^(annotations|instances)_|\.coco$|^_.*", "", self.file.stem) or self.file.parent.name

@@ -91,7 +91,10 @@ class FolderDataset(MaskFolder):
         if split not in splits:
             found = f"it has {', '.join(splits)}"
             if not splits:
-                found = f"expected {{train,val,test}}/{{images,labels}}/ in it{other_places(self.root)}"
+                way = (
+                    f"; for masks that lie elsewhere write {self.root}?masks={{parent}}/{{stem}}_mask.png, or the like"
+                )
+                found = f"expected {{train,val,test}}/{{images,labels}}/ in it{other_places(self.root)}{way}"
             if (self.root / split).is_symlink():
                 found = f"{missing(self.root / split)}; {found}"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")

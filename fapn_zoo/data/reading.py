@@ -64,6 +64,11 @@ def read_colours(path: Path, reading: Reading = READING, data: bytes | None = No
     raise DataError(f"{path} holds no RGB colours (mode {mode}), by which its classes are known")
 
 
+def read_stored(path: Path, colours: bool, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """`read_colours` or `read_labels`."""
+    return (read_colours if colours else read_labels)(path, reading, data)
+
+
 def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
     """A label file as class ids (H, W), uint8 or int32, by the stored values of `labels`, or where it has none as is.
 
@@ -73,9 +78,9 @@ def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, dat
         found = read_labels(path, reading, data)
         check_ids(found, labels, f"{path}: ")
         return found
-    read = read_colours if labels.raw.colours else read_labels
     try:
-        return labels.raw.ids(read(path, reading, data), labels.ignore_index, f"{path}: ")
+        stored = read_stored(path, labels.raw.colours, reading, data)
+        return labels.raw.ids(stored, labels.ignore_index, f"{path}: ")
     except UnreadableFile:
         raise
     except ValueError as error:

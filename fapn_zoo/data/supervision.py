@@ -174,7 +174,7 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
         yield Finding(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
     if unit == "pixel" and (lost := _never_beside(scored, counts)) is not None:
         held = f"{counts.images[lost]:,} hold {lost}, {counts.images[-1]:,} hold {value}, none both"
-        text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)} there, if it is no void"
+        text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)}, if it is no void"
         yield Finding(TWO_WAYS, text, False)
     if counts.ignored > MOSTLY and unit == "pixel":
         yield Finding(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,6 @@ from fapn_zoo.data.folders import read_label_map
 from fapn_zoo.data.formats.common import said
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.raw_values import packed, shares, unpacked
-from fapn_zoo.data.reading import read_colours, read_labels
-from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import read_text
 from fapn_zoo.runtime.tables import some
@@ -53,28 +52,34 @@ def find_classes(root: Path, folders: Sequence[Path], file: str | None, num_clas
     return labels
 
 
-def wanted(root: Path, masks: Sequence[Path], reading: Reading) -> str:
+def wanted(title: str, count: int, stored: Callable[[int, bool], np.ndarray], way: str) -> str:
     """What the first masks hold, and a `classes.json` to fill in.
 
-    DataError where some hold colours and some numbers.
+    Args:
+        title: of the data. count: of its masks. stored: mask `i` as numbers (H, W), or as colours (H, W, 3).
+        way: what to do with the file.
+
+    Raises:
+        DataError: some hold colours and some numbers, or neither.
     """
     counts: Counter[int] = Counter()
     colours = None
-    for path in masks[:LOOKED_AT]:
+    for i in range(min(count, LOOKED_AT)):
         try:
-            values, own = read_labels(path, reading), False
+            values, own = stored(i, False), False
         except DataError:
-            values, own = packed(read_colours(path, reading)), True
+            values, own = packed(stored(i, True)), True
         if colours not in (None, own):
-            raise DataError(f"{path} holds {'colours' if own else 'numbers'}, and the masks before it do not")
+            raise DataError(f"{title}: mask {i} holds {'colours' if own else 'numbers'}, and those before it do not")
         colours = own
         counts.update(dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True)))
     found = some(shares(counts, sum(counts.values()), bool(colours)), 30)
-    stored = [list(unpacked(v)) if colours else v for v in sorted(counts)][:30]
-    form = {"names": [f"class_{i}" for i in range(len(stored))], "values": [[v] for v in stored]}
-    hint = ' 255 mostly means "not labelled": then write "ignored_values": [255].' if 255 in counts else ""
-    text = f"{root} does not name its classes. Stored in {min(len(masks), LOOKED_AT)} masks: {found}.{hint}"
-    return f"{text} Write {root / 'classes.json'}, with your names: {json.dumps(form)}"
+    void = not colours and 255 in counts and len(counts) > 2  # 0 and 255 alone are two classes
+    kept = [list(unpacked(v)) if colours else v for v in sorted(counts) if not (void and v == 255)][:30]
+    form: dict[str, Any] = {"names": [f"class_{i}" for i in range(len(kept))], "values": [[v] for v in kept]}
+    form |= {"ignored_values": [255]} if void else {}
+    text = f"{title} does not name its classes. Stored in {min(count, LOOKED_AT)} masks: {found}."
+    return f"{text} {way}, with your names: {json.dumps(form)}"
 
 
 def read_labelmap(file: Path) -> LabelMap:

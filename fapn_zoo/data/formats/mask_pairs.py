@@ -106,8 +106,7 @@ def usual_templates(pictures: Sequence[str], files: Files) -> list[Template]:
         for after in _endings(place, inside, files):
             found[f"{place}/{{stem}}{after}{ANY}"] = None
     for after in _endings("{parent}", pictures, files):
-        if AFTER.fullmatch(after):
-            found[f"{{parent}}/{{stem}}{after}{ANY}"] = None
+        found[f"{{parent}}/{{stem}}{after}{ANY}"] = None
     return [Template(text) for text in found]
 
 
@@ -126,6 +125,10 @@ def _swaps(files: Files) -> Iterator[tuple[str, str]]:
                     yield old, new
 
 
+def _bare(picture: str) -> str:
+    return os.path.splitext(picture)[0]
+
+
 def _is_masks(name: str) -> bool:
     return bool(MASK_FOLDER.fullmatch(name) or re.search(AFTER.pattern + "$", name, re.IGNORECASE))
 
@@ -139,7 +142,7 @@ def _endings(place: str, pictures: Sequence[str], files: Files) -> list[str]:
             continue
         folder, _, stem = path.rpartition("/")
         own = {other[len(stem) :] for other in files.get(folder, {}) if other.startswith(stem)}
-        own = {after for after in own if not after or AFTER.fullmatch(after)}
+        own = {after for after in own if AFTER.fullmatch(after) or (not after and path != _bare(picture))}
         if common is None:
             common = own
         elif own:

@@ -16,7 +16,7 @@ from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import list_folder, printable
 from fapn_zoo.data.mask_folder import MaskFolder, proposals, table_of
 from fapn_zoo.data.pairs import has_labels
-from fapn_zoo.data.reading import LABEL_ENDINGS
+from fapn_zoo.data.reading import LABEL_ENDINGS, read_stored
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import read_text
@@ -60,7 +60,8 @@ class MaskPairs(MaskFolder):
         masks = [mask for _, _, mask in self.pairs]
         labels = find_classes(folder, [self.pairs[0][1].parent], self.options.get("classes"), num_classes)
         if labels is None:
-            raise DataError(wanted(folder, masks, self.reading))
+            way, reading = f"Write {folder / 'classes.json'}", self.reading
+            raise DataError(wanted(str(folder), len(masks), lambda i, rgb: read_stored(masks[i], rgb, reading), way))
         self.labels = labels
         left = sorted({*files} - {*pairs} - {*pairs.values()})
         lines = [f"{folder}: masks are {template.text}" if template.text != _said(folder, self.options) else "", remark]
