@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from torch import Tensor
 
-from fapn_zoo.data.coco_annotations import Annotation, Fault, Picture, summary
+from fapn_zoo.data.coco_annotations import Annotation, Fault, Picture, check_faults, summary
 from fapn_zoo.data.decoding import header
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
@@ -66,9 +66,7 @@ class AnnotatedPictures(ABC):
 
     def _finish(self, remarks: Sequence[str], strict: bool, num_classes: int | None) -> None:
         """What holds of all formats, once the annotations are read."""
-        if strict and (errors := list(summary(self.faults, error=True))):
-            more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {self.root} lists all"
-            raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")
+        check_faults(self.faults, self.root, strict)
         if table := self._table():
             source = self.labels
             self.labels, ids = merged(source, self._numbers(), table, self.file)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fapn_zoo.data.listing import printable
 from fapn_zoo.data.mask_decoding import Shape
+from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
 NUMBERS = frozenset((int, float))  # and no truth values
@@ -249,3 +250,10 @@ def summary(faults: Sequence[Fault], error: bool) -> Iterator[str]:
     for kind, found in kinds.items():
         more = f" ({kind}: {len(found) - 1:,} more)" if len(found) > 1 else ""
         yield f"{found[0].text}{more}"
+
+
+def check_faults(faults: Sequence[Fault], root: Path, strict: bool) -> None:
+    """DataError where some of them are errors and a data set is opened as `strict`."""
+    if strict and (errors := list(summary(faults, error=True))):
+        more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {root} lists all"
+        raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")
