@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fapn_zoo.data.coco_annotations import Annotation, Fault, Picture, summary
+from fapn_zoo.data.columns import packed
 from fapn_zoo.data.decoding import header
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
@@ -69,11 +70,12 @@ class AnnotatedPictures(ABC):
             raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} classes")
-        objects = [one for picture in self.pictures for one in picture.objects]
-        maskless = [one for one in objects if one.shape is None]
+        columns = packed(self.pictures)
+        maskless = columns.without_mask()
         self.holds = BOXES if maskless else MASKS
-        if 0 < len(maskless) < len(objects):
-            which = f"{len(maskless):,} of {len(objects):,} objects have no mask, such as {maskless[0].name}"
+        if 0 < len(maskless) < len(columns):
+            first = columns[maskless[0]].name
+            which = f"{len(maskless):,} of {len(columns):,} objects have no mask, such as {first}"
             remarks = [f"{self.file}: only boxes are used: {which}", *remarks]
         self.remarks = tuple(remarks)
         self.unused = (*summary(self.faults, error=False), *self.remarks)
@@ -96,8 +98,8 @@ class AnnotatedPictures(ABC):
 
     def listed(self, index: int) -> np.ndarray:
         """(K + 1,) int64: objects of sample `index` by class that are no crowds; 0 at the end."""
-        classes = [found.category for found in self.pictures[index].objects if not found.crowd]
-        return np.bincount(classes, minlength=self.labels.num_classes + 1).astype(np.int64)
+        objects = self.pictures[index].objects
+        return np.bincount(objects.columns.classes(objects.rows), minlength=self.labels.num_classes + 1)
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The picture of sample `index` and, where there is one, the file with its objects."""
