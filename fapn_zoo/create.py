@@ -11,10 +11,11 @@ from typing import Any
 
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.weights import hub
+from fapn_zoo.weights.class_rows import known_names, same_classes, same_names
 from fapn_zoo.weights.folder import LoadReport, load_weights, read_spec
 from fapn_zoo.zoo.parts import NECKS
 from fapn_zoo.zoo.registry import resolve
-from fapn_zoo.zoo.spec import DataSpec, ModelSpec
+from fapn_zoo.zoo.spec import FROM_DATA, DataSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def create_model(
     neck: str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    labels: Sequence[str] | None = None,
     things: Sequence[int] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
@@ -52,15 +54,14 @@ def create_model(
         backbone, neck: replace those of the name; a short name or any timm pyramid.
         num_classes: replaces the label set; pretrained weights keep all but the classifier.
         in_chans: channels of the input; pretrained weights of the first convolution are adapted as timm does.
+        labels: names of new classes; of weights that know some of them (but for case and signs), their rows are kept.
         things: ids of the countable classes among `num_classes` new ones, for heads that tell them from stuff.
         checkpoint_path: a safetensors file or weights folder that fits exactly; its mean and std replace the name's.
-        cache_dir: where downloads are kept; None is the Hub client's own place.
-        data: replaces preprocessing and labels.
+        cache_dir: of downloads; None is the Hub client's own. data: replaces preprocessing and labels.
         kwargs: arguments of the parts, prefixed, that win over those of the name: `neck_out_channels=128`.
 
     Returns:
-        A model, with `load_report` and in evaluation mode where `pretrained` or `checkpoint_path` loaded its weights.
-        With none, or with those of the backbone alone (`pretrained_backbone`), it is in training mode.
+        A model, with `load_report` where `pretrained` or `checkpoint_path` loaded its weights, else in training mode.
 
     Raises:
         ValueError: unknown names, tags, keyword arguments or sources (with the nearest known ones), or weights that do
@@ -69,16 +70,16 @@ def create_model(
     imagenet = _from_imagenet(pretrained, pretrained_backbone, backbone_weights)
     spec, folder, in_cache = _resolve(name, pretrained, cache_dir)
     replaced = {"backbone": backbone, "neck": neck, "num_classes": num_classes, "in_chans": in_chans}
-    wanted = _override(_without_stride(spec) if imagenet else spec, replaced, things, data, kwargs)
-    saved = read_spec(folder) if pretrained else None
-    whole = saved is not None and _shape(saved) == _shape(wanted)  # then nothing is initialised first
+    wanted = _override(_without_stride(spec) if imagenet else spec, replaced, labels, things, data, kwargs)
+    saved, named = read_spec(folder) if pretrained else None, labels is not None
+    whole = saved is not None and _fits(saved, wanted, named)  # then nothing is initialised first
     model = build(wanted, pretrained_backbone=pretrained_backbone, empty=whole, cache_dir=cache_dir)
     if imagenet:
         _start_backbone(model, backbone_weights, data)
     if saved is not None:
-        model.load_report = load_weights(model, folder, saved=saved, share=in_cache)
+        model.load_report = load_weights(model, folder, saved=saved, by_name=named, share=in_cache)
     if checkpoint_path is not None:
-        model.load_report = _load_checkpoint(model, checkpoint_path, data)
+        model.load_report = _load_checkpoint(model, checkpoint_path, data, named)
     return model.train(model.load_report is None)
 
 
@@ -130,14 +131,22 @@ def _resolve(name: str, pretrained: bool, cache_dir: str | Path | None) -> tuple
     return spec, hub.download(repository, cache_dir=cache_dir, sha256=weights.sha256), True
 
 
-def _shape(spec: ModelSpec) -> tuple[int | None, int, int]:
-    """What classes and bands make of a model's tensors."""
-    return spec.num_classes, spec.in_chans, len(spec.data.things)
+def _fits(saved: ModelSpec, wanted: ModelSpec, by_name: bool) -> bool:
+    """Whether a model has the very tensors that were saved, as far as classes and bands make them."""
+    shapes = [(spec.num_classes, spec.in_chans, len(spec.data.things)) for spec in (saved, wanted)]
+    return shapes[0] == shapes[1] and same_classes(saved, wanted, by_name)
 
 
 def _override(
-    spec: ModelSpec, replaced: Mapping, things: Sequence[int] | None, data: DataSpec | None, kwargs: Mapping
+    spec: ModelSpec,
+    replaced: Mapping,
+    labels: Sequence[str] | None,
+    things: Sequence[int] | None,
+    data: DataSpec | None,
+    kwargs: Mapping,
 ) -> ModelSpec:
+    if labels is not None and replaced["num_classes"] is None:
+        replaced = {**replaced, "num_classes": len(labels)}
     changes = {key: value for key, value in replaced.items() if value is not None}
     if (neck := changes.get("neck", spec.neck)) not in NECKS:
         raise ValueError(f"unknown neck {neck!r}; expected one of {', '.join(NECKS)}")
@@ -153,9 +162,12 @@ def _override(
     if changes.get("num_classes", spec.num_classes) != spec.num_classes:
         changes["label_set"] = None
         if data is None:
-            changes["data"] = dataclasses.replace(spec.data, labels=(), palette=(), things=(), category_ids=())
+            nothing = dict.fromkeys(("labels", "palette", "things", *FROM_DATA), ())
+            changes["data"] = dataclasses.replace(spec.data, **nothing)
     elif spec.num_classes is None and data is not None and data.labels:
         changes["num_classes"] = len(data.labels)
+    if labels is not None:
+        changes |= _named(changes["data"], changes["num_classes"], labels)
     if things is not None:
         changes["data"] = dataclasses.replace(changes["data"], things=tuple(things))
     spec = dataclasses.replace(spec, **changes)
@@ -176,11 +188,22 @@ def _start_backbone(model: ZooModel, weights: str | Path | None, data: DataSpec 
         load_backbone(model, weights)
 
 
-def _load_checkpoint(model: ZooModel, path: str | Path, data: DataSpec | None) -> LoadReport:
+def _named(data: DataSpec, num_classes: int, labels: Sequence[str]) -> dict[str, Any]:
+    """What changes where classes get names: of a label set nothing else holds, unless they are its own."""
+    if num_classes != len(labels):
+        raise ValueError(f"num_classes={num_classes}, but there are {len(labels)} labels")
+    if tuple(labels) == data.labels:
+        return {}
+    names = {"labels": tuple(labels), "palette": (), "category_ids": (), "things": ()}
+    return {"data": dataclasses.replace(data, **names), "label_set": None}
+
+
+def _load_checkpoint(model: ZooModel, path: str | Path, data: DataSpec | None, by_name: bool) -> LoadReport:
     """Reads weights, and from their folder what they depend on and no tensor shows."""
-    report = load_weights(model, path)
-    if Path(path).is_dir():
-        saved = read_spec(path)
+    saved = read_spec(path) if Path(path).is_dir() else None
+    shared = by_name and saved is not None and same_names(known_names(saved), known_names(model.spec))
+    report = load_weights(model, path, saved=saved if shared else None, by_name=True)
+    if saved is not None:
         if bool(model.spec.args.get(STRIDE)) != bool(its := saved.args.get(STRIDE, False)):
             raise ValueError(f"{path} was trained with {STRIDE}={its}, which no tensor shows; pass it along")
         if data is None:

@@ -6,9 +6,7 @@ import argparse
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
 from fapn_zoo.zoo.registry import get_spec, list_models, resolve
@@ -95,7 +93,7 @@ def describe_model(name: str) -> str:
 
 
 def describe_spec(name: str) -> str:
-    """All that a name stands for, as JSON: the model's description, and the rows of the tables that it names."""
+    """All that a name stands for, as JSON, an entry a line: the model's description, and the rows that it names."""
     spec, _ = resolve(name)
     scales = SCALES.get((spec.label_set, spec.data.test_size))
     facts = spec.to_config() | {
@@ -107,16 +105,8 @@ def describe_spec(name: str) -> str:
         },
         "official_scales": scales and {"short_sides": scales[0], "max_size": scales[1]},
     }
-    return _json(facts)
-
-
-def _json(value: Any, indent: str = "") -> str:
-    """JSON with a line per entry of a dictionary, and whole lists in one line."""
-    if not isinstance(value, Mapping) or not value:
-        return json.dumps(value, ensure_ascii=False)
-    inner = indent + "  "
-    entries = (f"{inner}{json.dumps(key)}: {_json(entry, inner)}" for key, entry in value.items())
-    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+    lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items())
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def _version(package: str) -> str:
@@ -130,7 +120,7 @@ def run_convert(args: argparse.Namespace) -> None:
     from fapn_zoo.convert import convert
 
     done = convert(args.source, args.out, args.model)
-    print(f"{done.folder}: {done.model} {'kept, it was made of' if done.kept else 'from'} {done.source}")
+    print(f"{done.folder}: {done.model} from {done.source}")
 
 
 def run_push(args: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fapn_zoo.convert.names import model_shapes, to_zoo
+from fapn_zoo.convert.names import to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel, build
 from fapn_zoo.runtime.files import make_folder, move_files, new_folder
@@ -28,12 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 class Conversion(NamedTuple):
-    """What became of a file: the model that it is of, its weights folder, and whether that was made of it before."""
+    """What became of a file: the model that it is of, and its weights folder."""
 
     source: Path
     model: str
     folder: Path
-    kept: bool = False
 
 
 def convert(source: str | Path, out: str | Path, model: str | None = None) -> Conversion:
@@ -60,7 +58,7 @@ def convert(source: str | Path, out: str | Path, model: str | None = None) -> Co
 def convert_file(path: str | Path, spec: ModelSpec, out: str | Path, *, weights: WeightsSpec | None = None) -> Path:
     """Writes the weights folder of an official checkpoint, once it has been read back and compared.
 
-    A folder that was made of the same file for the same model is kept. Memory holds two copies of the weights at most.
+    Memory holds two copies of the weights at most.
 
     Args:
         path: any container that `read_checkpoint` reads.
@@ -144,8 +142,6 @@ def _write(path: Path, spec: ModelSpec, out: Path, weights: WeightsSpec | None, 
     weights, note = (weights, "") if checked else _claims(path, weights, spec.weights.values())
     spec = with_labels(spec)
     digest = file_digest(path)
-    if _is_made_of(out, digest, spec):
-        return Conversion(path, spec.name, out, kept=True)
     folders.check_replaceable(out)
     network = _network(path, spec)
     words = [weights.note[:1].upper() + weights.note[1:] + "."] if weights and weights.note else []
@@ -184,17 +180,6 @@ def _network(path: Path, spec: ModelSpec) -> ZooModel:
     network = build(spec, empty=True)
     folders.assign_tensors(network, tensors, path, share=True)
     return network
-
-
-def _is_made_of(folder: Path, digest: str, spec: ModelSpec) -> bool:
-    """Whether a folder holds whole weights that this file was converted to before."""
-    try:
-        config = folders.read_config(folder)
-        names = folders.read_tensors(folder / WEIGHTS).keys()  # maps the file, and compares its length with its header
-        same = ModelSpec.from_config(config["model"]) == dataclasses.replace(spec, weights={})
-        return same and f"sha256 {digest}" in config["source"] and names == model_shapes(spec).keys()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -10,13 +10,10 @@ Below the cache root (`fapn_zoo.runtime.files.cache_root`):
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
-import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fapn_zoo import __version__
-from fapn_zoo.runtime.files import NO_ROOM, cache_root, write_json
+from fapn_zoo.runtime.files import NO_ROOM, cache_root, read_json, write_json
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.digests import file_digest, has_digest
 from fapn_zoo.weights.failures import PASSING_STATUS, Failure, causes, is_unresolved, patiently, system_number
@@ -91,43 +88,41 @@ def _fault(folder: Path, weights: WeightsSpec) -> str | None:
     """
     if not folder.is_dir():
         return ""
-    file = folder / RECORD
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record, file = read_json(folder / RECORD), folder / WEIGHTS
         if (record["url"], record["converter"]) != (address(weights), CONVERTER):
             return f"{folder} was made from another release or by an older version"
-        for file in (folder / name for name in (WEIGHTS, CONFIG, CARD)):
-            size, expected = file.stat().st_size, record["sizes"][file.name]
-            if size != expected:
-                return f"{file}, in the cache, is damaged ({size} bytes instead of {expected})"
-        file = folder / WEIGHTS
-        if not has_digest(file, record["sha256"]):
-            digests = f"sha256 {file_digest(file)} instead of {record['sha256']}"
-            return f"{file}, in the cache, is damaged ({digests})"
-    except FileNotFoundError:
-        return f"{file} is missing in the cache"
-    except OSError as error:
-        return f"{file}, in the cache, cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError):
-        return f"{file}, in the cache, is damaged (it is no record)"
-    return None
+        for name in (CONFIG, CARD):
+            (folder / name).stat()
+        if has_digest(file, record["sha256"]):
+            return None
+        return f"{file}, in the cache, is damaged (sha256 {file_digest(file)} instead of {record['sha256']})"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{folder}, in the cache, is damaged ({type(error).__name__}: {error})"
 
 
 def _make(folder: Path, work: Path, spec: ModelSpec, weights: WeightsSpec) -> None:
-    source = source_file(work, weights)
+    """Downloads and converts; where the file turns out to be damaged, once more."""
+    source, converted, url = source_file(work, weights), work / "converted", address(weights)
     source.parent.mkdir(parents=True, exist_ok=True)
     for leftover in work.iterdir():  # of another release, or of a conversion that was killed
         if leftover != source.parent:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    download(source, weights, spec.name)
-    converted = work / "converted"
-    try:
-        _convert(source, converted, spec, weights)
-        if folder.exists():
-            os.replace(folder, work / "damaged")
-        os.replace(converted, folder)
-    finally:
-        shutil.rmtree(converted, ignore_errors=True)
+            shutil.rmtree(leftover)
+    for last in (False, True):
+        if not source.is_file():
+            _download(url, source, weights, spec.name)
+        try:
+            _convert(source, converted, spec, weights)
+            break
+        except ValueError as error:
+            source.unlink()
+            words = str(error).replace(str(source), "the downloaded file")
+            if last:
+                raise ValueError(f"{url}: {words}; deleted after two downloads; {_by_hand(spec.name)}") from error
+            logger.warning("%s: %s; downloading it again", url, words)
+    if folder.exists():
+        os.replace(folder, work / "damaged")
+    os.replace(converted, folder)
     shutil.rmtree(work, ignore_errors=True)
     logger.info("%s: converted and kept in %s", spec.name, folder)
 
@@ -139,32 +134,24 @@ def source_file(work: Path, weights: WeightsSpec) -> Path:
 
 
 def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpec) -> None:
-    """Writes the weights folder with its record; a source that cannot be converted is deleted."""
+    """Writes the weights folder with its record. ValueError for a source that is not the released file."""
     from fapn_zoo.convert import convert_file
 
-    url, size = address(weights), source.stat().st_size
-    logger.info("converting %s (%s)", source.name, readable(size))
-    try:
-        convert_file(source, spec, converted, weights=weights)
-        record = {
-            "url": url,
-            "converter": CONVERTER,
-            "fapn_zoo": __version__,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source_sha256": file_digest(source),
-            "sha256": file_digest(converted / WEIGHTS),
-            "sizes": {name: (converted / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)},
-        }
-        write_json(converted / RECORD, record)
-    except ValueError as error:
-        source.unlink()
-        words = str(error).replace(str(source), "the downloaded file")
-        raise ValueError(f"{url}: {words}; it was deleted") from error
-    except OSError as error:
-        if (number := error.errno) not in NO_ROOM:
-            raise
-        need = f"the converted weights take up to {readable(size)}"
-        raise no_room(f"converting {source.name}", number, need, converted.parent) from error
+    md5 = file_digest(source, "md5")
+    if not md5.startswith(weights.md5_prefix or ""):
+        promised = f"while its name promises {weights.md5_prefix}...: it is damaged, or a page of a proxy"
+        raise ValueError(f"{source} has the md5 {md5}, {promised}")
+    logger.info("converting %s (%s)", source.name, readable(source.stat().st_size))
+    convert_file(source, spec, converted, weights=weights)
+    record = {
+        "url": address(weights),
+        "converter": CONVERTER,
+        "fapn_zoo": __version__,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source_sha256": file_digest(source),
+        "sha256": file_digest(converted / WEIGHTS),
+    }
+    write_json(converted / RECORD, record)
 
 
 def address(weights: WeightsSpec) -> str:
@@ -177,53 +164,19 @@ def address(weights: WeightsSpec) -> str:
     raise ValueError(f"official weights at {weights.location!r}; expected an https URL or 'gdrive:FILE_ID'")
 
 
-def download(source: Path, weights: WeightsSpec, model: str) -> None:
-    """Fetches a file unless it is there and whole; twice where the first one is damaged.
-
-    Args:
-        source: where it goes. Its folder is this download's alone: the part that has arrived is kept there.
-        weights: what the file is; its terms are shown when it is fetched.
-        model: name of the model, for the messages.
-
-    Raises:
-        As `fetch`.
-    """
+def _download(url: str, source: Path, weights: WeightsSpec, model: str) -> None:
+    """Fetches a file and shows its terms; what has arrived of it lies in its folder, which is this download's alone."""
     from huggingface_hub import constants
 
-    url, before = address(weights), ""
-    for last in (False, True):
-        if not source.is_file():
-            if constants.HF_HUB_OFFLINE:
-                reason = f"{before}{model} is not in the cache and HF_HUB_OFFLINE is set"
-                raise FileNotFoundError(f"{reason}: unset it to download {url}, or {_by_hand(model)}")
-            if not last:
-                terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
-                logger.warning("%s: weights of the official release, %s, see %s", model, terms, weights.page or url)
-            try:
-                patiently(lambda: _attempt(url, source, model), ATTEMPTS, lambda: _arrived(source))
-            except Failure as failure:
-                raise failure.kind(f"{before}{failure}") from failure
-        with open(source, "rb") as file:
-            head = file.read(512)
-        if head.lstrip().startswith(b"<"):
-            source.unlink()
-            reason = "answered with a web page instead of a checkpoint; a proxy or a login page may be in between"
-            raise ValueError(f"{url} {reason}; {_by_hand(model)}")
-        damage = _damage(source, weights, is_zip=head.startswith(b"PK\x03\x04"))
-        if damage is None:
-            return
-        source.unlink()
-        if last:
-            raise ValueError(f"{url} {damage}; deleted after two downloads; {_by_hand(model)}")
-        logger.warning("%s %s; downloading it again", url, damage)
-        before = f"what had arrived of {url} {damage} and was deleted; "
-
-
-def no_room(doing: str, number: int, need: str, folder: Path) -> OSError:
-    """The error of a disk on which a download or its conversion does not fit."""
-    free = f"{readable(shutil.disk_usage(folder).free)} are free in {folder}"
-    advice = "make room, or choose another place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept"
-    return OSError(f"no room for {doing} ({os.strerror(number)}): {need}; {free}; {advice}")
+    if constants.HF_HUB_OFFLINE:
+        reason = f"{model} is not in the cache and HF_HUB_OFFLINE is set"
+        raise FileNotFoundError(f"{reason}: unset it to download {url}, or {_by_hand(model)}")
+    terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
+    logger.warning("%s: weights of the official release, %s, see %s", model, terms, weights.page or url)
+    try:
+        patiently(lambda: _attempt(url, source, model), ATTEMPTS, lambda: _arrived(source))
+    except Failure as failure:
+        raise failure.kind(str(failure)) from failure
 
 
 def readable(size: int) -> str:
@@ -231,30 +184,20 @@ def readable(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
 
 
-def _damage(source: Path, weights: WeightsSpec, *, is_zip: bool) -> str | None:
-    """What is wrong with a file: by the md5 in its name, else by the checksums inside a zip container."""
-    if weights.md5_prefix is not None:
-        digest = file_digest(source, "md5")
-        whole = digest.startswith(weights.md5_prefix)
-        return None if whole else f"has the md5 {digest}, while its name promises {weights.md5_prefix}..."
-    if not is_zip:
-        return None
-    try:
-        with zipfile.ZipFile(source) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
-        return f"is a damaged archive ({error})"
-    return None if damaged is None else f"is a damaged archive (checksum of {damaged})"
-
-
 def _attempt(url: str, source: Path, model: str) -> None:
     """Downloads the rest of a file. What another attempt may mend is a `Failure`, all else a built-in error."""
     import gdown
     import requests
 
-    going_on, progress = _arrived(source) > 0, _Progress(source)
+    going_on = _arrived(source) > 0
+    bar = tqdm(desc=source.name, disable=None, unit="B", unit_scale=True)  # None: but on a terminal
+
+    def show(done: int, total: int | None) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
     try:
-        gdown.download(url, str(source), quiet=True, resume=True, use_cookies=False, timeout=TIMEOUT, progress=progress)
+        gdown.download(url, str(source), quiet=True, resume=True, use_cookies=False, timeout=TIMEOUT, progress=show)
     except requests.HTTPError as error:
         status = error.response.status_code
         words = f"HTTP {status} {error.response.reason}"
@@ -285,11 +228,11 @@ def _attempt(url: str, source: Path, model: str) -> None:
     except OSError as error:
         if (number := system_number(error)) not in NO_ROOM:
             raise
-        left = "it" if progress.total is None else f"{readable(progress.total - _arrived(source))} of it"
-        need = f"{left} must still fit, and then the converted weights, up to as much as the whole"
-        raise no_room(f"downloading {url}", number, need, source.parent) from error
+        words = f"no room for downloading {url} to {source.parent} ({os.strerror(number)})"
+        advice = "make room, or choose another place with cache_dir= or FAPN_ZOO_CACHE; what has arrived is kept"
+        raise OSError(f"{words}; {advice}") from error
     finally:
-        progress.close()
+        bar.close()
 
 
 def _passing(url: str, source: Path, model: str, words: str, passing: bool = True) -> Failure:
@@ -306,23 +249,3 @@ def _arrived(source: Path) -> int:
 
 def _by_hand(model: str) -> str:
     return f"download it in a browser, run `fapn-zoo convert FILE --model {model} --out DIR` and load 'local-dir:DIR'"
-
-
-class _Progress:
-    """Called by gdown after each block: draws a bar on a terminal, gives up at once where the rest cannot fit."""
-
-    def __init__(self, source: Path) -> None:
-        self.source, self.total, self.bar = source, None, None
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if self.bar is None:
-            self.total = total
-            if total is not None and total - done > shutil.disk_usage(self.source.parent).free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            count = {"total": total, "initial": done, "unit": "B", "unit_scale": True}
-            self.bar = tqdm(desc=self.source.name, disable=None, **count)  # None: but on a terminal
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -16,6 +16,8 @@ from fapn_zoo.data.decoding import header
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
 from fapn_zoo.data.mask_decoding import crop_of
+from fapn_zoo.data.mask_folder import table_of
+from fapn_zoo.data.merging import folder_table, merged
 from fapn_zoo.data.opening import upright_size
 from fapn_zoo.data.reading import EXIF_WHERE, read_image
 from fapn_zoo.data.reading_rules import Reading, read_rules
@@ -68,9 +70,16 @@ class AnnotatedPictures(ABC):
         if strict and (errors := list(summary(self.faults, error=True))):
             more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {self.root} lists all"
             raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")
+        columns = packed(self.pictures)
+        if table := self._table():
+            source = self.labels
+            self.labels, ids = merged(source, self._numbers(), table, self.file)
+            dropped = columns.renumber(ids, self.pictures)
+            left = f"; {dropped:,} objects of ignored ones are left out" if dropped else ""
+            text = f"{len(source.names)} categories become {self.labels.num_classes} classes{left}"
+            remarks = [f"{self.file}: {text}", table_of(self.labels), *remarks]
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} classes")
-        columns = packed(self.pictures)
         maskless = columns.without_mask()
         self.holds = BOXES if maskless else MASKS
         if 0 < len(maskless) < len(columns):
@@ -88,6 +97,14 @@ class AnnotatedPictures(ABC):
     @abstractmethod
     def _read(self, split: str) -> list[str]:
         """Sets `file`, `labels` and `pictures`, adds to `faults`, and returns sentences on what is used."""
+
+    def _table(self) -> LabelMap | None:
+        """The table that merges categories, where there is one."""
+        return folder_table(self.root if self.root.is_dir() else self.root.parent)
+
+    def _numbers(self) -> Sequence[int]:
+        """What files of this format call the classes, where not by name."""
+        return range(self.labels.num_classes)
 
     def __len__(self) -> int:
         return len(self.pictures)

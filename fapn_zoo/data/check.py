@@ -10,6 +10,7 @@ from fapn_zoo.data.check_folders import check_folder
 from fapn_zoo.data.check_report import CheckReport, Problem
 from fapn_zoo.data.check_samples import check_samples
 from fapn_zoo.data.folders import FolderDataset
+from fapn_zoo.data.formats.masks import MaskPairs, parse
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.layouts import LAYOUTS, PREFIXES, choose
@@ -43,6 +44,8 @@ def check_data(
     """
     kind, path = choose(str(source), ())
     root, named = Path(path).expanduser(), kind in PREFIXES.values()
+    if kind is MaskPairs:
+        root = parse(str(path))[0]
     if not named and not (root.is_dir() if kind is FolderDataset else root.exists()):
         raise FileNotFoundError(f"no data folder {root}")
     names = [layout.name for layout in LAYOUTS if not named and (layout.kind is kind or layout.found(root))]
@@ -54,7 +57,7 @@ def check_data(
     if kind is FolderDataset:
         check_folder(report, num_classes, progress, reading)
     else:
-        check_samples(report, kind, path if named else root, num_classes, progress, reading)
+        check_samples(report, kind, path if named or kind is MaskPairs else root, num_classes, progress, reading)
     _check_repeats(report)
     report.facts += report.pictures.summary()
     for fact in report.pictures.facts():

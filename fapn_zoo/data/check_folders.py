@@ -15,7 +15,7 @@ from fapn_zoo.data.folders import FolderDataset, read_label_map
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import is_leaving, list_folder
 from fapn_zoo.data.pairs import LABEL_SUFFIX, find_splits, instead, list_pairs, near, other_places, twins
-from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_labels
+from fapn_zoo.data.reading import UnreadableFile, check_ids, check_sizes, read_class_ids, read_labels
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.supervision import SplitCounts
@@ -101,8 +101,10 @@ def _check_pair(report: CheckReport, split: str, image_path: Path, label_path: P
     """Check one picture with its labels, count its classes, remember its bytes; returns the label ids found."""
     pictures = report.pictures
     image = _read(report, pictures.read, image_path)
-    labels = _read(report, partial(read_labels, reading=pictures.reading), label_path)
-    pictures.pair(image_path, label_path)
+    raw = report.labels.raw if report.labels is not None else None
+    reader = partial(read_class_ids, labels=report.labels) if raw else read_labels
+    labels = _read(report, partial(reader, reading=pictures.reading), label_path)
+    pictures.turned.add(image_path, label_path, None)
     if image is not None:
         report.remember(split, image_path)
     if labels is None:

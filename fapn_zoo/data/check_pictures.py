@@ -47,64 +47,45 @@ class _Range:
 
 @dataclass
 class Turned:
-    """Pictures that are turned, or not, by EXIF, against labels that have the same tag or not."""
+    """Pictures and labels with EXIF orientations: those that are turned against each other, and those alike."""
 
-    alone: int = 0  # without the tag in their labels
+    apart: int = 0
     fits_stored: int = 0  # of these: where the sizes say that the labels were drawn on the stored pixels
     fits_turned: int = 0  # or on the turned ones
-    both: int = 0  # with the same tag
-    labels: int = 0  # labels with a tag that their picture has not
-    otherwise: int = 0  # with another tag
+    alike: int = 0
     file: Path = Path()
 
-    def add(
-        self, image: int, labels: int, image_size: tuple[int, int], label_size: tuple[int, int], file: Path
-    ) -> None:
-        """Orientations and stored (height, width) of a picture and its labels."""
-        if image == labels == 1:
+    def add(self, picture: Path, labels: Path, size: tuple[int, int] | None) -> None:
+        """Compares a picture with its labels; json has no orientation, but a `size` (height, width)."""
+        try:
+            image_size, image = header(picture)
+            label_size, label = (size, 1) if labels.suffix == ".json" and size else header(labels)
+        except Exception:  # what is wrong with them, reading them says
             return
-        self.file = file
-        if image == labels:
-            self.both += 1
-        elif image == 1:
-            self.labels += 1
-        elif labels != 1:
-            self.otherwise += 1
-        else:
-            self.alone += 1
-            if image > 4 and image_size[0] != image_size[1]:
-                self.fits_stored += label_size == image_size
-                self.fits_turned += label_size == image_size[::-1]
+        if image == label == 1:
+            return
+        self.file = picture
+        self.alike += image == label
+        self.apart += image != label
+        if label == 1 and image > 4 and image_size[0] != image_size[1]:
+            self.fits_stored += label_size == image_size
+            self.fits_turned += label_size == image_size[::-1]
 
     def sentence(self, reading: Reading, of: str = "") -> str:
         """What to say of them; "" if nothing is turned."""
+        if not self.apart + self.alike:
+            return ""
         if not reading.turns:
-            count = self.alone + self.both + self.labels + self.otherwise
-            return f"{count} pictures or labels{of} have an EXIF orientation, which exif=ignore leaves out" * bool(
-                count
-            )
-        parts = []
-        if self.alone:
-            whose = ("is", "its") if self.alone == 1 else ("are", "their")
-            text = "{} turned by {} EXIF orientation, {} labels have none".format(*whose, whose[1])
-            text = f"{_pictures(self.alone)}{of} {text}"
-            advice = f"if the labels were drawn on the stored pixels, set exif=ignore ({EXIF_WHERE})"
-            if self.fits_stored and not self.fits_turned:
-                advice = f"the sizes of {self.fits_stored} fit exif=ignore only: set it ({EXIF_WHERE})"
-            elif self.fits_turned and not self.fits_stored:
-                advice = f"the sizes of {self.fits_turned} fit the turned pictures: exif=apply is right"
-            parts.append(f"{text}: {advice}")
-        if self.labels:
-            parts.append(
-                f"{self.labels} label files{of} are turned by an EXIF orientation that their pictures have not"
-            )
-        if self.otherwise:
-            parts.append(
-                f"{_pictures(self.otherwise)}{of} and their labels are turned differently by EXIF orientations"
-            )
-        if self.both:
-            parts.append(f"{_pictures(self.both)}{of} and their labels are turned alike by their EXIF orientation")
-        return "; ".join(parts)
+            count = self.apart + self.alike
+            return f"{count} pictures or labels{of} have an EXIF orientation, which exif=ignore leaves out"
+        if not self.apart:
+            return f"EXIF orientations turn {_pictures(self.alike)}{of} and the labels alike"
+        advice = f"if the labels were drawn on the stored pixels, set exif=ignore ({EXIF_WHERE})"
+        if self.fits_stored and not self.fits_turned:
+            advice = f"the sizes of {self.fits_stored} fit exif=ignore only: set it ({EXIF_WHERE})"
+        elif self.fits_turned and not self.fits_stored:
+            advice = f"the sizes of {self.fits_turned} fit the turned pictures: exif=apply is right"
+        return f"EXIF orientations turn {_pictures(self.apart)}{of} otherwise than the labels: {advice}"
 
 
 def _pictures(count: int) -> str:
@@ -138,14 +119,6 @@ class PictureFacts:
         self.sizes[height, width] += 1
         self.containers[f"{found.container} {found.kind}"] += 1
         return np.broadcast_to(np.uint8(0), (found.bands, height, width))
-
-    def pair(self, image: Path, labels: Path, size: tuple[int, int] | None = None) -> None:
-        """Compares the EXIF orientations of a picture and its labels, both readable; json has none, but a `size`."""
-        try:
-            (image_size, one), (label_size, other) = header(image), _label_header(labels, size)
-        except Exception:  # what is wrong with them, others say
-            return
-        self.turned.add(one, other, image_size, label_size, image)
 
     def _add(self, found: Decoded, path: Path) -> None:
         self.bands[found.bands if found.kind == "bands" else 3].append(path)
@@ -206,10 +179,6 @@ class PictureFacts:
         return text, False
 
 
-def _label_header(labels: Path, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
-    return (size, 1) if labels.suffix == ".json" and size else header(labels)
-
-
 def turned_pictures(dataset: Any) -> str:
     """One line on pictures that EXIF turns otherwise than their labels; "" if there are none.
 
@@ -218,15 +187,9 @@ def turned_pictures(dataset: Any) -> str:
     count, turned = len(dataset), Turned()
     step = max(1, -(-count // SCANNED))
     for index in range(0, count, step):
-        files = dataset.files(index)
-        if len(files) < 2:
-            continue
-        try:
-            (image_size, one), (label_size, other) = header(files[0]), _label_header(files[1], dataset.size(index))
-        except Exception:  # what is wrong with them, reading them says
-            continue
-        turned.add(one, other, image_size, label_size, files[0])
-    if turned.alone == turned.fits_turned and not turned.labels + turned.otherwise:
+        if len(files := dataset.files(index)) > 1:
+            turned.add(*files[:2], dataset.size(index))
+    if turned.apart == turned.fits_turned:
         return ""
     of = f" of {-(-count // step)} that were looked at" if step > 1 else ""
     reading = reading_of(dataset)

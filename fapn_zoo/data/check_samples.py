@@ -141,7 +141,7 @@ class _Split:
             return
         self.report.remember(self.name, path)
         for file in files[:1]:
-            pictures.pair(path, file, self.data.size(index))
+            pictures.turned.add(path, file, self.data.size(index))
         if isinstance(self.data, AnnotatedPictures):
             try:
                 self.data.check_size(index, shape)

@@ -19,6 +19,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
+from fapn_zoo.zoo.spec import FROM_DATA
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
 
@@ -66,7 +67,8 @@ def model_labels(model: nn.Module) -> LabelMap | None:
     """The classes of a model, for data that names none; None where they are no table of a data set (a name twice)."""
     data = model.data
     try:
-        return LabelMap(full_names(data.labels, model.num_classes), data.palette, data.ignore_index, data.things)
+        names, own = full_names(data.labels, model.num_classes), {key: getattr(data, key) for key in FROM_DATA}
+        return LabelMap(names, data.palette, data.ignore_index, data.things, **own)
     except ValueError:
         return None
 

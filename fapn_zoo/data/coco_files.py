@@ -100,6 +100,11 @@ def read_categories(file: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[L
     return labels, class_of
 
 
+def coco_ids(labels: LabelMap) -> Sequence[int]:
+    """The COCO id of every class."""
+    return labels.category_ids or range(1, labels.num_classes + 1)
+
+
 def one_folder(folders: Sequence[Path], what: str, names: Collection[str] = ()) -> Path:
     """The first folder that is there and has, where some are given, one of these files; else FileNotFoundError."""
     for folder in folders:

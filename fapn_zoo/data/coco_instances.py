@@ -28,6 +28,7 @@ from fapn_zoo.data.coco_files import (
     CATEGORY,
     NOT_QUICK,
     check_entry,
+    coco_ids,
     one_folder,
     quick_table,
     read_categories,
@@ -75,6 +76,9 @@ class CocoInstances(AnnotatedPictures):
                 faults.append(Fault(MISSING, missing(picture.path, self.file)))
         self.faults += [one._replace(text=f"{self.file}: {one.text}", file=self.file) for one in faults]
         return [*self._without_split(), *self._left_over(folder, found.unused, there)]
+
+    def _numbers(self) -> Sequence[int]:
+        return coco_ids(self.labels)
 
     def _pictures_in(self, split: str) -> Path:
         part = re.sub(r"^(annotations|instances)_|\.coco$|^_.*", "", self.file.stem) or self.file.parent.name

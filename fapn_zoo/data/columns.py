@@ -28,7 +28,8 @@ class Columns:
         self._runs: dict[int, Shape] = {}
 
     def __len__(self) -> int:
-        return len(self._names)
+        """How many there are, without those that are left out."""
+        return int(np.count_nonzero(self._classes >= 0))
 
     def add(self, picture: int, one: Annotation) -> None:
         """Adds an annotation of the picture in this place."""
@@ -56,6 +57,15 @@ class Columns:
         for picture, (first, last) in zip(pictures, pairwise(ends), strict=True):
             picture.objects = Rows(self, order[first:last])
 
+    def renumber(self, ids: Sequence[int | None], pictures: Sequence[Picture]) -> int:
+        """Gives annotations of class k the class `ids[k]`; those whose new one is None are left out, and counted."""
+        before = len(self)
+        table = np.array([-1 if new is None else new for new in ids] or [-1])
+        self._classes = np.where(self._classes < 0, -1, table[self._classes])
+        for picture in pictures:
+            picture.objects = Rows(self, picture.objects.rows[self._classes[picture.objects.rows] >= 0])
+        return before - len(self)
+
     def __getitem__(self, row: int) -> Annotation:
         box, area = self._boxes[4 * row : 4 * row + 4].tolist(), float(self._areas[row])
         first, last = self._parts[row : row + 2].tolist()
@@ -69,7 +79,8 @@ class Columns:
 
     def without_mask(self) -> list[int]:
         """The rows of annotations that have none."""
-        return [row for row in np.flatnonzero(np.diff(self._parts) == 0).tolist() if row not in self._runs]
+        bare = (np.diff(self._parts) == 0) & (self._classes >= 0)
+        return [row for row in np.flatnonzero(bare).tolist() if row not in self._runs]
 
     def classes(self, rows: np.ndarray) -> np.ndarray:
         """The class ids of those of these annotations that are no crowds."""

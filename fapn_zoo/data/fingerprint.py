@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 from fapn_zoo.data.reading_rules import reading_of
 from fapn_zoo.runtime.tables import some
+from fapn_zoo.zoo.spec import FROM_DATA
 
 CHEAP = 1 << 28  # bytes: a quarter of a second from memory, some seconds from a disk
 LISTED = 5000  # files of which each is remembered; of more there is one digest, so that a run's folder stays small
@@ -59,7 +61,7 @@ class Fingerprint:
             size, time = facts[name]
             files[name] = f"{size} {_contents(path) if read == 'all' or (label and read == 'labels') else time}"
         known = dataclasses.asdict(dataset.labels)
-        classes = {k: v for k, v in known.items() if k != "palette" and (v or k != "category_ids")}
+        classes = {k: v for k, v in known.items() if k != "palette" and (v or k not in FROM_DATA)}
         rules = reading_of(dataset)
         classes |= {"white_level": rules.white_level, "exif": rules.exif or "apply"}
         listed = files if len(files) <= LISTED else {}
@@ -120,7 +122,7 @@ def _named(what: str, names: Iterable[str]) -> list[str]:
 
 def _plain(classes: Mapping[str, Any]) -> dict[str, Any]:
     """Tuples as the lists that JSON makes of them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in classes.items()}
+    return json.loads(json.dumps(classes))
 
 
 def _parts(dataset: Any) -> list[Any]:

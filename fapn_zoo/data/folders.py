@@ -10,10 +10,10 @@ from pathlib import Path
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import ERRORS, missing, printable, told
+from fapn_zoo.data.mask_folder import MaskFolder, table_of
 from fapn_zoo.data.pairs import Pairs, find_splits, instead, list_pairs, near, other_places
-from fapn_zoo.data.reading import check_ids, check_sizes, read_image, read_labels, stored_size
 from fapn_zoo.data.reading_rules import Reading, read_rules
-from fapn_zoo.data.sample import LABELS, DataError, Sample
+from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.processes import processes
 
 logger = logging.getLogger(__name__)
@@ -55,14 +55,15 @@ def _classes_wanted(root: Path, file: Path) -> str:
     return f"how many classes has {root}? {fix}"
 
 
-class FolderDataset:
+class FolderDataset(MaskFolder):
     """`{root}/{split}/images/NAME.jpg` (or any of `data.images.EXTENSIONS`) with `{root}/{split}/labels/NAME.png`.
 
     NAME may lie in subfolders, the same ones on both sides, and is then "aachen/x". What lies there and is no pair is
     refused where one was meant, and else named in `unused`.
 
-    The value of a label pixel is the class id (8-bit grey or palette, 16-bit grey); `{root}/classes.json` has the
-    names, or `num_classes` says how many there are, or they are those of `table`. `reading` says how pictures are
+    The value of a label pixel is the class id (8-bit grey or palette, 16-bit grey), or the class that `values` of
+    `{root}/classes.json` says; that file has the names, or `num_classes` says how many there are, or they are those
+    of `table`. `reading` says how pictures are
     read; what it leaves open, `classes.json` fills with its `white_level` and `exif`. Without `strict`, what is no
     pair is left out.
 
@@ -71,7 +72,6 @@ class FolderDataset:
         DataError: no pictures, pictures without labels or the other way round, unknown classes.
     """
 
-    holds = LABELS
     takes_table = True
 
     def __init__(
@@ -91,7 +91,10 @@ class FolderDataset:
         if split not in splits:
             found = f"it has {', '.join(splits)}"
             if not splits:
-                found = f"expected {{train,val,test}}/{{images,labels}}/ in it{other_places(self.root)}"
+                way = (
+                    f"; for masks that lie elsewhere write {self.root}?masks={{parent}}/{{stem}}_mask.png, or the like"
+                )
+                found = f"expected {{train,val,test}}/{{images,labels}}/ in it{other_places(self.root)}{way}"
             if (self.root / split).is_symlink():
                 found = f"{missing(self.root / split)}; {found}"
             raise FileNotFoundError(f"no split {split!r} in {self.root}; {found}")
@@ -103,26 +106,10 @@ class FolderDataset:
             raise DataError(f"{folder}: {'; '.join(problems)}")
         if not found.images:
             raise DataError(f"no pictures in {folder / 'images'} (looked for {', '.join(EXTENSIONS)})")
-        self.unused = (f"{folder}: not used: {told(found.unused, folder)}",) if found.unused else ()
-        self._names = sorted(found.images.keys() & found.labels.keys())
-        self._pairs = [(found.images[name][0], found.labels[name][0]) for name in self._names]
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def files(self, index: int) -> tuple[Path, Path]:
-        """The picture file and the label file of sample `index`."""
-        return self._pairs[index]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return stored_size(self._pairs[index][1], self.reading)  # of the label: a header is read faster than a JPEG's
-
-    def sample(self, index: int) -> Sample:
-        image_path, label_path = self._pairs[index]
-        image, labels = read_image(image_path, self.reading), read_labels(label_path, self.reading)
-        check_sizes(image.shape[1:], labels.shape, image_path, label_path, self.reading)
-        check_ids(labels, self.labels, f"{label_path}: ")
-        return Sample(image, printable(self._names[index]), labels)
+        left = f"{folder}: not used: {told(found.unused, folder)}" if found.unused else ""
+        self.unused = tuple(filter(None, (left, table_of(self.labels))))
+        names = sorted(found.images.keys() & found.labels.keys())
+        self.pairs = [(name, found.images[name][0], found.labels[name][0]) for name in names]
 
 
 def _problems(folder: Path, found: Pairs) -> list[str]:

@@ -23,7 +23,8 @@ def id_hint(values: Sequence[int], labels: LabelMap) -> str:
     if plain[-1] == count:
         if 0 in values:
             return f"0..{count} are {count + 1} ids for {count} names: is one missing, such as background for 0?"
-        return "do the ids start at 1? They start at 0: subtract 1"
+        shifted = f'"values": {[*range(1, count + 1)]}' if count <= FEW else '"values": [1, 2, ...]'
+        return f"do the ids start at 1? They start at 0: subtract 1, or write {shifted} into classes.json"
     if len(plain) > FEW:
         return "so many values: was the label resized with interpolation, or are there more classes?"
     if len(values) == count == 2:
@@ -55,6 +56,8 @@ def ignored_hint(absent: Sequence[int], labels: LabelMap) -> str:
             f"if {labels.names[value]!r} is a class of its own, set ignore_index to a value that no pixel has, as 255"
         )
     if len(absent) == 1:
-        return f"{value} is probably {labels.names[absent[0]]!r}; save it as {absent[0]}"
+        values = [value if i == absent[0] else i for i in range(labels.num_classes)]
+        way = f', or write "values": {values} into classes.json' if labels.raw is None and len(values) <= FEW else ""
+        return f"{value} is probably {labels.names[absent[0]]!r}; save it as {absent[0]}{way}"
     few = " or ".join(repr(labels.names[i]) for i in absent) if len(absent) <= 3 else ""
     return f"if {value} is {few}, save it as the id of that class" if few else ""

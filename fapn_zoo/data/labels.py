@@ -9,15 +9,18 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from fapn_zoo.data.raw_values import Colour, Raw, RawValues
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
+from fapn_zoo.zoo.spec import as_tuples
 
-Colour = tuple[int, int, int]
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
 KEYS = ("names", "palette", "ignore_index", "num_classes", "things", "category_ids", "white_level", "exif")
-KEYS += ("first_pixel", "void_name", "void_colour")  # of a classes.json
+KEYS += ("first_pixel", "void_name", "void_colour", "values", "ignored_values", "masks")  # of a classes.json
 
 
 def default_palette(n: int) -> tuple[Colour, ...]:
@@ -52,9 +55,13 @@ class LabelMap:
             are stuff. Empty where a data set knows no objects.
         category_ids: the COCO id of every class, with which predictions are written; empty where it is the class id
             plus 1.
+        values: what the data set stores for every class, such as ((7,), (8, 9)), (((128, 64, 128),),) or (("car",),):
+            numbers or colours of pixels, categories of objects; several become one class. Empty where it is the id.
+        ignored_values: stored values that are of no class: pixels become `ignore_index`, objects are left out.
 
     Raises:
-        ValueError: lengths differ, a name or a thing repeats, a colour, the ignore index or a thing is out of range.
+        ValueError: lengths differ, a name or a thing repeats, a colour, the ignore index or a thing is out of range;
+            or as `RawValues.of_lists`.
     """
 
     names: tuple[str, ...]
@@ -62,6 +69,8 @@ class LabelMap:
     ignore_index: int = 255
     things: tuple[int, ...] = ()
     category_ids: tuple[int, ...] = ()
+    values: tuple[Any, ...] = ()
+    ignored_values: tuple[Raw, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str):
@@ -87,6 +96,16 @@ class LabelMap:
         if 0 < value < count:
             hint = f"with {count} classes take 0 (class 0 is then ignored) or a value in {count}..{MAX_ID}"
             raise ValueError(f"ignore_index {value} is also the id of class {names[value]!r}; {hint}")
+        if self.ignored_values and not self.values:
+            object.__setattr__(self, "values", tuple((i,) for i in range(count)))
+        for key in ("values", "ignored_values"):
+            object.__setattr__(self, key, as_tuples(getattr(self, key)))
+        _ = self.raw
+
+    @cached_property
+    def raw(self) -> RawValues | None:
+        """How stored values become class ids; None where they are the class ids."""
+        return RawValues.of_lists(self.values, self.ignored_values, self.names) if self.values else None
 
     @property
     def num_classes(self) -> int:
@@ -105,8 +124,8 @@ class LabelMap:
     def from_json(cls, path: str | os.PathLike) -> LabelMap:
         """Read a `classes.json`: `names`, and optionally the other attributes and `num_classes`.
 
-        `white_level`, `exif` and `first_pixel` may be there too; they are of the pictures, not of the classes. Other
-        keys are refused.
+        `white_level`, `exif`, `first_pixel` and `masks` may be there too; they are of the files, not of the classes.
+        Other keys are refused.
 
         Raises:
             FileNotFoundError: no such file.
@@ -123,8 +142,8 @@ class LabelMap:
             raise ValueError(f'{path}: {found}expected an object with a list "names", such as {form}')
         for key in data:
             if key not in KEYS:
-                close = difflib.get_close_matches(key.lower(), KEYS, 1, 0.5)
-                nearest = f"; nearest: {close[0]}" if close else ""
+                close = difflib.get_close_matches(key.lower(), KEYS, 2, 0.5)
+                nearest = f"; nearest: {' or '.join(close)}" if close else ""
                 raise ValueError(f"{path}: unknown key {key!r}{nearest}; known keys: {', '.join(KEYS)}")
         count = data.get("num_classes")
         if count is not None and count != len(names):
@@ -132,7 +151,7 @@ class LabelMap:
         given = {key: value for key, value in data.items() if value is not None}
         ignore = given.get("ignore_index", _default_ignore(len(names)))
         try:
-            own = given.get("things", ()), given.get("category_ids", ())
+            own = [given.get(key, ()) for key in ("things", "category_ids", "values", "ignored_values")]
             return cls(tuple(names), given.get("palette", ()), ignore, *own)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

@@ -11,6 +11,7 @@ from fapn_zoo.data.coco_instances import CocoInstances
 from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.formats.hub import HubDataset
 from fapn_zoo.data.formats.labelme import LabelMeFolder
+from fapn_zoo.data.formats.masks import MaskPairs, has_masks
 from fapn_zoo.data.formats.voc import VocFolder
 from fapn_zoo.data.formats.yolo import YoloFolder
 from fapn_zoo.data.generated import ScenesDataset
@@ -43,6 +44,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("labelme", LabelMeFolder.splits, LabelMeFolder, MASKS),
     Layout("coco-panoptic", is_panoptic, CocoPanoptic, SEGMENTS),
     Layout("folder", has_labels, FolderDataset, LABELS),
+    Layout("masks", has_masks, MaskPairs, LABELS),
 )
 # Sources that are no folders, by what their names begin with; they are made of the whole name.
 PREFIXES: Mapping[str, Callable[..., Dataset]] = {"scenes": ScenesDataset, "hf": HubDataset}
@@ -64,6 +66,8 @@ def choose(name: str, needs: Collection[str]) -> tuple[Callable[..., Dataset], s
     if re.match(r"scenes?\b", name) and not Path(name).exists():
         return ScenesDataset, name
     root, needed = Path(name).expanduser(), {*needs}
+    if "?" in name and not root.exists():
+        return MaskPairs, name
     fitting = [layout for layout in LAYOUTS if needed <= layout.holds]
     partly = [layout for layout in LAYOUTS if not OBJECTS & needed or OBJECTS & layout.holds]
     usual = "folder" if not OBJECTS & needed else "coco-panoptic" if "segments" in needed else "coco"

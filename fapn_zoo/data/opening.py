@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ MAX_PIXELS = "FAPN_ZOO_MAX_PIXELS"  # environment variable: larger pictures are 
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
 FACTS = (b"eXIf", b"iTXt")  # chunks of a PNG that may hold an orientation
+END = 1 << 16  # bytes
 
 
 class ImageError(ValueError):
@@ -62,7 +62,7 @@ def opened(source: Path | BinaryIO, shown: str) -> Iterator[Image.Image]:
 
 def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1..8, of an opened file, read without decoding it where that is possible."""
-    late = image.format == "PNG" and getattr(image, "tile", None) and _facts_behind_pixels(image)
+    late = image.format == "PNG" and getattr(image, "tile", None) and _facts_at_end(image.fp)
     try:  # Pillow's PNGs decode themselves to answer; the method that they inherit does not.
         found = image.getexif() if late else Image.Image.getexif(image)
     except SyntaxError:  # damaged facts beside good pixels
@@ -71,23 +71,13 @@ def orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _facts_behind_pixels(image: Image.Image) -> bool:
-    """Whether an opened PNG has EXIF or text behind its pixels."""
-    before = image.fp.tell()
-    try:
-        kinds = list(png_chunks(image.fp))
-    finally:
-        image.fp.seek(before)
-    return b"IDAT" in kinds and any(kind in FACTS for kind in kinds[kinds.index(b"IDAT") :])
-
-
-def png_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """The kinds of a PNG's chunks, in order, none of which is read."""
-    place = len(PNG)
-    while len(head := (file.seek(place), file.read(8))[1]) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        yield kind
-        place += length + 12
+def _facts_at_end(file: BinaryIO) -> bool:
+    """Whether the last bytes of a PNG seem to hold EXIF or text, as where a tool has added them behind the pixels."""
+    place = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - END))
+    found = file.read()
+    file.seek(place)
+    return any(kind in found for kind in FACTS)
 
 
 def upright(values: np.ndarray, turned: int) -> np.ndarray:

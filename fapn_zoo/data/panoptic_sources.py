@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fapn_zoo.data.coco_files import CATEGORY, check_entry, one_folder, read_categories, read_table
+from fapn_zoo.data.coco_files import CATEGORY, check_entry, coco_ids, one_folder, read_categories, read_table
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import list_folder, missing, printable, told
+from fapn_zoo.data.mask_folder import table_of
+from fapn_zoo.data.merging import folder_table, merged, void
 from fapn_zoo.data.reading import read_ids, read_image, turn_hint
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
@@ -56,10 +58,16 @@ class CocoPanoptic:
         self._image_folder = one_folder([self.root / name for name in names], f"the pictures of {self.file}")
         table = _read_table(self.file)
         self.labels, self._class_of = read_categories(self.file, table["categories"])
+        lines = []
+        if wanted := folder_table(self.root):
+            known = coco_ids(self.labels)
+            self.labels, ids = merged(self.labels, known, wanted, self.file)
+            self._class_of = dict(zip(known, ids, strict=True))
+            lines = [f"{self.file}: {len(ids)} categories become {self.labels.num_classes} classes", table_of(wanted)]
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.file} lists {self.labels.num_classes} categories")
         self._entries = _entries(self.file, table, self._class_of)
-        self.unused = tuple(self._left_over())
+        self.unused = (*lines, *self._left_over())
 
     def _left_over(self) -> Iterator[str]:
         """Words for each kind of file that is not used. DataError where a listed one is missing."""
@@ -91,7 +99,9 @@ class CocoPanoptic:
         for segment in self._entries[index][1]["segments_info"]:
             if crowds or not segment.get("iscrowd", 0):
                 area = segment.get("area")
-                row[self._class_of[segment["category_id"]]] += area if crowds and type(area) is int and area > 0 else 1
+                own = self._class_of[segment["category_id"]]
+                place = self.labels.num_classes if own is None else own
+                row[place] += area if crowds and type(area) is int and area > 0 else 1
         return row
 
     def files(self, index: int) -> tuple[Path, Path, Path]:
@@ -134,12 +144,14 @@ class CocoPanoptic:
         if strange.size:
             what = f"{path} has pixels of segment {some(np.unique(strange))}"
             raise DataError(f"{what}, which {self.file} does not list")
-        classes = np.array([self._class_of[s["category_id"]] for s in listed], np.int64)
-        objects = Objects(ids, classes, np.array([bool(s.get("iscrowd", 0)) for s in listed], bool))
-        empty = [s["id"] for s, area in zip(listed, objects.areas, strict=True) if not area]
-        if empty:
+        areas = np.bincount(ids.ravel(), minlength=len(listed) + 1)[1:]
+        if empty := [s["id"] for s, area in zip(listed, areas, strict=True) if not area]:
             raise DataError(f"{path} has no pixel of segment {some(empty)}, which {self.file} lists")
-        return objects
+        own = [self._class_of[s["category_id"]] for s in listed]
+        kept = [i is not None for i in own]
+        crowd = np.array([bool(s.get("iscrowd", 0)) for s in listed], bool)[kept]
+        classes = np.array([i for i in own if i is not None], np.int64)
+        return Objects(ids if all(kept) else void(ids, kept), classes, crowd)
 
 
 # ---------------------------------------------------------------- COCO's files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,23 +15,16 @@ from fapn_zoo.data.decoding import header
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.opening import (
-    FACTS,
-    PNG,
-    ImageError,
-    check_pixels,
-    opened,
-    orientation,
-    png_chunks,
-    upright,
-    upright_size,
-)
+from fapn_zoo.data.opening import ImageError, opened, orientation, upright, upright_size
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
 EXIF_WHERE = "in classes.json or as a setting"
 READING = Reading()  # the usual rules
+LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")  # what label files may be, by Pillow's names
+LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+COLOUR_FORM = 'write the colour of each class into classes.json: "values": [[[r, g, b]], ...]'
 
 
 class UnreadableFile(DataError):
@@ -48,33 +40,100 @@ def read_image(path: Path, reading: Reading = READING) -> Tensor:
 
 
 def read_labels(path: Path, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
-    """A label PNG as (H, W) class ids: the stored pixel values, uint8, or int32 for 16-bit files.
+    """A label file as (H, W): the stored pixel values, uint8, or int32 where they are deeper than 8 bits.
 
-    It is turned as its own EXIF orientation says, unless pictures are not either. `data` are its bytes, where they are
-    known and `path` is but a word for them.
+    It is a PNG, BMP or TIFF, of grey or of palette indices, which is turned as its own EXIF orientation says unless
+    pictures are not either; or an array of integers (`.npy`). `data` are its bytes, where they are known and `path` is
+    but a word for them.
 
     Raises:
         DataError: naming the file; colour pictures are refused, since a colour is no class id.
     """
+    values, mode = _stored(path, reading, data)
+    if values.ndim == 2:
+        return values
+    hint = f"save labels as 8-bit grey or palette PNG whose pixel value is the class id, or {COLOUR_FORM}"
+    raise DataError(f"{path} holds colours (mode {mode}), not class ids; {hint}")
+
+
+def read_colours(path: Path, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """A label file of RGB colours, or of a palette, as (H, W, 3) uint8; see `read_labels`."""
+    values, mode = _stored(path, reading, data, colours=True)
+    if values.ndim == 3 and values.dtype == np.uint8 and values.shape[2] in (3, 4):
+        return values[:, :, :3]
+    raise DataError(f"{path} holds no RGB colours (mode {mode}), by which its classes are known")
+
+
+def read_stored(path: Path, colours: bool, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """`read_colours` or `read_labels`."""
+    return (read_colours if colours else read_labels)(path, reading, data)
+
+
+def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
+    """A label file as class ids (H, W), uint8 or int32, by the stored values of `labels`, or where it has none as is.
+
+    Arguments and errors as for `read_labels`; DataError too for values that are of no class, with their shares.
+    """
+    if labels.raw is None:
+        found = read_labels(path, reading, data)
+        check_ids(found, labels, f"{path}: ")
+        return found
+    try:
+        stored = read_stored(path, labels.raw.colours, reading, data)
+        return labels.raw.ids(stored, labels.ignore_index, f"{path}: ")
+    except UnreadableFile:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = False) -> tuple[np.ndarray, str]:
+    """What a label file holds, (H, W) or (H, W, 3), and Pillow's mode, or the type of an array."""
+    if path.suffix.lower() == ".npy" and data is None:
+        return _array(path, colours)
     try:
         with opened(path if data is None else io.BytesIO(data), str(path)) as file:
             file.load()
-            mode, kind, values = file.mode, file.format, np.asarray(file)
+            mode, kind, lossy = file.mode, file.format, "jpeg" in str(file.info.get("compression"))
+            values = np.asarray(file.convert("RGB") if colours and mode in ("P", "RGBA") else file)
             turned = orientation(file) if reading.turns else 1
+            if kind == "TIFF" and not reading.turns and header(path)[1] != 1:
+                raise ImageError(f"{path}: a TIFF with an orientation is always turned; save it as PNG for exif=ignore")
         depth = _grey_depth(path, data) if mode == "L" and kind == "PNG" else 8
     except Exception as error:
         raise _unreadable(path, "label file", error) from error
-    if kind != "PNG":
-        raise DataError(f"{path} is a {kind} file with another ending; only PNG keeps class ids as they are")
+    if kind not in LOSSLESS or lossy:
+        why = "JPEG changes the values of pixels" if kind == "JPEG" or lossy else "class ids are read of PNG, BMP, TIFF"
+        hint = " with another ending" if path.suffix.lower() in LABEL_ENDINGS else ""
+        raise DataError(f"{path} is a {kind} file{hint}: {why}, so that classes cannot be told; export labels as PNG")
     if turned != 1:
-        values = np.ascontiguousarray(upright(values, turned))
-    if mode in ("L", "P", "1"):
+        bands = upright(np.moveaxis(values.reshape(*values.shape[:2], -1), 2, 0), turned)
+        values = np.ascontiguousarray(np.moveaxis(bands, 0, 2) if values.ndim == 3 else bands[0])
+    if values.ndim == 2 and mode in ("L", "P", "1"):
         # Pillow stretches 2- and 4-bit greys to 0..255 (3 -> 255, 15 -> 255); take the stored values back.
-        return values.astype(np.uint8) // (255 // (2**depth - 1))
-    if mode.startswith("I"):
-        return values.astype(np.int32)
-    hint = "save labels as 8-bit grey or palette PNG whose pixel value is the class id"
-    raise DataError(f"{path} holds colours (mode {mode}), not class ids; {hint}")
+        return values.astype(np.uint8) // (255 // (2**depth - 1)), mode
+    if values.ndim == 2 and values.dtype.kind in "iu":
+        return values.astype(np.int32), mode
+    if values.ndim == 2:
+        raise DataError(f"{path} has mode {mode}, whose values are no class ids; export labels as 8-bit PNG")
+    return values, mode
+
+
+def _array(path: Path, colours: bool) -> tuple[np.ndarray, str]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _unreadable(path, "label file", error) from error
+    kind = f"{values.dtype} {values.shape}"
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim == 2 and values.dtype.kind in "iub" and values.size:
+        if values.min() < -(2**31) or values.max() >= 2**31:
+            raise DataError(f"{path} holds values beyond 32 bits, which are no class ids")
+        return values.astype(np.uint8 if values.dtype in (np.uint8, bool) else np.int32), kind
+    if colours and values.ndim == 3 and values.shape[2] == 3 and values.dtype == np.uint8:
+        return values, kind
+    raise DataError(f"{path} is an array of {kind}; expected integers (H, W), or uint8 (H, W, 3) of colours")
 
 
 def _grey_depth(path: Path, data: bytes | None) -> int:
@@ -99,34 +158,19 @@ def read_ids(path: str | os.PathLike, reading: Reading = READING) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, has too many pixels, or is not one of 8-bit RGB (or RGBA, whose alpha is not read).
     """
-    from torchvision.io import decode_png, read_file  # takes seconds
-
-    path = os.fspath(path)
-    turned = 1
     try:
-        data = read_file(path)
-        head = data[:24].numpy().tobytes()
-        if head.startswith(PNG):
-            check_pixels(*struct.unpack(">II", head[16:]), path)  # torchvision has no guard
-            facts = reading.turns and any(kind in FACTS for kind in png_chunks(io.BytesIO(memoryview(data.numpy()))))
-            turned = header(Path(path))[1] if facts else 1
-        pixels = decode_png(data).numpy()  # a fifth faster than Pillow
-    except (
-        RuntimeError,
-        struct.error,
-    ):  # another format, a damaged file, or a torchvision without libpng: Pillow knows
-        try:
-            with opened(Path(path), path) as image:
-                pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} is not an image") from None
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {path}") from None
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
-    if pixels.dtype != np.uint8 or len(pixels) < 3:
-        raise ValueError(f"{path} must be 8-bit RGB, got {len(pixels)} channels of {pixels.dtype}")
-    red, green, blue = upright(pixels[:3], turned)
+        with opened(Path(path), str(path)) as image:
+            pixels = np.atleast_3d(np.asarray(image))
+            turned = orientation(image) if reading.turns else 1
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.shape[2] < 3:
+        raise ValueError(f"{path} must be 8-bit RGB, got {pixels.shape[2]} channels of {pixels.dtype}")
+    red, green, blue = upright(pixels.transpose(2, 0, 1)[:3], turned)
     ids = blue.astype(np.int32)
     for channel in (green, red):
         ids <<= 8
@@ -152,7 +196,8 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
 def stored_size(path: Path, reading: Reading = READING, what: str = "label file") -> tuple[int, int]:
     """(height, width) of a label file or picture as its EXIF orientation turns it; it is not decoded for it."""
     try:
-        size, turned = header(path)
+        array = path.suffix.lower() == ".npy"
+        size, turned = (np.load(path, mmap_mode="r").shape[:2], 1) if array else header(path)
     except Exception as error:
         raise _unreadable(path, what, error) from error
     return upright_size(size, turned) if reading.turns else size

@@ -98,6 +98,24 @@ class Objects:
         crops = tuple(self.crop(m) for m in rows) if self.has_masks else None
         return Objects(None, self.classes[rows], self.crowd[rows], crops, self.boxes[rows], self.areas[rows])
 
+    def map(self, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) int32 of an image of `size`: m + 1 where object m lies, 0 elsewhere, small ones on top of large ones.
+
+        Where there are boxes alone an object fills its box.
+        """
+        if self.ids is not None:
+            return self.ids
+        ids = np.zeros(size, np.int32)
+        boxes = np.rint(self.boxes.clip(0, [size[1], size[0]] * 2)).astype(int).tolist()
+        for m in np.argsort(-self.areas, kind="stable").tolist():
+            if self.crops is None:
+                left, top, right, bottom = boxes[m]
+                ids[top:bottom, left:right] = m + 1
+            else:
+                pixels, y, x = self.crop(m)
+                ids[y : y + pixels.shape[0], x : x + pixels.shape[1]][pixels] = m + 1
+        return ids
+
     def masks(self, rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         """The masks of these objects, (len(rows), H, W) bool of an image of `size`."""
         full = np.zeros((len(rows), *size), bool)

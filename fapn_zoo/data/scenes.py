@@ -1,54 +1,27 @@
 """Street scenes drawn from a seed, painted back to front (metres: x right, y up, z ahead), with exact ground truth.
 
 Colour is drawn at twice the size and averaged down, object numbers without antialiasing. Pixels see only integer or
-plain IEEE arithmetic (no exp, sin, float resampling), so a seed gives the same arrays on every machine.
+plain IEEE arithmetic (no exp, sin, float resampling), so a seed gives the same arrays on every machine. scenes.json
+has the tables: the parts of flat figures are class, colour, brightness and outline, or its centre and half sizes too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-# fmt: off
+_TABLES = json.loads((files("fapn_zoo") / "data" / "scenes.json").read_text(encoding="utf-8"))
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
-CLASSES = tuple("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split())
-PALETTE = tuple(tuple(bytes.fromhex(v)) for v in
-                "808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0".split())
+CLASSES = tuple(name for name, _ in _TABLES["classes"])
+PALETTE = tuple(tuple(bytes.fromhex(colour)) for _, colour in _TABLES["classes"])
 THINGS, GROUND, VOID = (CAR, PEDESTRIAN, BICYCLIST), (SKY, ROAD, PAVEMENT, TREE), 255
-TEXTURE = (0, .35, .2, .1, .15, .5, .2, .4, .15, .4, .4, .2)  # strength of the noise on each class; the last is void
-COLOURS = {  # of which one is picked and varied
-    "paint": "e1e2e4 a8acb0 60646a 222428 961a1e 223a78", "wall": "865442 9e7654 b0a082 cdc8bc 787470 5c4a40",
-    "leaf": "425628 58602e 304628 6e5a2c", "sign": "be2828 1e46a0 e1b428 287846", "grey": "969694 4a4a4c 76706a",
-    "dark": "22242c 3a3c46 2e364a", "sky": "5a8cd7 96afcd e1e6ec", "cloud": "f4f4f4 ced0d6", "skin": "e0baa0 825c46",
-    "white": "dcdcd6", "green": "46fa96", "bark": "4c423a", "road": "6c6c6e", "red": "eb3c2d"}
-BOX, DISC = ((1, 1), (-1, 1), (-1, -1), (1, -1)), ((1, 0), (.87, .5), (.5, .87), (0, 1), (-.5, .87), (-.87, .5),
-                                                   (-1, 0), (-.87, -.5), (-.5, -.87), (0, -1), (.5, -.87), (.87, -.5))
-VEHICLES = ((((0, .2), (0, .6), (.09, .97), (.55, 1), (.74, .62), (.97, .5), (1, .2)), (3.9, 1.7, 1.5)),
-            (((0, .1), (0, .5), (.03, .97), (.72, 1), (.86, .6), (1, .4), (1, .1)), (4.9, 1.9, 2.1)),
-            (((0, .1), (0, .45), (.01, .98), (.98, 1), (1, .4), (1, .35), (1, .1)), (9, 2.4, 2.9)))
-# flat figures: class, colour, brightness, outline in metres, right and up (or its centre and half sizes)
-WALKER = ((9, "dark", .8, ((0, .88), (.16, .86), (.2, 0), (.1, 0))), (9, "bark", 1, DISC, 0, 1.67, .1, .09),
-          (9, "dark", 1, ((-.16, .86), (.02, .88), (-.1, 0), (-.2, 0))), (9, "skin", 1, DISC, 0, 1.58, .09, .12),
-          (9, "paint", .7, ((.16, .8), (.27, .85), (.23, 1.36), (.1, 1.5), (-.1, 1.5), (-.23, 1.36), (-.27, .85))))
-RIDER = (*((10, *p[1:], *((0, .2, 1, .8) * (p[1] == "dark"))) for p in WALKER), (10, "dark", 1, BOX, 0, .3, .1, .3))
-RIDER_SIDE = (*((10, c, .8, DISC, x, .34, r, r) for x in (-.52, .52) for c, r in (("dark", .34), ("grey", .28))),
-              (10, "red", .6, ((-.52, .3), (-.1, .36), (.4, .85), (.52, .34), (.46, .34), (.35, .78), (-.1, .3))),
-              (10, "dark", 1, ((-.22, .9), (-.1, .95), (.16, .6), (.02, .28), (-.06, .3), (.04, .6))),
-              (10, "paint", .7, ((-.25, .88), (.02, .9), (.22, 1.2), (.44, .93), (.5, .98), (.3, 1.4), (-.05, 1.4))),
-              (10, "skin", 1, DISC, .28, 1.55, .09, .12), (10, "bark", 1, DISC, .26, 1.66, .12, .09))
-LAMP = ((2, "grey", 1, BOX, 0, 3.5, .04, 3.5), (2, "grey", 1, ((0, 7), (1.2, 7.3), (1.9, 7.3), (1.9, 7.2), (0, 6.9))))
-LIGHTS = ((2, "grey", .6, BOX, 0, 1.6, .05, 1.6), (6, "dark", .7, BOX, 0, 2.7, .2, .55),
-          *((6, c, k, DISC, 0, y, .12, .12) for c, k, y in (("red", .2, 3), ("red", .3, 2.67), ("green", 1, 2.34))))
-ROUND = (LIGHTS[0], (6, "sign", 1, DISC, 0, 2.6, .35, .35), (6, "white", 1, DISC, 0, 2.6, .24, .24))
-BOARD = (LIGHTS[0], (6, "sign", 1, BOX, 0, 2.4, .6, .8), (6, "white", 1, BOX, 0, 2.7, .4, .2))
-FIGURES = ((LAMP, 5, 9, 60), (LIGHTS, 4, 7, 40), (ROUND, 4, 7, 40), (BOARD, 1.6, 7, 40), (RIDER, 1.6, 6, 30),
-           (WALKER, 3, 5, 20), (WALKER, 8, 12, 60), (((VOID, "dark", 1.5, BOX, 0, .5, .3, .5),), 2, 6, 30))
-
-# fmt: on
+BOX, DISC = _TABLES["outlines"]["box"], _TABLES["outlines"]["disc"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +56,7 @@ class _Canvas:
         return items[int(self.rng.random() * len(items))]
 
     def tint(self, name: str, light: float = 1.0) -> Colour:
-        return tuple((v + self.u(-10, 10)) * light for v in bytes.fromhex(self.pick(COLOURS[name].split())))
+        return tuple((v + self.u(-10, 10)) * light for v in bytes.fromhex(self.pick(_TABLES["colours"][name])))
 
     def at(self, x: float, y: float, z: float) -> Point:
         """Where a point is seen; nothing is placed nearer than a metre."""
@@ -184,20 +157,21 @@ def _tree(c: _Canvas, x: float, z: float, height: float, radius: float, bare: bo
     c.ids.paste(len(c.objects) - 1, (px, py), Image.fromarray(bulk.astype(np.uint8) * 255).resize((2 * r, 2 * r), 0))
 
 
-def _figure(c: _Canvas, parts: Sequence[tuple], x: float, z: float) -> None:
+def _figure(c: _Canvas, figure: str, x: float, z: float) -> None:
     """A flat figure out of a table of parts, with its shadow; figures differ in size and stride."""
     (px, py), s, flip, stride, colours = c.at(x, 0, z), c.f / z * c.u(0.85, 1.1), c.pick((-1, 1)), c.u(0.3, 1.6), {}
     c.shadow(x, z, 0.25, 0.2, 1.7)
-    for kind, name, light, outline, *place in parts:
+    for kind, name, light, outline, *place in _TABLES["figures"][figure]:
         c.objects += [(kind, z)] * (not colours or c.objects[-1][0] != kind)  # a sign is another object than its pole
-        cx, cy, rx, ry = place or (0, 0, stride if outline[-1] in ((0.1, 0), (-0.2, 0)) else 1, 1)
+        outline = _TABLES["outlines"][outline] if isinstance(outline, str) else outline
+        cx, cy, rx, ry = place or (0, 0, stride if outline[-1] in ([0.1, 0], [-0.2, 0]) else 1, 1)
         points = [(px + flip * s * (cx + a * rx), py - s * (cy + b * ry)) for a, b in outline]
         c.poly(points, colours.setdefault(name, c.tint(name)), light)
 
 
 def _car(c: _Canvas, x: float, z: float, dx: int, dz: int, kind: int) -> None:
     """A vehicle heading along (dx, dz): a side profile, rear to front in shares of length and height, and its width."""
-    profile, (length, width, height) = VEHICLES[kind]
+    profile, (length, width, height) = _TABLES["vehicles"][kind]
     paint, pane, tone, z = c.tint("paint"), c.tint("dark"), 1 - 0.35 * c.sunny, z + abs(dz) * length / 2
     c.objects.append((CAR, z))
     c.shadow(x, z, (length * abs(dx) + width * abs(dz)) / 2, (length * abs(dz) + width * abs(dx)) / 2, height)
@@ -236,9 +210,10 @@ def _street(c: _Canvas, road: Point, walks: Point) -> list[tuple]:
             jobs.append((end, _walls, BUILDING, corners, height, colours, c.u(2, 3.6), (gap, 1 - gap, 0.25, 0.8)))
             if c.u() > town and abs(x) < 0.6 * end:
                 jobs[-1] = (end, _tree, x + side * c.u(0, 4), end, c.u(7, 13), c.u(2.5, 4.5), c.u() < 0.5)
-        for parts, first, last in [row[::2] + row[3:] for row in FIGURES for _ in range(int(c.u(0, row[1])))]:
+        numbers = _TABLES["beside the road"]
+        for name, first, last in [row[::2] + row[3:] for row in numbers for _ in range(int(c.u(0, row[1])))]:
             z = c.u(first, last)
-            jobs.append((z, _figure, parts, edge + side * c.u(0.3, walk), z))
+            jobs.append((z, _figure, name, edge + side * c.u(0.3, walk), z))
         x, top = c.pick((edge + side * 0.3, front)), c.u(0.8, 1.4)
         look = c.pick((None, c.tint("wall"))), c.tint("dark")
         for z in np.arange(c.u(3, 20), c.u(9, 45), 3).tolist() if c.u() < 0.5 else ():
@@ -248,7 +223,7 @@ def _street(c: _Canvas, road: Point, walks: Point) -> list[tuple]:
     for z in np.cumsum([2] + [c.u(4, 16) for _ in range(int(c.u(0, 8)))]).tolist()[1:]:
         x, away = c.u(road[0] + 1, road[1] - 1), c.pick((-1, 1))
         if c.u() < 0.2:
-            jobs.append((z, _figure, c.pick((RIDER, RIDER_SIDE)), x, z))
+            jobs.append((z, _figure, c.pick(("rider", "rider from the side")), x, z))
         else:
             jobs.append((z, _car, x, z, *c.pick(((0, away),) * 8 + ((away, 0),)), c.pick((0, 0, 0, 0, 1, 2))))
     return sorted(jobs, key=lambda job: -job[0])
@@ -257,7 +232,7 @@ def _street(c: _Canvas, road: Point, walks: Point) -> list[tuple]:
 def _photograph(c: _Canvas, objects: np.ndarray) -> np.ndarray:
     """Paint to picture: texture, shade, haze, vignette, blur, exposure, contrast, temperature, sensor noise."""
     (h, w), unit, top, reach = objects.shape, max(c.h / 360, 0.3), c.h - len(c.z), c.u(200, 900)
-    haze, texture = np.float32([(z / (z + reach), TEXTURE[min(k, 11)]) for k, z in c.objects]).T
+    haze, texture = np.float32([(z / (z + reach), _TABLES["texture"][min(k, 11)]) for k, z in c.objects]).T
     haze, texture, floor = haze[objects], texture[objects], objects < 4
     haze[top:] = np.where(floor[top:], c.z / (c.z + np.float32(reach)), haze[top:])
     shade = np.asarray(c.shade.filter(ImageFilter.BoxBlur(1.5 * unit)), np.float32) / 255

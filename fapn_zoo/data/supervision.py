@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fapn_zoo.data.annotated import AnnotatedPictures
-from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.mask_folder import MaskFolder
 from fapn_zoo.data.panoptic_sources import CocoPanoptic
-from fapn_zoo.data.reading import check_ids, read_labels
 from fapn_zoo.data.sample import OBJECTS, DataError, Dataset
 from fapn_zoo.data.sources import JoinedDataset
 from fapn_zoo.runtime.processes import processes
@@ -133,12 +132,7 @@ def _of_sample(dataset: Dataset, unit: str, index: int) -> np.ndarray:
     if unit != "pixel":
         objects = dataset.sample(index).objects
         return _by_class(_histogram(objects.classes[~objects.crowd], table), table)
-    if isinstance(dataset, FolderDataset):
-        path = dataset.files(index)[1]
-        labels = read_labels(path)
-        check_ids(labels, table, f"{path}: ")
-    else:
-        labels = dataset.sample(index).labels
+    labels = dataset.class_ids(index) if isinstance(dataset, MaskFolder) else dataset.sample(index).labels
     return _by_class(_histogram(labels, table), table)
 
 
@@ -180,7 +174,7 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
         yield Finding(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
     if unit == "pixel" and (lost := _never_beside(scored, counts)) is not None:
         held = f"{counts.images[lost]:,} hold {lost}, {counts.images[-1]:,} hold {value}, none both"
-        text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)} there, if it is no void"
+        text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)}, if it is no void"
         yield Finding(TWO_WAYS, text, False)
     if counts.ignored > MOSTLY and unit == "pixel":
         yield Finding(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)

@@ -1,7 +1,7 @@
 """Writing files so that readers see the old or the new one, never a half, and a full disk is one line.
 
-What is being written has a name of its own (`.NAME.XXXXXXXX.part`) and is locked by its writer. The system frees the
-lock of a process that is killed, so the next writer in that folder knows what nobody will finish, and removes it.
+What is being written has a name of its own (`.NAME.XXXXXXXX.part`). What a killed process leaves of that is removed by
+a later writer in that folder.
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-try:
-    import fcntl
-    import resource
-except ImportError:  # Windows
-    fcntl = resource = None
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The last two were written by earlier versions: checkpoints and weights folders.
 LEAVING = re.compile(r"\.(.+\.[0-9a-f]{8}\.part|step-\d+\.\d+\.tmp|writing-\w{8})")
 NAME_BYTES = 220  # of 255 that most file systems have: room for an ending, and for what `_part` adds
-DAY = 24 * 60 * 60.0  # seconds; where nothing can be locked, what is older has no writer any more
+DAY = 24 * 60 * 60.0  # seconds; what is older has no writer any more
 
 _SWEPT: set[Path] = set()  # folders in which this process has looked for leavings
 
@@ -118,10 +112,6 @@ def _failure(error: OSError, path: Path, size: int) -> OSError:
     if error.errno in NO_ROOM:
         folder = next(above for above in path.absolute().parents if above.is_dir())
         text += f"; it needs {size} bytes, {shutil.disk_usage(folder).free} are free there"
-        if error.errno == errno.EFBIG and resource is not None:
-            text += f", and this process may write {resource.getrlimit(resource.RLIMIT_FSIZE)[0]} to a file (ulimit -f)"
-        elif hasattr(os, "statvfs") and (room := os.statvfs(folder)).f_files and not room.f_favail:
-            text += ", and there may be no more files (inodes)"
     found = type(error)(text)
     found.errno = error.errno
     return found
@@ -129,57 +119,31 @@ def _failure(error: OSError, path: Path, size: int) -> OSError:
 
 @contextlib.contextmanager
 def _part(path: Path, make: Callable[[Path], Any]) -> Iterator[Path]:
-    """A new file or folder beside `path`, as `make` makes it, locked; what is left of it in the end is removed."""
-    folder, lock = path.parent.absolute(), None
+    """A new file or folder beside `path`, as `make` makes it; what is left of it in the end is removed."""
+    folder = path.parent.absolute()
     if folder not in _SWEPT:
         remove_leavings(folder)
         _SWEPT.add(folder)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        while lock is None:
-            part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-            make(part)
-            lock = os.open(part, os.O_RDONLY if part.is_dir() else os.O_RDWR)
-            _lock(lock, wait=True)
-            if not part.exists():  # somebody looked for leavings just before it was locked
-                os.close(lock)
-                lock = None
+        make(part)
         yield part
     finally:
         _remove(part)
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(descriptor: int, wait: bool = False) -> bool | None:
-    """Whether this process now holds the lock of a file or folder; None where the file system has no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
 
 
 def remove_leavings(folder: Path, alone: bool = False) -> None:
     """Removes what killed processes have left half written in a folder, if it is there.
 
     Args:
-        alone: nobody else writes in this folder now, so that nothing there has to be asked for its writer.
+        alone: nobody else writes in this folder now; else what is younger than a `DAY` stays.
     """
     if not folder.is_dir():
         return
     for path in [folder / name for name in os.listdir(folder) if LEAVING.fullmatch(name)]:
         with contextlib.suppress(OSError):  # another process was faster
-            held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-            try:
-                locked = alone or _lock(held)
-                if locked or (locked is None and time.time() - path.stat().st_mtime > DAY):
-                    _remove(path)
-            finally:
-                os.close(held)
+            if alone or time.time() - path.stat().st_mtime > DAY:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
-import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-logger = logging.getLogger(__name__)
 _FLAGS = itertools.count()
 
 
@@ -60,7 +58,6 @@ class Processes(NamedTuple):
 def processes() -> Processes:
     """The group this process belongs to; accelerate is only asked where there are several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
-        warn_of_one_process()
         return Processes()
     from accelerate import PartialState
 
@@ -88,16 +85,3 @@ def on_cpu() -> bool:
     """
     wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return wanted or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-
-
-@functools.cache  # once is enough
-def warn_of_one_process() -> None:
-    """Says so where `accelerate launch --cpu` was asked for several processes: it starts one (accelerate 1.15).
-
-    Of these it leaves no more in the environment than the port at which they would meet.
-    """
-    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
-    if not launched or "RANK" in os.environ:
-        return
-    command = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node=2 -m fapn_zoo.cli ..."
-    logger.warning("accelerate launch starts one process on the CPU, whatever --num_processes; for two: %s", command)

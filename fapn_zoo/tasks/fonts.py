@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import re
-import subprocess
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -163,17 +162,12 @@ def _plain(file: str) -> Face:
 
 
 def _installed() -> set[str]:
-    try:
-        listed = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        listed = ""
-    files = {file for file in listed.splitlines() if file.lower().endswith(SUFFIXES)}
-    folders = [Path(folder).expanduser() for folder in FOLDERS.get(sys.platform, FOLDERS["linux"])] if not files else []
+    folders = [Path(folder).expanduser() for folder in FOLDERS.get(sys.platform, FOLDERS["linux"])]
     matplotlib = importlib.util.find_spec("matplotlib")  # which brings a font of many scripts
     if matplotlib is not None and matplotlib.origin:
         folders.append(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf")
     paths = itertools.chain.from_iterable(folder.rglob("*") for folder in folders)
-    return files | {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
+    return {str(path) for path in paths if path.suffix.lower() in SUFFIXES}
 
 
 def _rank(file: str) -> tuple[int, bool, str]:

@@ -10,7 +10,7 @@ import torch
 
 from fapn_zoo.data.classes import Classes
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.sample import Dataset, Objects, Sample, check_holds
+from fapn_zoo.data.sample import Dataset, Sample, check_holds
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.tasks.protocol import Task
 from fapn_zoo.zoo.spec import DataSpec
@@ -83,14 +83,9 @@ class ObjectClasses:
     def drawn(self, sample: Sample, kept: Callable[[int], bool] = lambda category: True) -> np.ndarray:
         """The class map of the true segments whose class is kept, with the ignore index elsewhere."""
         found = {i: category for i, category in self.truth(sample).items() if kept(category)}
-        if sample.objects.ids is not None:
-            return painted(sample.objects.ids, found, self.classes.ignore_index)
-        classes = np.full(sample.size, self.classes.ignore_index, np.int64)
-        for m in np.argsort(-sample.objects.areas, kind="stable").tolist():  # small ones on top
-            if m + 1 in found:
-                rows, columns, pixels = place_of(sample.objects, m, sample.size)
-                classes[rows, columns][pixels] = found[m + 1]
-        return classes
+        rows = np.arange(1, len(sample.objects.classes) + 1)
+        objects = sample.objects.only(np.isin(rows, list(found)))
+        return painted(objects.map(sample.size), dict(enumerate(found.values(), 1)), self.classes.ignore_index)
 
 
 def painted(ids: np.ndarray, category_of: Mapping[int, int], ignore_index: int) -> np.ndarray:
@@ -99,15 +94,6 @@ def painted(ids: np.ndarray, category_of: Mapping[int, int], ignore_index: int) 
     for segment, category in category_of.items():
         table[segment] = category
     return table[ids]
-
-
-def place_of(objects: Objects, m: int, size: tuple[int, int]) -> tuple[slice, slice, np.ndarray | slice]:
-    """Rows and columns of an image of `size` that hold object m, and which pixels in there are its: all of a box."""
-    if objects.has_masks:
-        pixels, y, x = objects.crop(m)
-        return slice(y, y + pixels.shape[0]), slice(x, x + pixels.shape[1]), pixels
-    left, top, right, bottom = np.rint(objects.boxes[m].clip(0, [size[1], size[0]] * 2)).astype(int).tolist()
-    return slice(top, bottom), slice(left, right), slice(None)
 
 
 def thing_classes(task: Task, dataset: Dataset, classes: Classes, data: DataSpec, boundary: bool) -> ObjectClasses:

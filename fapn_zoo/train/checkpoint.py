@@ -1,16 +1,13 @@
-"""Checkpoints of a run: whole or absent, found out when they are damaged, and as many as there is room for."""
+"""Checkpoints of a run: whole or absent, and found out when they are damaged."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
-import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -20,14 +17,12 @@ from fapn_zoo.train.log import read_scores
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-Made = TypeVar("Made")
 
 
 class Checkpoints:
     """`OUT/checkpoint/step-XXXXXXXX/`: the last two of a run, and of those that were evaluated the best.
 
-    The older ones are for the day on which the last is damaged. They give way where there is no room for what is to
-    be written: a run fits wherever three fit, and goes on with two. The last one is never given up.
+    The older ones are for the day on which the last is damaged.
 
     Args:
         out: the run's folder, in which nobody else writes. Its metrics.csv says which is the best, by the first score.
@@ -36,7 +31,6 @@ class Checkpoints:
     def __init__(self, out: Path) -> None:
         self.folder, self.metrics = out / "checkpoint", out / "metrics.csv"
         self.saved: int | None = None  # the step up to which all is on the disk
-        self.told = False
 
     def go_on(self, start: Path | None) -> None:
         """Takes up a run at a checkpoint, which is whole: later ones are not, and go. None: there is no checkpoint."""
@@ -62,25 +56,9 @@ class Checkpoints:
         final = self.folder / f"step-{step:08d}"
         make_folder(self.folder)
         self._clean()
-        last = max((_size(path) for path in listed(self.folder)[-1:]), default=0)
-        while shutil.disk_usage(self.folder).free < last and self._give_up(final):
-            pass  # else it would be written in vain
-        self.making_room(lambda: _write(final, {"step": step, **state}), final)
+        _write(final, {"step": step, **state})
         self.saved = step
         self._clean()
-
-    def making_room(self, write: Callable[[], Made], final: Path | None = None) -> Made:
-        """What `write` returns; where it finds no room, once more without the oldest checkpoint, and so on.
-
-        Raises:
-            OSError: of `write`, when only the last checkpoint is left.
-        """
-        while True:
-            try:
-                return write()
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._give_up(final):
-                    raise
 
     def _clean(self) -> None:
         remove_leavings(self.folder, alone=True)
@@ -96,20 +74,6 @@ class Checkpoints:
         best = sorted(best, key=lambda path: (scores[_step(path)], _step(path)))[-1:]
         return [*best, *(path for path in held[-2:] if path not in best)]
 
-    def _give_up(self, final: Path | None) -> bool:
-        """Removes the checkpoint that is needed least; False where there is only the last."""
-        held = listed(self.folder)
-        if len(held) < 2:
-            return False
-        soon = self._kept([*held, final] if final else held)
-        best = self._kept(held)[0]
-        chosen = min(held[:-1], key=lambda path: (path in soon, path == best, path))
-        if chosen in soon and not self.told:
-            self.told = True
-            logger.warning("little room in %s: older checkpoints give way, %s first", self.folder, chosen.name)
-        remove_folder(chosen)
-        return True
-
 
 def _write(final: Path, state: dict[str, Any]) -> None:
     with new_folder(final) as part:
@@ -122,10 +86,6 @@ def _write(final: Path, state: dict[str, Any]) -> None:
 
 def _step(path: Path) -> int:
     return int(path.name[5:])
-
-
-def _size(path: Path) -> int:
-    return (path / STATE).stat().st_size if (path / STATE).is_file() else 0
 
 
 def listed(folder: Path) -> list[Path]:

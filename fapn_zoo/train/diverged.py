@@ -1,14 +1,13 @@
-"""What ends a run with advice: numbers that are no numbers any more, and too little for a batch norm."""
+"""What ends a run with advice: numbers that are no numbers any more."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import traceback
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.weights.finite import NotFinite, faults, named_tensors, told
@@ -41,21 +40,3 @@ def diverged(step: int, what: str, s: Settings) -> NotFinite:
         ways.append(f"amp=no instead of {s.amp}")
     advice = f"{', '.join(ways[:-1])} or {ways[-1]}"
     return NotFinite(f"{s.model}, step {step}: {what}; training has diverged: try {advice}")
-
-
-def batch_norm_advice(model: nn.Module, error: ValueError, crop: tuple[int, int], images: int) -> str:
-    """What to do about a norm that got a single value per channel: its module is named. "" for any other error."""
-    if "more than 1 value per channel" not in str(error):
-        return ""
-    names = {id(module): name for name, module in model.named_modules()}
-    callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    norm = next((caller for caller in reversed(callers) if names.get(id(caller))), model)
-    name = names[id(norm)] or "a norm"
-    ways = ["raise crop" if min(crop) else "raise short_sides"]
-    if not isinstance(norm, nn.GroupNorm):  # which sees one image at a time, however many there are
-        part = name.split(".")[0]
-        ways += ["batch_size or micro_batch to two images per process", f"freeze={part}"]
-        ways += {"backbone": ["model_args.backbone_norm=frozen_bn"], "neck": ["model_args.neck_norm=gn"]}.get(part, [])
-    of = f" of crop={crop[0]},{crop[1]}" if min(crop) else ""
-    little = f"{images} image{'s' if images > 1 else ''}{of} at once"
-    return f"{name} gets one value per channel to take statistics of, from {little}; {', or '.join(ways)}"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from fapn_zoo.data.fingerprint import Fingerprint
@@ -125,18 +122,15 @@ def _check_origin(settings: Settings) -> None:
             raise ValueError(f"{what}, where overwrite=true would replace it; use another out=")
 
 
-def begin(
-    settings: Settings, start: Path | None, parts: Parts, checkpoints: Checkpoints, rehearse: Callable[[], None]
-) -> None:
+def begin(settings: Settings, start: Path | None, parts: Parts, checkpoints: Checkpoints) -> None:
     """Makes OUT this run's own: writes what it is run with and on, and with overwrite=true replaces an older run.
 
     Args:
         start: the checkpoint that it continues from.
-        checkpoints: those in OUT; the older ones give way where there is no room.
-        rehearse: does once what the run is going to do; called before anything is taken away.
+        checkpoints: those in OUT.
 
     Raises:
-        ValueError: the run that goes on had other data. What `rehearse` raises.
+        ValueError: the run that goes on had other data.
     """
     out = Path(settings.out)
     then = {} if start is None else _data_then(out)
@@ -150,14 +144,13 @@ def begin(
     if "val" in then and "val" in now and (found := then["val"].differences(now["val"])):
         logger.warning("other validation data than before (%s): older rows of metrics.csv cannot be compared", found)
     if settings.overwrite and (old := _run_files(out)):
-        rehearse()
         _remove(out, old)
     for folder in (out, out / MODEL):  # what a killed run left may fill the disk
         remove_leavings(folder, alone=True)
     checkpoints.go_on(start)
     facts = {DATA: {name: one.to_dict() for name, one in now.items()}, SETTINGS: settings.to_dict()}
     for name, values in facts.items():
-        checkpoints.making_room(partial(write_json, out / name, values))
+        write_json(out / name, values)
 
 
 def _data_then(out: Path) -> dict[str, Fingerprint]:
@@ -177,15 +170,8 @@ def _data_then(out: Path) -> dict[str, Fingerprint]:
 
 
 def _remove(out: Path, old: list[Path]) -> None:
-    """Takes files and folders away, all at once as far as a kill may tell: they are moved before they are removed."""
-    aside = out / f".overwritten.{uuid.uuid4().hex[:8]}.part"
-    aside.mkdir()
-    for number, path in enumerate(old):
-        try:
-            os.replace(path, aside / str(number))
-        except OSError:  # a folder that is a link to another disk
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(aside)
+    for path in old:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for folder in (out / MODEL, out / CHECKPOINT):
         with contextlib.suppress(OSError):  # it is not there, or holds something else
             folder.rmdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,16 @@ class RunLog:
     Args:
         step: up to which the run has come; what a killed run wrote down of later steps will be written again.
         since: "steps" and "sums" since the last line, which a checkpoint holds, too.
-        making_room: calls what writes.
     """
 
-    def __init__(
-        self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any], making_room: Callable
-    ) -> None:
-        self.settings, self.main, self.since, self.making_room = settings, main, since, making_room
+    def __init__(self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any]) -> None:
+        self.settings, self.main, self.since = settings, main, since
         self.path = out / "log.jsonl"
         if main:
             lines = read_text(self.path).splitlines() if self.path.is_file() else []
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
-            making_room(lambda: write_text(self.path, kept))
-            making_room(lambda: cut_rows(out / "metrics.csv", step))
+            write_text(self.path, kept)
+            cut_rows(out / "metrics.csv", step)
         self.bar = bar(main, total=settings.steps, initial=step, unit="step")
         self._restart_clock()
 
@@ -59,8 +55,7 @@ class RunLog:
         shown = {"loss": f"{line['loss']:.4f}", "lr": f"{line['lr']:.2e}", "img/s": f"{line['img_s']:.1f}"}
         self.bar.set_postfix(shown, refresh=False)
         if self.main:
-            text = json_text(line, self.path, indent=None)
-            self.making_room(lambda: append_line(self.path, text))
+            append_line(self.path, json_text(line, self.path, indent=None))
         self.since.update(steps=0, sums={})
         self._restart_clock()
 

@@ -27,16 +27,16 @@ from fapn_zoo.evaluate.measure import ahead
 from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.device import resolve_amp
 from fapn_zoo.runtime.files import NO_ROOM, write_json
-from fapn_zoo.runtime.processes import leave_at_exit, on_cpu, warn_of_one_process
+from fapn_zoo.runtime.processes import leave_at_exit, on_cpu
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
-from fapn_zoo.train.diverged import batch_norm_advice, check_gradient, check_state, diverged
+from fapn_zoo.train.diverged import check_gradient, check_state, diverged
 from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog, add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.setup import Parts, prepare, rehearse, train_mode
+from fapn_zoo.train.setup import Parts, prepare, train_mode
 from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
@@ -87,11 +87,9 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
     torch.manual_seed(settings.seed)
     if settings.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared by {accelerator.num_processes} processes")
-    if accelerator.is_main_process:
-        warn_of_one_process()
     run = Run(settings, prepare(settings), accelerator)
     try:
-        on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints, lambda: rehearse(run)))
+        on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints))
         if resumed is not None:
             run.load(resumed)
         with stop_signals() as run.stop:
@@ -116,7 +114,7 @@ def _loop(run: Run) -> None:
     batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     if not s.workers:
         batches = in_background(batches)
-    log = RunLog(run.out, s, run.step, run.main, run.logged, run.checkpoints.making_room)
+    log = RunLog(run.out, s, run.step, run.main, run.logged)
     with contextlib.closing(batches), contextlib.closing(log):
         if run.lacks_scores():
             run.evaluate()
@@ -215,8 +213,7 @@ class Run:
         try:
             return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
         except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's
-            advice = batch_norm_advice(self.plain, error, self.settings.crop, len(images))
-            raise ValueError(f"step {self.step}: {advice or error}") from error
+            raise ValueError(f"step {self.step}: {error}") from error
 
     def _everywhere(self, losses: dict[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
         """The losses of all processes together, and whether one of them is to stop; ValueError for a loss of NaN."""
@@ -326,7 +323,7 @@ class Run:
             raise self.interrupted(", in its evaluation")
         if self.main:
             row = {name: report[name] for name in self.parts.task.columns.means}
-            self.checkpoints.making_room(lambda: add_row(self.out / "metrics.csv", self.step, row))
+            add_row(self.out / "metrics.csv", self.step, row)
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
             logger.info("step %d: %s", self.step, "; ".join(filter(None, [told, *report["notes"]])))
         return report
@@ -349,6 +346,8 @@ class Run:
         started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
         data = self.parts.dataset
         facts = [getattr(one, "facts", {}) for one in getattr(data, "parts", (data,))]  # of the Hub's, where known
+        if (report := self.plain.load_report) is not None and report.carried:
+            told["classes_kept"], told["classes_new"] = ", ".join(report.carried), ", ".join(report.new) or "none"
         for name in ("revision", "license"):
             if found := ", ".join(dict.fromkeys(one[name] for one in facts if name in one)):
                 told[f"data_{name}"] = found
@@ -362,11 +361,10 @@ class Run:
             where = f"{report['data']} {report['split']}" if report else ""
             scores = self._scores(report) if report else {}
             metrics = {f"{where} {name}": round(100 * value, 2) for name, value in scores.items()}
-            options, make = {"metrics": metrics, "training": self._told()}, self.checkpoints.making_room
             with self._averaged():
-                make(lambda: save_model(self.plain, folder, **options))
+                save_model(self.plain, folder, metrics=metrics, training=self._told())
             if report:
-                make(lambda: write_json(self.out / "eval.json", report))
+                write_json(self.out / "eval.json", report)
         return folder
 
 

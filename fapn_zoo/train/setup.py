@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import torch
 from torch import nn
 
 from fapn_zoo.create import create_model, spec_of
 from fapn_zoo.data.check_pictures import warn_of_turned
 from fapn_zoo.data.classes import check_classes
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.loader import StepBatches, train_batches
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import Dataset, Sample, check_holds
 from fapn_zoo.data.sources import open_dataset
@@ -32,7 +28,7 @@ from fapn_zoo.tasks.targets import Batch, collate
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.zoo.parts import HEADS, load_part
-from fapn_zoo.zoo.spec import DataSpec
+from fapn_zoo.zoo.spec import FROM_DATA, DataSpec
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +99,15 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
     arguments |= {"pretrained": s.pretrained, "pretrained_backbone": s.pretrained_backbone, "in_chans": s.in_chans}
     arguments["backbone_weights"] = s.backbone_weights
     given = {name: value for name, value in arguments.items() if value is not None}
-    model = create_model(s.model, num_classes=labels.num_classes, things=labels.things, **(s.model_args | given))
+    classes = {"num_classes": labels.num_classes, "labels": labels.names, "things": labels.things}
+    model = create_model(s.model, **classes, **(s.model_args | given))
     if model.load_report is not None:
         source = s.checkpoint_path or s.model
         check_finite(model.state_dict().items(), f"training cannot start from {source}: its weights")
         logger.info("starting from %s: %s", source, model.load_report)
     data = {"labels": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
-    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply", "category_ids": labels.category_ids}
+    data |= {"white_level": reading.white_level, "exif": reading.exif or "apply"}
+    data |= {key: getattr(labels, key) for key in FROM_DATA}
     if s.test_size is not None:
         data["test_size"] = s.test_size or None
     data = dataclasses.replace(model.spec.data, things=labels.things, **data)
@@ -172,24 +170,3 @@ def train_mode(model: nn.Module) -> None:
         trained = [parameter.requires_grad for parameter in module.parameters()]
         if trained and not any(trained):
             module.eval()
-
-
-def rehearse(run: Any) -> None:
-    """Loads the first batch of a `Run` and computes its loss, as the run will, without a trace in model or files.
-
-    Talks to no other process, so that one of several may do it alone. Raises what the first step would.
-    """
-    s, parts = run.settings, run.parts
-    stream = StepBatches(parts.dataset, parts.transform, s.batch_size, s.seed, 0, max(s.steps, 1), run.rank, run.world)
-    batch = next(train_batches(stream, parts.collate))
-    alone = copy.copy(run)
-    alone.model, alone.world = run.plain, 1
-    statistics = {name: buffer.clone() for name, buffer in run.plain.named_buffers()}
-    train_mode(run.plain)
-    with torch.no_grad(), torch.random.fork_rng():
-        micro = list(batch.to(run.accelerator.device).parts(min(s.micro_batch or run.local_batch, run.local_batch)))
-        totals = alone._totals(micro)
-        for part in micro:
-            alone._losses(part, totals)
-        for name, buffer in run.plain.named_buffers():
-            buffer.copy_(statistics[name])

@@ -1,16 +1,18 @@
-"""The pictures of an `Alignment`: a sheet per level, and one with all levels below each other."""
+"""The pictures of an `Alignment`, by matplotlib (extra `viz`): a row of panels per level."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
-from PIL import Image
 
-from fapn_zoo.visualize import drawing
+from fapn_zoo.tasks import fonts
 from fapn_zoo.visualize.alignment import Alignment, Level
+from fapn_zoo.visualize.plots import new_figure, save_figure
 
-PANEL = 460  # width of a map in the sheet of a level, in pixels
-SMALL = 270  # and in the sheet with all levels
-TALLEST = 1.25  # a panel is at most so many times as high as wide
+ARROWS = 16  # along a side of a map, at most
 
 
 def feature_colours(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,100 +42,44 @@ def feature_colours(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, 
     return pictures[0], pictures[1]
 
 
-def _panel_size(found: Alignment, width: int) -> tuple[int, int]:
-    """(width, height) of a panel about `width` wide, in which a pixel of the finest level is a square."""
-    rows, columns = found.levels[0].before.shape[1:]
-    width = min(width, round(TALLEST * width * columns / rows))
-    if columns <= width:
-        width = columns * round(width / columns)
-    return width, max(round(width * rows / columns), 1)
+def write_levels(found: Alignment, levels: Sequence[Level], side: float, path: Path) -> None:
+    """Writes a .png file with a row of panels for every one of these levels; `side` of a panel in inches.
+
+    Arrows point to where a pixel takes its samples from, and lengths are in pixels of the network's input.
+    """
+    height, width = found.image.shape[:2]
+    size = 7.2 * side, len(levels) * (side * height / width + 0.9) + 0.6
+    figure = new_figure(size)
+    figure.suptitle(fonts.spelled(f"{found.model}    {found.name}"))
+    for axes, level in zip(figure.subplots(len(levels), 7, squeeze=False), levels, strict=True):
+        _draw(axes, found.image, level)
+    save_figure(figure, path)
 
 
-def _maps(level: Level, size: tuple[int, int], text: int, arrow_step: int) -> list[Image.Image]:
-    """The panels that both sheets show: features before and after, and where there are any offsets and masks."""
-    width = size[0]
-    before, after = (drawing.enlarged(colours, size) for colours in feature_colours(level.before, level.after))
-    panels = [drawing.captioned(before, "before alignment", text), drawing.captioned(after, "after alignment", text)]
-    if level.offsets is None:
-        return panels
-    down, right = level.displacement
-    longest = float(np.percentile(np.hypot(down, right), 99))
-    field = drawing.enlarged(drawing.directions(down, right, longest), size)
-    field = drawing.arrows(field, down, right, arrow_step, longest)
-    shift = drawing.captioned(field, "mean displacement", text)
-    legend = drawing.wheel(3 * text)
-    words = [f"rim: {longest:.2f} px of this level", f"= {longest * level.stride:.1f} px of the input"]
-    legend = drawing.beside([legend, drawing.text_block(words, width - legend.width - 8, text - 2)], 8)
-    panels.append(drawing.stacked([shift, legend], 4))
-    high = float(np.percentile(level.distance, 99))
-    length = drawing.enlarged(drawing.ramp(level.distance, drawing.HEAT, 0, high), size)
-    most = f"{high:.2f} px = {high * level.stride:.1f} px of input"
-    bar = drawing.colour_bar(width, drawing.HEAT, "0", most, text - 2)
-    panels.append(drawing.stacked([drawing.captioned(length, "length of offsets", text), bar], 4))
-    low, high = (float(share) for share in np.percentile(level.modulation, (1, 99)))
-    masks = drawing.enlarged(drawing.ramp(level.modulation, drawing.SHADE, low, high), size)
-    bar = drawing.colour_bar(width, drawing.SHADE, f"{low:.2f}", f"{high:.2f}", text - 2)
-    panels.append(drawing.stacked([drawing.captioned(masks, "mean of masks", text), bar], 4))
-    return panels
-
-
-def _gate(level: Level, size: tuple[int, int], text: int) -> Image.Image:
-    if level.gate is None:
-        return drawing.text_block(["no feature selection in this neck"], size[0], text, drawing.GREY)
-    chart = drawing.bars(np.sort(level.gate)[::-1], size, 1.0, text - 2)
-    return drawing.captioned(chart, f"selection gates, {len(level.gate)}", text)
-
-
-def level_picture(found: Alignment, level: Level) -> Image.Image:
-    """Everything about one level, next to the image."""
-    size, text = _panel_size(found, PANEL), 16
-    channels, height, width = level.before.shape
-    image = drawing.captioned(drawing.enlarged(found.image, size, smooth=True), "image", text)
-    before, after, *fields = _maps(level, size, text, arrow_step=22)
-    rows = [drawing.beside([image, before, after])]
-    if fields:
-        rows.append(drawing.beside(fields))
-    rows.append(_gate(level, (rows[0].width, 190), text))
-    title = f"{found.model}    {found.name}    stride {level.stride}, {height} x {width}, {channels} channels"
-    head = drawing.text_block([title, *level.absent], rows[0].width, text + 2)
-    return drawing.framed(drawing.stacked([head, *rows]))
-
-
-def contact_sheet(found: Alignment) -> Image.Image:
-    """The image, what the levels say in numbers, and all levels below each other, fine to coarse."""
-    text = 14
-    size = _panel_size(found, SMALL)
-    rows = []
-    for level in found.levels:
-        channels, height, width = level.before.shape
-        facts = [f"stride {level.stride}", f"{height} x {width}", f"{channels} channels"]
-        panels = _maps(level, size, text, arrow_step=20)
-        gate = _gate(level, (max(size[0], 200), size[1]), text)
-        rows.append(drawing.beside([drawing.text_block(facts, 105, text), *panels, gate]))
-    image = drawing.captioned(drawing.enlarged(found.image, (2 * size[0], 2 * size[1]), smooth=True), found.name, text)
-    width = max(max(row.width for row in rows), image.width + 480)
-    words = drawing.text_block(_sentences(found), width - image.width - 3 * drawing.GAP, text + 1)
-    head = drawing.stacked([drawing.text_block([found.model], width, text + 6), drawing.beside([image, words], 36)])
-    return drawing.framed(drawing.stacked([head, *rows], 24))
-
-
-def _sentences(found: Alignment) -> list[str]:
-    """Means of every level, and what it does not have."""
-    height, width = found.input_size
-    lines = [
-        "",
-        f"input {height} x {width} pixels; lengths here are in pixels of the input",
-        "arrows and colours point to where a pixel takes its samples from",
-        "",
-    ]
-    for level in found.levels:
-        lines.append(f"stride {level.stride}")
-        if level.offsets is not None:
-            shift = float(np.hypot(*level.displacement).mean()) * level.stride
-            length = float(level.distance.mean()) * level.stride
-            lines.append(f"    mean displacement {shift:.1f} px, of a single sample {length:.1f} px")
-            lines.append(f"    masks: mean {level.masks.mean():.2f}, {(level.masks < 0.1).mean():.0%} below 0.1")
-        if level.gate is not None:
-            lines.append(f"    gates: {level.gate.min():.2f} to {level.gate.max():.2f}, mean {level.gate.mean():.2f}")
-        lines += [f"    {missing}" for missing in level.absent]
-    return lines
+def _draw(axes: Sequence[Any], image: np.ndarray, level: Level) -> None:
+    """The image and, where there are any, features, offsets, masks and gates of a level."""
+    for place in axes:
+        place.set(xticks=[], yticks=[])
+    channels, rows, columns = level.before.shape
+    pictures = {"image": image}
+    pictures |= zip(("before alignment", "after alignment"), feature_colours(level.before, level.after), strict=True)
+    for place, (title, picture) in zip(axes, pictures.items(), strict=False):
+        place.imshow(picture, aspect="auto")
+        place.set_title(title)
+    axes[0].set_ylabel(f"stride {level.stride}: {rows} x {columns}, {channels} channels")
+    maps = {}
+    if level.offsets is not None:
+        down, right = level.displacement * level.stride
+        maps = {"mean displacement, px": np.hypot(down, right), "length of offsets, px": level.distance * level.stride}
+        maps["mean of masks"] = level.modulation
+    for place, (title, values) in zip(axes[3:], maps.items(), strict=False):
+        drawn = place.imshow(values, aspect="auto", vmax=np.percentile(values, 99))
+        place.figure.colorbar(drawn, ax=place, location="bottom")
+        place.set_title(title)
+    if level.offsets is not None and (down.any() or right.any()):
+        y, x = (np.linspace(0, n - 1, min(n, ARROWS)).round().astype(int) for n in (rows, columns))
+        axes[3].quiver(x, y, right[np.ix_(y, x)], down[np.ix_(y, x)], angles="xy", color="white")
+    if level.gate is not None:
+        axes[6].bar(range(len(level.gate)), np.sort(level.gate)[::-1], width=1)
+        axes[6].set(ylim=(0, 1), yticks=[0, 0.5, 1], title="gates, strongest first")
+    axes[6].set_xlabel("\n".join(level.absent))

@@ -13,7 +13,7 @@ from torch import nn
 from fapn_zoo.data.classes import class_difference, full_names, model_labels
 from fapn_zoo.data.images import LoadedImage, list_images, load_image
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
+from fapn_zoo.data.reading import check_sizes, read_class_ids
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import LABELS, Objects, check_holds
 from fapn_zoo.data.sources import open_dataset
@@ -139,10 +139,8 @@ def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
         return Item(path, None, loaded.name)
     if not file.is_file():
         raise FileNotFoundError(f"no label file {file}")
-    labels = read_labels(file, reading)
+    labels = read_class_ids(file, model_labels(model) or LabelMap.default(model.num_classes), reading)
     check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file, reading)
-    table = LabelMap(full_names(model.data.labels, model.num_classes), (), model.data.ignore_index)
-    check_ids(labels, table, f"{file}: ")
     return Item(path, labels, loaded.name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,49 +28,66 @@ def comparison(found: Comparison, row: Mapping[str, Any]) -> Image.Image:
     Where there are labels, a row with the truth and every model's errors stands between them. `row` has the numbers of
     the image, as `side_by_side` returns them.
     """
-    size = _panel_size(found.results[0].image.shape[:2])
-    letters = [chr(ord("A") + i) for i in range(len(found.models))]
-    panels = [_panel(found.results[0].image, "image", size)]
-    for letter, name, result in zip(letters, found.models, found.results, strict=True):
-        panels.append(_panel(np.asarray(result.overlay(alpha=0.65)), f"{letter}  {name}", size))
-    rows = [drawing.beside(panels)]
+    first, size = found.results[0], _panel_size(found.results[0].image.shape[:2])
+    rows = [_answers(found, size, [(result.overlay(alpha=0.65), "") for result in found.results])]
     if found.labels is not None:
-        truth = np.asarray(dataclasses.replace(found.results[0], labels=found.labels).overlay(alpha=0.65))
-        panels = [_panel(truth, "truth", size)]
-        for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
-            scores = map(percent, row["scores"][name].values())
-            words = "mIoU {}, acc {}; near boundaries: mIoU {}, acc {}".format(*scores)
-            panels.append(_panel(_errors(found, index), f"errors of {letter}", size, words))
-        rows.append(drawing.beside(panels))
-    difference, legend = _difference(found, letters)
+        truth = dataclasses.replace(first, labels=found.labels).overlay(alpha=0.65)
+        errors = [_errors(found, index) for index in range(len(found.models))]
+        words = "mIoU {}, acc {}; near boundaries: mIoU {}, acc {}"
+        rows.append(_truth(found, size, truth, "", errors, words, row))
+    difference, legend = _difference(found)
     words = f"all agree on {percent(found.agreement)} % of the pixels"
     legends = _legends(found, legend, rows[0].width - size[0] - drawing.GAP, size[1])
     rows.append(drawing.beside([_panel(difference, "where they differ", size, words), legends]))
-    title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
-    return drawing.framed(drawing.stacked([title, *rows]))
+    return _sheet(found.name, rows)
 
 
 def object_comparison(found: ObjectComparison, row: Mapping[str, Any]) -> Image.Image:
     """One sheet: the image and every model's objects, and where there is truth, what is missed and wrong."""
-    size = _panel_size(found.results[0].image.shape[:2])
-    letters = [chr(ord("A") + i) for i in range(len(found.models))]
-    panels = [_panel(found.results[0].image, "image", size)]
-    for letter, name, result in zip(letters, found.models, found.results, strict=True):
-        words = f"{len(result.segments)} objects"
-        panels.append(_panel(np.asarray(result.overlay()), f"{letter}  {name}", size, words))
-    rows = [drawing.beside(panels)]
+    first, size = found.results[0], _panel_size(found.results[0].image.shape[:2])
+    rows = [_answers(found, size, [(one.overlay(), f"{len(one.segments)} objects") for one in found.results])]
     if found.truth is not None:
-        truth = found.true_result()
-        panels = [_panel(np.asarray(truth.overlay(texts=False)), "truth", size, f"{len(truth.segments)} objects")]
-        for index, (letter, name) in enumerate(zip(letters, found.models, strict=True)):
-            scores = row["scores"][name]
-            words = (
-                f"F1 {percent(scores['f1'])}: {scores['hits']} hit, {scores['missed']} missed, {scores['false']} wrong"
-            )
-            panels.append(_panel(_object_errors(found, index), f"errors of {letter}", size, words))
-        rows.append(drawing.beside(panels))
+        truth = drawing.objects_laid_over(first.image, found.truth, first.image.shape[:2], first.names, first.palette)
+        errors = [_object_errors(found, index) for index in range(len(found.models))]
+        words, count = "F1 {}: {} hit, {} missed, {} wrong", f"{len(found.true.classes)} objects"
+        rows.append(_truth(found, size, truth, count, errors, words, row))
         rows.append(_swatches([("hit", HIT), ("missed", WRONG), ("found where there is none", WRONG_NEAR)]))
-    title = drawing.text_block([found.name], rows[0].width, TEXT + 3)
+    return _sheet(found.name, rows)
+
+
+def _answers(
+    found: Comparison | ObjectComparison, size: tuple[int, int], pictures: Sequence[tuple[Image.Image, str]]
+) -> Image.Image:
+    """The image, and beside it every model's picture with a line of words."""
+    panels = [_panel(found.results[0].image, "image", size)]
+    for index, (name, (picture, words)) in enumerate(zip(found.models, pictures, strict=True)):
+        panels.append(_panel(picture, f"{_letter(index)}  {name}", size, words))
+    return drawing.beside(panels)
+
+
+def _truth(
+    found: Comparison | ObjectComparison,
+    size: tuple[int, int],
+    truth: Image.Image,
+    detail: str,
+    errors: Sequence[np.ndarray],
+    words: str,
+    row: Mapping[str, Any],
+) -> Image.Image:
+    """The truth, and beside it every model's errors with its scores in `words`."""
+    panels = [_panel(truth, "truth", size, detail)]
+    for index, (name, picture) in enumerate(zip(found.models, errors, strict=True)):
+        scores = (str(score) if isinstance(score, int) else percent(score) for score in row["scores"][name].values())
+        panels.append(_panel(picture, f"errors of {_letter(index)}", size, words.format(*scores)))
+    return drawing.beside(panels)
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index)
+
+
+def _sheet(name: str, rows: Sequence[Image.Image]) -> Image.Image:
+    title = drawing.text_block([name], rows[0].width, TEXT + 3)
     return drawing.framed(drawing.stacked([title, *rows]))
 
 
@@ -86,8 +103,8 @@ def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
     return width, max(round(width * size[0] / size[1]), 1)
 
 
-def _panel(pixels: np.ndarray, caption: str, size: tuple[int, int], detail: str = "") -> Image.Image:
-    return drawing.captioned(drawing.enlarged(pixels, size), caption, TEXT, detail)
+def _panel(pixels: np.ndarray | Image.Image, caption: str, size: tuple[int, int], detail: str = "") -> Image.Image:
+    return drawing.captioned(drawing.enlarged(np.asarray(pixels), size), caption, TEXT, detail)
 
 
 def _pale(image: np.ndarray) -> np.ndarray:
@@ -104,7 +121,7 @@ def _errors(found: Comparison, index: int) -> np.ndarray:
     return picture
 
 
-def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict[str, drawing.Colour]]:
+def _difference(found: Comparison) -> tuple[np.ndarray, dict[str, drawing.Colour]]:
     """Where models differ, in colours, and what the colours mean: of two models with labels, which one is right."""
     picture = _pale(found.results[0].image)
     if found.labels is None or len(found.results) > 2:
@@ -117,8 +134,8 @@ def _difference(found: Comparison, letters: list[str]) -> tuple[np.ndarray, dict
     picture[differ & first & second] = NEITHER
     picture[~found.valid] = UNLABELLED
     return picture, {
-        f"only {letters[0]} is right": ONLY_FIRST,
-        f"only {letters[1]} is right": ONLY_SECOND,
+        "only A is right": ONLY_FIRST,
+        "only B is right": ONLY_SECOND,
         "both are wrong, in different ways": NEITHER,
     }
 

@@ -14,10 +14,11 @@ from PIL import Image
 from fapn_zoo.data.check_report import CheckReport
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
-from fapn_zoo.data.sample import DataError, Objects, Sample
+from fapn_zoo.data.sample import DataError, Sample
 from fapn_zoo.runtime.files import write_text
-from fapn_zoo.tasks import drawing, fonts
+from fapn_zoo.tasks import drawing
 from fapn_zoo.tasks.result import shown_pixels
+from fapn_zoo.visualize.drawing import objects_laid_over, resized_ids
 
 SAMPLES = 24  # of all splits together
 SIDE = 360  # pixels, of the longer side of a sample
@@ -86,32 +87,8 @@ def drawn(sample: Sample, labels: LabelMap, side: int = SIDE) -> Image.Image:
         table[: labels.num_classes] = labels.palette
         shown = np.arange(len(table)) < labels.num_classes
         shown[labels.ignore_index] = False
-        return drawing.overlay(image, _resized(sample.labels, size), table, shown, 0.5, True)
-    colours = drawing.object_colours(objects.classes.tolist(), labels.palette)
-    names, both = fonts.class_names(labels.names), zip(objects.classes, objects.crowd, strict=True)
-    texts = [f"{names[k]} (crowd)" if crowd else names[k] for k, crowd in both]
-    if not objects.has_masks:
-        return drawing.boxed(image, objects.boxes * factor, texts, colours)
-    table = np.array([(0, 0, 0), *colours], np.uint8)
-    ids = _resized(_ids(objects, sample.size), size)
-    picture = drawing.overlay(image, ids, table, np.arange(len(table)) > 0, 0.5, True)
-    drawing.write_texts(picture, objects.boxes * factor, texts, colours)
-    return picture
-
-
-def _resized(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-
-
-def _ids(objects: Objects, size: tuple[int, int]) -> np.ndarray:
-    """A map of the objects, the small ones on top."""
-    if objects.ids is not None:
-        return objects.ids
-    ids = np.zeros(size, np.int32)
-    for m in np.argsort(-np.asarray(objects.areas), kind="stable").tolist():
-        crop = objects.crop(m)
-        ids[crop.y : crop.y + crop.pixels.shape[0], crop.x : crop.x + crop.pixels.shape[1]][crop.pixels] = m + 1
-    return ids
+        return drawing.overlay(image, resized_ids(sample.labels, size), table, shown, 0.5, True)
+    return objects_laid_over(image, objects, sample.size, labels.names, labels.palette)
 
 
 def _bars(report: CheckReport) -> Iterator[str]:

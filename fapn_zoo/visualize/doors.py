@@ -17,10 +17,11 @@ from fapn_zoo.runtime.files import make_folder, read_json, short_name, write_jso
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
-from fapn_zoo.visualize.alignment_pictures import contact_sheet, level_picture
+from fapn_zoo.visualize.alignment_pictures import write_levels
 from fapn_zoo.visualize.comparison import Comparison, Item, check_models, comparison_task
 from fapn_zoo.visualize.comparison_pictures import comparison, object_comparison
 from fapn_zoo.visualize.object_comparison import ObjectComparison
+from fapn_zoo.visualize.plots import require_matplotlib
 
 
 def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[str, Any]:
@@ -33,16 +34,19 @@ def visualize_alignment(model: nn.Module, image: Any, out: str | Path) -> dict[s
     Returns:
         What `alignment.json` holds: see `summary`, and "files", the names of all files. `alignment.npz` has the arrays
         behind the pictures, see `arrays`. Every file appears whole or not at all.
+
+    Raises:
+        ValueError: matplotlib is not installed, the image would be replaced, or as `read_alignment`.
     """
-    found = read_alignment(model, image)
-    out = Path(out)
-    pictures = {f"level{level.index}.png": level_picture(found, level) for level in found.levels}
-    pictures["alignment.png"] = contact_sheet(found)
+    require_matplotlib()
+    found, out = read_alignment(model, image), Path(out)
+    pictures = {f"level{level.index}.png": ([level], 3.6) for level in found.levels}
+    pictures["alignment.png"] = found.levels, 2.4
     if isinstance(image, (str, Path)) and Path(image).resolve() in {(out / name).resolve() for name in pictures}:
         raise ValueError(f"the image {image} would be replaced by a picture of that name; use another output folder")
     make_folder(out)
-    for name, picture in pictures.items():
-        save_image(picture, out / name)
+    for name, (levels, side) in pictures.items():
+        write_levels(found, levels, side, out / name)
     write_whole(out / "alignment.npz", lambda file: np.savez_compressed(file, **arrays(found)))
     numbers = summary(found) | {"files": [*pictures, "alignment.npz", "alignment.json"]}
     write_json(out / "alignment.json", numbers)

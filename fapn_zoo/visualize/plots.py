@@ -29,7 +29,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        how = "install it with: pip install 'fapn-zoo[viz]', or leave out --out"
+        how = "install it with: pip install 'fapn-zoo[viz]'"
         raise ValueError(f"plots need matplotlib ({error}); {how}") from None
 
 
@@ -50,7 +50,8 @@ def _confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
     truth = counts.sum(1, keepdims=True)
     shares = np.divide(100.0 * counts, truth, out=np.full(counts.shape, np.nan), where=truth > 0)
     side = min(max(4.5, 0.28 * len(names)), 16)
-    figure, axes = _figure((side + 2.5, side + 1))
+    figure = new_figure((side + 2.5, side + 1))
+    axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     figure.colorbar(drawn, ax=axes, label="% of the true pixels", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
@@ -61,7 +62,7 @@ def _confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
         for row, column in np.argwhere(shares >= 0.5):  # NaN is not
             style = {"color": "white" if shares[row, column] > 60 else "black", "fontsize": 7}
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", **style)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_classes(
@@ -84,7 +85,8 @@ def _classes(
     classes: Sequence[Mapping[str, Any]], score: str, label: str, mean: float | None, title: str, path: Path
 ) -> None:
     rows = sorted((row for row in classes if row[score] is not None), key=lambda row: row[score])
-    figure, axes = _figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
+    figure = new_figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
+    axes = figure.add_subplot()
     axes.barh(range(len(rows)), [100 * row[score] for row in rows], color="tab:blue", label=label)
     near = [(100 * row["band_5"], place) for place, row in enumerate(rows) if row.get("band_5") is not None]
     if near:
@@ -94,7 +96,7 @@ def _classes(
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=title)
     axes.legend(loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @contextlib.contextmanager
@@ -114,14 +116,15 @@ def _letters_of(names: Sequence[str]) -> Iterator[list[str]]:
         yield names
 
 
-def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+def new_figure(size: tuple[float, float]) -> Any:
+    """An empty figure of matplotlib's, (width, height) in inches."""
     from matplotlib.figure import Figure  # not pyplot: no windows, no state
 
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
+    return Figure(figsize=size, layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a .png file, whole or not at all."""
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
 
 

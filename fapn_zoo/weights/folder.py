@@ -23,6 +23,7 @@ from fapn_zoo.runtime.files import json_text, load_json, make_folder, move_files
 from fapn_zoo.runtime.provenance import versions
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
 from fapn_zoo.weights.card import render_card
+from fapn_zoo.weights.class_rows import carry, known_names, same_classes
 from fapn_zoo.weights.finite import NotFinite, check_finite
 from fapn_zoo.weights.probe import probe
 from fapn_zoo.zoo.spec import ModelSpec
@@ -36,16 +37,24 @@ PACKAGES = ("torch", "torchvision", "timm")  # that decide what the weights comp
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did. `adapted` and `fresh` name tensors that were changed to fit or left at random values."""
+    """What loading did. `adapted` and `fresh` name tensors that were changed to fit or left at random values.
+
+    `carried` names the classes whose rows followed them by name, `new` those whose rows are random.
+    """
 
     loaded: int
     adapted: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
         parts += [f"adapted: {', '.join(self.adapted)}"] if self.adapted else []
         parts += [f"left random: {', '.join(self.fresh)}"] if self.fresh else []
+        count = f"{len(self.carried)} of {len(self.carried + self.new)} classes keep their rows by name"
+        parts += [f"{count}: {', '.join(self.carried)}"] if self.carried else []
+        parts += [f"no class of theirs: {', '.join(self.new)}"] if self.new else []
         return "; ".join(parts)
 
 
@@ -75,7 +84,7 @@ def read_spec(folder: str | Path) -> ModelSpec:
 
 
 def load_weights(
-    model: nn.Module, source: str | Path, *, saved: ModelSpec | None = None, share: bool = False
+    model: nn.Module, source: str | Path, *, saved: ModelSpec | None = None, by_name: bool = False, share: bool = False
 ) -> LoadReport:
     """Reads weights into a model.
 
@@ -84,6 +93,8 @@ def load_weights(
         source: a safetensors file or a weights folder.
         saved: the description that the tensors were saved with. Where its `num_classes` or `in_chans` differ from
             the model's, the classifier stays random and the first convolution is adapted; without it all must fit.
+        by_name: where `saved` has other classes, rows of the classifier follow those of the same name, and only the
+            others stay random. Where names are not known on both sides, rows stay where they are.
         share: leave the weights in the mapped file, see `assign_tensors`; for files that nobody writes to.
 
     Raises:
@@ -93,16 +104,19 @@ def load_weights(
     path = Path(source)
     path = path / WEIGHTS if path.is_dir() else path
     tensors, state = read_tensors(path), model.state_dict()
-    adapted, fresh = [], []
-    if saved is not None and saved.num_classes != model.num_classes:
-        fresh = classifier_keys(model)
+    adapted, fresh, carried, new = [], [], (), ()
+    if saved is not None and not same_classes(saved, model.spec, by_name):
+        if by_name:
+            carried = carry(model, tensors, saved)
+            new = tuple(name for name in known_names(model.spec) if name not in carried)
+        fresh = [] if carried else classifier_keys(model)
         for key in fresh:
             tensors.pop(key, None)
     if saved is not None and saved.in_chans != model.spec.in_chans:
         adapted = adapt_input(tensors, state, saved.in_chans, model.spec.in_chans)
     assign_tensors(model, tensors, path, fresh=fresh, share=share)
-    report = LoadReport(len(tensors), tuple(adapted), tuple(fresh))
-    if adapted or fresh:  # what fits needs no words
+    report = LoadReport(len(tensors), tuple(adapted), tuple(fresh), carried, new)
+    if adapted or fresh or carried:  # what fits needs no words
         logger.warning("%s: %s", path, report)
     return report
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+FROM_DATA = ("category_ids", "values", "ignored_values")  # what a DataSpec keeps of how data is stored
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the test size, in all official evaluations at several scales
 # Label set and short side at test time -> the official short sides, and the limit of the long side (TEST.AUG).
 SCALES = {
@@ -25,6 +26,11 @@ SCALES = {
         ("cityscapes", 1024, 4096),
     )
 }
+
+
+def as_tuples(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Lists within lists as tuples, which can be compared and hashed."""
+    return tuple(as_tuples(value) if isinstance(value, (list, tuple)) else value for value in values)
 
 
 def check_reading(white_level: float | None, exif: str) -> None:
@@ -56,6 +62,7 @@ class DataSpec:
             white in pictures deeper than 8 bits (None: not said), and whether pictures are turned by their EXIF
             orientation, `"apply"` or `"ignore"`.
         category_ids: the COCO id of every class in the data it was trained on; empty where it is the class id plus 1.
+        values, ignored_values: what that data stored for every class, and for none, see `fapn_zoo.data.labels`.
     """
 
     labels: tuple[str, ...] = ()
@@ -71,6 +78,8 @@ class DataSpec:
     white_level: float | None = None
     exif: str = "apply"
     category_ids: tuple[int, ...] = ()
+    values: tuple[Any, ...] = ()
+    ignored_values: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.category_ids and len(self.category_ids) != len(self.labels):
@@ -86,8 +95,8 @@ class DataSpec:
         check_reading(self.white_level, self.exif)
 
     def to_dict(self) -> dict[str, Any]:
-        """Without `white_level`, `exif` and `category_ids` where they are the usual ones: older versions know none."""
-        usual = (("white_level", None), ("exif", "apply"), ("category_ids", ()))
+        """Without what is as usual, from `white_level` on: older versions know none of it."""
+        usual = [("white_level", None), ("exif", "apply"), *((key, ()) for key in FROM_DATA)]
         return {k: v for k, v in dataclasses.asdict(self).items() if (k, v) not in usual}
 
     @classmethod
@@ -95,9 +104,9 @@ class DataSpec:
         """The inverse of `to_dict` after a trip through JSON; unknown keys raise ValueError."""
         known = _known_fields(cls, values)
         known["palette"] = tuple(tuple(int(c) for c in colour) for colour in known.get("palette", ()))
-        for name in ("labels", "things", "mean", "std", "category_ids"):
+        for name in ("labels", "things", "mean", "std", *FROM_DATA):
             if name in known:
-                known[name] = tuple(known[name])
+                known[name] = as_tuples(known[name])
         return cls(**known)
 
 

@@ -98,20 +98,10 @@ def test_labels_travel(tmp_path: Path) -> None:
     assert len(data.labels) == len(data.palette) == 11 and data.labels == fapn_zoo.create_model(spec.name).data.labels
 
 
-def test_the_same_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = register(BY_NAME["perpixel"])
-    path, out = write(tmp_path / "x.pkl", official_state(spec)), tmp_path / "out"
-    assert not convert(path, out, spec.name).kept
-    stamp = (out / "model.safetensors").stat().st_mtime_ns
-    again = convert(path, out, spec.name)
-    assert again == (path, spec.name, out, True)
-    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
-
-
 @pytest.mark.parametrize(
     "damage", ["cut weights", "no weights", "no config", "other config", "other model", "other file"]
 )
-def test_what_is_not_of_the_same_file_is_written_again(tmp_path: Path, damage: str) -> None:
+def test_a_folder_is_written_again(tmp_path: Path, damage: str) -> None:
     spec = register(BY_NAME["perpixel"])
     state = official_state(spec)
     path, out = write(tmp_path / "x.pkl", state), tmp_path / "out"
@@ -132,7 +122,7 @@ def test_what_is_not_of_the_same_file_is_written_again(tmp_path: Path, damage: s
     else:
         state["sem_seg_head.predictor.bias"] = state["sem_seg_head.predictor.bias"] + 1
         write(path, state)
-    assert not convert(path, out, spec.name).kept
+    convert(path, out, spec.name)
     assert (out / "notes.txt").read_text() == "mine", "only files of the three names are replaced"
     (out / "notes.txt").unlink()
     assert_folder(out, spec, state)
@@ -193,6 +183,7 @@ def test_leavings_of_a_killed_conversion_go_with_the_next(tmp_path: Path) -> Non
     path = write(tmp_path / "x.pkl", official_state(spec))
     (tmp_path / ".out.0123abcd.part").mkdir()
     (tmp_path / ".out.0123abcd.part/model.safetensors").write_text("half")
+    os.utime(tmp_path / ".out.0123abcd.part", (0, 0))
     writing._SWEPT.clear()
     convert(path, tmp_path / "out", spec.name)
     assert sorted(os.listdir(tmp_path)) == ["out", "x.pkl"]
@@ -247,7 +238,7 @@ def test_found_by_the_name_of_the_file(tmp_path: Path) -> None:
     path = with_md5(write(tmp_path / "x.pkl", state))
     register(BY_NAME["perpixel"])
     spec = register(dataclasses.replace(BY_NAME["perpixel"], name="tiny_named"), f"https://example.org/a/{path.name}")
-    assert convert(path, tmp_path / "out") == (path, "tiny_named", tmp_path / "out", False)
+    assert convert(path, tmp_path / "out") == (path, "tiny_named", tmp_path / "out")
     assert_folder(tmp_path / "out", spec, state)
 
 
@@ -311,8 +302,7 @@ def test_no_model_and_several_models(tmp_path: Path) -> None:
 
 def test_the_official_models_are_told_apart_by_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     states, shapes_of = {}, functools.cache(lambda name: model_shapes(registry.get_spec(name)[0]))
-    for module in (files, names):  # every model is built once
-        monkeypatch.setattr(module, "model_shapes", lambda spec: shapes_of(spec.name))
+    monkeypatch.setattr(names, "model_shapes", lambda spec: shapes_of(spec.name))  # every model is built once
     for spec, weights in files._official_models():
         with torch.device("meta"):
             state = to_official({key: torch.empty(shape) for key, shape in shapes_of(spec.name).items()}, spec)
@@ -376,8 +366,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
     assert "model.pth: 6 dropped, a second name of another tensor" in caplog.text
     assert "model.pth: 1 dropped, a constant of the training loss" in caplog.text
     assert_folder(tmp_path / "out", spec, official_state(spec))
-    assert cli.main(arguments) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: {spec.name} kept, it was made of {path}\n"
     path.write_bytes(b"<html>quota</html>")
     assert cli.main(arguments) == 1
     assert capsys.readouterr().err.startswith(f"error: {path} is a web page, not a checkpoint")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_default():
 
 def test_json_holds_all_of_it(tmp_path: Path):
     labels = LabelMap(("Straße", "car"), ((1, 2, 3), (4, 5, 6)), 254)
-    assert LabelMap.from_json(write(tmp_path / "classes.json", **vars(labels))) == labels
+    assert LabelMap.from_json(write(tmp_path / "classes.json", **dataclasses.asdict(labels))) == labels
 
 
 def test_json_needs_only_names(tmp_path: Path):
@@ -160,7 +161,7 @@ def test_json_as_windows_writes_it(tmp_path: Path):
     [
         (
             '{"names": ["a"], "ignore_label": 0}',
-            "unknown key 'ignore_label'; nearest: ignore_index; known keys: names, ",
+            "unknown key 'ignore_label'; nearest: ignored_values or ignore_index; known keys: names, ",
         ),
         ('{"names": ["a"], "pallete": []}', "unknown key 'pallete'; nearest: palette"),
         ('{"names": ["a"], "Names": ["b"]}', "unknown key 'Names'; nearest: names"),

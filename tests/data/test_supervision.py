@@ -67,7 +67,8 @@ def warnings(caplog, data, val=None) -> str:
 def test_a_class_that_some_files_hold_as_the_ignored_value(tmp_path: Path, caplog, count: int):
     data = write(tmp_path / "mixed", [*[[0, 255]] * count, *[[0, 1]] * 50])
     says = f"of {50 + count} label files 50 hold 1, {count} hold 255, none both: 255 is probably 'disc'"
-    says = f"mixed, to train on: {says}; save it as 1 there, if it is no void"
+    way = 'or write "values": [0, 255] into classes.json, if it is no void'
+    says = f"mixed, to train on: {says}; save it as 1, {way}"
     assert warnings(caplog, data) == f"one class stored in two ways: {says}"
     for name, more in {"void beside it": [[1, 255]], "nothing but void": [[255, 255]]}.items():
         assert warnings(caplog, write(tmp_path / name, [[0, 255], [0, 1], *more])) == ""

@@ -180,6 +180,7 @@ def test_leavings_go_and_a_full_disk_is_one_line(model, tmp_path: Path, monkeypa
     folder = tmp_path / "state"
     folder.mkdir()
     (folder / ".part-0a1b.npz.0123abcd.part").write_text("half")
+    os.utime(folder / ".part-0a1b.npz.0123abcd.part", (0, 0))
     real = files._Target.finish
 
     def finish(self, sync):

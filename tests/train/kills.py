@@ -4,7 +4,7 @@
 
 Half of the kills come at a random moment, half at a random system call that makes, writes, renames or removes a file of
 the run. The processes are forked from one that has imported everything, so that a start takes no time. The last line
-is a JSON object; "room" is that of three checkpoints where a tmpfs can be mounted (root, or `unshare -rm` before
+is a JSON object; "room" is that of four checkpoints where a tmpfs can be mounted (root, or `unshare -rm` before
 python), else null.
 """
 
@@ -128,7 +128,7 @@ def main(data: str, scratch: Path, kills: int = 40, seed: int = 0) -> dict[str, 
     assert os.waitpid(fork(lambda: train(settings(data, whole))), 0)[1] == 0
     seconds = time.monotonic() - started
     expected, sizes = facts(whole), [path.stat().st_size for path in whole.glob("checkpoint/*/state.pt")]
-    room, disk = 3 * max(sizes) + SMALL_FILES, scratch / "disk"
+    room, disk = 4 * max(sizes) + SMALL_FILES, scratch / "disk"
     found: dict[str, Any] = {"kills": 0, "at writes": 0, "runs": 0, "different": [], "failed": 0}
     found["room"] = room if mounted(disk, room) else None
     out = disk / "run"

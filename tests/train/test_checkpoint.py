@@ -1,8 +1,7 @@
-"""Which checkpoints are kept, how damage shows, and what gives way on a full disk."""
+"""Which checkpoints are kept, and how damage shows."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from fapn_zoo.runtime import files
 from fapn_zoo.train import checkpoint
 from fapn_zoo.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
 from fapn_zoo.train.log import add_row
@@ -164,83 +162,6 @@ def test_leavings_go_before_the_next_write_and_other_files_stay(
     Checkpoints(tmp_path).save(3, state(3))
     assert seen == [{"mine"}]
     assert sorted(os.listdir(folder)) == ["mine", "step-00000003"]
-
-
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A disk with room for so many checkpoints, and a bit for metrics.csv."""
-    Checkpoints(tmp_path / "one").save(1, state(1))
-    size = sum(path.stat().st_size for path in (tmp_path / "one").rglob("*") if path.is_file())
-    out, real = tmp_path / "run", files._Target.write
-
-    def used() -> int:
-        return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-
-    def make(count: float, known: bool = True) -> None:
-        def write(self: files._Target, data: Any) -> int:
-            self.flush()
-            if self.error is None and used() + memoryview(data).nbytes > count * size + 200:
-                self.error = OSError(errno.ENOSPC, "No space left on device")
-            return real(self, data)
-
-        monkeypatch.setattr(files._Target, "write", write)
-        free = type("", (), {"free": property(lambda self: int(count * size) + 200 - used() if known else 1 << 40)})
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: free())
-
-    return make
-
-
-@pytest.mark.parametrize("known", [True, False])  # a quota is not seen before it is reached
-@pytest.mark.parametrize(
-    "room, kept, warned", [(4, [2, 7, 8], False), (3, [2, 7, 8], False), (2.9, [7, 8], True), (2, [7, 8], True)]
-)
-def test_a_run_fits_where_three_or_even_two_fit(
-    tmp_path: Path,
-    disk: Callable[..., None],
-    caplog: pytest.LogCaptureFixture,
-    room: float,
-    kept: list[int],
-    warned: bool,
-    known: bool,
-) -> None:
-    disk(room, known)
-    run_to(tmp_path / "run", 8, {2: 0.9, 4: 0.1})
-    assert held(tmp_path / "run") == kept
-    assert [record.getMessage() for record in caplog.records] == warned * [
-        f"little room in {tmp_path}/run/checkpoint: older checkpoints give way, step-00000002 first"
-    ]
-
-
-def test_the_last_whole_one_never_gives_way(tmp_path: Path, disk: Callable[..., None]) -> None:
-    disk(1.9)
-    made = run_to(tmp_path / "run", 1)
-    words = rf"^cannot write {tmp_path}/run/checkpoint/step-00000002/state.pt: No space left on device; it needs \d+ "
-    with pytest.raises(OSError, match=words) as raised:
-        made.save(2, state(2))
-    assert raised.value.errno == errno.ENOSPC and made.saved == 1
-    assert held(tmp_path / "run") == [1]
-    assert latest_checkpoint(tmp_path / "run/checkpoint").name == "step-00000001"
-
-
-def test_other_writes_get_the_room_of_older_checkpoints(tmp_path: Path) -> None:
-    made, asked = run_to(tmp_path, 8, {3: 0.9}), []
-
-    def write() -> str:
-        asked.append(held(tmp_path))
-        if len(asked) < 3:
-            error = OSError("full")
-            error.errno = errno.EDQUOT
-            raise error
-        return "done"
-
-    assert made.making_room(write) == "done"
-    assert asked == [[3, 7, 8], [3, 8], [8]]
-    asked.clear()
-    with pytest.raises(OSError, match="^full$"):
-        made.making_room(write)
-    with pytest.raises(PermissionError):
-        made.making_room(lambda: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
-    assert held(tmp_path) == [8]
 
 
 def test_whatever_torch_makes_of_an_error_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again end with the bits of one that was not, on a disk for three checkpoints."""
+"""Runs that are killed again and again end with the bits of one that was not, on a disk for four checkpoints."""
 
 from __future__ import annotations
 

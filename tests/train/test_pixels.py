@@ -133,7 +133,7 @@ def test_orientations_that_labels_lack_are_said_and_can_be_ignored(tmp_path, qui
     with caplog.at_level(logging.WARNING):
         train(quick.replace(data=str(root), steps=0))
     (line,) = [r.getMessage() for r in caplog.records if "EXIF" in r.getMessage()]
-    assert line.startswith("d train: 6 pictures are turned by their EXIF orientation, their labels have none: if the")
+    assert line.startswith("d train: EXIF orientations turn 6 pictures otherwise than the labels: if the")
     caplog.clear()
     folder = train(quick.replace(data=str(root), exif="ignore", out=str(tmp_path / "ignore")))
     assert not [r for r in caplog.records if "EXIF" in r.getMessage()] and told(folder)["exif"] == "ignore"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -32,16 +31,21 @@ def objects(*crops: Crop, classes: list[int], crowd: list[int] | None = None) ->
     return Objects(None, np.array(classes, np.int64), np.array(crowd or [0] * len(classes), bool), crops)
 
 
-def answer(truth: Objects, task: str, size: tuple[int, int] = (40, 60)) -> Result:
-    """A result that is the truth."""
-    empty = Result(np.zeros((*size, 3), np.uint8), None, None, [], ("a", "b"), ((9, 9, 9), (99, 9, 9)), task=task)
-    return ObjectComparison("", ["x", "y"], [_filled(empty)] * 2, truth).true_result()
-
-
-def _filled(result: Result) -> Result:
-    ids = np.zeros(result.image.shape[:2], np.int32)
-    boxes = np.zeros((0, 4), np.float32) if result.task == "detection" else None
-    return dataclasses.replace(result, segment_map=None if boxes is not None else ids, boxes=boxes)
+def answer(truth: Objects, task: str, size: tuple[int, int] = (40, 60), names: tuple[str, ...] = ("a", "b")) -> Result:
+    """A result that is the truth but for its crowds."""
+    truth = truth.only(~truth.crowd)
+    segments = []
+    for i, (category, (x1, y1, x2, y2)) in enumerate(zip(truth.classes.tolist(), truth.boxes.tolist(), strict=True), 1):
+        bbox = [int(side) for side in (x1, y1, x2 - x1, y2 - y1)]
+        segments.append({"id": i, "category_id": category, "isthing": True, "score": 1.0, "bbox": bbox})
+    palette = ((9, 9, 9), (99, 9, 9)) * 6
+    result = Result(np.zeros((*size, 3), np.uint8), None, None, segments, names, palette, task=task)
+    if task == "detection":
+        result.boxes = truth.boxes.astype(np.float32)
+    else:
+        result.segment_map = truth.map(size)
+        result.labels = np.zeros(size, np.uint8)
+    return result
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -72,7 +76,7 @@ def test_the_truth_of_scenes_hits_itself(task: str) -> None:
     model = fapn_zoo.create_model(names[task], things=(8, 9, 10), **TINY).eval()
     (item,) = data_items(model, "scenes:1@96x128", "val", needs=TASKS[task])
     empty = fapn_zoo.predict.predict(model, item.image, task=task, amp="no")
-    truth = ObjectComparison("x", ["a", "b"], [empty] * 2, item.objects).true_result()
+    truth = answer(item.objects, task, (96, 128), empty.names)
     found = ObjectComparison("x", ["a", "b"], [truth, empty], item.objects)
     assert found.count()[0].f1 == 1 and found.count()[0].hits == len(item.objects.classes) > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,7 @@ from fapn_zoo.data.sample import DataError
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.modules.heads.outputs import SemanticOutput
-from fapn_zoo.visualize import (
-    data_items,
-    drawing,
-    image_items,
-    read_alignment,
-    render,
-    side_by_side,
-    visualize_alignment,
-)
+from fapn_zoo.visualize import data_items, image_items, read_alignment, render, side_by_side, visualize_alignment
 from fapn_zoo.visualize.alignment_pictures import feature_colours
 from fapn_zoo.visualize.comparison import Comparison, Item
 from fapn_zoo.visualize.comparison_pictures import WRONG, WRONG_NEAR, _errors
@@ -157,6 +150,15 @@ def test_a_model_without_alignment_is_refused(image: Image.Image) -> None:
         read_alignment(tiny("perpixel_fpn"), image)
 
 
+def test_without_matplotlib_no_model_is_run(
+    image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"plots need matplotlib .*pip install 'fapn-zoo\[viz\]'"):
+        visualize_alignment(None, image, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_colours_of_features_can_be_compared() -> None:
     rng = np.random.default_rng(0)
     before = rng.normal(size=(6, 9, 11)).astype(np.float32) * np.arange(1, 7)[:, None, None]
@@ -169,26 +171,6 @@ def test_colours_of_features_can_be_compared() -> None:
         assert feature_colours(before[:channels], before[:channels])[0].shape == (9, 11, 3)
     flat = np.ones((4, 3, 5), np.float32)
     assert np.isfinite(np.stack(feature_colours(flat, flat))).all()
-
-
-def test_directions_have_their_own_colours_and_arrows_point_along_them() -> None:
-    down, right = np.array([[0.0, 0, 1, 0, -1]]), np.array([[0.0, 1, 0, -1, 0]])
-    colours = drawing.directions(down, right, 1.0)[0].astype(int)
-    assert (colours[0] == 255).all()  # no movement is white
-    assert min(np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]) > 150
-    blank = Image.new("RGB", (60, 60), "white")
-    for dy, dx in ((0, 1), (1, 0), (-1, 0), (0, -1)):
-        field = np.full((6, 6), dy, float), np.full((6, 6), dx, float)
-        ink = 255 - np.asarray(drawing.arrows(blank, *field, step=60, longest=1.0).convert("L"), float)
-        rows, columns = np.mgrid[:60, :60] - 29.5
-        centre = (ink * rows).sum() / ink.sum(), (ink * columns).sum() / ink.sum()  # the head is heavier than the tail
-        assert centre[0] * dy + centre[1] * dx > 1 and abs(centre[0] * dx + centre[1] * dy) < 0.5
-
-
-def test_ramps_reach_both_ends() -> None:
-    pixels = drawing.ramp(np.array([-1.0, 0, 5, 10, 11]), drawing.HEAT, 0, 10)
-    assert tuple(pixels[0]) == tuple(pixels[1]) == drawing.HEAT[0]
-    assert tuple(pixels[3]) == tuple(pixels[4]) == drawing.HEAT[-1]
 
 
 # Comparison ---------------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fapn_zoo.data.coco_annotations import UNKNOWN, Annotation, Fault, Picture, Refused, annotation
+from fapn_zoo.data.columns import packed
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import files_in, printable
@@ -34,6 +35,12 @@ def said(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def fixed_names(root: Path) -> Any:
+    """The class names that a `classes.json` fixes; falsy where it names none, or merges those of the files."""
+    found = said(root)
+    return None if found.get("values") or found.get("ignored_values") else found.get("names")
+
+
 def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
     """Classes of a folder, all of them things: those of its `classes.json`, else these names.
 
@@ -41,7 +48,7 @@ def object_classes(root: Path, names: Iterable[str], where: Path) -> LabelMap:
     """
     names, file = tuple(names), root / "classes.json"
     try:
-        if not said(root).get("names"):
+        if not fixed_names(root):
             return LabelMap(names, (), 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
         table = LabelMap.from_json(file)
     except ValueError as error:
@@ -58,11 +65,9 @@ class Names(dict[str, int]):
         self[label] = len(self)
         return self[label]
 
-    def become(self, class_of: Mapping[str, int], pictures: Iterable[Picture]) -> None:
+    def become(self, class_of: Mapping[str, int], pictures: Sequence[Picture]) -> None:
         """Gives all objects their class ids."""
-        ids = [class_of[label] for label in self]
-        for picture in pictures if ids != [*range(len(ids))] else ():
-            picture.objects[:] = [one._replace(category=ids[one.category]) for one in picture.objects]
+        packed(pictures).renumber([class_of[label] for label in self], pictures)
 
 
 def named_classes(root: Path, found: Iterable[str], remarks: list[str]) -> tuple[LabelMap, dict[str, int]]:
@@ -71,12 +76,13 @@ def named_classes(root: Path, found: Iterable[str], remarks: list[str]) -> tuple
     Without a `classes.json` they are all that are `found`, in all splits, and `remarks` gets a sentence on them.
     """
     names: list[str] = []
-    if not said(root).get("names"):
+    if not fixed_names(root):
         names = sorted(set(found))
         if not names:
             raise DataError(f'{root} names no class: no object has a name, and there is no classes.json with "names"')
         shown = f"{len(names)} names in its files, in alphabetical order: {some(names, 20)}"
-        remarks.append(f'{root}: its classes are the {shown}; a classes.json with "names" would fix them')
+        if not said(root).get("names"):
+            remarks.append(f'{root}: its classes are the {shown}; a classes.json with "names" would fix them')
     labels = object_classes(root, names, root)
     return labels, {name: i for i, name in enumerate(labels.names)}
 

@@ -6,10 +6,10 @@ What the columns hold says what the samples are: `segments_info` panoptic segmen
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,11 @@ from torch import Tensor
 from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, annotation
 from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, repository_path, rules, splits
+from fapn_zoo.data.formats.mask_classes import wanted
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.merging import void
 from fapn_zoo.data.opening import opened
-from fapn_zoo.data.reading import check_ids, check_sizes, read_labels
+from fapn_zoo.data.reading import check_ids, check_sizes, read_class_ids, read_stored
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import LABELS, MASKS, SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
@@ -90,14 +92,8 @@ class HubMaps:
         return ()
 
     def _wanted(self) -> str:
-        counts: Counter[int] = Counter()
-        for index in range(min(len(self), LOOKED_AT)):
-            counts.update(dict(zip(*np.unique(self._mask(index), return_counts=True), strict=True)))
-        whole, highest = sum(counts.values()), max((i for i in counts if i < 255), default=0)
-        shares = ", ".join(f"{i}: {n / whole:.1%}" for i, n in sorted(counts.items()))
-        form = json.dumps({"names": [f"class_{i}" for i in range(highest + 1)], "ignore_index": 255})
-        found = f"ids in {min(len(self), LOOKED_AT)} masks: {shares}"
-        return f"{self.name} does not name its classes ({found}); write a file and add ?classes=FILE: {form}"
+        way = "Write a file and add ?classes=FILE"
+        return wanted(self.name, len(self), lambda i, rgb: read_stored(*self._mask(i, rgb)), way)
 
     def __len__(self) -> int:
         return len(self.rows.table)
@@ -111,18 +107,18 @@ class HubMaps:
     def image(self, index: int) -> Tensor:
         return self.rows.pixels(index, self.reading)
 
-    def _mask(self, index: int) -> np.ndarray:
+    def _mask(self, index: int, how: Any) -> tuple[Path, Any, Reading, bytes]:
+        """What functions of `data.reading` take: a word for the mask, their own argument, how to read, its bytes."""
         shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
-        return read_labels(Path(shown), self.reading, self.rows.bytes(index, "mask"))
+        return Path(shown), how, self.reading, self.rows.bytes(index, "mask")
 
     def _check_sizes(self, index: int, image: Tensor, labels: np.ndarray) -> None:
         files = (Path(f"the {what} of {self.rows.shown(index)}") for what in ("image", "mask"))
         check_sizes(image.shape[1:], labels.shape, *files, self.reading)
 
     def sample(self, index: int) -> Sample:
-        image, labels = self.image(index), self._mask(index)
+        image, labels = self.image(index), read_class_ids(*self._mask(index, self.labels))
         self._check_sizes(index, image, labels)
-        check_ids(labels, self.labels, f"{self.rows.shown(index)}: ")
         return Sample(image, f"row_{index:06d}", labels)
 
 
@@ -135,6 +131,8 @@ class HubSegments(HubMaps):
         labels = super()._labels()
         if labels.things:
             return labels
+        if labels.raw is not None:
+            raise DataError(f'{self.name}: a table with "values" must have "things" too, the ids of those classes')
         marked = {(s["category_id"], bool(s["isthing"])) for s in self._listed(0) if "isthing" in s}
         for index in range(1, min(len(self), LOOKED_AT)):
             marked |= {(s["category_id"], bool(s["isthing"])) for s in self._listed(index) if "isthing" in s}
@@ -150,6 +148,12 @@ class HubSegments(HubMaps):
 
     def _listed(self, index: int) -> list[dict[str, Any]]:
         return _entries(self.rows.table[index]["segments_info"])
+
+    def _class_of(self, category: int, where: str) -> int | None:
+        try:
+            return category if self.labels.raw is None else self.labels.raw.class_of(category)
+        except ValueError as error:
+            raise DataError(f"{where}{error}") from None
 
     def _colours(self, index: int) -> np.ndarray:
         shown = f"{self.rows.shown(index)}, column {self.rows.columns['mask']}"
@@ -176,9 +180,13 @@ class HubSegments(HubMaps):
     def sample(self, index: int) -> Sample:
         image, (ids, rows) = self.image(index), self._segments(index)
         self._check_sizes(index, image, ids)
-        classes = np.array([category for category, _ in rows], np.int64)
-        check_ids(classes, self.labels, f"{self.rows.shown(index)}, category_id: ")
-        objects = Objects(ids, classes, np.array([crowd for _, crowd in rows], bool))
+        where = f"{self.rows.shown(index)}, category_id: "
+        own = [self._class_of(category, where) for category, _ in rows]
+        kept = [i is not None for i in own]
+        classes = np.array([i for i in own if i is not None], np.int64)
+        check_ids(classes, self.labels, where)
+        ids = ids if all(kept) else void(ids, kept)
+        objects = Objects(ids, classes, np.array([crowd for _, crowd in rows], bool)[kept])
         table = np.array([self.labels.ignore_index, *classes])
         labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[ids]
         return Sample(image, f"row_{index:06d}", labels if self.holds == SEGMENTS else None, objects)
@@ -192,7 +200,7 @@ class HubInstances(HubSegments):
     def _labels(self) -> LabelMap:
         if "classes" in self.rows.name.options:
             labels = HubMaps._labels(self)
-            return LabelMap(labels.names, labels.palette, labels.ignore_index, tuple(range(labels.num_classes)))
+            return dataclasses.replace(labels, things=tuple(range(labels.num_classes)))
         names = names_of(self._table(0), f"semantic_class_to_id of {self.name}")
         return LabelMap(names, things=tuple(range(len(names))))
 
@@ -237,6 +245,11 @@ class HubObjects(AnnotatedPictures):
     def splits(cls, root: Path) -> list[str]:
         return []
 
+    def _table(self) -> LabelMap | None:
+        file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
+        found = None if file is None else _read(file)
+        return found if found is not None and found.raw is not None else None
+
     def _read(self, split: str) -> list[str]:
         column = self.rows.columns["objects"]
         listed = [_entries(entry) for entry in self.rows.table[column]]
@@ -268,7 +281,7 @@ class HubObjects(AnnotatedPictures):
     def _classes(self, listed: Sequence[list[dict[str, Any]]], key: str) -> tuple[LabelMap, dict[Any, int]]:
         found = {one[key] for entries in listed for one in entries if one.get(key) is not None}
         names: tuple[str, ...] = ()
-        if (file := self.rows.name.options.get("classes")) is not None:
+        if (file := self.rows.name.options.get("classes")) is not None and _read(file).raw is None:
             names = _read(file).names
         elif known := _class_names(self.rows.table.features[self.rows.columns["objects"]], key):
             names = known

@@ -15,7 +15,7 @@ from PIL import Image
 from fapn_zoo.data.annotated import AnnotatedPictures, one_split
 from fapn_zoo.data.coco_annotations import BAD_ENTRY, BAD_MASK, Annotation, Fault, Picture, Refused
 from fapn_zoo.data.coco_instances import MISSING, SAME
-from fapn_zoo.data.formats.common import Beside, Names, add_object, left_over, named_classes, of_file, said
+from fapn_zoo.data.formats.common import Beside, Names, add_object, fixed_names, left_over, named_classes, of_file
 from fapn_zoo.data.listing import files_in, printable
 from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.mask_encoding import RunLengths
@@ -47,7 +47,7 @@ class LabelMeFolder(AnnotatedPictures):
         part = one_split(list(lists), split, self.root, SAME.get(split, ()))
         self.file = self.root / part
         names = Names()
-        if given := said(self.root).get("names"):
+        if given := fixed_names(self.root):
             self.labels, names = named_classes(self.root, (), remarks)
         self.pictures, beside, start = [], Beside(), len(os.path.join(self.file, ""))
         for file in lists[part]:

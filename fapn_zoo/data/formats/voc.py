@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from fapn_zoo.data.annotated import AnnotatedPictures, one_split
 from fapn_zoo.data.coco_annotations import BAD_BOX, BAD_ENTRY, Annotation, Fault, Picture
 from fapn_zoo.data.coco_instances import MISSING, SAME
-from fapn_zoo.data.formats.common import Beside, Names, add_object, left_over, named_classes, of_file, said
+from fapn_zoo.data.formats.common import Beside, Names, add_object, fixed_names, left_over, named_classes, of_file, said
 from fapn_zoo.data.listing import files_in, printable
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.data.sample import DataError
@@ -53,7 +53,7 @@ class VocFolder(AnnotatedPictures):
             text = f'pixels are taken to be counted from 1, as in VOC\'s own files; "{ORIGIN}" in classes.json says it'
             remarks.append(f"{self.file}: {text}")
         names = Names()
-        if given := said(self.root).get("names"):
+        if given := fixed_names(self.root):
             self.labels, names = named_classes(self.root, (), remarks)
         self.pictures = []
         pictures, beside = self.file.with_name("JPEGImages"), Beside()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
+from fapn_zoo.modules.heads.outputs import ClassRows, MaskFormerOutput, SemanticOutput
 from fapn_zoo.modules.layers.conv import ConvNormAct
 from fapn_zoo.modules.layers.position import sine_position
 
@@ -127,7 +127,7 @@ class MaskFormerHead(QueryMaskHead):
         object_threshold: what the class probability of a segment must exceed in panoptic answers.
     """
 
-    classifier = ("class_embed",)
+    classifier = {"class_embed": ClassRows(last=1)}
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class PerPixelPlusHead(QueryMaskHead):
     Trained with cross-entropy over pixels on every decoder layer (FACTS section 2). Arguments as `QueryMaskHead`.
     """
 
-    classifier = ("decoder.query_embed",)
+    classifier = {"decoder.query_embed": ClassRows()}
 
     def __init__(self, in_channels: int, feature_channels: int, num_classes: int, **decoder: Any) -> None:
         super().__init__(in_channels, feature_channels, 0, num_classes, **decoder)

@@ -16,6 +16,18 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 
+class ClassRows(NamedTuple):
+    """How classes lie in a layer of a head, so that weights can follow them by name; `classifier` has one per layer.
+
+    Its output channels are `first` others, then as many for each class as fit, class after class, then `last` others.
+    """
+
+    of: str = "classes"  # all, "things" or "stuff", by increasing id; "": no output is of a class
+    first: int = 0
+    last: int = 0  # "no object", background
+    inputs: bool = False  # its last input channels are the classes, one each
+
+
 class Output(Protocol):
     """The raw output of a head for N images: maps at a stride, before softmax, thresholds and resizing.
 

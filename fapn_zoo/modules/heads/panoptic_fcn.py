@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFCNOutput, count_things
+from fapn_zoo.modules.heads.outputs import ClassRows, MergeRule, PanopticFCNOutput, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
 from fapn_zoo.modules.layers.conv import ConvNormAct, make_norm
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
@@ -73,7 +73,7 @@ class PanopticFCNHead(nn.Module):
     overlap outside 0..1, or an area below 0.
     """
 
-    classifier = ("position.centres", "position.regions")
+    classifier = {"position.centres": ClassRows("things"), "position.regions": ClassRows("stuff", first=1)}
 
     def __init__(
         self,

@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput, PanopticFPNParts, Targets, count_things
+from fapn_zoo.modules.heads.outputs import (
+    ClassRows,
+    MergeRule,
+    PanopticFPNOutput,
+    PanopticFPNParts,
+    Targets,
+    count_things,
+)
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
 
@@ -24,7 +31,10 @@ class PanopticFPNHead(MaskRCNNHead):
     Raises ValueError for things that are none of the classes, a score or overlap outside 0..1, or an area below 0.
     """
 
-    classifier = (*MaskRCNNHead.classifier, "semantic.predictor")
+    classifier = {
+        **{name: rows._replace(of="things") for name, rows in MaskRCNNHead.classifier.items()},
+        "semantic.predictor": ClassRows("stuff", first=1),
+    }
 
     def __init__(
         self,

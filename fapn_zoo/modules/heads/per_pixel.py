@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import SemanticOutput
+from fapn_zoo.modules.heads.outputs import ClassRows, SemanticOutput
 from fapn_zoo.modules.layers.conv import ConvNormAct
 
 
@@ -23,7 +23,7 @@ class PerPixelHead(nn.Module):
         dropout: probability of zeroing a channel before the classifier, while training.
     """
 
-    classifier = ("predictor",)
+    classifier = {"predictor": ClassRows()}
 
     def __init__(
         self, in_channels: int, feature_channels: int, num_classes: int, mask_channels: int = 256, dropout: float = 0.0
@@ -81,7 +81,7 @@ class SemanticFPNHead(SemanticFPN):
     Args: as `PerPixelHead`, and those of `SemanticFPN`.
     """
 
-    classifier = ("predictor",)
+    classifier = {"predictor": ClassRows()}
 
     def __init__(
         self,

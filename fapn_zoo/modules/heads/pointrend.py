@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import PointRendOutput, SemanticOutput, Targets
+from fapn_zoo.modules.heads.outputs import ClassRows, PointRendOutput, SemanticOutput, Targets
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.layers.points import most_uncertain_pixels, sample_points, training_points, uncertainty
 
@@ -77,7 +77,11 @@ class PointRendHead(nn.Module):
     """
 
     # the first layer of the point head reads the coarse logits, so its shape follows the classes
-    classifier = ("coarse.predictor", "points.layers.0", "points.predictor")
+    classifier = {
+        "coarse.predictor": ClassRows(),
+        "points.layers.0": ClassRows("", inputs=True),
+        "points.predictor": ClassRows(),
+    }
 
     def __init__(
         self,

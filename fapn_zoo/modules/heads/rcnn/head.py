@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import Compared, DetectionOutput, InstanceOutput, RCNNOutput, Targets
+from fapn_zoo.modules.heads.outputs import ClassRows, Compared, DetectionOutput, InstanceOutput, RCNNOutput, Targets
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS, BoxBranch, MaskBranch
 from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
 from fapn_zoo.modules.heads.rcnn.sampling import draw_regions
@@ -42,7 +42,7 @@ class FasterRCNNHead(nn.Module):
         hidden, score_threshold, nms, max_detections: `hidden`, `score`, `nms` and `most` of `BoxBranch`.
     """
 
-    classifier: tuple[str, ...] = ("box.scores", "box.deltas")
+    classifier: Mapping[str, ClassRows] = {"box.scores": ClassRows(last=1), "box.deltas": ClassRows()}
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class MaskRCNNHead(FasterRCNNHead):
     Args: as `FasterRCNNHead`; `mask_hidden` is the width of the mask layers, `mask_convs` how many there are.
     """
 
-    classifier = ("box.scores", "box.deltas", "mask.predictor")
+    classifier = {**FasterRCNNHead.classifier, "mask.predictor": ClassRows()}
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fapn_zoo.modules.heads.outputs import Compared, Targets
+from fapn_zoo.modules.heads.outputs import ClassRows, Compared, Targets
 from fapn_zoo.modules.heads.pointrend import PointHead
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS
 from fapn_zoo.modules.heads.rcnn.head import STRIDE, FasterRCNNHead, OnObjects, check_masks
@@ -131,7 +131,12 @@ class PointRendRCNNHead(FasterRCNNHead):
     """
 
     # every layer of the point head reads the coarse logits, so its shape follows the classes
-    classifier = ("box.scores", "box.deltas", "mask.prediction", "mask.points.layers", "mask.points.predictor")
+    classifier = {
+        **FasterRCNNHead.classifier,
+        "mask.prediction": ClassRows(),
+        "mask.points.layers": ClassRows("", inputs=True),
+        "mask.points.predictor": ClassRows(inputs=True),
+    }
 
     def __init__(
         self,
