@@ -167,7 +167,8 @@ def test_nothing_to_learn_is_an_error_of_the_split_to_train_on(root):
     report = check_data(root)
     error = only(report, "nothing to learn")
     assert error.error and error.detail == (
-        "train: every label holds only 0 and 255, and 255 is ignored: 255 is probably 'disc'; save it as 1"
+        "train: every label holds only 0 and 255, and 255 is ignored: 255 is probably 'disc'; save it as 1, "
+        'or write "values": [0, 255] into classes.json'
     )
     assert not only(report, "nothing to score").error  # the labels of a test split may be kept secret
     assert "all good" not in report.render()
@@ -261,7 +262,7 @@ def test_other_layouts_are_told(tmp_path):
         ("a", "images/train, labels/train"), ("b", "train/my_images, train/my_labels"), ("c", "images, labels"),
     ):  # fmt: skip
         assert only(check_data(tmp_path / name, 2), "no splits").detail.endswith(f"; it has {there}")
-        with pytest.raises(FileNotFoundError, match=f"no split 'train' in .*; it has {there}$"):
+        with pytest.raises(FileNotFoundError, match=f"no split 'train' in .*; it has {there}; for masks that"):
             open_dataset(tmp_path / name, "train")
 
 
