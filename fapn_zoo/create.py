@@ -51,7 +51,7 @@ def create_model(
         pretrained_backbone: start the backbone from its ImageNet weights (through timm). Not with `pretrained`. Images
             are normalised as those want it unless `data` is given, and strides stand where timm has them.
         backbone_weights: the same from a file on this machine, see `convert.backbone_weights.load_backbone`.
-        backbone, neck: replace those of the name; a short name or any timm pyramid.
+        backbone, neck: replace those of the name; a short name, or any pyramid or plain ViT of timm.
         num_classes: replaces the label set; pretrained weights keep all but the classifier.
         in_chans: channels of the input; pretrained weights of the first convolution are adapted as timm does.
         labels: names of new classes; of weights that know some of them (but for case and signs), their rows are kept.

@@ -123,7 +123,9 @@ def build(
     Raises ValueError where the description is not complete.
     """
     if spec.backbone is None:
-        raise ValueError(f"{spec.name!r} is an architecture: pass backbone= (a short name or any timm pyramid)")
+        raise ValueError(
+            f"{spec.name!r} is an architecture: pass backbone= (a short name, any timm pyramid or plain ViT)"
+        )
     if spec.num_classes is None:
         raise ValueError(f"{spec.name!r} has no label set: pass num_classes=")
     neck_part, head_part = NECKS[spec.neck], HEADS[spec.head]

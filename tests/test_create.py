@@ -119,7 +119,7 @@ def test_bad_names(name, message):
         ({"backbone": "resnett18"}, "unknown backbone 'resnett18'; nearest: resnet18"),
         ({"num_classes": 0}, "num_classes=0; expected a whole number of 1 or more"),
         ({"in_chans": 2.5}, "in_chans=2.5"),
-        ({"neck_norm": "ln"}, "norm 'ln'; expected one of gn, gn8, bn, none"),
+        ({"neck_norm": "in"}, "norm 'in'; expected one of gn, gn8, bn, ln, none"),
         ({"neck_deform_groups": 3}, "16 channels cannot be split into 3 deformable groups"),
         ({"neck_align": "x"}, "align 'x'; expected one of fam, dcn, deconv"),
         ({"neck_select": "x"}, "select 'x'; expected one of fsm, se, none"),

@@ -307,12 +307,6 @@ def test_numbers_of_the_speed() -> None:
     boundaries = ("bands", "boundary iou", "boundary f-score")
     loops = [value for (task, who), value in ratio.items() if task in boundaries and who != "ours"]
     says("docs/speed.md", f"{min(loops):.0f} to {max(loops):.0f} times as fast as loops")
-    ours = [
-        float(row["times_faster_than_torchvision"])
-        for row in rows("deform_conv_pytorch")
-        if (row["contender"], row["dtype"]) == ("ours", "float32")
-    ]
-    says("docs/deformable-convolution.md", f"in float32 {min(ours):.1f} to {max(ours):.0f} times as fast")
 
 
 def test_numbers_of_the_official_weights() -> None:

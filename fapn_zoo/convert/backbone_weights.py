@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel
+from fapn_zoo.modules.backbones.plan import plain_key
 from fapn_zoo.weights.finite import check_finite
 from fapn_zoo.weights.folder import LoadReport, adapt_input, assign_tensors
 
@@ -39,10 +40,10 @@ def load_backbone(model: ZooModel, path: str | Path) -> LoadReport:
     tensors, body = read_checkpoint(path), model.backbone.body.state_dict()
     with torch.device("meta"):
         whole = timm.create_model(model.backbone.timm_name).state_dict()
-    named = {_plain(key): value for key, value in tensors.items()}
-    known = {_plain(key) for key in (*whole, *body)}
-    missing = [key for key in body if _plain(key) not in named and not key.endswith(".num_batches_tracked")]
-    foreign = [key for key in tensors if _plain(key) not in known]
+    named = {plain_key(key): value for key, value in tensors.items()}
+    known = {plain_key(key) for key in (*whole, *body)}
+    missing = [key for key in body if plain_key(key) not in named and not key.endswith(".num_batches_tracked")]
+    foreign = [key for key in tensors if plain_key(key) not in known]
     if missing or foreign:
         difference = _difference_in_order(tensors, whole)
         if not difference and not model.backbone.timm_name.startswith("tf_"):
@@ -53,20 +54,15 @@ def load_backbone(model: ZooModel, path: str | Path) -> LoadReport:
             counts += f", {len(foreign)} of its {len(tensors)} are no names of the network"
             counts += f" (first {foreign[0]})" if foreign else ""
             raise ValueError(f"{path} is not of backbone {model.backbone.name!r}: {counts}; in order, {difference}")
-        named = {_plain(key): value for key, value in zip(whole, tensors.values(), strict=True)}
+        named = {plain_key(key): value for key, value in zip(whole, tensors.values(), strict=True)}
     check_finite(named.items(), f"{path} cannot be a start: its weights")
-    taken = {BODY + key: named[_plain(key)] for key in body if _plain(key) in named}
+    taken = {BODY + key: named[plain_key(key)] for key in body if plain_key(key) in named}
     state = model.state_dict()
     adapted = [] if model.spec.in_chans == 3 else adapt_input(taken, state, 3, model.spec.in_chans)
     assign_tensors(model, taken, path, fresh=[key for key in state if not key.startswith(BODY)])
     report = LoadReport(len(taken), tuple(adapted))
     logger.info("backbone %s from %s: %s", model.backbone.name, path, report)
     return report
-
-
-def _plain(key: str) -> str:
-    """A name under which timm's feature networks and whole networks agree: the former flatten or wrap some modules."""
-    return key.removeprefix("model.").replace(".", "_")
 
 
 def _difference_in_order(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str:

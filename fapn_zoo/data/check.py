@@ -39,7 +39,7 @@ def check_data(
     """
     kind, path = choose(str(source), ())
     root, named = Path(path).expanduser(), kind in PREFIXES.values()
-    if kind is MaskPairs:
+    if issubclass(kind, MaskPairs):
         root = parse(str(path))[0]
     if not named and not (root.is_dir() if kind is FolderDataset else root.exists()):
         raise FileNotFoundError(f"no data folder {root}")

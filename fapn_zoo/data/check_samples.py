@@ -37,7 +37,12 @@ def check_samples(
     """Checks every split of a data set that is opened as `kind`: what it says of itself, and sample by sample."""
     options = {"strict": False} if issubclass(kind, AnnotatedPictures | FolderDataset) else {}
     first, listed = None, getattr(kind, "splits", None)
-    for split in listed(source) or [USUAL[0]] if listed else USUAL:  # one that is not there says what is looked for
+    try:
+        splits = listed(source) or [USUAL[0]] if listed else USUAL  # one that is not there says what is looked for
+    except DataError as error:
+        report.add("data that cannot be opened", report.root, error)
+        return
+    for split in splits:
         try:
             data = kind(source, split, num_classes, reading, **options)
         except (DataError, FileNotFoundError) as error:

@@ -17,7 +17,7 @@ from fapn_zoo.evaluate.report import check_folder, doubts, manner, write_folder
 from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.files import write_json, write_text
 from fapn_zoo.runtime.provenance import circumstances
-from fapn_zoo.runtime.tables import percent
+from fapn_zoo.runtime.tables import aligned, percent
 from fapn_zoo.tasks import TASKS
 from fapn_zoo.tasks.protocol import plain
 
@@ -213,21 +213,18 @@ def render_comparison(comparison: dict[str, Any]) -> str:
     columns = TASKS[first["task"]].columns
     names = {**columns.means, **columns.near}
     for entry in comparison["differences"]:
-        other = labels[entry["model"]]
-        measures = entry["measures"]
-        main = next(iter(measures))
-        label = next(iter(columns.by_class.values()))
-        width = max(len(row["name"]) for row in measures[main]["classes"])
-        width = max(width, *(len(names[name]) for name in measures))
-        lines += ["", f"{label:<{width}}  {'A':>6}  {other:>6}  {other + ' - A':>7}  interval"]
-        lines += [_row(row["name"], row, width) for row in measures[main]["classes"]]
-        lines += [""] + [_row(names[name], row, width) for name, row in measures.items()]
+        other, measures = labels[entry["model"]], entry["measures"]
+        classes = next(iter(measures.values()))["classes"]
+        table = [[next(iter(columns.by_class.values())), "A", other, f"{other} - A", "interval", ""]]
+        table += [_row(row["name"], row) for row in classes]
+        table += [[""], *(_row(names[name], row) for name, row in measures.items())]
+        lines += ["", *map(str.rstrip, aligned(table))]
     return "\n".join(lines)
 
 
-def _row(name: str, row: dict[str, Any], width: int) -> str:
-    text = f"{name:<{width}}  {percent(row['first'], 6)}  {percent(row['value'], 6)}"
+def _row(name: str, row: dict[str, Any]) -> list[str]:
+    cells = [name, percent(row["first"]), percent(row["value"])]
     if row["difference"] is None or row["low"] is None:
-        return f"{text}  {'-':>7}"
-    star = " *" if row["low"] > 0 or row["high"] < 0 else ""
-    return f"{text}  {100 * row['difference']:+7.2f}  {100 * row['low']:+.2f} .. {100 * row['high']:+.2f}{star}"
+        return [*cells, "-"]
+    star = "*" if row["low"] > 0 or row["high"] < 0 else ""
+    return [*cells, f"{100 * row['difference']:+.2f}", f"{100 * row['low']:+.2f} .. {100 * row['high']:+.2f}", star]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fapn_zoo.evaluate.measure import Measured, load_batch
 from fapn_zoo.runtime.files import check_writable, short_name, write_json, write_text
-from fapn_zoo.runtime.tables import append_rows, as_csv, percent, read_rows
+from fapn_zoo.runtime.tables import aligned, append_rows, as_csv, percent, read_rows
 from fapn_zoo.tasks import TASKS, fonts
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import shown_pixels
@@ -73,22 +73,17 @@ def render(report: dict[str, Any]) -> str:
     """The report as a text table, in percent."""
     near, names = report.get("boundary", {}), TASKS[report["task"]].columns
     means, columns = names.means, names.by_class | (names.near_by_class if near else {})
-    labels = [*means.values(), *(names.near[name] for name in near)]
-    width = max(map(len, [*labels, *(row["name"] for row in report["classes"])]))
     lines = [
         f"{report['model']}  {report['weights']}".rstrip(),
         f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
         *filter(None, [manner(report), *report.get("notes", ())]),
         "",
-        f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()),
     ]
-    for row in report["classes"]:
-        cells = (percent(row[name], max(6, len(label))) for name, label in columns.items())
-        lines.append("  ".join([f"{row['name']:<{width}}", *cells]))
-    lines.append("")
-    lines += [f"{label:<{width}}  {percent(report[name], 6)}" for name, label in means.items()]
-    lines += [f"{names.near[name]:<{width}}  {percent(value, 6)}" for name, value in near.items()]
-    return "\n".join(lines)
+    table = [["class", *columns.values()]]
+    table += [[row["name"], *(percent(row[name]) for name in columns)] for row in report["classes"]]
+    table += [[""], *([label, percent(report[name])] for name, label in means.items())]
+    table += [[names.near[name], percent(value)] for name, value in near.items()]
+    return "\n".join([*lines, *map(str.rstrip, aligned(table))])
 
 
 def write_report(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 from fapn_zoo.train.settings import Settings
 
-# Parameters that hold positions or queries, whatever module keeps them: decay would pull them to one place.
+# Parameters that hold positions, queries or tokens, whatever module keeps them: decay would pull them to one place.
 NO_DECAY_NAMES = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed", "query_embed", "query_feat")
+NO_DECAY_NAMES += ("cls_token", "reg_token", "dist_token")
 
 
 def param_groups(
@@ -24,11 +25,15 @@ def param_groups(
     backbone_lr_mult: float = 1.0,
     decay_bias: bool = True,
     offset_lr_mult: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay; at most six groups.
+    """Trainable parameters by learning rate and weight decay; at most six groups, and two more per layer.
 
     `offset_lr_mult` is for the convolutions that say where a deformable convolution samples: each of their outputs sums
     over 9 * C inputs, so at the common rate an offset may move by a pixel in one step.
+
+    With a `layer_decay` below 1, each layer of the backbone's timm network learns at that times the rate of the layer
+    behind it, the last at that times `lr * backbone_lr_mult` (BEiT, arXiv 2106.08254); see `Backbone.depths`.
 
     No decay for norm layers, embeddings, position tables and other vectors that are not biases (layer scales);
     biases decay unless `decay_bias` is False, as the official recipes do (FaPN, MaskFormer).
@@ -38,8 +43,9 @@ def param_groups(
         Dicts for a torch optimizer: params, lr, weight_decay, and base_lr, which the schedule scales.
 
     Raises:
-        ValueError: when nothing is trainable.
+        ValueError: when nothing is trainable, or timm does not know the layers.
     """
+    factors = layer_factors(model, layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     deformable = [module for module in model.modules() if isinstance(module, ModulatedDeformConv)]
@@ -51,12 +57,28 @@ def param_groups(
             seen.add(parameter)
             full_name = f"{module_name}.{name}" if module_name else name
             rate = lr * (backbone_lr_mult if full_name.startswith("backbone.") else 1.0)
-            rate *= offset_lr_mult if parameter in slow else 1.0
+            rate *= (offset_lr_mult if parameter in slow else 1.0) * factors.get(full_name, 1.0)
             decay = weight_decay if _decays(module, full_name, parameter, decay_bias) else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ValueError("no trainable parameter is left; freeze fewer modules")
     return [{"params": p, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+def layer_factors(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """The factor of the learning rate of each parameter of the backbone's network; none where all layers are alike."""
+    layers = model.backbone.depths() if layer_decay != 1 else {}
+    last = max(layers.values(), default=0)
+    return {f"backbone.body.{key}": layer_decay ** (last + 1 - layer) for key, layer in layers.items()}
+
+
+def told_rates(model: nn.Module, settings: Settings) -> str:
+    """The highest learning rate of each layer that is trained, for the log."""
+    lr, decay, layers = settings.lr * settings.backbone_lr_mult, settings.layer_decay, model.backbone.depths()
+    trained = {layers[key] for key, parameter in model.backbone.body.named_parameters() if parameter.requires_grad}
+    rates = {layer: lr * decay ** (max(layers.values()) + 1 - layer) for layer in sorted(trained)}
+    words = ", ".join(f"{layer}: {rate:.3g}" for layer, rate in rates.items())
+    return f"learning rate of layer {words}; of all behind the backbone: {settings.lr:.3g}"
 
 
 def _decays(module: nn.Module, name: str, parameter: Tensor, decay_bias: bool) -> bool:

@@ -69,7 +69,8 @@ class Settings:
     colour_jitter: float = 1.0
     rare_classes: tuple[int, ...] = ()
     rare_prob: float = 0.0
-    class_weights: tuple[float, ...] = ()
+    loss: str = "ce"
+    class_weights: tuple[float, ...] | str = ()
     cache: bool = False
     steps: int = 1000
     batch_size: int = 8
@@ -78,6 +79,7 @@ class Settings:
     lr: float = 1e-4
     backbone_lr_mult: float = 1.0
     offset_lr_mult: float = 0.1
+    layer_decay: float = 1.0
     weight_decay: float = 1e-4
     decay_bias: bool = True
     momentum: float = 0.9
@@ -119,6 +121,8 @@ class Settings:
         for name in ("ema", "momentum"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in 0..1 (1 excluded), got {getattr(self, name)}")
+        if not self.layer_decay > 0:
+            raise ValueError(f"layer_decay must lie in 0..1 (0 excluded), got {self.layer_decay}")
         if not SCALES[0] <= self.scale[0] <= self.scale[1] <= SCALES[1]:
             low, high = SCALES
             raise ValueError(f"scale must be (low, high) with {low} <= low <= high <= {high}, got {self.scale}")
@@ -128,7 +132,7 @@ class Settings:
             raise ValueError(f"max_side={self.max_side} is less than a short side of {self.short_sides}")
         if self.max_side and not self.short_sides:
             raise ValueError(f"max_side={self.max_side} does nothing without short_sides=")
-        if self.class_weights and not min(self.class_weights) > 0:
+        if self.class_weights not in ((), "auto") and not min(self.class_weights) > 0:
             raise ValueError(f"class_weights must be positive, got {self.class_weights}")
         if bool(self.lr_steps) != (self.schedule == "steps"):
             cure = "drop them with lr_steps=" if self.lr_steps else "give some, such as lr_steps=0.67,0.89"
@@ -168,6 +172,8 @@ def _check(name: str, value: Any) -> None:
     """ValueError for a value of another type than the field's, out of its bounds, or not finite."""
     kind, row = KINDS[name], ROWS[name]
     least, most, one_of = (row.get(key) for key in ("least", "most", "one_of"))
+    if value == row.get("word", ()):
+        return
     if not _is(kind, value):
         raise ValueError(f"{name} must be of type {kind if get_args(kind) else kind.__name__}, got {value!r}")
     if one_of and value not in one_of:
@@ -202,8 +208,9 @@ def _is(kind: Any, value: Any) -> bool:
     return isinstance(value, get_origin(kind) or kind)
 
 
-KINDS = get_type_hints(Settings)
 ROWS = {name: row for group in TABLE.values() for name, row in group.items()}
+# of a setting that may also be a word, the type of its other values
+KINDS = {n: get_args(kind)[0] if "word" in ROWS[n] else kind for n, kind in get_type_hints(Settings).items()}
 
 
 def describe() -> str:
@@ -241,7 +248,8 @@ def parse_overrides(pairs: Iterable[str], base: Settings | None = None) -> Setti
                 raise ValueError(f"{key} has no entries, so {key}.{entry}= means nothing")
             changes[key] = {**current, entry: _literal(text)}
         else:
-            changes[key] = _parse(KINDS[key], text.strip())
+            text = text.strip()
+            changes[key] = text if text == ROWS[key].get("word") else _parse(KINDS[key], text)
     return dataclasses.replace(settings, **changes)
 
 

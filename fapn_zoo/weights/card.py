@@ -90,6 +90,7 @@ def render_card(
         "pointer": pointer and official,
         "model": model,
     }
+    values["start"] = _start(config)
     values |= {"official": official, "scores": scores, "terms": terms, "config": config}
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
@@ -178,6 +179,17 @@ def _base_model(config: Config, official: WeightsSpec | None) -> str | None:
         return _timm_repository(backbone)
     other = config["model"]["args"].get("backbone_stride_in_1x1")  # Caffe's ResNets, which timm does not have
     return _timm_repository(backbone) if official and backbone in OFFICIAL_STARTS and not other else None
+
+
+def _start(config: Config) -> tuple[str, str] | None:
+    """The repository of the weights that the backbone started from in training, and the licence that timm states."""
+    if not (config.get("training") or {}).get("pretrained_backbone"):
+        return None
+    from timm.models import get_pretrained_cfg
+
+    repository = _timm_repository(config["model"]["backbone"])
+    found = get_pretrained_cfg(repository.partition("/")[2], allow_unregistered=True) if repository else None
+    return (repository, found.license) if found and found.license else None
 
 
 def _timm_repository(backbone: str) -> str | None:

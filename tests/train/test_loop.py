@@ -21,7 +21,8 @@ from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.train import loop
-from fapn_zoo.train.loop import in_background, step_seed, train
+from fapn_zoo.train.loop import in_background, train
+from fapn_zoo.train.run import step_seed
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.weights.finite import named_tensors
 from fapn_zoo.zoo.parts import HEADS
@@ -173,6 +174,27 @@ def test_frozen_parts_keep_weights_and_statistics(tiny: Settings):
     after = load_file(train(tiny.replace(freeze="backbone", steps=3, val_data="none")) / "model.safetensors")
     for name, value in before.items():
         assert torch.equal(value, after[name]) == name.startswith("backbone."), name
+
+
+def test_a_frozen_vit_leaves_its_pyramid_learning_and_layers_have_their_rates(tiny: Settings, caplog):
+    vit = tiny.replace(backbone="vit_tiny_patch16_224", steps=2, val_data="none", amp="no", crop=(48, 48))
+    vit = vit.replace(
+        model_args=tiny.model_args | {"backbone_depth": 4, "backbone_embed_dim": 48, "backbone_num_heads": 3}
+    )
+    torch.manual_seed(vit.seed)
+    before = create_model(vit.model, backbone=vit.backbone, num_classes=3, **vit.model_args).state_dict()
+    after = load_file(train(vit.replace(freeze="backbone")) / "model.safetensors")
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == name.startswith("backbone.body."), name
+    with caplog.at_level("INFO"):
+        train(
+            vit.replace(
+                layer_decay=0.8, lr=1e-3, overwrite=True, model_args=vit.model_args | {"backbone_frozen_stages": 1}
+            )
+        )
+    rates = ", ".join(f"{layer}: {1e-3 * 0.8 ** (5 - layer):.3g}" for layer in range(2, 5))
+    told = next(m for m in caplog.messages if "learning rate of layer" in m)
+    assert told == f"learning rate of layer {rates}; of all behind the backbone: 0.001"
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tiny: Settings, monkeypatch: pytest.MonkeyPatch):

@@ -72,6 +72,29 @@ def test_real_models_decay_no_norm_and_no_query(name: str):
     assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "resnet10t", "swin_t", "vit_tiny_patch16_224"])
+def test_layers_decay_towards_the_image(backbone: str):
+    """Against timm's own groups of the whole network."""
+    import timm
+    from timm.optim import param_groups_layer_decay
+
+    from fapn_zoo import create_model
+    from fapn_zoo.modules.backbones.plan import plain_key, timm_name
+
+    with torch.device("meta"):
+        model = create_model("perpixel_fpn", backbone=backbone, num_classes=3)
+        whole = timm.create_model(timm_name(backbone), num_classes=3)
+    groups = param_groups_layer_decay(whole, layer_decay=0.5)
+    expected = {p: g["lr_scale"] for g in groups for p in g["params"]}
+    expected = {plain_key(name): expected[p] for name, p in whole.named_parameters()}
+    found = by_name(model, backbone_lr_mult=0.1, layer_decay=0.5)
+    for name, (rate, _) in found.items():
+        inside = name.removeprefix("backbone.body.")
+        outside = 0.1 if name.startswith("backbone.") else 1.0
+        assert rate == pytest.approx(outside if inside == name else 0.1 * expected[plain_key(inside)]), name
+    assert len({rate for name, (rate, _) in found.items() if "body" in name}) > 4
+
+
 def test_schedule():
     factors = [learning_rate_factor(s, Settings(steps=100, warmup_steps=10)) for s in range(101)]
     assert factors[0] == pytest.approx(0.1)

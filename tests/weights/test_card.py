@@ -162,6 +162,10 @@ def test_where_a_fine_tune_started(monkeypatch: pytest.MonkeyPatch) -> None:
     other = config(training={"pretrained_backbone": True})
     other["model"]["backbone"] = "convnextv2_tiny.fcmae_ft_in22k_in1k"
     assert metadata(render_card(other))["base_model"] == "timm/convnextv2_tiny.fcmae_ft_in22k_in1k"
+    assert "fcmae_ft_in22k_in1k), whose licence is cc-by-nc-4.0.\n" in render_card(other)
+    other["model"]["backbone"] = "dinov3_s"
+    assert "started from [timm/vit_small_patch16_dinov3.lvd1689m]" in (card := render_card(other))
+    assert "whose licence is dinov3-license." in card and metadata(card)["license"] == "mit"
 
 
 def test_the_embedded_card_is_in_step_with_its_facts() -> None:

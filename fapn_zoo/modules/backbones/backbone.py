@@ -1,7 +1,8 @@
-"""Backbones: any timm image pyramid as four NCHW maps at strides 4, 8, 16 and 32.
+"""Backbones: any timm image pyramid or plain ViT as four NCHW maps at strides 4, 8, 16 and 32.
 
 timm builds the network and fetches its ImageNet weights; `Backbone` chooses the levels, settles layout and input
-sizes, gives Swin the exact computation of the segmentation Swin, and freezes and checkpoints on demand.
+sizes, gives Swin the exact computation of the segmentation Swin and plain ViTs a pyramid, and freezes and checkpoints
+on demand.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.imagenet import build_features
-from fapn_zoo.modules.backbones.plan import STRIDES, ceil_div, is_channels_last, parameters_before, plan, timm_name
+from fapn_zoo.modules.backbones.plain import PYRAMIDS, PlainPyramid, patch_of, power_of_two
+from fapn_zoo.modules.backbones.plan import (
+    STRIDES,
+    ceil_div,
+    depths,
+    is_channels_last,
+    parameters_before,
+    plan,
+    timm_name,
+)
 from fapn_zoo.modules.backbones.surgery import (
     dilate_last_stage,
     move_stride_to_1x1,
@@ -28,7 +38,7 @@ from fapn_zoo.modules.layers.conv import memory_format
 
 
 class Backbone(nn.Module):
-    """Four feature maps of an image, fine to coarse, from any timm network that is a pyramid.
+    """Four feature maps of an image, fine to coarse, from any timm network that is a pyramid or a plain ViT.
 
     Args:
         name: short name (`fapn_zoo.zoo.parts.BACKBONES`) or any timm name, with or without a tag.
@@ -36,12 +46,15 @@ class Backbone(nn.Module):
         in_chans: channels of the input image, at least 1.
         norm: `None` keeps the network's own; `"frozen_bn"` turns every BatchNorm into constants: statistics and
             affine terms become buffers, and no longer count as parameters.
-        frozen_stages: 0 to 4, see `freeze`.
+        frozen_stages: 0 to 4, of a plain ViT 0 to its number of blocks, see `freeze`.
         grad_checkpointing: see `set_grad_checkpointing`.
         stride_in_1x1: put the stride of a bottleneck on its first 1x1 convolution, where the original Caffe ResNets and
             detectron2's R-CNN weights have it, instead of on the 3x3. ResNets with bottlenecks only.
         multi_grid: dilations of the 3x3 convolutions of the last stage's blocks, such as DeepLab's `(1, 2, 4)`; sizes
             of the maps do not change. ResNets with bottlenecks only.
+        pyramid: how a plain ViT, whose maps have one stride, gets four (`PlainPyramid`): `"simple"`, its default, from
+            the last block as ViTDet does, or `"levels"`, from the ends of four equal parts of its blocks.
+        pyramid_channels: of those four maps.
         cache_dir: where the ImageNet weights are kept; None is the Hub client's own place.
         timm_kwargs: further arguments of the timm model, such as `drop_path_rate`.
 
@@ -52,11 +65,12 @@ class Backbone(nn.Module):
             the maps are cropped back, so that the map at stride `s` is always `ceil(H / s) x ceil(W / s)`. It is 1
             (nothing padded) for networks that round up by themselves, such as ResNet, RegNet, EfficientNet, MobileNet,
             PVTv2 and TinyViT; 4 for Swin, as in the original; 32 or more for those that round down or refuse, such as
-            ConvNeXt, EdgeNeXt and HRNet.
-        fixed_size: `(H, W)` for the few networks that work at one size only (Hiera, MaxViT, CoaT ...), else `None`.
-            It is the size of their ImageNet weights, or the argument `img_size`. Smaller images are padded to it,
-            larger ones refused.
+            ConvNeXt, EdgeNeXt and HRNet. Of a plain ViT it is the size of a patch.
+        fixed_size: `(H, W)` for the few networks that work at one size only (Hiera, MaxViT, CoaT, BEiT ...), else
+            `None`. It is the size of their ImageNet weights, or the argument `img_size`. Smaller images are padded to
+            it, larger ones refused.
         body: the timm feature network.
+        pyramid: the layers that make four maps of a plain ViT's; None for a pyramid.
 
     Raises ValueError for an unknown name or tag, no pyramid, an option that the network does not have; ConnectionError
     where `pretrained=True` and the weights can neither be fetched nor found in the cache.
@@ -72,6 +86,8 @@ class Backbone(nn.Module):
         grad_checkpointing: bool = False,
         stride_in_1x1: bool = False,
         multi_grid: Sequence[int] | None = None,
+        pyramid: str | None = None,
+        pyramid_channels: int = 256,
         cache_dir: str | Path | None = None,
         **timm_kwargs: Any,
     ) -> None:
@@ -80,10 +96,17 @@ class Backbone(nn.Module):
             raise ValueError(f"unknown norm {norm!r} for a backbone; known: None, 'frozen_bn'")
         if in_chans < 1:
             raise ValueError(f"in_chans must be at least 1, got {in_chans}")
+        if pyramid not in (None, *PYRAMIDS):
+            raise ValueError(f"unknown pyramid {pyramid!r} for a backbone; known: {', '.join(PYRAMIDS)}")
         self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
-        options, self.size_divisor, self.fixed_size = plan(self.timm_name, {**timm_kwargs, "in_chans": in_chans})
+        self._asked = {**timm_kwargs, "in_chans": in_chans}
+        options, self.size_divisor, self.fixed_size = plan(self.timm_name, self._asked, pyramid)
         self.body = build_features(self.timm_name, options, pretrained=pretrained, cache_dir=cache_dir)
         self.out_channels = tuple(self.body.feature_info.channels())
+        self.pyramid: PlainPyramid | None = None
+        if patch := patch_of(self.body):
+            self.pyramid = PlainPyramid(self.out_channels, patch, STRIDES, pyramid_channels)
+            self.out_channels = (pyramid_channels,) * len(STRIDES)
         self._frozen: frozenset[str] = frozenset()
         self.is_swin = bool(swin_blocks(self.body))
         if self.is_swin:
@@ -117,6 +140,8 @@ class Backbone(nn.Module):
         if is_channels_last(self.body):
             layout = memory_format(x)
             features = [feature.permute(0, 3, 1, 2).contiguous(memory_format=layout) for feature in features]
+        if self.pyramid is not None:
+            features = self.pyramid(features)
         if padded:
             sizes = [(ceil_div(height, stride), ceil_div(width, stride)) for stride in self.strides]
             features = [feature[..., :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
@@ -126,7 +151,10 @@ class Backbone(nn.Module):
         """Rows below and columns to the right that the network needs."""
         if self.fixed_size is None:
             divisor = self.size_divisor
-            return ceil_div(height, divisor) * divisor - height, ceil_div(width, divisor) * divisor - width
+            # A patch of 14 pixels becomes cells of 16, the last of which lies within the patches as well.
+            cell = power_of_two(divisor) if self.pyramid is not None else 1
+            bottom, right = (ceil_div(ceil_div(side, cell) * cell, divisor) * divisor for side in (height, width))
+            return bottom - height, right - width
         bottom, right = self.fixed_size[0] - height, self.fixed_size[1] - width
         if bottom < 0 or right < 0:
             raise ValueError(
@@ -140,17 +168,30 @@ class Backbone(nn.Module):
 
         `0` lifts an earlier freeze; detectron2's `FREEZE_AT: 2` (stem and res2) is `freeze(1)`. The state
         survives `train()`. The output norms of Swin belong to the pyramid, not to the levels, and stay trainable.
+        Of a plain ViT the stages are its blocks; the last norm goes with the last block, and the pyramid goes on
+        learning.
         """
-        if not 0 <= stages <= len(self.strides):
-            raise ValueError(f"frozen_stages must be 0 to {len(self.strides)} for {self.name!r}, got {stages}")
+        layers = self.depths() if self.pyramid is not None and stages else {}
+        most = max(layers.values(), default=len(self.strides))
+        if not 0 <= stages <= most:
+            raise ValueError(f"frozen_stages must be 0 to {most} for {self.name!r}, got {stages}")
         parameters = dict(self.body.named_parameters())
         for key in self._frozen:
             parameters[key].requires_grad_(True)
-        frozen = parameters_before(self.body, stages - 1, self.in_chans, self.fixed_size) if stages else ()
+        frozen = [key for key, layer in layers.items() if layer <= stages]
+        if stages and not layers:
+            frozen = parameters_before(self.body, stages - 1, self.in_chans, self.fixed_size)
         self._frozen = frozenset(frozen)
         for key in self._frozen:
             parameters[key].requires_grad_(False)
         self.train(self.training)
+
+    def depths(self) -> dict[str, int]:
+        """The layer of each parameter of `body` by its name: 0 is the stem, then timm's finest groups in their order.
+
+        Raises ValueError for a network of which timm does not know them.
+        """
+        return depths(self.timm_name, self._asked, self.body)
 
     def train(self, mode: bool = True) -> Backbone:
         """As `nn.Module.train`, except that BatchNorms of frozen levels go on using and keeping their statistics."""

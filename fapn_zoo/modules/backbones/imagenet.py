@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,10 @@ import timm
 from torch import nn
 
 from fapn_zoo.weights import hub
+
+logger = logging.getLogger(__name__)
+
+FREE = ("apache-2.0", "mit", "bsd-3-clause")  # licences that nobody needs to be told of
 
 
 def build_features(
@@ -26,7 +31,7 @@ def build_features(
     weights = _fetch_weights(name, options, cache_dir) if pretrained or name.startswith("hf-hub:") else {}
     try:
         with _without_words():
-            return timm.create_model(name, features_only=True, pretrained=pretrained, **(dict(options) | weights))
+            network = timm.create_model(name, features_only=True, pretrained=pretrained, **(dict(options) | weights))
     except TypeError as error:
         raise ValueError(f"backbone {name!r} does not take one of the arguments {sorted(options)}: {error}") from error
     except OSError as error:
@@ -39,6 +44,15 @@ def build_features(
     except Exception as error:
         what = "with its ImageNet weights" if pretrained else "as a feature network"
         raise ValueError(f"timm cannot build backbone {name!r} {what}: {error}") from error
+    if pretrained and (terms := network.pretrained_cfg.get("license")) and terms not in FREE:
+        _tell_terms(name, terms)
+    return network
+
+
+@functools.cache
+def _tell_terms(name: str, terms: str) -> None:
+    """Once in a process."""
+    logger.warning("the weights that backbone %s starts from have terms of their own: %s", name, terms)
 
 
 def _fetch_weights(name: str, options: Mapping[str, Any], cache_dir: str | Path | None) -> dict[str, Any]:

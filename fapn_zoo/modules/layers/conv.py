@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+
+Maps = Sequence[Tensor]  # of a pyramid or a backbone, fine to coarse: (N, C, h, w)
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
     """`"gn"`: GroupNorm, 32 groups where they divide `channels`, eps 1e-5; `"bn"`; `"none"`: identity.
 
-    `"gn8"` is `"gn"` with groups of 8 channels or more, as 256 channels have: maps of one pixel can be normalised.
+    `"ln"` is over the channels of each pixel, eps 1e-6. `"gn8"` is `"gn"` with groups of 8 channels or more, as 256
+    channels have: maps of one pixel can be normalised.
     """
     norms = {
         "gn": lambda c: nn.GroupNorm(math.gcd(32, c), c),
         "gn8": lambda c: nn.GroupNorm(math.gcd(32, c, max(c // 8, 1)), c),
         "bn": nn.BatchNorm2d,
+        "ln": LayerNorm2d,
         "none": nn.Identity,
     }
     if name not in norms:

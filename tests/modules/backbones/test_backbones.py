@@ -167,7 +167,7 @@ def test_copies_and_pickles():
         ("resnet5", {}, "unknown backbone 'resnet5'; nearest: resnet50"),
         ("swn_t", {}, "nearest: swin_t"),
         ("resnet50.nonsense", {}, "unknown tag 'nonsense' of backbone 'resnet50'; known: .*tv_in1k"),
-        ("vit_tiny_patch16_224", {}, "is no pyramid: its levels have strides 16, 16.*are needed.*resnet50, swin_t"),
+        ("pit_ti_224", {}, "is no pyramid: its levels have strides 8, 16, 32.*are needed.*resnet50, swin_t"),
         ("levit_128", {}, "strides 16, 32, 64"),
         ("inception_v3", {}, "no zero padding"),
         ("resnet18", {"nonsense": 1}, "does not take.*nonsense"),
