@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,9 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import Dataset, Sample, check_holds
 from fapn_zoo.data.sources import open_dataset
-from fapn_zoo.data.supervision import check_supervision
+from fapn_zoo.data.supervision import check_supervision, pixel_shares
 from fapn_zoo.data.transforms import TrainTransform
-from fapn_zoo.modules.losses import Loss
+from fapn_zoo.modules.losses import Loss, PerPixelLoss
 from fapn_zoo.runtime.processes import processes
 from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks import task_for
@@ -78,12 +79,24 @@ def prepare(settings: Settings) -> Parts:
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
     check_supervision(dataset, val, task.needs)
-    options = {"class_weights": s.class_weights} if s.class_weights else {}
     if not (path := HEADS[model.spec.head].loss):
         raise ValueError(f"a {model.spec.head} head cannot be trained yet: it has no loss")
-    loss = load_part(path).of(model, **options)
+    loss = build_loss(s, model, load_part(path), dataset)
     joined = partial(collate, task=task, labels=dataset.labels, divisor=data.size_divisor)
     return Parts(model, loss, task, dataset, val, _transform(s, data, task), joined)
+
+
+def build_loss(settings: Settings, model: nn.Module, kind: type[Loss], dataset: Dataset) -> Loss:
+    """The loss of the settings, those that are not the usual ones; `class_weights=auto` are counted in the data."""
+    s, options = settings, {}
+    if s.loss != "ce":
+        options["loss"] = s.loss
+    if s.class_weights:
+        options["class_weights"] = s.class_weights
+    if s.class_weights == "auto" and issubclass(kind, PerPixelLoss):
+        options["class_weights"] = tuple(round(1 / math.log(1.02 + p), 4) for p in pixel_shares(dataset))  # ENet
+        logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
+    return kind.of(model, **options)
 
 
 def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Module:

@@ -21,7 +21,8 @@ from fapn_zoo import create_model
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.train import loop
-from fapn_zoo.train.loop import in_background, step_seed, train
+from fapn_zoo.train.loop import in_background, train
+from fapn_zoo.train.run import step_seed
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.weights.finite import named_tensors
 from fapn_zoo.zoo.parts import HEADS
