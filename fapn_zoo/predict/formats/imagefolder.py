@@ -1,4 +1,4 @@
-"""Predictions as pictures and masks: in folders of ours, and as `datasets.load_dataset` reads and the Hub shows them."""
+"""Predictions as pictures and masks: in our own layout, and as `datasets.load_dataset` reads and the Hub shows them."""
 
 from __future__ import annotations
 
