@@ -132,7 +132,8 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
-        if (pyramid := getattr(modules[name], "pyramid", None)) is not None:  # a plain ViT's has no weights to keep
+        pyramid = getattr(modules[name], "pyramid", None)
+        if isinstance(pyramid, nn.Module):  # a plain ViT's has no weights to keep
             pyramid.requires_grad_(True)
     return model
 
