@@ -55,11 +55,12 @@ class Turned:
     alike: int = 0
     file: Path = Path()
 
-    def add(self, picture: Path, labels: Path, size: tuple[int, int] | None) -> None:
-        """Compares a picture with its labels; json has no orientation, but a `size` (height, width)."""
+    def add(self, dataset: Any, index: int) -> None:
+        """Compares the picture and the labels of a sample; labels of json have a size and no orientation."""
         try:
+            picture, labels, *_ = dataset.files(index)
             image_size, image = header(picture)
-            label_size, label = (size, 1) if labels.suffix == ".json" and size else header(labels)
+            label_size, label = (dataset.size(index), 1) if labels.suffix == ".json" else header(labels)
         except Exception:  # what is wrong with them, reading them says
             return
         if image == label == 1:
@@ -187,8 +188,7 @@ def turned_pictures(dataset: Any) -> str:
     count, turned = len(dataset), Turned()
     step = max(1, -(-count // SCANNED))
     for index in range(0, count, step):
-        if len(files := dataset.files(index)) > 1:
-            turned.add(*files[:2], dataset.size(index))
+        turned.add(dataset, index)
     if turned.apart == turned.fits_turned:
         return ""
     of = f" of {-(-count // step)} that were looked at" if step > 1 else ""

@@ -181,4 +181,4 @@ def told(unused: Iterable[Unused], root: Path | None = None) -> str:
 
 def printable(name: str) -> str:
     """A file name as text that can be printed and stored: bytes that are no text become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()

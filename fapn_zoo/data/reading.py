@@ -12,6 +12,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from fapn_zoo.data.decoding import header
+from fapn_zoo.data.formats.mat import read_mat
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
@@ -23,7 +24,7 @@ from fapn_zoo.runtime.tables import some
 EXIF_WHERE = "in classes.json or as a setting"
 READING = Reading()  # the usual rules
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")  # what label files may be, by Pillow's names
-LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy", ".mat")
 COLOUR_FORM = 'write the colour of each class into classes.json: "values": [[[r, g, b]], ...]'
 
 
@@ -89,7 +90,7 @@ def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, dat
 
 def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = False) -> tuple[np.ndarray, str]:
     """What a label file holds, (H, W) or (H, W, 3), and Pillow's mode, or the type of an array."""
-    if path.suffix.lower() == ".npy" and data is None:
+    if path.suffix.lower() in (".npy", ".mat") and data is None:
         return _array(path, colours)
     try:
         with opened(path if data is None else io.BytesIO(data), str(path)) as file:
@@ -121,7 +122,7 @@ def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = Fa
 
 def _array(path: Path, colours: bool) -> tuple[np.ndarray, str]:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = read_mat(path) if path.suffix.lower() == ".mat" else np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _unreadable(path, "label file", error) from error
     kind = f"{values.dtype} {values.shape}"
@@ -196,6 +197,8 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
 def stored_size(path: Path, reading: Reading = READING, what: str = "label file") -> tuple[int, int]:
     """(height, width) of a label file or picture as its EXIF orientation turns it; it is not decoded for it."""
     try:
+        if path.suffix.lower() == ".mat":
+            return read_mat(path).shape
         array = path.suffix.lower() == ".npy"
         size, turned = (np.load(path, mmap_mode="r").shape[:2], 1) if array else header(path)
     except Exception as error:

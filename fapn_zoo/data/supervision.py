@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -42,7 +41,6 @@ class SplitCounts:
         images: (K + 1,) int64, how many samples have the class.
         beside: (K + 1,) int64, how many of those in which something is ignored have it.
         seen: how many samples were counted.
-        others: value -> pixels, of values that are neither a class nor ignored.
         unit: "pixel", "segment" or "object".
     """
 
@@ -51,7 +49,6 @@ class SplitCounts:
     images: np.ndarray
     beside: np.ndarray
     seen: int = 0
-    others: Counter[int] = field(default_factory=Counter)
     unit: str = "pixel"
 
     @classmethod
@@ -72,12 +69,8 @@ class SplitCounts:
         self.seen += 1
 
     def add_labels(self, labels: np.ndarray, table: LabelMap) -> None:
-        """Adds one sample's label map, values that are out of range too."""
-        number = _histogram(labels, table)
-        for value in np.flatnonzero(number[table.num_classes :]) + table.num_classes:
-            if value != table.ignore_index:
-                self.others[int(value)] += int(number[value])
-        self.add(_by_class(number, table))
+        """Adds one sample's label map, whose values are all classes or ignored."""
+        self.add(_by_class(_histogram(labels, table), table))
 
 
 def _histogram(labels: np.ndarray, table: LabelMap) -> np.ndarray:
@@ -169,7 +162,7 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     if len(scored) < 2 and unit == "pixel":
         yield Finding(NOTHING, f"{where}: {_one_class(labels)}", True)
         return
-    if not counts.seen or counts.others:
+    if not counts.seen:
         return
     present = [i for i in scored if counts.pixels[i]]
     absent = [i for i in scored if not counts.pixels[i]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from fapn_zoo.runtime.compilers import numba_works
-from fapn_zoo.runtime.workers import WORKERS
+from fapn_zoo.runtime.workers import run_workers
 
 LARGEST_LOG = math.log(1000 / 16)  # of a side over that of its reference: what is learned early must not overflow
 PIXELS = 2**24  # of masks that are numbers at one time: 64 MiB
@@ -160,5 +160,5 @@ def _by_kernels(levels: Sequence[Level], images: Tensor, boxes: Tensor, side: in
         def work(worker: int, maps: np.ndarray = maps, scale: float = scale, rows: Tensor = rows) -> None:
             kernels.pool(maps, *shared, np.float32(scale), rows[worker::threads].contiguous().numpy(), out.numpy())
 
-        WORKERS.run(work, threads)
+        run_workers(work, threads)
     return out
