@@ -61,6 +61,16 @@ class SplitCounts:
         """The share of what is ignored."""
         return int(self.pixels[-1]) / max(int(self.pixels.sum()), 1)
 
+    def line(self, labels: LabelMap) -> str:
+        """What every class has, in one line: its share of the pixels, or how many segments or objects."""
+        whole = max(int(self.pixels.sum()), 1)
+        numbers = [f"{n / whole:.1%}" if self.unit == "pixel" else f"{n:,}" for n in self.pixels.tolist()]
+        rows = [f"{i} {name} {number}" for i, (name, number) in enumerate(zip(labels.names, numbers, strict=False))]
+        ignored = f", ignored {numbers[-1]}" if self.pixels[-1] else ""
+        what = "share of the pixels" if self.unit == "pixel" else f"{self.unit}s"
+        seen = "" if self.seen == self.samples else f", counted in {self.seen:,} of {self.samples:,} pictures"
+        return f"classes and their {what}{seen}: {some(rows, 40)}{ignored}"
+
     def add(self, row: np.ndarray) -> None:
         """Adds one sample's (K + 1,) numbers."""
         self.pixels += row
@@ -233,8 +243,10 @@ def check_supervision(dataset: Dataset, val: Dataset | None, needs: Collection[s
     if val is not None:
         theirs = count_classes(val, unit, SECONDS / 2)
         said += _of_validation(val, counts, theirs)
-    for text in said if processes().main else ():
-        logger.warning("%s", text)
+    if processes().main:
+        logger.info("%s: %s", dataset.name, counts.line(dataset.labels))
+        for text in said:
+            logger.warning("%s", text)
 
 
 def _of_validation(val: Dataset, train: SplitCounts, counts: SplitCounts) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fapn_zoo.tasks import fonts
 from fapn_zoo.visualize.alignment import Alignment, Level
-from fapn_zoo.visualize.plots import new_figure, save_figure
+from fapn_zoo.visualize.plots import written_figure
 
 ARROWS = 16  # along a side of a map, at most
 
@@ -49,11 +49,11 @@ def write_levels(found: Alignment, levels: Sequence[Level], side: float, path: P
     """
     height, width = found.image.shape[:2]
     size = 7.2 * side, len(levels) * (side * height / width + 0.9) + 0.6
-    figure = new_figure(size)
-    figure.suptitle(fonts.spelled(f"{found.model}    {found.name}"))
-    for axes, level in zip(figure.subplots(len(levels), 7, squeeze=False), levels, strict=True):
-        _draw(axes, found.image, level)
-    save_figure(figure, path)
+    title = fonts.spelled(f"{found.model}    {found.name}")
+    with written_figure(size, [title], path) as figure:
+        figure.suptitle(title)
+        for axes, level in zip(figure.subplots(len(levels), 7, squeeze=False), levels, strict=True):
+            _draw(axes, found.image, level)
 
 
 def _draw(axes: Sequence[Any], image: np.ndarray, level: Level) -> None:
