@@ -73,6 +73,9 @@ class Settings:
     class_weights: tuple[float, ...] | str = ()
     cache: bool = False
     steps: int = 1000
+    max_hours: float = 0.0
+    patience: int = 0
+    best: bool = False
     batch_size: int = 8
     micro_batch: int = 0
     optimizer: str = "adamw"
@@ -84,6 +87,7 @@ class Settings:
     decay_bias: bool = True
     momentum: float = 0.9
     schedule: str = "poly"
+    cooldown: float = 0.2
     poly_power: float = 0.9
     lr_steps: tuple[float, ...] = ()
     lr_gamma: float = 0.1
@@ -137,6 +141,10 @@ class Settings:
         if bool(self.lr_steps) != (self.schedule == "steps"):
             cure = "drop them with lr_steps=" if self.lr_steps else "give some, such as lr_steps=0.67,0.89"
             raise ValueError(f"schedule={self.schedule} and lr_steps={self.lr_steps} do not go together: {cure}")
+        if (self.patience or self.best) and not self.eval_every:
+            raise ValueError(f"patience={self.patience} and best={self.best} go by evaluations: give eval_every=")
+        if self.best and not self.checkpoint_every:
+            raise ValueError("best=true goes back to a checkpoint: give checkpoint_every=")
         if self.clip_norm and self.clip_value:
             raise ValueError("clip_norm and clip_value are two ways to clip the gradient: give one of them")
         if self.overwrite and self.resume == "auto":

@@ -76,6 +76,8 @@ def prepare(settings: Settings) -> Parts:
         if opened is not None:
             check_holds(opened, task.needs, f"task {task.name!r}")
     _check_rare_classes(s, dataset.labels)
+    if val is None and (s.patience or s.best):
+        raise ValueError(f"patience={s.patience} and best={s.best} go by evaluations, and there is no validation set")
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
     check_supervision(dataset, val, task.needs)
@@ -132,7 +134,9 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
-        if (pyramid := getattr(modules[name], "pyramid", None)) is not None:  # a plain ViT's has no weights to keep
+        if isinstance(
+            pyramid := getattr(modules[name], "pyramid", None), nn.Module
+        ):  # a plain ViT's has no weights to keep
             pyramid.requires_grad_(True)
     return model
 

@@ -20,12 +20,17 @@ WRONG, WRONG_NEAR, UNLABELLED, HIT = (205, 25, 40), (255, 165, 0), (105, 105, 11
 DIFFERENT, ONLY_FIRST, ONLY_SECOND, NEITHER = (190, 30, 170), (30, 110, 220), (20, 150, 80), (60, 20, 30)
 
 
-def write_comparison(found: Comparison, row: Mapping[str, Any], path: Path) -> None:
-    """Writes one sheet, a .png file: the image and every model's classes, where the models differ, and a legend.
+def write_sheet(found: Comparison | ObjectComparison, row: Mapping[str, Any], path: Path) -> None:
+    """Writes one sheet, a .png file: the image and every model's answer, and what is wrong with them.
 
-    Where there are labels, a row with the truth and every model's errors stands between them. `row` has the numbers of
-    the image, as `side_by_side` returns them.
+    `row` has the numbers of the image, as `side_by_side` returns them.
     """
+    rows, legend = _of_classes(found, row) if isinstance(found, Comparison) else _of_objects(found, row)
+    write_panels(rows, found.name, path, legend)
+
+
+def _of_classes(found: Comparison, row: Mapping[str, Any]) -> tuple[list[list[Panel]], dict[str, Colour]]:
+    """The classes of every model, with labels the truth and every model's errors, and where models differ."""
     first = found.results[0]
     rows = [_answers(found, [(result.overlay(alpha=0.65), "") for result in found.results])]
     difference, legend = _difference(found)
@@ -41,12 +46,11 @@ def write_comparison(found: Comparison, row: Mapping[str, Any], path: Path) -> N
     maps = [result.labels for result in found.results] + ([] if found.labels is None else [found.labels])
     names = drawable(first.names)
     ids = [i for i in np.unique(np.concatenate([np.unique(one) for one in maps])) if i < len(names)]
-    legend |= {names[i]: first.palette[i] for i in ids if i != first.ignore_index}
-    write_panels(rows, found.name, path, legend)
+    return rows, legend | {names[i]: first.palette[i] for i in ids if i != first.ignore_index}
 
 
-def write_object_comparison(found: ObjectComparison, row: Mapping[str, Any], path: Path) -> None:
-    """Writes one sheet: the image and every model's objects, and where there is truth, what is missed and wrong."""
+def _of_objects(found: ObjectComparison, row: Mapping[str, Any]) -> tuple[list[list[Panel]], dict[str, Colour]]:
+    """The objects of every model, and where there is truth, what is missed and wrong."""
     first, legend = found.results[0], {}
     rows = [_answers(found, [(one.overlay(), f"{len(one.segments)} objects") for one in found.results])]
     if found.truth is not None:
@@ -55,7 +59,7 @@ def write_object_comparison(found: ObjectComparison, row: Mapping[str, Any], pat
         errors = [_object_errors(found, index) for index in range(len(found.models))]
         rows.append(_truth(panel, errors, "F1 {}: {} hit, {} missed, {} wrong", found, row))
         legend = {"hit": HIT, "missed": WRONG, "found where there is none": WRONG_NEAR}
-    write_panels(rows, found.name, path, legend)
+    return rows, legend
 
 
 def _answers(found: Comparison | ObjectComparison, pictures: Sequence[tuple[Any, str]]) -> list[Panel]:

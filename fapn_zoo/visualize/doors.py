@@ -18,7 +18,7 @@ from fapn_zoo.runtime.progress import bar
 from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
 from fapn_zoo.visualize.alignment_pictures import write_levels
 from fapn_zoo.visualize.comparison import Comparison, Item, check_models, comparison_task
-from fapn_zoo.visualize.comparison_pictures import write_comparison, write_object_comparison
+from fapn_zoo.visualize.comparison_pictures import write_sheet
 from fapn_zoo.visualize.object_comparison import ObjectComparison
 from fapn_zoo.visualize.plots import require_matplotlib
 
@@ -103,8 +103,7 @@ def side_by_side(
             row["scores"] = dict(zip(models, (one.scores() for one in counts), strict=True))
             totals = [total.merge(one) for total, one in zip(totals, counts, strict=True)] if totals else counts
         make_folder(out)
-        write = write_comparison if asked.name == "semantic" else write_object_comparison
-        write(found, row, out / file)
+        write_sheet(found, row, out / file)
         rows.append(row)
     if not rows:
         raise ValueError("no image to compare on")

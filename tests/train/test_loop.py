@@ -358,7 +358,7 @@ def test_the_last_good_checkpoint_is_kept(tiny: Settings, monkeypatch: pytest.Mo
 def test_logs_hold_no_number_that_json_has_not(tmp_path: Path):
     log = loop.RunLog(tmp_path, Settings(log_every=1), 0, True, {"steps": 0, "sums": {}})
     with pytest.raises(ValueError, match="cannot write .*log.jsonl: .*JSON"):
-        log.add(1, {"loss": 1.0, "lr": math.inf}, 0.0)
+        log.add(1, {"loss": 1.0, "lr": math.inf}, 0.0, last=False)
     log.close()
 
 
