@@ -82,7 +82,7 @@ def drawn(sample: Sample, labels: LabelMap, side: int = SIDE) -> Image.Image:
 
 
 def _classes(report: CheckReport) -> dict[str, Any]:
-    """Names and colours of the classes; of every split each one's share and its number of pictures; the largest share."""
+    """Of the classes names and colours; of every split their shares, and in how many pictures they are."""
     if report.labels is None or not report.splits:
         return {}
     unit = next(iter(report.splits.values())).unit
