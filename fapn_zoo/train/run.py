@@ -17,16 +17,17 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fapn_zoo.evaluate import Stopped, evaluate
-from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import write_json
+from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
 from fapn_zoo.train.ending import Ending, out_of_patience
 from fapn_zoo.train.log import add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate, told_rates
+from fapn_zoo.train.replay import FILE, keep_batch
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.setup import Parts
+from fapn_zoo.train.setup import Parts, part_losses
 from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
@@ -79,7 +80,8 @@ class Run:
 
     def update(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
-        torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
+        seed = step_seed(self.settings.seed, self.step, self.rank)
+        torch.manual_seed(seed)  # dropout needs no saved state
         size = min(self.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
         if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
@@ -88,13 +90,27 @@ class Run:
             batch = batch.padded(*largest.tolist())
         batch.targets.seeds = self.seeds(len(batch.names)).to(self.accelerator.device)
         parts = list(batch.parts(size))
-        losses, rest, stopping = self._everywhere(self._backward(parts, self.totals(parts)), stop)
-        if rest:
-            self.ending.cooling = (self.step, self.step + rest)
-            if self.main:
-                logger.info("max_hours: lr falls from step %d on and ends at %d", *self.ending.cooling)
-        losses["lr"] = self._descend()
+        totals = self.totals(parts)
+        try:
+            losses, rest, stopping = self._everywhere(self._backward(parts, totals), stop)
+            if rest:
+                self.ending.cooling = (self.step, self.step + rest)
+                if self.main:
+                    logger.info("max_hours: lr falls from step %d on and ends at %d", *self.ending.cooling)
+            losses["lr"] = self._descend()
+        except ValueError as error:
+            self._keep(batch, totals, seed, error)
+            raise
         return losses, stopping
+
+    def _keep(self, batch: Batch, totals: dict[str, Tensor], seed: int, error: ValueError) -> None:
+        """Writes the batch beside the run, and says so in the error; what cannot be written is not the error."""
+        names, file = some(batch.names), self.out / FILE
+        told = f"{error}; images: {names}"
+        with contextlib.suppress(OSError):
+            keep_batch(file, self, batch, totals, seed, told)
+            told += f"; `fapn-zoo replay {self.out}` shows it again"
+        error.args = (told,)
 
     def seeds(self, images: int) -> Tensor:
         """Of every image a seed by its position in the stream, whichever process and micro-batch it is in."""
@@ -123,11 +139,8 @@ class Run:
 
     def losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of one micro-batch, their shares of the whole."""
-        device, data = self.accelerator.device, self.plain.data
-        options = {"memory_format": self.memory_format, "training": True, "size": part.images.shape[-2:]}
-        images = network_input(data, part.pixels(), device, torch.float32, **options)
         try:
-            return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
+            return part_losses(self.model, self.plain.data, self.parts.loss, part, totals, self.memory_format)
         except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's
             raise ValueError(f"step {self.step}: {error}") from error
 
@@ -281,8 +294,7 @@ class Run:
         if self.best is not None:
             told["best_step"] = self.best
         told["micro_batch"] = self.micro_batch
-        if told.get("class_weights") == "auto":
-            told["class_weights"] = [round(weight, 4) for weight in self.parts.loss.class_weights.tolist()]
+        told |= self.parts.options
         data = self.parts.dataset
         facts = [getattr(one, "facts", {}) for one in getattr(data, "parts", (data,))]  # of the Hub's, where known
         if (report := self.plain.load_report) is not None and report.carried:
