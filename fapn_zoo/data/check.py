@@ -52,8 +52,8 @@ def check_data(
     check_samples(report, kind, path if named or kind is MaskPairs else root, num_classes, progress, reading)
     _check_repeats(report)
     report.facts += report.pictures.summary()
-    for fact in report.pictures.facts():
-        report.add(fact.kind, fact.file, fact.detail, fact.error)
+    for fault in report.pictures.faults():
+        report.add(fault.kind, fault.file, fault.text, fault.error)
     if report.labels is not None:
         _check_classes(report)
     return report
@@ -72,7 +72,7 @@ def _check_classes(report: CheckReport) -> None:
     trained = named or [split for split in report.splits if not split.startswith(("val", "test"))]
     for split, counts in report.splits.items():
         for found in findings(split, report.labels, counts) if counts.samples else ():
-            kind = "nothing to score" if found.stops and split not in trained else found.kind
+            kind = "nothing to score" if found.error and split not in trained else found.kind
             report.add(kind, report.root / split, found.text, error=kind == NOTHING)
     whole = sum(report.splits[split].pixels for split in trained)
     for split, counts in report.splits.items() if trained else ():

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from fapn_zoo.data.annotated import AnnotatedPictures
+from fapn_zoo.data.coco_annotations import Fault
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.mask_folder import MaskFolder
@@ -150,19 +150,11 @@ def _of_sample(dataset: Dataset, unit: str, index: int) -> np.ndarray:
     return _by_class(_histogram(labels, table), table)
 
 
-class Finding(NamedTuple):
-    """Something about the classes of a split: its kind, a sentence, and whether nothing can be learnt because of it."""
-
-    kind: str
-    text: str
-    stops: bool
-
-
 NOTHING, NEVER, VOID = "nothing to learn", "classes that never occur", "nearly all is ignored"
 TWO_WAYS = "one class stored in two ways"
 
 
-def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Finding]:
+def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Fault]:
     """What makes a split useless for training or a part of its classes unlearnable; values out of range are not said.
 
     Args:
@@ -170,7 +162,7 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     """
     scored, unit = _scored(labels, counts.unit), counts.unit
     if len(scored) < 2 and unit == "pixel":
-        yield Finding(NOTHING, f"{where}: {_one_class(labels)}", True)
+        yield Fault(NOTHING, f"{where}: {_one_class(labels)}", True)
         return
     if not counts.seen:
         return
@@ -182,16 +174,16 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     if len(present) < least:
         alike = not present or counts.images[-1] > counts.seen / 2  # not a class that is rare
         sure = counts.seen == counts.samples or (alike and counts.seen >= ENOUGH)
-        yield Finding(NOTHING, f"{where}: {_too_few(labels, counts, present, absent)}{seen}", sure)
+        yield Fault(NOTHING, f"{where}: {_too_few(labels, counts, present, absent)}{seen}", sure)
         return
     if absent:
-        yield Finding(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
+        yield Fault(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
     if unit == "pixel" and (lost := _never_beside(scored, counts)) is not None:
         held = f"{counts.images[lost]:,} hold {lost}, {counts.images[-1]:,} hold {value}, none both"
         text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)}, if it is no void"
-        yield Finding(TWO_WAYS, text, False)
+        yield Fault(TWO_WAYS, text, False)
     if counts.ignored > MOSTLY and unit == "pixel":
-        yield Finding(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)
+        yield Fault(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)
 
 
 def _never_beside(scored: list[int], counts: SplitCounts) -> int | None:
@@ -245,7 +237,7 @@ def check_supervision(dataset: Dataset, val: Dataset | None, needs: Collection[s
     counts = count_classes(dataset, unit)
     said = []
     for found in findings(f"{dataset.name}, to train on", dataset.labels, counts):
-        if found.stops:
+        if found.error:
             raise DataError(f"{found.kind}: {found.text}")
         said.append(f"{found.kind}: {found.text}")
     if val is not None:

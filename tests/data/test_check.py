@@ -97,7 +97,7 @@ def test_everything_is_found_in_one_go(root):
     assert bad[0] == (
         "train/labels/d.png: class ids out of range: 9 (2 pixels), 200 (1 pixels); allowed: 0..2, ignore_index 255"
     )
-    assert "train/labels/e.png is 3x3" in bad[1] and "train/labels/f.png holds colours (mode RGB)" in bad[2]
+    assert "3x3 in train/labels/e.png" in bad[1] and "train/labels/f.png holds colours (mode RGB)" in bad[2]
     assert "i.bmp and i.png" in only(report, "name used twice").detail
     shared = only(report, "same picture in two splits").detail
     assert shared == "train/images/g.png = train/images/h.png = val/images/a.png"

@@ -147,7 +147,7 @@ def test_number_of_classes(folder):
 
 def test_sizes_must_agree(folder):
     save_labels(folder / "train/labels/p1.png", np.zeros((5, 7)))
-    with pytest.raises(DataError, match="labels/p1.png is 7x5, .*images/p1.png is 16x12$"):
+    with pytest.raises(DataError, match="7x5 in .*labels/p1.png, 16x12 in .*images/p1.png$"):
         open_dataset(folder, "train").sample(1)
     save_labels(folder / "train/labels/p1.png", np.zeros(SIZE[::-1]))
     with pytest.raises(DataError, match="EXIF"):
@@ -206,8 +206,7 @@ def test_what_was_meant_to_be_there_is_refused_and_the_rest_is_said(folder, capl
     (folder / "train/images/again").symlink_to(".")
     assert len(open_dataset(folder, "train")) == 3
     images = f"{folder}/train/images"
-    told = [f"{images}/again: link to a folder above it", f"{images}/x.heic: another ending (.heic)"]
-    assert sorted(caplog.messages) == told
+    assert caplog.messages == [f"{images}/x.heic: another ending (.heic)"]
     os.mkfifo(folder / "val/images/pipe.png")
     with pytest.raises(DataError, match="pipe.png: no regular file"):
         open_dataset(folder, "val")

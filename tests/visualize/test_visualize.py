@@ -293,7 +293,7 @@ def test_images_with_their_label_files(stripes: tuple[np.ndarray, np.ndarray], t
     with pytest.raises(FileNotFoundError, match="no label file .*missing.png"):
         list(image_items(model, files, [tmp_path / "missing.png"]))
     Image.fromarray(labels[:7]).save(tmp_path / "short.png")
-    with pytest.raises(DataError, match="sizes differ: .*short.png is 60x7"):
+    with pytest.raises(DataError, match="sizes differ: .*short.png"):
         list(image_items(model, files, [tmp_path / "short.png"]))
     Image.fromarray(labels // 255 * 77).save(tmp_path / "odd.png")
     with pytest.raises(DataError, match=r"odd.png: class ids out of range: 77 \(300 pixels\)"):
