@@ -12,8 +12,6 @@ from torch import nn
 
 from fapn_zoo.data.classes import class_difference, full_names, model_labels
 from fapn_zoo.data.images import LoadedImage, list_images, load_image
-from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.data.reading import check_sizes, read_class_ids
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import LABELS, Objects, check_holds
 from fapn_zoo.data.sources import open_dataset
@@ -111,37 +109,14 @@ def check_models(models: Mapping[str, nn.Module]) -> tuple[str, ...]:
     return names
 
 
-def image_items(model: nn.Module, images: Sequence[str | Path], labels: Sequence[str | Path] = ()) -> Iterator[Item]:
-    """Image files, URLs and folders of images, with their labels where given.
+def image_items(model: nn.Module, images: Sequence[str | Path]) -> Iterator[Item]:
+    """Image files, URLs and folders of images, read as the model reads them.
 
-    Args:
-        model: whose classes the labels are checked against.
-        images: in the order of `labels`.
-        labels: nothing; a PNG of class ids per image; or a folder with `NAME.png` for every image `NAME.*`.
-
-    Raises:
-        ValueError: another number of labels than of images. FileNotFoundError, ImageError, DataError: what is missing,
-            cannot be read or does not fit, naming the file.
+    Raises FileNotFoundError or ImageError for what is missing or cannot be read, naming the file.
     """
     paths = [path for image in images for path in (list_images(image) if Path(image).is_dir() else [image])]
-    files: list[Path | None] = [Path(file) for file in labels]
-    if len(files) == 1 and files[0].is_dir():
-        files = [files[0] / f"{Path(path).stem}.png" for path in paths]
-    if files and len(files) != len(paths):
-        raise ValueError(f"{len(files)} label files for {len(paths)} images; give one each, or a folder of them")
-    return (_item(model, path, file) for path, file in zip(paths, files or [None] * len(paths), strict=True))
-
-
-def _item(model: nn.Module, path: str | Path, file: Path | None) -> Item:
-    reading = Reading.of_model(model.data)
-    loaded = load_image(path, **reading.options)
-    if file is None:
-        return Item(path, None, loaded.name)
-    if not file.is_file():
-        raise FileNotFoundError(f"no label file {file}")
-    labels = read_class_ids(file, model_labels(model) or LabelMap.default(model.num_classes), reading)
-    check_sizes(loaded.pixels.shape[1:], labels.shape, Path(path), file, reading)
-    return Item(path, labels, loaded.name)
+    read = (load_image(path, **Reading.of_model(model.data).options) for path in paths)
+    return (Item(image, None, image.name) for image in read)
 
 
 def data_items(
