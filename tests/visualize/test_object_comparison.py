@@ -15,8 +15,8 @@ from fapn_zoo.cli import main
 from fapn_zoo.data.sample import BOXES, MASKS, SEGMENTS, Crop, Objects
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.visualize import data_items, render, side_by_side
+from fapn_zoo.visualize.comparison import ObjectComparison
 from fapn_zoo.visualize.comparison_pictures import HIT, WRONG, WRONG_NEAR, _object_errors
-from fapn_zoo.visualize.object_comparison import ObjectComparison
 
 pytestmark = pytest.mark.unit
 TASKS = {"panoptic": SEGMENTS, "instance": MASKS, "detection": BOXES}

@@ -20,7 +20,7 @@ from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.metrics import ConfusionMatrix
 from fapn_zoo.modules.heads.outputs import SemanticOutput
 from fapn_zoo.visualize import data_items, image_items, read_alignment, render, side_by_side, visualize_alignment
-from fapn_zoo.visualize.alignment_pictures import feature_colours
+from fapn_zoo.visualize.alignment import feature_colours
 from fapn_zoo.visualize.comparison import Comparison, Item
 from fapn_zoo.visualize.comparison_pictures import WRONG, WRONG_NEAR, _errors
 from fapn_zoo.visualize.doors import _free_name
