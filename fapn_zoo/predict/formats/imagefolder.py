@@ -1,4 +1,4 @@
-"""Predictions as a folder that `datasets.load_dataset` reads and the Hub shows: pictures, masks and metadata.jsonl."""
+"""Predictions as pictures beside masks of class ids, and as what `datasets.load_dataset` reads and the Hub shows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ BOX = {"list": "float64"}
 RUNS = [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]
 
 
+class MaskFiles(FolderWriter):
+    """`train/labels/x.png` for `train/images/x.jpg`: class ids with the palette's colours, 16-bit grey beyond 256."""
+
+    pictures = f"{SPLIT}/images"
+    tasks = ("semantic",)  # of others the objects would be lost
+
+    def _add(self, index: int, picture: Path, result: Result) -> None:
+        file = self.folder / SPLIT / "labels" / f"{picture.stem}.png"
+        make_folder(file.parent)
+        save_image(result.label_image(), file)
+
+
 class ImageFolder(FolderWriter):
     """`train/metadata.jsonl` with a row per picture, `id2label.json`, and the columns' types in the readme.
 
@@ -33,6 +45,10 @@ class ImageFolder(FolderWriter):
         super().__init__(*args)
         self._rows: list[str] = []
         self._task = ""
+
+    def _keeps(self, index: int) -> bool:
+        """`datasets` knows no AVIF."""
+        return super()._keeps(index) and Path(self._inputs[index]).suffix.lower() != ".avif"
 
     def _add(self, index: int, picture: Path, result: Result) -> None:
         row: dict[str, Any] = {"file_name": f"images/{picture.name}"}

@@ -24,7 +24,7 @@ from fapn_zoo.tasks.result import Result
 
 pytestmark = pytest.mark.unit
 SIZE = (64, 96)
-READ = sorted(FORMATS.keys() - {"imagefolder"})
+READ = sorted(FORMATS.keys() - {"imagefolder", "masks"})
 
 
 @pytest.fixture
