@@ -22,8 +22,7 @@ from fapn_zoo.data.generated import ScenesDataset
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.visualize import read_alignment
-from fapn_zoo.visualize.alignment import Level
-from fapn_zoo.visualize.alignment_pictures import feature_colours
+from fapn_zoo.visualize.alignment import Level, feature_colours
 from fapn_zoo.visualize.plots import write_panels
 
 PICTURE, SCORES, RUNS = Path("docs/pictures/fpn-and-fapn.png"), Path("hub/results/picture.csv"), Path("runs/picture")

@@ -16,6 +16,7 @@ from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.coco_annotations import Fault
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.loader import epoch_order
 from fapn_zoo.data.mask_folder import MaskFolder
 from fapn_zoo.data.panoptic_sources import CocoPanoptic
 from fapn_zoo.data.sample import OBJECTS, DataError, Dataset
@@ -110,7 +111,7 @@ def count_classes(dataset: Dataset, unit: str = "pixel", seconds: float = SECOND
     table = dataset.labels
     counts = SplitCounts.of(len(dataset), table.num_classes, unit)
     scored = _scored(table, unit)
-    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
+    order = epoch_order(dataset, np.random.default_rng(0)).tolist()
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(order), BLOCK):

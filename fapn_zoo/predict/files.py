@@ -17,7 +17,7 @@ from torch import nn
 from fapn_zoo.data.images import folder_images
 from fapn_zoo.data.listing import Unused, told
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.predict.formats import formats_for
+from fapn_zoo.predict.formats import writers_for
 from fapn_zoo.predict.formats.writer import FolderWriter
 from fapn_zoo.predict.predict import named, predict_each
 from fapn_zoo.predict.run import device_and_type
@@ -70,8 +70,7 @@ def predict_files(
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     rules = Reading.of_model(named(model), options.get("white_level"), options.get("exif"))
-    kinds = formats_for(formats, task, named(model).labels)
-    writers: list[Any] = [kind(out_dir / name, inputs, stems, rules) for name, kind in kinds.items()]
+    writers: list[Any] = writers_for(formats, task, named(model).labels, out_dir, inputs, stems, rules)
     writers += [CocoFile(coco, inputs, stems, out_dir)] if coco is not None else []
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}

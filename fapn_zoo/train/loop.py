@@ -24,6 +24,7 @@ from fapn_zoo.runtime.processes import leave_at_exit, on_cpu
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog
+from fapn_zoo.train.memory import largest_micro_batch
 from fapn_zoo.train.run import Run, on_main
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.train.setup import prepare, train_mode
@@ -65,6 +66,8 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
         on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints))
         if resumed is not None:
             run.load(resumed)
+        if settings.micro_batch == "auto" and not run.micro_batch:  # a run that goes on spreads batches as it did
+            run.micro_batch = largest_micro_batch(run)
         with stop_signals() as run.stop:
             _loop(run)
             run.save()

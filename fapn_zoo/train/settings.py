@@ -77,7 +77,7 @@ class Settings:
     patience: int = 0
     best: bool = False
     batch_size: int = 8
-    micro_batch: int = 0
+    micro_batch: int | str = 0
     optimizer: str = "adamw"
     lr: float = 1e-4
     backbone_lr_mult: float = 1.0

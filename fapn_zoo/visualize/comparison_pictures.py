@@ -11,9 +11,8 @@ import numpy as np
 
 from fapn_zoo.runtime.tables import percent
 from fapn_zoo.tasks.drawing import boxed
-from fapn_zoo.visualize.comparison import Comparison
+from fapn_zoo.visualize.comparison import Comparison, ObjectComparison
 from fapn_zoo.visualize.drawing import Colour, objects_laid_over
-from fapn_zoo.visualize.object_comparison import ObjectComparison
 from fapn_zoo.visualize.plots import Panel, drawable, write_panels
 
 WRONG, WRONG_NEAR, UNLABELLED, HIT = (205, 25, 40), (255, 165, 0), (105, 105, 115), (20, 150, 80)

@@ -15,11 +15,9 @@ from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.predict import predict
 from fapn_zoo.runtime.files import make_folder, read_json, short_name, write_json, write_whole
 from fapn_zoo.runtime.progress import bar
-from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
-from fapn_zoo.visualize.alignment_pictures import write_levels
-from fapn_zoo.visualize.comparison import Comparison, Item, check_models, comparison_task
+from fapn_zoo.visualize.alignment import arrays, read_alignment, summary, write_levels
+from fapn_zoo.visualize.comparison import Comparison, Item, ObjectComparison, check_models, comparison_task
 from fapn_zoo.visualize.comparison_pictures import write_sheet
-from fapn_zoo.visualize.object_comparison import ObjectComparison
 from fapn_zoo.visualize.plots import require_matplotlib
 
 

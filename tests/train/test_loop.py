@@ -198,14 +198,14 @@ def test_a_frozen_vit_leaves_its_pyramid_learning_and_layers_have_their_rates(ti
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tiny: Settings, monkeypatch: pytest.MonkeyPatch):
-    real, calls = loop.Run._losses, []
+    real, calls = loop.Run.losses, []
 
     def broken(self, part, totals):
         calls.append(len(calls))
         losses = real(self, part, totals)
         return {"loss": losses["loss"] * (math.inf if calls[-1] == 2 else 1), "calls": torch.tensor(calls[-1])}
 
-    monkeypatch.setattr(loop.Run, "_losses", broken)
+    monkeypatch.setattr(loop.Run, "losses", broken)
     with pytest.raises(ValueError, match="step 2: the loss is not finite"):
         train(tiny.replace(val_data="none"))
 

@@ -1,7 +1,7 @@
 """Boxes (..., 4) as x1, y1, x2, y2 in pixels, right and lower edge outside: anchors, coding, clipping, pooling.
 
-What they are made with is FACTS section 3 (RPN + box head). Suppression and overlap are torchvision's `batched_nms`
-and `box_iou`.
+What they are made with is FACTS section 3 (RPN + box head). Suppression, overlap and clipping are torchvision's
+`batched_nms`, `box_iou` and `clip_boxes_to_image`.
 """
 
 from __future__ import annotations
@@ -61,14 +61,6 @@ def _centred(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = x2 - x1, y2 - y1
     return x1 + 0.5 * w, y1 + 0.5 * h, w, h
-
-
-def clip(boxes: Tensor, size: Sequence[int] | Tensor) -> Tensor:
-    """Boxes inside an image of `size` (height, width); those outside of it become empty."""
-    height, width = (float(side) for side in size)
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    sides = x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)
-    return torch.stack(sides, dim=-1)
 
 
 def not_empty(boxes: Tensor) -> Tensor:

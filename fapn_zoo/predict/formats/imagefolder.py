@@ -1,4 +1,4 @@
-"""Predictions as pictures beside masks of class ids, and as what `datasets.load_dataset` reads and the Hub shows."""
+"""Predictions as pictures and masks: in our own layout, and as `datasets.load_dataset` reads and the Hub shows them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BOX = {"list": "float64"}
 RUNS = [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]
 
 
-class MaskFiles(FolderWriter):
-    """`train/labels/x.png` for `train/images/x.jpg`: class ids with the palette's colours, 16-bit grey beyond 256."""
+class LabelFolder(FolderWriter):
+    """`train/images/x.jpg` with `train/labels/x.png`, whose pixels are class ids, in the colours of the classes."""
 
+    tasks = frozenset({"semantic", "panoptic"})
     pictures = f"{SPLIT}/images"
-    tasks = ("semantic",)  # of others the objects would be lost
 
     def _add(self, index: int, picture: Path, result: Result) -> None:
         file = self.folder / SPLIT / "labels" / f"{picture.stem}.png"
@@ -39,6 +39,7 @@ class ImageFolder(FolderWriter):
     height], `area`, `category` and `score`, and where there are masks `segmentation`, COCO's run lengths.
     """
 
+    tasks = FolderWriter.tasks | {"semantic"}
     pictures = f"{SPLIT}/images"
 
     def __init__(self, *args: Any) -> None:

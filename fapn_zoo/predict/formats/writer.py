@@ -18,7 +18,6 @@ from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.mask_encoding import outline
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.runtime.files import check_writable, make_folder, new_folder, remove_folder, write_json, write_text
-from fapn_zoo.tasks import TASKS
 from fapn_zoo.tasks.coco import WORDS, is_url, segment_masks
 from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import Result
@@ -42,9 +41,9 @@ class FolderWriter(ABC):
         ValueError: there is a folder already, of something else. OSError: nothing can be written there.
     """
 
+    tasks = frozenset({"panoptic", "instance", "detection"})  # whose results have a place in it
     pictures = f"images/{SPLIT}"  # where they lie
     more: Mapping[str, Any] = {}  # of classes.json
-    tasks: tuple[str, ...] = tuple(TASKS)  # whose results it holds; without objects one for every class
 
     def __init__(self, place: Path, inputs: Sequence[str | Path], stems: Sequence[str], reading: Reading) -> None:
         check_writable(place / README)
@@ -86,8 +85,8 @@ class FolderWriter(ABC):
         write_text(self.folder / README, f"{self._end(model, data)}{WORDS} {model}\n")
         known = {"names": list(data.labels), "palette": [list(colour) for colour in data.palette], **self.more}
         known |= {"things": list(data.things)} if data.things else {}
-        ignored = data.ignore_index  # a class's own id means nothing
-        known |= {"ignore_index": ignored} if not 0 < ignored < len(data.labels) else {}
+        if not 0 < data.ignore_index < len(data.labels):  # else it is the model's, which was never told another
+            known["ignore_index"] = data.ignore_index
         known |= {"exif": "ignore"} if not self._reading.turns else {}
         known |= {"white_level": self._reading.white_level} if self._reading.white_level else {}
         write_json(self.folder / "classes.json", known)
