@@ -28,12 +28,14 @@ from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, par
 from fapn_zoo.train.replay import FILE, keep_batch
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
 from fapn_zoo.train.setup import Parts, part_losses
+from fapn_zoo.train.watching import draw_curves
 from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
 
 logger = logging.getLogger(__name__)
 
+EVALUATIONS = "evaluations"
 OF_IMAGES = 2**32 - 1  # in place of a rank, which no process has: what is drawn for images is not for dropout
 
 
@@ -258,6 +260,9 @@ class Run:
             weights = str(self.out / "model") if final else f"step {self.step}"
             options = {"task": self.parts.task.name, "amp": self.accelerator.mixed_precision, "progress": self.main}
             options |= {"limit": None if final else s.eval_limit or None, "should_stop": lambda: bool(self.stop)}
+            if s.eval_pictures:
+                options |= {"out": self.out / EVALUATIONS / f"step-{self.best or self.step:08d}", "worst": 0}
+                options["drawn"] = s.eval_pictures
             try:
                 report = evaluate(self.plain, self.parts.val, s.val_split, seed=s.seed, weights=weights, **options)
             except Stopped:
@@ -271,8 +276,12 @@ class Run:
             row = {name: report[name] for name in self.parts.task.columns.means}
             if self.best in (None, self.step):
                 add_row(self.out / "metrics.csv", self.step, row)
+            if s.curves:
+                draw_curves(self.out)
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
             logger.info("step %d: %s", self.best or self.step, "; ".join(filter(None, [told, *report["notes"]])))
+        if s.log_with:
+            self.accelerator.log({f"val/{n}": 100 * v for n, v in self._scores(report).items()}, self.step)
         return report
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -323,6 +332,8 @@ class Run:
         if self.settings.best and self.parts.val is not None:
             self._go_back()
         report = self.evaluate(final=True)
+        if self.main and report is None and self.settings.curves:
+            draw_curves(self.out)
         if self.main:
             where = f"{report['data']} {report['split']}" if report else ""
             scores = self._scores(report) if report else {}

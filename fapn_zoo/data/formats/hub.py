@@ -23,6 +23,7 @@ from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, a
 from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, repository_path, rules, splits
 from fapn_zoo.data.formats.mask_classes import wanted
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.mask_folder import proposals
 from fapn_zoo.data.merging import void
 from fapn_zoo.data.opening import opened
 from fapn_zoo.data.reading import check_ids, check_sizes, read_class_ids, read_stored
@@ -32,7 +33,6 @@ from fapn_zoo.runtime.tables import some
 
 LOOKED_AT = 200  # masks, where nobody says which classes there are
 CATEGORIES = ("category", "categories", "category_id", "label", "labels")
-VOID = ("unlabeled", "unlabelled", "void", "background", "ignore")
 
 
 class HubDataset:
@@ -72,28 +72,21 @@ class HubMaps:
         self.labels = self._labels()
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.name} has {self.labels.num_classes} classes")
-        void = [n for i, n in enumerate(self.labels.names) if n.lower() in VOID and i != self.labels.ignore_index]
-        hint = f"; class {void[0]!r} is trained like any other, a classes.json could ignore it" if void else ""
         license = f", licence {rows.facts['license']}" if "license" in rows.facts else ""
-        told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}{hint}"
+        told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}"
         if block := self.block:
             told += f"; they are streamed, and shuffled in a buffer of {block} rows"
-        self.unused = (told, *rows.remarks)
+        self.unused = (told, *proposals(self.labels), *rows.remarks)
 
     def _labels(self) -> LabelMap:
         """Of `classes=`, `classes.json` or `id2label.json`; DataError with a `classes.json` to fill in."""
         file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
         if file is not None:
             return _read(file)
-        if names := self._own_names():
-            return LabelMap(names)
         ids = repository_file(self.rows, "id2label.json")
         if ids is not None:
             return LabelMap(names_of(ids, f"id2label.json of {self.name}"))
         raise DataError(self._wanted())
-
-    def _own_names(self) -> tuple[str, ...]:
-        return ()
 
     def _wanted(self) -> str:
         way = "Write a file and add ?classes=FILE"
