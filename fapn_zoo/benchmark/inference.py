@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from fapn_zoo.benchmark.flops import PARTS
-from fapn_zoo.modules.layers.deform import ModulatedDeformConv
+from fapn_zoo.modules.deform_conv.conv import ModulatedDeformConv
 from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import autocast, resolve_amp
