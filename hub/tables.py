@@ -118,7 +118,7 @@ def network_size(spec: ModelSpec) -> tuple[int, int]:
 
 def count_model(name: str) -> dict[str, int | str]:
     """One row of the counts."""
-    from fapn_zoo.benchmark.flops import count
+    from fapn_zoo.benchmark.run import count
     from fapn_zoo.predict.inputs import padded_size
 
     spec = get_spec(name)[0]
