@@ -247,10 +247,14 @@ class HubObjects(AnnotatedPictures):
     def splits(cls, root: Path) -> list[str]:
         return []
 
-    def _table(self) -> LabelMap | None:
+    @cached_property
+    def _given(self) -> LabelMap | None:
+        """Of `classes=`, or of a `classes.json` beside the data."""
         file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
-        found = None if file is None else _read(file)
-        return found if found is not None and found.raw is not None else None
+        return None if file is None else _read(file)
+
+    def _table(self) -> LabelMap | None:
+        return self._given if self._given is not None and self._given.raw is not None else None
 
     def _read(self, split: str) -> list[str]:
         column = self.rows.columns["objects"]
@@ -282,9 +286,9 @@ class HubObjects(AnnotatedPictures):
 
     def _classes(self, listed: Sequence[list[dict[str, Any]]], key: str) -> tuple[LabelMap, dict[Any, int]]:
         found = {one[key] for entries in listed for one in entries if one.get(key) is not None}
-        names: tuple[str, ...] = ()
-        if (file := self.rows.name.options.get("classes")) is not None and _read(file).raw is None:
-            names = _read(file).names
+        names, palette = (), ()
+        if self._given is not None and self._given.raw is None:
+            names, palette = self._given.names, self._given.palette
         elif known := _class_names(self.rows.table.features[self.rows.columns["objects"]], key):
             names = known
         elif found and all(isinstance(one, str) for one in found):
@@ -297,7 +301,7 @@ class HubObjects(AnnotatedPictures):
             raise DataError(
                 f"{self.name} does not name its categories {some(sorted(found), 20)}; add ?classes=FILE: {form}"
             )
-        labels = LabelMap(names, (), 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
+        labels = LabelMap(names, palette, 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
         return labels, {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
 
     def files(self, index: int) -> tuple[Path, ...]:
