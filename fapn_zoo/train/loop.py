@@ -36,7 +36,7 @@ from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog, add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate, told_rates
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.setup import Parts, prepare, train_mode
+from fapn_zoo.train.setup import Parts, anneal, prepare, train_mode
 from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
@@ -172,6 +172,7 @@ class Run:
     def update(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
         torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
+        anneal(self.plain, self.step / max(self.settings.steps, 1))
         size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
         if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
@@ -309,6 +310,7 @@ class Run:
             return None
         s = self.settings
         self.check()
+        anneal(self.plain, self.step / max(s.steps, 1))
         with self._averaged():
             for tensor in self.plain.buffers() if self.world > 1 else ():
                 dist.broadcast(tensor, 0)  # each process has norm statistics of its own; those of the first are saved

@@ -172,3 +172,9 @@ def train_mode(model: nn.Module) -> None:
         trained = [parameter.requires_grad for parameter in module.parameters()]
         if trained and not any(trained):
             module.eval()
+
+
+def anneal(model: nn.Module, done: float) -> None:
+    """Tells a head that changes in the course of a training (`EoMTHead.anneal`) how much of it is over, 0..1."""
+    if change := getattr(model.head, "anneal", None):
+        change(done)
