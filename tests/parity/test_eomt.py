@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -182,3 +183,20 @@ def test_both_schemes_of_names_come_back():
             },
             ours.spec,
         )
+
+
+def test_windows_for_classes():
+    """Theirs cuts the long side into as few windows as cover it and averages class scores; by itself, so do we."""
+    ours, theirs = pair(64, 0)
+    ours.spec = dataclasses.replace(ours.spec, data=dataclasses.replace(ours.data, test_size=64, test_window=64))
+    theirs.attn_mask_probs.zero_()
+    for height, width in ((64, 150), (131, 64), (64, 64)):
+        pixels = torch.randint(256, (3, height, width), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+        sides = {"size": {"shortest_edge": 64, "longest_edge": None}}
+        inputs = EomtImageProcessor(do_resize=False, do_split_image=True, **sides)(pixels, return_tensors="pt")
+        with torch.no_grad():
+            outputs = theirs(inputs["pixel_values"], patch_offsets=inputs["patch_offsets"])
+        processor = EomtImageProcessor()
+        (expected,) = processor.post_process_semantic_segmentation(outputs, [(height, width)], **sides)
+        found = torch.as_tensor(ours.predict(pixels, amp="no").labels)
+        assert (found == expected).float().mean() > 0.999 and len(found.unique()) > 1
