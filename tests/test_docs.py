@@ -130,8 +130,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val", "test"):
         for i in range(2):
             put(f"streets/{split}/images/{i}.png", f"streets/{split}/labels/{i}.png")
+    for i in range(4):
+        put(f"towns/rgb/{i}.png", f"towns/masks/{i}_mask.png")
     table = {"names": list(CLASSES), "palette": [list(colour) for colour in PALETTE], "ignore_index": 255}
-    (place / "streets/classes.json").write_text(json.dumps(table))
+    for name in ("streets", "towns"):
+        (place / name / "classes.json").write_text(json.dumps(table))
     coco.write_splits(place / "cells")
     tiny = fapn_zoo.create_model(EMBEDDED, backbone_channels=(8, 8, 8, 8), neck_out_channels=8)
     for name in ("MODEL", "A", "B", "runs/mine/model", "weights/mine"):
@@ -307,12 +310,6 @@ def test_numbers_of_the_speed() -> None:
     boundaries = ("bands", "boundary iou", "boundary f-score")
     loops = [value for (task, who), value in ratio.items() if task in boundaries and who != "ours"]
     says("docs/speed.md", f"{min(loops):.0f} to {max(loops):.0f} times as fast as loops")
-    ours = [
-        float(row["times_faster_than_torchvision"])
-        for row in rows("deform_conv_pytorch")
-        if (row["contender"], row["dtype"]) == ("ours", "float32")
-    ]
-    says("docs/deformable-convolution.md", f"in float32 {min(ours):.1f} to {max(ours):.0f} times as fast")
 
 
 def test_numbers_of_the_official_weights() -> None:

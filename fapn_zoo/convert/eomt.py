@@ -30,11 +30,10 @@ def authors_state(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Ten
         state = {names.get(key, key): value for key, value in state.items()}
         positions = "network.encoder.backbone.pos_embed"
         state[positions] = state[positions][None]
-    if (shares := state.get(SHARES)) is not None:
-        if len(shares) != (blocks := spec.args.get("head_num_blocks", 4)):
-            raise ValueError(
-                f"the queries of the checkpoint join {len(shares)} blocks, those of {spec.name!r} {blocks}"
-            )
-        if shares.any():
-            raise ValueError(f"{SHARES} is {shares.tolist()}: the training of this checkpoint is not finished")
-    return state
+    blocks = spec.args.get("head_num_blocks", 4)
+    shares = state.get(SHARES, torch.zeros(blocks))  # some files leave them out, all are of finished trainings
+    if len(shares) != blocks:
+        raise ValueError(f"the queries of the checkpoint join {len(shares)} blocks, those of {spec.name!r} {blocks}")
+    if shares.any():
+        raise ValueError(f"{SHARES} is {shares.tolist()}: the training of this checkpoint is not finished")
+    return state | {SHARES: shares.to(torch.int32)}

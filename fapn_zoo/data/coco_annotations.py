@@ -1,19 +1,17 @@
-"""The entries of a COCO instance file, each looked at once: what is used of them, and all that is wrong with them."""
+"""Annotated objects, each looked at once: what is used of them, and all that is wrong with them."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fapn_zoo.data.listing import printable
 from fapn_zoo.data.mask_decoding import Shape
-from fapn_zoo.runtime.tables import some
+from fapn_zoo.data.sample import DataError
 
 NUMBERS = frozenset((int, float))  # and no truth values
 ROUNDING = 0.5  # pixels that a box may reach out of its picture without a word
@@ -62,93 +60,13 @@ class Picture:
     id: int | str
     file_name: str
     size: tuple[int, int]
-    objects: list[Annotation] = field(default_factory=list)
+    objects: Sequence[Annotation] = field(default_factory=list)
     path: Path = Path()
     source: Path | None = None
 
 
 class Refused(Exception):
     """What is wrong with an annotation, in a few words, after its kind."""
-
-
-def without_group(categories: Sequence[Mapping[str, Any]], used: set[Any]) -> tuple[list, Fault | None]:
-    """Without a first row that is the supercategory of all others and of no annotation, as Roboflow writes it."""
-    first, *rest = sorted(categories, key=lambda entry: entry["id"]) or [{}]
-    if rest and first["id"] not in used and all(entry.get("supercategory") == first["name"] for entry in rest):
-        text = f"category {first['id']} ({first['name']!r}) is no class: it is the supercategory of the others"
-        return rest, Fault(GROUP, f"{text}, and no annotation has it", error=False)
-    return [*categories], None
-
-
-def read_pictures(table: Mapping[str, Any], class_of: Mapping[int, int]) -> tuple[list[Picture], list[Fault]]:
-    """The images in the order of the file with the annotations that can be used, and all faults of both."""
-    faults: list[Fault] = []
-    pictures: dict[Any, Picture] = {}
-    names: dict[str, Any] = {}
-    lost: list[Any] = []  # what is wrong with an image is not said again of its annotations
-    for place, entry in enumerate(table["images"]):
-        try:
-            picture = _picture(entry)
-        except Refused as error:
-            faults.append(Fault(BAD_ENTRY, f"images[{place}] {error}"))
-            lost.append(entry.get("id") if isinstance(entry, Mapping) else None)
-            continue
-        if picture.id in pictures:
-            both = f"{pictures[picture.id].file_name} and {picture.file_name}"
-            faults.append(Fault(TWICE, f"image id {picture.id!r} is of two pictures, {both}"))
-        elif picture.file_name in names:
-            both = f"images {names[picture.file_name]!r} and {picture.id!r}"
-            faults.append(Fault(TWICE, f"{picture.file_name} is of two {both}"))
-        pictures.setdefault(picture.id, picture)
-        names.setdefault(picture.file_name, picture.id)
-    seen: Counter[Any] = Counter()
-    for place, entry in enumerate(table["annotations"]):
-        known = isinstance(entry, Mapping) and isinstance(entry.get("id"), (int, str))
-        name = f"annotation {entry['id']}" if known else f"annotations[{place}]"
-        seen[name] += 1
-        try:
-            picture, found = _annotation(entry, name, pictures, class_of, faults)
-        except Refused as error:
-            if error.args[0] != UNKNOWN or entry.get("image_id") not in lost:
-                faults.append(Fault(*error.args))
-        else:
-            picture.objects.append(found)
-    for name, times in seen.items() if len(seen) < len(table["annotations"]) else ():
-        if times > 1:
-            faults.append(Fault(SAME_ID, f"{name} is there {times} times; all are used", error=False))
-    return list(pictures.values()), faults
-
-
-def _picture(entry: Any) -> Picture:
-    needed = {"id": (int, str), "file_name": (str,), "height": (int, float), "width": (int, float)}
-    wrong = [n for n, kinds in needed.items() if not isinstance(entry, Mapping) or not isinstance(entry.get(n), kinds)]
-    if wrong:
-        raise Refused(f"lacks {', '.join(f'{name} ({needed[name][0].__name__})' for name in wrong)}")
-    name, size = entry["file_name"].replace("\\", "/"), (entry["height"], entry["width"])
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not name:
-        raise Refused(f"names the file {name!r}, which is outside of the folder")
-    if not all(0 < side < math.inf and side == int(side) for side in size):
-        raise Refused(f"({name}) has height {size[0]} and width {size[1]}; expected whole numbers of 1 or more")
-    return Picture(entry["id"], PurePath(name).as_posix(), (int(size[0]), int(size[1])))
-
-
-def _annotation(
-    entry: Any, name: str, pictures: Mapping[Any, Picture], class_of: Mapping[int, int], faults: list[Fault]
-) -> tuple[Picture, Annotation]:
-    """An annotation and its picture; Refused where it cannot be used. What is worth knowing is added to `faults`."""
-    if not isinstance(entry, Mapping):
-        raise Refused(BAD_ENTRY, f"{name} is {entry!r}; expected an object")
-    image, category = entry.get("image_id"), entry.get("category_id")
-    picture = pictures.get(image) if isinstance(image, (int, str)) else None
-    if picture is None:
-        raise Refused(UNKNOWN, f"{name} is of image {image!r}, which is not among the {len(pictures):,} images")
-    where = f"{name} of {printable(picture.file_name)}"
-    if type(category) is not int:
-        raise Refused(BAD_ENTRY, f"{where} has category_id {category!r}; expected a whole number")
-    if category not in class_of:
-        ids = some(class_of, 8)
-        raise Refused(UNKNOWN, f"{where} is of category {category}, which is not among the categories {ids}")
-    return picture, annotation(entry, name, where, class_of[category], picture.size, faults)
 
 
 def annotation(
@@ -177,6 +95,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in NUMBERS and math.isfinite(value)
 
 
+def _are_numbers(values: list[Any]) -> bool:
+    kinds = [*map(type, values)]
+    plain = kinds.count(float) == len(kinds) and math.isfinite(sum(values))  # nearly all are: a fifth of the time
+    return plain or all(map(_is_number, values))
+
+
 def _box(
     values: Any, where: str, size: tuple[int, int], has_mask: bool, faults: list[Fault]
 ) -> tuple[float, float, float, float] | None:
@@ -184,7 +108,7 @@ def _box(
         if not has_mask:
             raise Refused(BAD_BOX, f"{where} has neither a bbox nor a segmentation")
         return None
-    if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
+    if not isinstance(values, list) or len(values) != 4 or not _are_numbers(values):
         raise Refused(BAD_BOX, f"{where} has bbox {values!r}; expected four numbers: x, y, width, height")
     x, y, width, height = map(float, values)
     if min(width, height) < 0 or (min(width, height) == 0 and not has_mask):
@@ -206,15 +130,14 @@ def _shape(values: Any, where: str, size: tuple[int, int], faults: list[Fault]) 
         return None
     if isinstance(values, Mapping):
         return _runs(values, where, size)
-    if not isinstance(values, list) or not all(isinstance(part, list) for part in values):
+    if not isinstance(values, list) or not {list}.issuperset(map(type, values)):
         raise Refused(BAD_MASK, f"{where} has segmentation {_short(values)}; expected polygons or run lengths")
     parts = []
     for part in values:
-        numbers = np.array(part, np.float64) if NUMBERS.issuperset(map(type, part)) else np.array([np.nan])
-        if len(part) % 2 or not np.isfinite(numbers).all():
+        if len(part) % 2 or not _are_numbers(part):
             raise Refused(BAD_MASK, f"{where} has a polygon {_short(part)}; expected numbers x, y, x, y, ...")
         if len(part) >= 6:
-            parts.append(numbers)
+            parts.append(np.array(part, np.float64))
     if not parts:
         raise Refused(BAD_MASK, f"{where} has a polygon of {len(values[0]) // 2} points; expected 3 or more")
     if len(parts) < len(values):
@@ -249,3 +172,10 @@ def summary(faults: Sequence[Fault], error: bool) -> Iterator[str]:
     for kind, found in kinds.items():
         more = f" ({kind}: {len(found) - 1:,} more)" if len(found) > 1 else ""
         yield f"{found[0].text}{more}"
+
+
+def check_faults(faults: Sequence[Fault], root: Path, strict: bool) -> None:
+    """DataError where some of them are errors and a data set is opened as `strict`."""
+    if strict and (errors := list(summary(faults, error=True))):
+        more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {root} lists all"
+        raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
 
 from fapn_zoo.data.annotated import AnnotatedPictures
-from fapn_zoo.data.coco_annotations import Fault, Picture, read_pictures, without_group
-from fapn_zoo.data.coco_files import CATEGORY, check_entry, coco_ids, one_folder, read_categories, read_table
+from fapn_zoo.data.coco_annotations import (
+    BAD_ENTRY,
+    GROUP,
+    SAME_ID,
+    TWICE,
+    UNKNOWN,
+    Annotation,
+    Fault,
+    Picture,
+    Refused,
+    annotation,
+)
+from fapn_zoo.data.coco_files import (
+    CATEGORY,
+    NOT_QUICK,
+    check_entry,
+    coco_ids,
+    one_folder,
+    quick_table,
+    read_categories,
+    read_table,
+)
+from fapn_zoo.data.columns import Columns
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import Unused, list_folder, missing, printable, told
@@ -42,7 +68,8 @@ class CocoInstances(AnnotatedPictures):
         self.labels, self.pictures, faults = read_instances(self.file)
         folder = self._pictures_in(split)
         found = list_folder(folder, EXTENSIONS)
-        there = {path.relative_to(folder).as_posix() for path in found.files}
+        start = len(os.path.join(folder, ""))
+        there = {os.fspath(path)[start:].replace(os.sep, "/") for path in found.files}
         for picture in self.pictures:
             picture.path, picture.source = folder / picture.file_name, self.file
             if picture.file_name not in there and not picture.path.is_file():
@@ -81,14 +108,103 @@ class CocoInstances(AnnotatedPictures):
 
 def read_instances(file: Path) -> tuple[LabelMap, list[Picture], list[Fault]]:
     """Classes, pictures and faults of an annotation file. DataError where it is none, or its categories are none."""
-    table = read_table(file, "COCO")
-    for place, entry in enumerate(table["categories"]):
+    if (quick := quick_table(file)) is not None:
+        with contextlib.suppress(*NOT_QUICK):
+            return _instances(file, quick)
+    return _instances(file, read_table(file, "COCO"))
+
+
+def _instances(file: Path, table: Mapping[str, Sequence[Any]]) -> tuple[LabelMap, list[Picture], list[Fault]]:
+    entries = [*table["categories"]]
+    for place, entry in enumerate(entries):
         check_entry(entry, CATEGORY, f"{file}: categories[{place}]")
-    used = {e["category_id"] for e in table["annotations"] if isinstance(e, dict) and type(e.get("category_id")) is int}
-    categories, group = without_group(table["categories"], used)
+    categories, group = _without_group(entries, table["annotations"])
     labels, class_of = read_categories(file, [entry | {"isthing": 1} for entry in categories])
     pictures, faults = read_pictures(table, class_of)
     return labels, pictures, [*filter(None, [group]), *faults]
+
+
+def _without_group(
+    categories: Sequence[Mapping[str, Any]], annotations: Iterable[Any]
+) -> tuple[list[Mapping[str, Any]], Fault | None]:
+    """Without a first row that is the supercategory of all others and of no annotation, as Roboflow writes it."""
+    first, *rest = sorted(categories, key=lambda entry: entry["id"]) or [{}]
+    if rest and all(entry.get("supercategory") == first["name"] for entry in rest):
+        if not any(isinstance(one, dict) and one.get("category_id") == first["id"] for one in annotations):
+            text = f"category {first['id']} ({first['name']!r}) is no class: it is the supercategory of the others"
+            return rest, Fault(GROUP, f"{text}, and no annotation has it", error=False)
+    return [*categories], None
+
+
+def read_pictures(table: Mapping[str, Any], class_of: Mapping[int, int]) -> tuple[list[Picture], list[Fault]]:
+    """The images in the order of the file with the annotations that can be used, and all faults of both."""
+    faults: list[Fault] = []
+    pictures: dict[Any, Picture] = {}
+    names: dict[str, Any] = {}
+    lost: list[Any] = []  # what is wrong with an image is not said again of its annotations
+    for place, entry in enumerate(table["images"]):
+        try:
+            picture = _picture(entry)
+        except Refused as error:
+            faults.append(Fault(BAD_ENTRY, f"images[{place}] {error}"))
+            lost.append(entry.get("id") if isinstance(entry, Mapping) else None)
+            continue
+        if picture.id in pictures:
+            both = f"{pictures[picture.id].file_name} and {picture.file_name}"
+            faults.append(Fault(TWICE, f"image id {picture.id!r} is of two pictures, {both}"))
+        elif picture.file_name in names:
+            both = f"images {names[picture.file_name]!r} and {picture.id!r}"
+            faults.append(Fault(TWICE, f"{picture.file_name} is of two {both}"))
+        pictures.setdefault(picture.id, picture)
+        names.setdefault(picture.file_name, picture.id)
+    columns, rows, seen = Columns(), {key: row for row, key in enumerate(pictures)}, []
+    for place, entry in enumerate(table["annotations"]):
+        known = isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
+        seen.append(f"annotation {entry['id']}" if known else f"annotations[{place}]")
+        try:
+            picture, found = _annotation(entry, seen[-1], pictures, class_of, faults)
+        except Refused as error:
+            if error.args[0] != UNKNOWN or entry.get("image_id") not in lost:
+                faults.append(Fault(*error.args))
+        else:
+            columns.add(rows[picture.id], found)
+    columns.hand_out([*pictures.values()])
+    for name, times in Counter(seen).items() if len({*seen}) < len(seen) else ():
+        if times > 1:
+            faults.append(Fault(SAME_ID, f"{name} is there {times} times; all are used", error=False))
+    return list(pictures.values()), faults
+
+
+def _picture(entry: Any) -> Picture:
+    needed = {"id": (int, str), "file_name": (str,), "height": (int, float), "width": (int, float)}
+    wrong = [n for n, kinds in needed.items() if not isinstance(entry, dict) or not isinstance(entry.get(n), kinds)]
+    if wrong:
+        raise Refused(f"lacks {', '.join(f'{name} ({needed[name][0].__name__})' for name in wrong)}")
+    name, size = entry["file_name"].replace("\\", "/"), (entry["height"], entry["width"])
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not name:
+        raise Refused(f"names the file {name!r}, which is outside of the folder")
+    if not all(0 < side < math.inf and side == int(side) for side in size):
+        raise Refused(f"({name}) has height {size[0]} and width {size[1]}; expected whole numbers of 1 or more")
+    return Picture(entry["id"], PurePath(name).as_posix(), (int(size[0]), int(size[1])))
+
+
+def _annotation(
+    entry: Any, name: str, pictures: Mapping[Any, Picture], class_of: Mapping[int, int], faults: list[Fault]
+) -> tuple[Picture, Annotation]:
+    """An annotation and its picture; Refused where it cannot be used. What is worth knowing is added to `faults`."""
+    if not isinstance(entry, dict):
+        raise Refused(BAD_ENTRY, f"{name} is {entry!r}; expected an object")
+    image, category = entry.get("image_id"), entry.get("category_id")
+    picture = pictures.get(image) if isinstance(image, (int, str)) else None
+    if picture is None:
+        raise Refused(UNKNOWN, f"{name} is of image {image!r}, which is not among the {len(pictures):,} images")
+    where = f"{name} of {printable(picture.file_name)}"
+    if type(category) is not int:
+        raise Refused(BAD_ENTRY, f"{where} has category_id {category!r}; expected a whole number")
+    if category not in class_of:
+        ids = some(class_of, 8)
+        raise Refused(UNKNOWN, f"{where} is of category {category}, which is not among the categories {ids}")
+    return picture, annotation(entry, name, where, class_of[category], picture.size, faults)
 
 
 def instance_files(root: Path) -> dict[str, list[Path]]:

@@ -12,6 +12,7 @@ from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.formats.hub import HubDataset
 from fapn_zoo.data.formats.labelme import LabelMeFolder
 from fapn_zoo.data.formats.masks import MaskPairs, has_masks
+from fapn_zoo.data.formats.official import OfficialMasks, which
 from fapn_zoo.data.formats.voc import VocFolder
 from fapn_zoo.data.formats.yolo import YoloFolder
 from fapn_zoo.data.generated import ScenesDataset
@@ -43,6 +44,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("voc", VocFolder.splits, VocFolder, MASKS),
     Layout("labelme", LabelMeFolder.splits, LabelMeFolder, MASKS),
     Layout("coco-panoptic", is_panoptic, CocoPanoptic, SEGMENTS),
+    Layout("official", which, OfficialMasks, LABELS),
     Layout("folder", has_labels, FolderDataset, LABELS),
     Layout("masks", has_masks, MaskPairs, LABELS),
 )

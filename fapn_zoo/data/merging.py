@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fapn_zoo.data.coco_annotations import Picture
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.files import load_json
@@ -50,16 +49,6 @@ def merged(
         things = tuple(k for k, own in enumerate(kinds) if True in own)
     own = table.category_ids, table.values, table.ignored_values
     return LabelMap(table.names, table.palette, table.ignore_index, things, *own), ids
-
-
-def apply(ids: Sequence[int | None], pictures: Iterable[Picture]) -> int:
-    """Gives all objects their new classes; returns how many are left out."""
-    dropped = 0
-    for picture in pictures:
-        kept = [one for one in picture.objects if ids[one.category] is not None]
-        dropped += len(picture.objects) - len(kept)
-        picture.objects[:] = [one._replace(category=ids[one.category]) for one in kept]
-    return dropped
 
 
 def void(ids: np.ndarray, kept: Sequence[bool]) -> np.ndarray:

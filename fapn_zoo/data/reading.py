@@ -12,6 +12,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from fapn_zoo.data.decoding import header
+from fapn_zoo.data.formats.mat import read_mat
 from fapn_zoo.data.hints import id_hint
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.labels import LabelMap
@@ -23,7 +24,7 @@ from fapn_zoo.runtime.tables import some
 EXIF_WHERE = "in classes.json or as a setting"
 READING = Reading()  # the usual rules
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")  # what label files may be, by Pillow's names
-LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy", ".mat")
 COLOUR_FORM = 'write the colour of each class into classes.json: "values": [[[r, g, b]], ...]'
 
 
@@ -89,7 +90,7 @@ def read_class_ids(path: Path, labels: LabelMap, reading: Reading = READING, dat
 
 def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = False) -> tuple[np.ndarray, str]:
     """What a label file holds, (H, W) or (H, W, 3), and Pillow's mode, or the type of an array."""
-    if path.suffix.lower() == ".npy" and data is None:
+    if path.suffix.lower() in (".npy", ".mat") and data is None:
         return _array(path, colours)
     try:
         with opened(path if data is None else io.BytesIO(data), str(path)) as file:
@@ -121,7 +122,7 @@ def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = Fa
 
 def _array(path: Path, colours: bool) -> tuple[np.ndarray, str]:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = read_mat(path) if path.suffix.lower() == ".mat" else np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _unreadable(path, "label file", error) from error
     kind = f"{values.dtype} {values.shape}"
@@ -196,6 +197,8 @@ def check_ids(labels: np.ndarray, label_map: LabelMap, where: str = "") -> None:
 def stored_size(path: Path, reading: Reading = READING, what: str = "label file") -> tuple[int, int]:
     """(height, width) of a label file or picture as its EXIF orientation turns it; it is not decoded for it."""
     try:
+        if path.suffix.lower() == ".mat":
+            return read_mat(path).shape
         array = path.suffix.lower() == ".npy"
         size, turned = (np.load(path, mmap_mode="r").shape[:2], 1) if array else header(path)
     except Exception as error:
@@ -206,20 +209,27 @@ def stored_size(path: Path, reading: Reading = READING, what: str = "label file"
 def check_sizes(
     image: Sequence[int], labels: Sequence[int], image_path: Path, label_path: Path, reading: Reading = READING
 ) -> None:
-    """DataError with both files where the sizes (height, width) of image and labels differ."""
+    """DataError where the sizes (height, width) of an image and of what is said of it differ.
+
+    Args:
+        label_path: of the labels, or of a file that says what size they have.
+    """
     if tuple(image) == tuple(labels):
         return
     (h, w), (lh, lw) = image, labels
-    hint = turn_hint(image_path, label_path, reading) if (w, h) == (lh, lw) else ""
-    raise DataError(f"sizes differ: {label_path} is {lw}x{lh}, {image_path} is {w}x{h}{hint}")
+    hint = _turn_hint(image_path, label_path, reading) if (w, h) == (lh, lw) else ""
+    raise DataError(f"sizes differ: {lw}x{lh} in {label_path}, {w}x{h} in {image_path}{hint}")
 
 
-def turn_hint(image_path: Path, label_path: Path, reading: Reading) -> str:
+def _turn_hint(image_path: Path, label_path: Path, reading: Reading) -> str:
     """What would make a picture fit labels whose sides are exchanged."""
-    try:
-        image, labels = (header(Path(path))[1] for path in (image_path, label_path))
-    except Exception:  # the picture may be a URL
-        image = labels = 1
+    found = []
+    for path in (image_path, label_path):
+        try:
+            found.append(header(Path(path))[1])
+        except Exception:  # a URL, or no picture
+            found.append(1)
+    image, labels = found
     if (image > 4) == (labels > 4):
         return " (their sides are exchanged, and no EXIF orientation says so: turn the labels)"
     if not reading.turns:

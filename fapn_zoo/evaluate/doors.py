@@ -17,7 +17,7 @@ from fapn_zoo.evaluate.report import check_folder, doubts, manner, write_folder
 from fapn_zoo.runtime.device import device_name
 from fapn_zoo.runtime.files import write_json, write_text
 from fapn_zoo.runtime.provenance import circumstances
-from fapn_zoo.runtime.tables import percent
+from fapn_zoo.runtime.tables import aligned, percent
 from fapn_zoo.tasks import TASKS
 from fapn_zoo.tasks.protocol import plain
 
@@ -35,6 +35,7 @@ def evaluate(
     resume: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     worst: int = 8,
+    drawn: int = 0,
     should_stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def evaluate(
         resume: a folder that keeps what is done (a few images at a time, written whole). If it holds a part of this
             very evaluation, the rest is done; the report is that of an uninterrupted run, with any number of processes.
         out: a folder to write everything to: report, plots (needs matplotlib), scores by image, and the `worst`
-            images of lowest score as pictures. See `fapn_zoo.evaluate.report`.
+            images of lowest score as pictures, and so many (`drawn`) of all, always the same. See
+            `fapn_zoo.evaluate.report`.
         should_stop: asked between images; once it says True in one process, all raise `Stopped`.
 
     Returns:
@@ -73,7 +75,7 @@ def evaluate(
     measured = measure(model, data, chosen, resume, should_stop=should_stop)
     report = make_report(measured, time.perf_counter() - started, seed, weights)
     if out is not None and measured.group.main:
-        write_folder(out, measured, report, worst)
+        write_folder(out, measured, report, worst, drawn)
     measured.group.wait()  # the main process may still be writing
     return report
 
@@ -213,21 +215,18 @@ def render_comparison(comparison: dict[str, Any]) -> str:
     columns = TASKS[first["task"]].columns
     names = {**columns.means, **columns.near}
     for entry in comparison["differences"]:
-        other = labels[entry["model"]]
-        measures = entry["measures"]
-        main = next(iter(measures))
-        label = next(iter(columns.by_class.values()))
-        width = max(len(row["name"]) for row in measures[main]["classes"])
-        width = max(width, *(len(names[name]) for name in measures))
-        lines += ["", f"{label:<{width}}  {'A':>6}  {other:>6}  {other + ' - A':>7}  interval"]
-        lines += [_row(row["name"], row, width) for row in measures[main]["classes"]]
-        lines += [""] + [_row(names[name], row, width) for name, row in measures.items()]
+        other, measures = labels[entry["model"]], entry["measures"]
+        classes = next(iter(measures.values()))["classes"]
+        table = [[next(iter(columns.by_class.values())), "A", other, f"{other} - A", "interval", ""]]
+        table += [_row(row["name"], row) for row in classes]
+        table += [[""], *(_row(names[name], row) for name, row in measures.items())]
+        lines += ["", *map(str.rstrip, aligned(table))]
     return "\n".join(lines)
 
 
-def _row(name: str, row: dict[str, Any], width: int) -> str:
-    text = f"{name:<{width}}  {percent(row['first'], 6)}  {percent(row['value'], 6)}"
+def _row(name: str, row: dict[str, Any]) -> list[str]:
+    cells = [name, percent(row["first"]), percent(row["value"])]
     if row["difference"] is None or row["low"] is None:
-        return f"{text}  {'-':>7}"
-    star = " *" if row["low"] > 0 or row["high"] < 0 else ""
-    return f"{text}  {100 * row['difference']:+7.2f}  {100 * row['low']:+.2f} .. {100 * row['high']:+.2f}{star}"
+        return [*cells, "-"]
+    star = "*" if row["low"] > 0 or row["high"] < 0 else ""
+    return [*cells, f"{100 * row['difference']:+.2f}", f"{100 * row['low']:+.2f} .. {100 * row['high']:+.2f}", star]

@@ -14,15 +14,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fapn_zoo.evaluate.measure import Measured, load_batch
 from fapn_zoo.runtime.files import check_writable, short_name, write_json, write_text
-from fapn_zoo.runtime.tables import append_rows, as_csv, percent, read_rows
+from fapn_zoo.runtime.tables import aligned, append_rows, as_csv, percent, read_rows
 from fapn_zoo.tasks import TASKS, fonts
-from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import shown_pixels
-from fapn_zoo.visualize.plots import answer_and_truth, plot_classes, plot_confusion, require_matplotlib
+from fapn_zoo.visualize.plots import plot_classes, plot_confusion, require_matplotlib, write_answer
 
 
 def csv_columns() -> tuple[list[str], int]:
@@ -74,22 +71,17 @@ def render(report: dict[str, Any]) -> str:
     """The report as a text table, in percent."""
     near, names = report.get("boundary", {}), TASKS[report["task"]].columns
     means, columns = names.means, names.by_class | (names.near_by_class if near else {})
-    labels = [*means.values(), *(names.near[name] for name in near)]
-    width = max(map(len, [*labels, *(row["name"] for row in report["classes"])]))
     lines = [
         f"{report['model']}  {report['weights']}".rstrip(),
         f"{report['data']} {report['split']}: {report['images']} images, {report['seconds']} s on {report['device']}",
         *filter(None, [manner(report), *report.get("notes", ())]),
         "",
-        f"{'class':<{width}}" + "".join(f"  {label:>6}" for label in columns.values()),
     ]
-    for row in report["classes"]:
-        cells = (percent(row[name], max(6, len(label))) for name, label in columns.items())
-        lines.append("  ".join([f"{row['name']:<{width}}", *cells]))
-    lines.append("")
-    lines += [f"{label:<{width}}  {percent(report[name], 6)}" for name, label in means.items()]
-    lines += [f"{names.near[name]:<{width}}  {percent(value, 6)}" for name, value in near.items()]
-    return "\n".join(lines)
+    table = [["class", *columns.values()]]
+    table += [[row["name"], *(percent(row[name]) for name in columns)] for row in report["classes"]]
+    table += [[""], *([label, percent(report[name])] for name, label in means.items())]
+    table += [[names.near[name], percent(value)] for name, value in near.items()]
+    return "\n".join([*lines, *map(str.rstrip, aligned(table))])
 
 
 def write_report(
@@ -141,7 +133,9 @@ def check_folder(out: str | os.PathLike, worst: int) -> None:
     fonts.check_named()
 
 
-def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, Any], worst: int) -> None:
+def write_folder(
+    out: str | os.PathLike, measured: Measured, report: dict[str, Any], worst: int, drawn: int = 0
+) -> None:
     """Writes the files named above to `out`; those of an earlier evaluation there are replaced."""
     out, scorer, columns = Path(out), measured.job.scorer, measured.job.task.columns
     write_json(out / "report.json", report)
@@ -157,19 +151,23 @@ def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, A
     score, label = next(iter(columns.by_class.items()))
     title = f"{report['model']}\n{report['data']}"
     plot_classes(report["classes"], score, label, report[columns.main], title, out / "classes.png")
-    for old in (out / "worst").glob("[0-9]*_*.png"):
-        old.unlink()
     scored = sorted((i for i in measured.images if i.score is not None), key=lambda i: (i.score, i.index))
-    for place, image in enumerate(scored[:worst], 1):
-        (out / "worst").mkdir(exist_ok=True)
-        plain_name = short_name(re.sub(r"[^\w.-]+", "_", image.name))
-        title = f"{image.name}: {columns.means[scorer.rank_by]} {image.score:.1%}"
-        save_image(_picture(measured, image.index, title), out / "worst" / f"{place:02d}_{plain_name}.png")
+    every = sorted(measured.images, key=lambda i: i.index)
+    spread = [every[place * len(every) // drawn] for place in range(min(drawn, len(every)))]
+    for folder, images in (("worst", scored[:worst]), ("pictures", spread)):
+        for old in (out / folder).glob("[0-9]*_*.png"):
+            old.unlink()
+        for place, image in enumerate(images, 1):
+            (out / folder).mkdir(exist_ok=True)
+            plain_name = short_name(re.sub(r"[^\w.-]+", "_", image.name))
+            score = "" if image.score is None else f": {columns.means[scorer.rank_by]} {image.score:.1%}"
+            _write_picture(measured, image.index, image.name + score, out / folder / f"{place:02d}_{plain_name}.png")
 
 
-def _picture(measured: Measured, index: int, title: str) -> Image.Image:
+def _write_picture(measured: Measured, index: int, title: str, path: Path) -> None:
     """The image is run once more, so that no prediction had to be kept."""
     job = measured.job
     (((_, sample), answer),) = job.answers(load_batch(job.dataset, (index,), job.model.data, job.views))
     labels, ignore_index = job.dataset.labels, job.classes.ignore_index
-    return answer_and_truth(shown_pixels(sample.image), *job.scorer.maps(answer, sample), labels, ignore_index, title)
+    image = shown_pixels(sample.image)
+    write_answer(image, *job.scorer.maps(answer, sample), labels, ignore_index, title, path)

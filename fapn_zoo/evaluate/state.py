@@ -1,8 +1,8 @@
 """What an interrupted evaluation leaves behind, so that the next one goes on where it stopped.
 
-A state is a folder: `state.json` says what is evaluated, and every `part-*.npz` holds the tallies of some images,
-their arrays sparse and one after the other. A part is written whole and never changed, so a process killed at any
-moment loses only the images since its last part, and any number of processes can go on with what others left.
+A state is a folder: `state.json` says what is evaluated, and every `part-*.npz` holds the tallies of some images. A
+part is written whole and never changed, so a process killed at any moment loses only the images since its last part,
+and any number of processes can go on with what others left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.runtime.files import read_json, remove_leavings, write_json, write_whole
 
-FORMAT = 3
+FORMAT = 4
 SECONDS = 20.0  # between parts
 
 
@@ -87,12 +87,11 @@ class State:
         seen: set[int] = set()
         for file in self._parts:
             part = self._read(file)
-            columns = {name: _dense(part, name) for name in self.empty().arrays()}
             for place, (index, name) in enumerate(zip(part["index"].tolist(), part["name"].tolist(), strict=True)):
                 if index not in seen:
                     seen.add(index)
-                    arrays = {key: column[place] for key, column in columns.items()}
-                    yield Counted(index, name, self.empty().load(arrays))
+                    empty = self.empty()
+                    yield Counted(index, name, empty.load({key: part[f"{place}.{key}"] for key in empty.arrays()}))
 
     def add(self, entry: Counted) -> None:
         """Takes the tally of an image, and writes a part once `SECONDS` have passed since the last."""
@@ -103,34 +102,12 @@ class State:
     def save(self) -> None:
         """Writes a part with the images since the last one."""
         if self.pending:
-            tallies = [entry.tally.arrays() for entry in self.pending]
             part = {
                 "index": np.array([entry.index for entry in self.pending], np.int64),
                 "name": np.array([entry.name for entry in self.pending], np.str_),
             }
-            for key in tallies[0]:
-                part |= _sparse(key, [arrays[key] for arrays in tallies])
+            for place, entry in enumerate(self.pending):
+                part |= {f"{place}.{key}": array for key, array in entry.tally.arrays().items()}
             write_whole(self.folder / f"part-{uuid.uuid4().hex}.npz", lambda file: np.savez_compressed(file, **part))
             self.pending.clear()
         self._saved = time.monotonic()
-
-
-def _sparse(key: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of one dtype and rank: their shapes, and where they are not zero what they hold."""
-    rows = [np.flatnonzero(array) for array in arrays]
-    return {
-        f"{key}/shapes": np.array([array.shape for array in arrays], np.int64),
-        f"{key}/ends": np.cumsum([len(where) for where in rows]),
-        f"{key}/where": np.concatenate(rows),
-        f"{key}/values": np.concatenate([array.ravel()[where] for array, where in zip(arrays, rows, strict=True)]),
-    }
-
-
-def _dense(part: dict[str, np.ndarray], key: str) -> list[np.ndarray]:
-    """The inverse of `_sparse`."""
-    shapes, ends, where, values = (part[f"{key}/{name}"] for name in ("shapes", "ends", "where", "values"))
-    arrays = []
-    for shape, rows, held in zip(shapes.tolist(), *(np.split(a, ends[:-1]) for a in (where, values)), strict=True):
-        arrays.append(np.zeros(shape, values.dtype))
-        arrays[-1].ravel()[rows] = held
-    return arrays

@@ -26,8 +26,7 @@ class AveragePrecision:
     """Truth and predictions of all images seen so far, masks as run lengths, and COCO's scores of them.
 
     An image is known by its id, and images are scored in the order of their ids, detections of equal score in the
-    order of `update`. So the order of calls and the number of processes change no digit. Of one class in one image
-    only the 100 best detections are kept: COCO's rules read no more.
+    order of `update`. So the order of calls and the number of processes change no digit.
 
     Args:
         num_classes: K; class ids run 0..K-1.
@@ -85,10 +84,7 @@ class AveragePrecision:
             truth["areas"] = _numbers(targets["areas"], (count,), "areas of the truth").tolist()
         if "scores" not in predictions:
             raise ValueError("the prediction has no scores")
-        scores = _numbers(predictions["scores"], (len(found["classes"]),), "scores of the prediction")
-        found["scores"] = scores.tolist()
-        kept = _best(np.array(found["classes"], np.int64), scores)
-        found = {name: [values[i] for i in kept] for name, values in found.items()}
+        found["scores"] = _numbers(predictions["scores"], (len(found["classes"]),), "scores of the prediction").tolist()
         return {"size": size or other_size or [1, 1], "truth": truth, "found": found}
 
     def _side(self, side: Mapping[str, Any], what: str) -> tuple[dict[str, list], list[int] | None]:
@@ -107,12 +103,9 @@ class AveragePrecision:
             raise ValueError(f"{what} has no {'masks' if 'masks' in self.kinds else 'boxes'}")
         runs: list[RunLengths] = []
         if masks is not None:
-            masks = _checked(masks, count, what)
-            if "masks" in self.kinds or boxes is None:
-                runs = masks = [m if isinstance(m, RunLengths) else RunLengths.of(m, 0, 0, m.shape) for m in masks]
-            areas = [mask.area if isinstance(mask, RunLengths) else np.count_nonzero(mask) for mask in masks]
-            found["areas"] = [float(area) for area in areas]
-            size = [*(masks[0].size if isinstance(masks[0], RunLengths) else masks[0].shape)] if count else None
+            runs = _runs(masks, count, what)
+            found["areas"] = [float(mask.area) for mask in runs]
+            size = [*runs[0].size] if runs else None
         if "masks" in self.kinds:
             found["masks"] = [mask.text for mask in runs]
         if "boxes" in self.kinds:
@@ -250,17 +243,8 @@ def _by_class(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     return np.where(table < 0, np.nan, table)
 
 
-def _best(classes: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Which detections are read at all, in their order: of each class the best, of equal ones the first."""
-    kept: list[int] = []
-    for label in np.unique(classes):
-        rows = np.flatnonzero(classes == label)
-        kept += rows[np.argsort(-scores[rows], kind="stable")[: LIMITS[-1]]].tolist()
-    return sorted(kept)
-
-
-def _checked(masks: Any, count: int, what: str) -> list[RunLengths] | np.ndarray:
-    """`RunLengths` as they are, or bool (N, H, W); ValueError for anything else."""
+def _runs(masks: Any, count: int, what: str) -> list[RunLengths]:
+    """`RunLengths` as they are, or made of bool (N, H, W); ValueError for anything else."""
     if isinstance(masks, list) and masks and all(isinstance(mask, RunLengths) for mask in masks):
         if len(masks) != count or len({mask.size for mask in masks}) > 1:
             raise ValueError(f"masks of {what} must be {count} of one size, got {len(masks)}")
@@ -268,7 +252,7 @@ def _checked(masks: Any, count: int, what: str) -> list[RunLengths] | np.ndarray
     masks = as_array(masks) if count or as_array(masks).size else np.zeros((0, 1, 1), bool)
     if masks.ndim != 3 or len(masks) != count or masks.dtype != np.bool_:
         raise ValueError(f"masks of {what} must be bool ({count}, H, W), got {masks.dtype} {masks.shape}")
-    return masks
+    return [RunLengths.of(mask, 0, 0, mask.shape) for mask in masks]
 
 
 def _widths(boxes: np.ndarray, what: str) -> list[list[float]]:

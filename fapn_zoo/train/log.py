@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ class RunLog:
     Args:
         step: up to which the run has come; what a killed run wrote down of later steps will be written again.
         since: "steps" and "sums" since the last line, which a checkpoint holds, too.
+        track: called with the values of each line and their step.
     """
 
-    def __init__(self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any]) -> None:
-        self.settings, self.main, self.since = settings, main, since
+    def __init__(
+        self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any], track: Callable | None = None
+    ) -> None:
+        self.settings, self.main, self.since, self.track = settings, main, since, track
         self.path = out / "log.jsonl"
         if main:
             lines = read_text(self.path).splitlines() if self.path.is_file() else []
@@ -37,7 +41,8 @@ class RunLog:
         self.timed, self.waited, self.paused = 0, 0.0, 0.0
         self.clock = self.mark = time.perf_counter()
 
-    def add(self, step: int, values: dict[str, float], waited: float) -> None:
+    def add(self, step: int, values: dict[str, float], waited: float, last: bool) -> None:
+        """Takes up the losses of a step and the seconds that it waited for data; writes a line where one is due."""
         s, sums = self.settings, self.since["sums"]
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -46,7 +51,7 @@ class RunLog:
         self.waited += waited
         self.mark = time.perf_counter()
         self.bar.update()
-        if step % s.log_every and step != s.steps:
+        if step % s.log_every and not last:
             return
         seconds = max(self.mark - self.clock - self.paused, 1e-9)
         line = {"step": step, **{n: v / self.since["steps"] for n, v in sums.items()}, "lr": values["lr"]}
@@ -56,6 +61,8 @@ class RunLog:
         self.bar.set_postfix(shown, refresh=False)
         if self.main:
             append_line(self.path, json_text(line, self.path, indent=None))
+        if self.track:
+            self.track({name: value for name, value in line.items() if name != "step"}, step)
         self.since.update(steps=0, sums={})
         self._restart_clock()
 
@@ -89,6 +96,13 @@ def cut_rows(path: Path, step: int) -> None:
     kept = [row for row in rows if int(row[0]) <= step]
     if len(kept) < len(rows):
         write_text(path, read_text(path).splitlines()[0] + "\n" + as_csv(kept))
+
+
+def read_table(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Of every column of metrics.csv the (step, percent) that are defined."""
+    names = read_text(path).splitlines()[0].split(",")[1:] if path.is_file() else []
+    numbers = [(int(step), [float(v) if v else None for v in values]) for step, *values in _rows(path)]
+    return {n: [(step, 100 * v[i]) for step, v in numbers if v[i] is not None] for i, n in enumerate(names)}
 
 
 def read_scores(path: Path) -> dict[int, float | None]:

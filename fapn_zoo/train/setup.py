@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fapn_zoo.create import create_model, spec_of
 from fapn_zoo.data.check_pictures import warn_of_turned
@@ -17,9 +20,10 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import Dataset, Sample, check_holds
 from fapn_zoo.data.sources import open_dataset
-from fapn_zoo.data.supervision import check_supervision
+from fapn_zoo.data.supervision import check_supervision, pixel_shares
 from fapn_zoo.data.transforms import TrainTransform
-from fapn_zoo.modules.losses import Loss
+from fapn_zoo.modules.losses import Loss, PerPixelLoss
+from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.processes import processes
 from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks import task_for
@@ -41,6 +45,7 @@ class Parts:
         task: what the model is trained for, and its own from then on.
         val: the validation set; None = the run is never evaluated.
         transform, collate: from a sample of `dataset` to a batch.
+        options: what the loss was made with.
     """
 
     model: nn.Module
@@ -50,6 +55,7 @@ class Parts:
     val: Dataset | None
     transform: TrainTransform
     collate: Callable[[Sequence[Sample]], Batch]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(settings: Settings) -> Parts:
@@ -75,15 +81,30 @@ def prepare(settings: Settings) -> Parts:
         if opened is not None:
             check_holds(opened, task.needs, f"task {task.name!r}")
     _check_rare_classes(s, dataset.labels)
+    if val is None and (s.patience or s.best):
+        raise ValueError(f"patience={s.patience} and best={s.best} go by evaluations, and there is no validation set")
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
     check_supervision(dataset, val, task.needs)
-    options = {"class_weights": s.class_weights} if s.class_weights else {}
     if not (path := HEADS[model.spec.head].loss):
         raise ValueError(f"a {model.spec.head} head cannot be trained yet: it has no loss")
-    loss = load_part(path).of(model, **options)
+    kind = load_part(path)
+    options = _loss_options(s, kind, dataset)
     joined = partial(collate, task=task, labels=dataset.labels, divisor=data.size_divisor)
-    return Parts(model, loss, task, dataset, val, _transform(s, data, task), joined)
+    return Parts(model, kind.of(model, **options), task, dataset, val, _transform(s, data, task), joined, options)
+
+
+def _loss_options(settings: Settings, kind: type[Loss], dataset: Dataset) -> dict[str, Any]:
+    """What the settings say of the loss, if not the usual; `class_weights=auto` are counted in the data."""
+    s, options = settings, {}
+    if s.loss != "ce":
+        options["loss"] = s.loss
+    if s.class_weights:
+        options["class_weights"] = s.class_weights
+    if s.class_weights == "auto" and issubclass(kind, PerPixelLoss):
+        options["class_weights"] = tuple(round(1 / math.log(1.02 + p), 4) for p in pixel_shares(dataset))  # ENet
+        logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
+    return options
 
 
 def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Module:
@@ -119,7 +140,8 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
-        if (pyramid := getattr(modules[name], "pyramid", None)) is not None:  # a plain ViT's has no weights to keep
+        pyramid = getattr(modules[name], "pyramid", None)
+        if isinstance(pyramid, nn.Module):  # a plain ViT's has no weights to keep
             pyramid.requires_grad_(True)
     return model
 
@@ -178,3 +200,12 @@ def anneal(model: nn.Module, done: float) -> None:
     """Tells a head that changes in the course of a training (`EoMTHead.anneal`) how much of it is over, 0..1."""
     if change := getattr(model.head, "anneal", None):
         change(done)
+
+
+def part_losses(
+    model: nn.Module, data: DataSpec, loss: Loss, part: Batch, totals: Mapping[str, Tensor], layout: torch.memory_format
+) -> dict[str, Tensor]:
+    """The losses of a micro-batch, their shares of what `totals` count. `model` may stand under DDP or compile."""
+    options = {"memory_format": layout, "training": True, "size": part.images.shape[-2:]}
+    images = network_input(data, part.pixels(), part.images.device, torch.float32, **options)
+    return loss(model(images, part.sizes, part.targets), part.targets, totals)

@@ -195,7 +195,7 @@ def test_table_and_row(tmp_path: Path):
     report = evaluate(Oracle(mistaken), painted(), task="instance", progress=False)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     lines = render(report).splitlines()
-    assert f"{'AP large':<16}       -" in lines and report["apl"] is None
+    assert ["AP", "large", "-"] in [line.split() for line in lines] and report["apl"] is None
     assert next(line for line in lines if line.startswith("AP50")).endswith(f"{100 * report['ap50']:6.2f}")
     write_report(report, csv=tmp_path / "rows.csv")
     row = next(csv.DictReader((tmp_path / "rows.csv").open()))

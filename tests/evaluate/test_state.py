@@ -144,7 +144,7 @@ def test_tallies_survive_the_file(tmp_path: Path):
     for i, entry in enumerate(second.entries()):
         assert (entry.index, entry.name) == (i * 3, f"naïve {i}")
         assert np.array_equal(entry.tally["few"].counts.numpy().ravel(), rows[i])
-    assert json.loads((tmp_path / "state.json").read_text()) == {"format": 3, "a": [1, 2]}
+    assert json.loads((tmp_path / "state.json").read_text()) == {"format": 4, "a": [1, 2]}
 
 
 def test_sigterm_keeps_what_is_counted(model, tmp_path: Path):

@@ -62,7 +62,6 @@ def test_equals_pycocotools_with_more_detections_than_are_read(kind: str):
         assert np.bincount(many["classes"]).max() > 130
         for one in (ours, theirs):
             one.update(many, targets, seed)
-    assert all(len(image["found"]["classes"]) < 300 for image in ours.images.values())
     found = ours.compute()[kind]
     expected = [value if value > -1 else math.nan for value in theirs.evaluate(kind).stats.tolist()]
     assert [found[name] for name in SCORES] == pytest.approx(expected, abs=1e-9, nan_ok=True)

@@ -48,20 +48,17 @@ def test_four_lines_from_json_to_json(
     assert [image["file_name"] for image in found["images"]] == ["001.png", "002.png", "003.png"]
 
 
-@pytest.mark.parametrize("model", ["faster_rcnn_fpn", "mask_rcnn_fpn"])
 def test_every_format_trains_and_scores_alike(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """The same pictures and labels in four formats give the same losses and scores, to the last digit."""
+    """The same pictures and boxes in four formats give the same scores, to the last digit, and go out in theirs."""
     monkeypatch.chdir(tmp_path)
-    found, small = {}, SMALL.replace("steps=4", "steps=20")
-    if model.startswith("mask"):  # a hundred masks of an image take long to write
-        small = SMALL.replace("steps=4", "steps=3").replace("threshold=0.0", "threshold=0.4")
+    found, model = {}, "faster_rcnn_fpn"
     for name, write in formats.WRITERS.items():
-        write(Path(name), masks=model.startswith("mask"))
+        write(Path(name), masks=False)
         lines = (
             f"check-data {name} --html {name}.html",
-            f"train finetune_objects data={name} model={model} out=runs/{name} {small}",
+            f"train finetune_objects data={name} model={model} out=runs/{name} {SMALL}",
             f"eval runs/{name}/model --data {name} --split val --json report.json",
             f"predict {name}.png --model runs/{name}/model --out found --format {name}",
         )

@@ -18,7 +18,8 @@ from fapn_zoo.evaluate import evaluate, measure
 from fapn_zoo.runtime import files
 from fapn_zoo.runtime.signals import Terminated
 from fapn_zoo.train import checkpoint, loop
-from fapn_zoo.train.loop import Interrupted, train
+from fapn_zoo.train.loop import train
+from fapn_zoo.train.run import Interrupted
 from fapn_zoo.train.settings import Settings
 
 pytestmark = pytest.mark.train
@@ -206,7 +207,7 @@ def test_what_was_saved_before_an_evaluation_outlives_it(tiny: Settings, tmp_pat
     """The end of the grace period, or a crash: the evaluation is made anew, of the same weights."""
     settings, whole = scored(tiny), scored(tiny).replace(out=str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
+        patch.setattr("fapn_zoo.train.run.evaluate", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             train(settings)
     train(settings.replace(resume="auto"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fapn_zoo.data.coco_annotations import UNKNOWN, Annotation, Fault, Picture, Refused, annotation
+from fapn_zoo.data.columns import packed
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import files_in, printable
@@ -64,11 +65,9 @@ class Names(dict[str, int]):
         self[label] = len(self)
         return self[label]
 
-    def become(self, class_of: Mapping[str, int], pictures: Iterable[Picture]) -> None:
+    def become(self, class_of: Mapping[str, int], pictures: Sequence[Picture]) -> None:
         """Gives all objects their class ids."""
-        ids = [class_of[label] for label in self]
-        for picture in pictures if ids != [*range(len(ids))] else ():
-            picture.objects[:] = [one._replace(category=ids[one.category]) for one in picture.objects]
+        packed(pictures).renumber([class_of[label] for label in self], pictures)
 
 
 def named_classes(root: Path, found: Iterable[str], remarks: list[str]) -> tuple[LabelMap, dict[str, int]]:

@@ -22,7 +22,7 @@ from fapn_zoo.data.mask_encoding import RunLengths
 from fapn_zoo.data.reading import stored_size
 from fapn_zoo.runtime.files import load_json
 
-LARGEST = 1 << 28  # bytes: what is larger is no file of one picture
+LARGE, LARGEST = 1 << 20, 1 << 28  # bytes: what may be COCO's file of all pictures, and what is no other
 OTHER = "shapes that cannot be read"
 LEAST = {"polygon": 3, "rectangle": 2, "mask": 2}  # points of a shape
 ROUND = {"circle": "a circle", "line": "a line", "linestrip": "a line", "point": "a point", "points": "points"}
@@ -90,7 +90,8 @@ def _is_labelme(files: Sequence[Path]) -> bool | None:
     """Whether the first file that can be read is LabelMe's; None where none of the first can."""
     for file in files[:5]:
         try:
-            if file.stat().st_size > LARGEST:
+            size = file.stat().st_size
+            if size > LARGEST or (size > LARGE and b'"shapes"' not in file.read_bytes()):
                 return False
             table = load_json(file)
         except (OSError, ValueError):

@@ -98,11 +98,13 @@ def pair_up(template: Template, pictures: Sequence[str], files: Files, root: Pat
 
 def usual_templates(pictures: Sequence[str], files: Files) -> list[Template]:
     """Templates that may fit: folders beside each other whose names tell, and endings of names that tell."""
-    swaps = dict.fromkeys(_swaps(files))
     found: dict[str, None] = {}
-    for old, new in swaps:
+    for old, new in dict.fromkeys(_swaps(files)):
         place = f"{{parent|{old}>{new}}}"
         inside = [picture for picture in pictures if old in picture.split("/")[:-1]]
+        if new.startswith(old):  # as "train" and "train_masks": the same for other splits
+            place = f"{{parent}}{new[len(old) :]}"
+            inside = [picture for picture in inside if f"{picture.rpartition('/')[0]}{new[len(old) :]}" in files]
         for after in _endings(place, inside, files):
             found[f"{place}/{{stem}}{after}{ANY}"] = None
     for after in _endings("{parent}", pictures, files):
@@ -143,8 +145,6 @@ def _endings(place: str, pictures: Sequence[str], files: Files) -> list[str]:
         folder, _, stem = path.rpartition("/")
         own = {other[len(stem) :] for other in files.get(folder, {}) if other.startswith(stem)}
         own = {after for after in own if AFTER.fullmatch(after) or (not after and path != _bare(picture))}
-        if common is None:
-            common = own
-        elif own:
-            common &= own
+        if own:
+            common = own if common is None else common & own
     return sorted(common or ())

@@ -13,6 +13,7 @@ from fapn_zoo.data.formats.hub_rows import SPLITS, held_out
 from fapn_zoo.data.formats.mask_classes import find_classes, wanted
 from fapn_zoo.data.formats.mask_pairs import Files, Template, listed, pair_up, usual_templates
 from fapn_zoo.data.images import EXTENSIONS
+from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import list_folder, printable
 from fapn_zoo.data.mask_folder import MaskFolder, proposals, table_of
 from fapn_zoo.data.pairs import has_labels
@@ -47,26 +48,40 @@ class MaskPairs(MaskFolder):
     def __init__(
         self, root: str | Path, split: str, num_classes: int | None = None, reading: Reading | None = None
     ) -> None:
-        folder, self.options = parse(str(root))
+        folder, options = parse(str(root))
         self.root, self.split = folder, split
         self.name = os.path.basename(os.path.realpath(folder))
         if not folder.is_dir():
             raise FileNotFoundError(f"no data folder {folder}")
-        self.reading = read_rules(folder, reading)
+        self.options, self.reading = self._options(folder, options), read_rules(folder, reading)
         files = _listed(folder)
         template, pairs = _pairs(folder, self.options, files)
-        chosen, remark = _of_split(folder, sorted(pairs), split)
+        chosen, remark = _of_split(_lists(folder, self.options), folder, sorted(pairs), split)
+        if not chosen:
+            raise DataError(f"{folder}: no pictures in split {split!r}")
         self.pairs = [(str(PurePosixPath(p).with_suffix("")), folder / p, folder / pairs[p]) for p in chosen]
+        self.labels, lines = self._labels(num_classes)
+        if template.text not in (options.get("masks"), said(folder).get("masks")):
+            lines.append(f"{folder}: masks are {template.text}")
+        left = sorted({*files} - {*pairs} - {*pairs.values()}) if "images" not in self.options else ()
+        lines += [remark, f"{folder}: not used: {len(left)} files: {some(map(printable, left))}" if left else ""]
+        self.unused = tuple(filter(None, (*lines, table_of(self.labels), *proposals(self.labels))))
+
+    @classmethod
+    def _options(cls, folder: Path, options: dict[str, str]) -> dict[str, str]:
+        """`masks`, `images`, `classes` and `lists`, as far as they are known."""
+        template = said(folder).get("masks")
+        return {"lists": LISTS} | ({"masks": template} if template else {}) | options
+
+    def _labels(self, num_classes: int | None) -> tuple[LabelMap, list[str]]:
+        """The classes, and sentences on them. DataError with what the masks hold where nothing names them."""
         masks = [mask for _, _, mask in self.pairs]
-        labels = find_classes(folder, [self.pairs[0][1].parent], self.options.get("classes"), num_classes)
+        labels = find_classes(self.root, [self.pairs[0][1].parent], self.options.get("classes"), num_classes)
         if labels is None:
+            folder = self.root
             way, reading = f"Write {folder / 'classes.json'}", self.reading
             raise DataError(wanted(str(folder), len(masks), lambda i, rgb: read_stored(masks[i], rgb, reading), way))
-        self.labels = labels
-        left = sorted({*files} - {*pairs} - {*pairs.values()})
-        lines = [f"{folder}: masks are {template.text}" if template.text != _said(folder, self.options) else "", remark]
-        lines.append(f"{folder}: not used: {len(left)} files: {some(map(printable, left))}" if left else "")
-        self.unused = tuple(filter(None, (*lines, table_of(labels), *proposals(labels))))
+        return labels, []
 
     @classmethod
     def splits(cls, root: Path) -> list[str]:
@@ -74,8 +89,9 @@ class MaskPairs(MaskFolder):
         folder, options = parse(str(root))
         if not folder.is_dir():
             return []
+        options = cls._options(folder, options)
         pictures = _pairs(folder, options, _listed(folder))[1]
-        return _splits(folder, sorted(pictures)) or ["train", "val"]
+        return _splits(_lists(folder, options), sorted(pictures)) or ["train", "val"]
 
 
 def parse(text: str) -> tuple[Path, dict[str, str]]:
@@ -89,10 +105,6 @@ def parse(text: str) -> tuple[Path, dict[str, str]]:
     return Path(place).expanduser(), options
 
 
-def _said(root: Path, options: dict[str, str]) -> str | None:
-    return options.get("masks") or said(root).get("masks")
-
-
 def has_masks(path: Path) -> bool:
     """Whether a data source has a template, or its folders look like pictures and masks."""
     folder, options = parse(str(path))
@@ -102,6 +114,8 @@ def has_masks(path: Path) -> bool:
         return True
     try:
         return bool(_fitting(_listed(folder), folder))
+    except DataError:  # opening it says the same
+        return True
     except OSError:
         return False
 
@@ -122,14 +136,16 @@ def _fitting(paths: list[str], root: Path) -> dict[str, dict[str, str]]:
 
 def _pairs(root: Path, options: dict[str, str], paths: list[str]) -> tuple[Template, dict[str, str]]:
     """The template and picture -> mask, both relative."""
-    text = _said(root, options)
+    text = options.get("masks")
     if pattern := options.get("images"):
-        inside = [path for path in paths if PurePosixPath(path).match(pattern)]
+        inside = [path for path in paths if any(PurePosixPath(path).match(one) for one in pattern.split(","))]
         if not inside:
             raise DataError(f"no picture in {root} is like images={pattern!r}; there are {some(paths)}")
     else:
         inside = paths
     pictures = [path for path in inside if PurePosixPath(path).suffix.lower() in EXTENSIONS]
+    if named := {name for file in _lists(root, options).values() for name in _names(file)}:
+        pictures = [path for path in pictures if PurePosixPath(path).stem in named]
     if text is None:
         fitting = _fitting(paths, root)
         if len(fitting) != 1:
@@ -144,14 +160,17 @@ def _pairs(root: Path, options: dict[str, str], paths: list[str]) -> tuple[Templ
     pairs = pair_up(template, pictures, files, root)
     masks = {*pairs.values()}
     alone = [picture for picture in pictures if picture not in pairs and picture not in masks]
-    if options.get("images") is None and pairs:  # pictures where the others lie, of another folder nobody spoke
-        places = {_place(picture) for picture in pairs}
-        alone = [picture for picture in alone if _place(picture) in places]
+    if pairs:  # a split without any mask has no labels, and of pictures in other folders nobody spoke
+        group = _split_of if "images" in options else _place
+        groups = {group(picture) for picture in pairs}
+        alone = [picture for picture in alone if group(picture) in groups]
     if not pairs or alone:
         first = (alone or pictures or ["none"])[0]
         looked = template(first) if first != "none" else None
         where = f", such as {first}, whose mask would be {looked}" if looked else f", such as {first}"
-        raise DataError(f"{root}: {len(alone)} of {len(pictures)} pictures have no mask{where} (masks={text})")
+        raise DataError(
+            f"{root}: {len(alone)} of {len({*pictures} - masks)} pictures have no mask{where} (masks={text})"
+        )
     if twice := [mask for mask, number in Counter(pairs.values()).items() if number > 1]:
         both = [picture for picture, mask in pairs.items() if mask == twice[0]]
         raise DataError(f"{root}: {' and '.join(both)} have the same mask, {twice[0]}")
@@ -165,13 +184,24 @@ def _place(picture: str) -> str:
 # ---------------------------------------------------------------- splits
 
 
-def _splits(root: Path, pictures: Iterable[str]) -> list[str]:
+def _lists(root: Path, options: dict[str, str]) -> dict[str, Path]:
+    """By split the file that lists its pictures; none where no list is of a usual split."""
+    folder = root / options.get("lists", LISTS)
+    found = {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+    return {name: path for name, path in found.items() if name != "all"} if any(map(_word, found)) else {}
+
+
+def _names(file: Path) -> list[str]:
+    lines = (line.split() for line in read_text(file).splitlines())
+    return [PurePosixPath(words[0]).stem for words in lines if words]
+
+
+def _splits(lists: dict[str, Path], pictures: Iterable[str]) -> list[str]:
     """Splits by lists, or by the folders on the way to the pictures; none where all pictures are without."""
-    lists = [path.stem for path in sorted((root / LISTS).glob("*.txt"))] if (root / LISTS).is_dir() else []
-    if known := [name for name in lists if _word(name)]:
-        return known
     found = {split for picture in pictures if (split := _split_of(picture))}
-    return [split for split in SPLITS if split in found]
+    order = [*SPLITS]
+    named = sorted((name for name in lists if _word(name)), key=lambda name: order.index(_word(name)))
+    return named or [split for split in SPLITS if split in found]
 
 
 def _word(name: str) -> str | None:
@@ -184,17 +214,14 @@ def _split_of(picture: str) -> str | None:
     return found[0] if found else None
 
 
-def _of_split(root: Path, pictures: list[str], split: str) -> tuple[list[str], str]:
+def _of_split(lists: dict[str, Path], root: Path, pictures: list[str], split: str) -> tuple[list[str], str]:
     """The pictures of a split, and a sentence on it. FileNotFoundError, which names those there are."""
-    lists = {path.stem: path for path in (root / LISTS).glob("*.txt")} if (root / LISTS).is_dir() else {}
-    there, wanted = _splits(root, pictures), _word(split) or split
-    if any(map(_word, lists)):
-        fitting = [path for name, path in lists.items() if name == split] or [
-            path for name, path in lists.items() if _word(name) == wanted
-        ]
-        if not fitting:
-            raise FileNotFoundError(f"no split {split!r} in {root}; {LISTS} has {', '.join(sorted(lists))}")
-        return _of_list(fitting[0], pictures), ""
+    there, wanted = _splits(lists, pictures), _word(split) or split
+    if lists:
+        words = [split, *(name for name in lists if _word(name) == wanted)]
+        if (name := next((word for word in words if word in lists), None)) is None:
+            raise FileNotFoundError(f"no split {split!r} in {root}; its lists are {', '.join(lists)}")
+        return _of_list(lists[name], pictures), ""
     if not there:
         if wanted not in ("train", "val") or len(pictures) < 2:
             raise FileNotFoundError(f"no split {split!r} in {root}: its {len(pictures)} pictures have none")
@@ -213,7 +240,7 @@ def _of_list(file: Path, pictures: Iterable[str]) -> list[str]:
     by_stem: dict[str, list[str]] = {}
     for picture in pictures:
         by_stem.setdefault(PurePosixPath(picture).stem, []).append(picture)
-    names = [PurePosixPath(line.strip()).name for line in read_text(file).splitlines() if line.strip()]
+    names = _names(file)
     if gone := [name for name in names if name not in by_stem]:
         raise DataError(f"{file} lists {some(map(printable, gone))}, of which there is no picture with a mask")
     return [picture for name in names for picture in by_stem[name]]

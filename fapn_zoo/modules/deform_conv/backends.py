@@ -11,11 +11,10 @@ import torch
 
 from fapn_zoo.runtime import compilers
 
-NAMES = ("auto", "reference", "pytorch", "numba", "triton")
+NAMES = ("auto", "reference", "numba", "triton")
 # What a backend takes as it is; the door turns everything else into float32.
 NATIVE_DTYPES = {
     "reference": (torch.float32, torch.float64),
-    "pytorch": (torch.float32, torch.float64),
     "numba": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
@@ -78,14 +77,14 @@ def resolve(
     _check_name(name)
     if name == "auto":
         if device_type == "cpu":
-            return "numba" if compilers.numba_works() else "pytorch"
+            return "numba" if compilers.numba_works() else "reference"
         if device_type == "cuda" and well_filled and dtype in NATIVE_DTYPES["triton"] and _suits_triton(index):
             return "triton"
         return "reference"
     wrong = f"deformable convolution backend {name!r}, {_CHOSEN_BY},"
     if name == "numba" and not compilers.numba_works():
         raise ValueError(f"{wrong} cannot run: numba is missing, broken or switched off")
-    if name in ("numba", "pytorch") and device_type not in ("cpu", "meta"):
+    if name == "numba" and device_type not in ("cpu", "meta"):
         raise ValueError(f"{wrong} runs on cpu, not on {device_type}")
     if name == "triton":
         interpreted = triton_works() and triton_interpreted()
@@ -104,7 +103,7 @@ def selected() -> str:
 
 
 def active_backend(device: str | torch.device = "cpu") -> str:
-    """Name of the backend that a call on `device` takes now: 'reference', 'pytorch', 'numba' or 'triton'."""
+    """Name of the backend that a call on `device` takes now: 'reference', 'numba' or 'triton'."""
     device = torch.device(device)
     return resolve(_selected, device.type, device.index)
 
@@ -114,7 +113,7 @@ def deform_conv_backend(name: str) -> Iterator[None]:
     """Use the backend `name` inside the block. Exports hold torchvision's operator unless another one is chosen here.
 
     The choice holds for the whole process, so that threads of data or gradients follow it.
-    Raises ValueError where `name` is none of auto, reference, pytorch, numba, triton.
+    Raises ValueError where `name` is none of auto, reference, numba, triton.
     """
     global _selected
     before, _selected = _selected, _check_name(name)

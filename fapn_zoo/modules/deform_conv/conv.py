@@ -1,9 +1,9 @@
 """The one door to deformable convolution (DCN v1 and v2); backends stand behind it.
 
-The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, pytorch, numba or triton) chooses at import,
-`deform_conv_backend` for a while. `auto` takes the fastest that works: on the CPU numba, or PyTorch's operators where
-numba does not work; Triton on CUDA for shapes that fill its blocks; else torchvision's operator. In a graph that is
-exported `auto` is torchvision's operator, call by call: calls beside it stay fast.
+The environment variable FAPN_ZOO_DEFORM_CONV (auto, reference, numba or triton) chooses at import,
+`deform_conv_backend` for a while. `auto` takes the fastest that works: numba on the CPU, Triton on CUDA for shapes that
+fill its blocks, else torchvision's operator. In a graph that is exported `auto` is torchvision's operator, call by
+call: calls beside it stay fast.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The PyTorch operators `fapn_zoo::deform_conv2d` and `fapn_zoo::deform_conv2d_backward`.
 
-They are custom operators with kernels for each device: numba's on the CPU (PyTorch's where numba does not work),
-Triton's on CUDA. They compile, export, differentiate and count their products (`torch.utils.flop_counter`). Their first
-run imports the kernels' packages.
+They are custom operators with kernels for each device: numba's on the CPU, Triton's on CUDA. They compile, export,
+differentiate and count their products (`torch.utils.flop_counter`). Their first run imports the kernels' packages.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 from fapn_zoo.modules.deform_conv import backends
 from fapn_zoo.modules.deform_conv.geometry import output_sizes
 from fapn_zoo.modules.layers.conv import memory_format
-from fapn_zoo.runtime import compilers
 
 
 def _triton_runs(device_type: str) -> bool:
@@ -31,8 +29,6 @@ def _triton_runs(device_type: str) -> bool:
 def _kernels(device_type: str) -> ModuleType:
     if _triton_runs(device_type):
         from fapn_zoo.modules.deform_conv.cuda import launch as module
-    elif backends.selected() == "pytorch" or not compilers.numba_works():
-        from fapn_zoo.modules.deform_conv import pytorch as module
     else:
         from fapn_zoo.modules.deform_conv.cpu import launch as module
     return module

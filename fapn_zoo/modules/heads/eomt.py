@@ -49,7 +49,7 @@ class EoMTHead(nn.Module):
 
     Attributes:
         mask_share: (num_blocks,) int32, which share of the queries is masked in each block, in 2**-24ths. It follows
-            from the step of a training (`anneal`) and is not stored with weights: finished ones need no masks.
+            from the step of a training (`anneal`) and travels with the weights; once it is 0, masks are left out.
     """
 
     classifier = {"class_embed": ClassRows(last=1)}
@@ -75,8 +75,8 @@ class EoMTHead(nn.Module):
         hidden = (layer for _ in range(2) for layer in (nn.Linear(in_channels, in_channels), nn.GELU()))
         self.mask_embed = nn.Sequential(*hidden, nn.Linear(in_channels, in_channels))
         self.upscale = nn.Sequential(*(ScaleBlock(in_channels) for _ in range(upscale)))
-        self.register_buffer("mask_share", torch.zeros(num_blocks, dtype=torch.int32), persistent=False)
-        self.masked = False  # whether any share is above 0
+        self.register_buffer("mask_share", torch.zeros(num_blocks, dtype=torch.int32))
+        self.masked = False  # whether any share was above 0 when `anneal` or `train` was last called
 
     def join(self, backbone: Backbone) -> None:
         """Makes the backbone stop before its last blocks, which stay its own and are run here.
@@ -104,6 +104,11 @@ class EoMTHead(nn.Module):
         shares = [round((1 - part) ** POWER * WHOLE) for part in parts]
         self.mask_share.copy_(torch.tensor(shares, dtype=torch.int32))
         self.masked = any(shares)
+
+    def train(self, mode: bool = True) -> EoMTHead:
+        """As `nn.Module.train`; notices shares that were loaded meanwhile."""
+        self.masked = not self.mask_share.is_meta and bool(self.mask_share.any())
+        return super().train(mode)
 
     def forward(
         self,

@@ -5,14 +5,13 @@ What it computes is described in FACTS section 2. N images, Q queries, C channel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import ClassRows, MaskFormerOutput, SemanticOutput
-from fapn_zoo.modules.layers.conv import ConvNormAct
+from fapn_zoo.modules.layers.conv import ConvNormAct, Maps
 from fapn_zoo.modules.layers.position import sine_position
 
 
@@ -104,7 +103,7 @@ class QueryMaskHead(nn.Module):
         self.mask_embed = nn.Sequential(*hidden, nn.Linear(channels, mask_channels))
         self.deep_supervision: bool | None = None
 
-    def queries_and_masks(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def queries_and_masks(self, pyramid: Maps, features: Maps) -> list[tuple[Tensor, Tensor]]:
         """Queries (N, Q, C) and masks (N, Q, h, w) of every decoder layer asked for, the last layer last.
 
         Masks are read from `pyramid[0]` (N, in_channels, h, w), queries from `features[-1]`, the raw backbone map.
@@ -148,7 +147,7 @@ class MaskFormerHead(QueryMaskHead):
                 raise ValueError(f"input_proj=False: the coarsest map has {feature_channels} channels, not {channels}")
             self.decoder.input_proj = nn.Identity()
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> MaskFormerOutput:
+    def forward(self, pyramid: Maps, features: Maps, *_: object) -> MaskFormerOutput:
         """See `QueryMaskHead.queries_and_masks`; class logits are (N, Q, K + 1)."""
         layers = [(self.class_embed(state), masks) for state, masks in self.queries_and_masks(pyramid, features)]
         return MaskFormerOutput(*layers[-1], aux=tuple(layers[:-1]), object_threshold=self.object_threshold)
@@ -165,7 +164,7 @@ class PerPixelPlusHead(QueryMaskHead):
     def __init__(self, in_channels: int, feature_channels: int, num_classes: int, **decoder: Any) -> None:
         super().__init__(in_channels, feature_channels, 0, num_classes, **decoder)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
+    def forward(self, pyramid: Maps, features: Maps, *_: object) -> SemanticOutput:
         """See `QueryMaskHead.queries_and_masks`; logits are (N, K, h, w)."""
         *aux, logits = (masks for _, masks in self.queries_and_masks(pyramid, features))
         return SemanticOutput(logits, tuple(aux))

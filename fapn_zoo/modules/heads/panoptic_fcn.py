@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import ClassRows, MergeRule, PanopticFCNOutput, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
-from fapn_zoo.modules.layers.conv import ConvNormAct, make_norm
+from fapn_zoo.modules.layers.conv import ConvNormAct, Maps, make_norm
 from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 
 PRIOR = -2.19  # bias of position logits at the start: a probability of 0.1
@@ -106,7 +106,7 @@ class PanopticFCNHead(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> PanopticFCNOutput:
+    def forward(self, pyramid: Maps, features: Maps, *_: object) -> PanopticFCNOutput:
         """`pyramid[i]` (N, C, h / 2^i, w / 2^i), i = 0..5."""
         encoded = self.encoder(with_places(self.semantic(pyramid[:4])))
         centres, regions = zip(*map(self.position, pyramid[1:]), strict=True)

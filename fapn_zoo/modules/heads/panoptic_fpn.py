@@ -17,6 +17,7 @@ from fapn_zoo.modules.heads.outputs import (
 )
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
 from fapn_zoo.modules.heads.rcnn.head import MaskRCNNHead
+from fapn_zoo.modules.layers.conv import Maps
 
 
 class PanopticFPNHead(MaskRCNNHead):
@@ -58,11 +59,7 @@ class PanopticFPNHead(MaskRCNNHead):
         self.rule = MergeRule.checked(merge_score, merge_overlap, stuff_area)
 
     def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
+        self, pyramid: Maps, features: Maps, sizes: Tensor | None = None, targets: Targets | None = None
     ) -> PanopticFPNOutput | PanopticFPNParts:
         """The detections of Mask R-CNN, and semantic logits (N, C, h, w) at stride 4.
 
@@ -75,6 +72,6 @@ class PanopticFPNHead(MaskRCNNHead):
             return PanopticFPNParts(found, semantic)
         return PanopticFPNOutput(*found[:4], semantic.logits, rule=self.rule)
 
-    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+    def before_choice(self, pyramid: Maps) -> dict[str, Tensor]:
         """Also the semantic logits."""
         return super().before_choice(pyramid) | {"semantic": self.semantic(pyramid, ()).logits}

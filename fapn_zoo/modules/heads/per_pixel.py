@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import ClassRows, SemanticOutput
-from fapn_zoo.modules.layers.conv import ConvNormAct
+from fapn_zoo.modules.layers.conv import ConvNormAct, Maps
 
 
 class PerPixelHead(nn.Module):
@@ -33,7 +31,7 @@ class PerPixelHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(mask_channels or in_channels, num_classes, 1)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
+    def forward(self, pyramid: Maps, features: Maps, *_: object) -> SemanticOutput:
         """Uses `pyramid[0]` (N, C, h, w); logits are (N, K, h, w)."""
         return SemanticOutput(self.predictor(self.dropout(self.mask_features(pyramid[0]))))
 
@@ -61,7 +59,7 @@ class SemanticFPN(nn.Module):
             for level in range(levels)
         )
 
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+    def forward(self, pyramid: Maps) -> Tensor:
         """`pyramid[i]` (N, C, h / 2^i, w / 2^i) -> (N, channels, h, w)."""
         sizes = [x.shape[-2:] for x in pyramid]
         total = 0
@@ -96,6 +94,6 @@ class SemanticFPNHead(SemanticFPN):
         super().__init__(in_channels, channels, norm, levels)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor], *_: object) -> SemanticOutput:
+    def forward(self, pyramid: Maps, features: Maps, *_: object) -> SemanticOutput:
         """`pyramid[i]` (N, C, h / 2^i, w / 2^i); logits are (N, K, h, w)."""
         return SemanticOutput(self.predictor(super().forward(pyramid)))

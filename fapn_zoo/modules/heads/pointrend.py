@@ -5,14 +5,13 @@ What it computes is described in FACTS section 3, "PointRend semantic". N images
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import ClassRows, PointRendOutput, SemanticOutput, Targets
 from fapn_zoo.modules.heads.per_pixel import SemanticFPNHead
+from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.points import most_uncertain_pixels, sample_points, training_points, uncertainty
 
 
@@ -116,11 +115,7 @@ class PointRendHead(nn.Module):
         self.steps, self.refined_points = steps, refined_points
 
     def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: object = None,
-        targets: Targets | None = None,
+        self, pyramid: Maps, features: Maps, sizes: object = None, targets: Targets | None = None
     ) -> SemanticOutput | PointRendOutput:
         """`pyramid[i]` (N, C, h / 2^i, w / 2^i) -> logits (N, K, 2^steps h, 2^steps w), at stride 1 after two steps.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+
+Maps = Sequence[Tensor]  # of a pyramid or a backbone, fine to coarse: (N, C, h, w)
 
 
 def make_norm(name: str, channels: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -46,10 +46,10 @@ def counted(**counts: float) -> Totals:
     return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
 
 
-def refuse_class_weights(class_weights: Sequence[float], balances: str) -> None:
-    """ValueError where there are any: a loss that balances something else than pixels has no use for them."""
-    if class_weights:
-        raise ValueError(f"class_weights is for per-pixel heads; this loss balances {balances}, not pixels")
+def refuse(options: Mapping[str, Any], balances: str) -> None:
+    """ValueError where any are given: a loss that balances something else than pixels has no use for them."""
+    if given := [name for name, value in options.items() if value]:
+        raise ValueError(f"{given[0]} is for per-pixel heads; this loss balances {balances}, not pixels")
 
 
 def focal(logits: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ paper is silent the official code decides; FACTS section 4 has the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from fapn_zoo.modules.heads.outputs import PanopticFCNOutput, Targets
-from fapn_zoo.modules.losses.loss import Loss, Totals, counted, focal, refuse_class_weights
+from fapn_zoo.modules.losses.loss import Loss, Totals, counted, focal, refuse
 
 # of the five levels: square root of the area of boxes, in pixels; an object may belong to two of them
 RANGES = ((0.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, torch.inf))
@@ -62,9 +62,9 @@ class PanopticFCNLoss(Loss):
         self.positions = positions
 
     @classmethod
-    def of(cls, model: torch.nn.Module, class_weights: Sequence[float] = ()) -> Self:
-        """Raises ValueError for class weights: this loss balances objects and regions, not pixels."""
-        refuse_class_weights(class_weights, "objects")
+    def of(cls, model: torch.nn.Module, **options: Any) -> Self:
+        """Raises ValueError for options: this loss balances objects and regions, not pixels."""
+        refuse(options, "objects")
         return cls(model.num_classes, model.data.things, model.head.positions)
 
     def count(self, targets: Targets) -> Totals:

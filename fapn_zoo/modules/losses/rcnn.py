@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import Compared, PanopticFPNParts, RCNNOutput, Targets
-from fapn_zoo.modules.losses.loss import Loss, Totals, counted, refuse_class_weights
+from fapn_zoo.modules.losses.loss import Loss, Totals, counted, refuse
 from fapn_zoo.modules.losses.per_pixel import PerPixelLoss
 
 SEMANTIC_WEIGHT = 0.5  # in Panoptic FPN
@@ -38,9 +38,9 @@ class RCNNLoss(Loss):
         self.anchor_samples = anchor_samples
 
     @classmethod
-    def of(cls, model: nn.Module, class_weights: Sequence[float] = ()) -> Self:
-        """Raises ValueError for class weights: this loss balances regions, not pixels."""
-        refuse_class_weights(class_weights, "regions")
+    def of(cls, model: nn.Module, **options: Any) -> Self:
+        """Raises ValueError for options: this loss balances regions, not pixels."""
+        refuse(options, "regions")
         return cls(model.head.rpn.samples)
 
     def count(self, targets: Targets) -> Totals:
@@ -93,14 +93,14 @@ class PanopticFPNLoss(Loss):
         self.register_buffer("channel", channel, persistent=False)
 
     @classmethod
-    def of(cls, model: nn.Module, class_weights: Sequence[float] = ()) -> Self:
-        """Raises ValueError for class weights, and for classes none of which is countable."""
+    def of(cls, model: nn.Module, **options: Any) -> Self:
+        """Raises ValueError for options, and for classes none of which is countable."""
         if not model.data.things:
             raise ValueError(
                 "no class of the data is a thing, whose objects Panoptic FPN is trained on; for stuff alone take a "
                 "semantic head, for other data name its things, in classes.json or COCO's isthing"
             )
-        return cls(model.num_classes, model.data.things, model.data.ignore_index, RCNNLoss.of(model, class_weights))
+        return cls(model.num_classes, model.data.things, model.data.ignore_index, RCNNLoss.of(model, **options))
 
     def count(self, targets: Targets) -> Totals:
         """The counts of `RCNNLoss`, of things, and `pixels`."""

@@ -6,7 +6,7 @@ Formulas and weights: MaskFormer section 3.2 and FACTS section 2, "Training reci
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Targets
 from fapn_zoo.modules.layers.random import seeds_or_new
-from fapn_zoo.modules.losses.loss import FOCAL_ALPHA, FOCAL_GAMMA, Loss, Totals, counted, focal, refuse_class_weights
+from fapn_zoo.modules.losses.loss import FOCAL_ALPHA, FOCAL_GAMMA, Loss, Totals, counted, focal, refuse
 
 Pairs = tuple[Tensor, Tensor]  # query and target indices
 Segments = list[tuple[Tensor, Tensor]]  # per image: classes (M,) int64, masks (M, H, W) bool
@@ -94,9 +94,9 @@ class SetCriterion(Loss):
         self.num_classes, self.num_queries, self.no_object_weight = num_classes, num_queries, no_object_weight
 
     @classmethod
-    def of(cls, model: nn.Module, class_weights: Sequence[float] = ()) -> Self:
-        """Raises ValueError for class weights: this loss balances masks, not pixels."""
-        refuse_class_weights(class_weights, "masks")
+    def of(cls, model: nn.Module, **options: Any) -> Self:
+        """Raises ValueError for options: this loss balances masks, not pixels."""
+        refuse(options, "masks")
         return cls(model.num_classes, getattr(model.head, "num_queries", None))
 
     def count(self, targets: Targets) -> Totals:

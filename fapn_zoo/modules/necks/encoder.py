@@ -14,16 +14,8 @@ from fapn_zoo.modules.layers.conv import ConvNormAct
 from fapn_zoo.modules.layers.position import sine_position
 
 
-class EncoderLayer(nn.Module):
-    """One post-norm DETR encoder layer: self-attention, feed-forward."""
-
-    def __init__(self, channels: int, heads: int, feedforward: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
-        self.linear1 = nn.Linear(channels, feedforward)
-        self.linear2 = nn.Linear(feedforward, channels)
-        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
+class EncoderLayer(nn.TransformerEncoderLayer):
+    """One post-norm DETR encoder layer: PyTorch's, but that positions are added to queries and keys alone."""
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x (N, h * w, C), position (h * w, C), which is added to queries and keys -> (N, h * w, C)."""
@@ -61,7 +53,9 @@ class CoarseEncoder(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = tuple(in_channels), (*in_channels[:-1], channels)
         self.input_proj = ConvNormAct(in_channels[-1], channels, 1)
-        self.layers = nn.ModuleList(EncoderLayer(channels, heads, feedforward, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(channels, heads, feedforward, dropout, batch_first=True) for _ in range(layers)
+        )
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

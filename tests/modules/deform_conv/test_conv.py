@@ -25,7 +25,7 @@ from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True, params=["numba", "pytorch"])
+@pytest.fixture(autouse=True, params=["numba"])
 def _cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with deform_conv_backend(request.param):
         yield request.param
@@ -158,7 +158,7 @@ def check_half_precision(tensors: list[Tensor | None], shape: Shape, wide: torch
         torch.testing.assert_close(value.to(wide), want, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
+@pytest.mark.parametrize("_cpu_backend", ["numba", "reference"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["plain", "one_offset_group", "many_pieces", "wide_groups"])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
@@ -168,7 +168,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 HALF = ("plain", "one_offset_group", "many_pieces", "wide_groups", "depthwise", "stride_dilation", "even_kernel")
 
 
-@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
+@pytest.mark.parametrize("_cpu_backend", ["numba", "reference"], indirect=True)
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("name", HALF)
 def test_float16_is_nearer_to_float64_than_torchvisions(name: str, given: bool) -> None:
@@ -183,7 +183,7 @@ def test_float16_is_nearer_to_float64_than_torchvisions(name: str, given: bool) 
         assert offsets == "whole" or ours[0][0] < 0.6 * theirs[0][0]
 
 
-@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
+@pytest.mark.parametrize("_cpu_backend", ["numba", "reference"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision_is_as_near_to_float64_as_can_be(name: str, dtype: torch.dtype, _cpu_backend: str) -> None:
@@ -223,7 +223,7 @@ def test_bfloat16_keeps_nan_and_infinity() -> None:
     assert torch.equal(output.isnan(), expected.isnan()) and torch.equal(output.isinf(), expected.isinf())
 
 
-@pytest.mark.parametrize("_cpu_backend", ["numba", "pytorch", "reference"], indirect=True)
+@pytest.mark.parametrize("_cpu_backend", ["numba", "reference"], indirect=True)
 @pytest.mark.parametrize("name", ["plain", "many_pieces"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_autocast(name: str, _cpu_backend: str, count: int) -> None:

@@ -18,7 +18,7 @@ from fapn_zoo.modules.deform_conv.conv import deform_conv2d, deform_conv_backend
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True, params=["numba", "pytorch"])
+@pytest.fixture(autouse=True, params=["numba"])
 def _cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with deform_conv_backend(request.param):
         yield request.param

@@ -29,7 +29,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_triton_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="needs triton")
-    assert available_backends() == ["auto", "reference", "pytorch", "numba", "triton"]
+    assert available_backends() == ["auto", "reference", "numba", "triton"]
     with deform_conv_backend("auto"):
         assert active_backend("cuda:0") == "triton" and active_backend("cpu") == "numba"
         assert backends.resolve("auto", "cuda", 0, torch.float64) == "reference"
@@ -47,7 +47,7 @@ def test_triton_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "triton_works", functools.cache(backends.triton_works.__wrapped__))
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert available_backends() == ["auto", "reference", "pytorch", "numba"]
+    assert available_backends() == ["auto", "reference", "numba"]
     with deform_conv_backend("auto"):
         assert active_backend("cuda") == "reference"
     with deform_conv_backend("triton"), pytest.raises(ValueError, match="triton is missing"):

@@ -13,6 +13,7 @@ from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS, BoxBranch, MaskBra
 from fapn_zoo.modules.heads.rcnn.rpn import RegionProposals
 from fapn_zoo.modules.heads.rcnn.sampling import draw_regions
 from fapn_zoo.modules.layers.boxes import encode, masks_in_boxes, not_empty, pool_boxes
+from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.random import seeds_or_new
 
 STRIDE = 4  # of the finest map
@@ -73,11 +74,7 @@ class FasterRCNNHead(nn.Module):
         self.num_classes, self.region_samples = num_classes, region_samples
 
     def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        features: Sequence[Tensor],
-        sizes: Tensor | None = None,
-        targets: Targets | None = None,
+        self, pyramid: Maps, features: Maps, sizes: Tensor | None = None, targets: Targets | None = None
     ) -> DetectionOutput | InstanceOutput | RCNNOutput:
         """The detections of every image, the best first, inside `sizes`; without them inside the padded input.
 
@@ -94,11 +91,11 @@ class FasterRCNNHead(nn.Module):
         return InstanceOutput(boxes, scores, classes, masks)
 
     def find_masks(
-        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+        self, pyramid: Maps, boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[Tensor, ...] | None:
         """Of every image the logits (D, S, S) of its boxes' masks, see `InstanceOutput`; here none."""
 
-    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+    def before_choice(self, pyramid: Maps) -> dict[str, Tensor]:
         """Logits and deltas of all anchors, and of `FIXED` boxes in every image."""
         logits, shifts = self.rpn(pyramid)
         found = {f"logits{i}": x for i, x in enumerate(logits)} | {f"shifts{i}": x for i, x in enumerate(shifts)}
@@ -106,14 +103,14 @@ class FasterRCNNHead(nn.Module):
         return found | {"scores": scores, "deltas": deltas}
 
     @staticmethod
-    def fixed_boxes(pyramid: Sequence[Tensor]) -> list[Tensor]:
+    def fixed_boxes(pyramid: Maps) -> list[Tensor]:
         """`FIXED` in pixels of the padded input, for every image."""
         finest = pyramid[0]
         height, width = (STRIDE * side for side in finest.shape[-2:])
         boxes = torch.tensor([(x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in FIXED])
         return [boxes.to(finest.device)] * len(finest)
 
-    def learn(self, pyramid: Sequence[Tensor], sizes: Tensor | None, targets: Targets) -> RCNNOutput:
+    def learn(self, pyramid: Maps, sizes: Tensor | None, targets: Targets) -> RCNNOutput:
         """What both stages find for anchors and regions that the seeds of the targets draw, beside the truth.
 
         Raises ValueError where the targets have no boxes or one without an area, or the maps are not finite.
@@ -143,7 +140,7 @@ class FasterRCNNHead(nn.Module):
         masks = self.learn_masks(pyramid, OnObjects(*zip(*on_objects, strict=True)), targets)
         return RCNNOutput(*first_stage, kinds, box, masks)
 
-    def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
+    def learn_masks(self, pyramid: Maps, found: OnObjects, targets: Targets) -> dict[str, Compared]:
         """What the masks are trained by: a `Compared` by the name of each term of the loss; here none.
 
         Every parameter takes part, also where no region lies on an object.
@@ -151,13 +148,13 @@ class FasterRCNNHead(nn.Module):
         return {}
 
     @staticmethod
-    def _inside(pyramid: Sequence[Tensor], sizes: Tensor | None) -> list[list[int]]:
+    def _inside(pyramid: Maps, sizes: Tensor | None) -> list[list[int]]:
         """Height and width of every image without its padding."""
         padded = [STRIDE * side for side in pyramid[0].shape[-2:]]
         return [padded] * len(pyramid[0]) if sizes is None else sizes.tolist()
 
     def detect(
-        self, pyramid: Sequence[Tensor], sizes: Tensor | None
+        self, pyramid: Maps, sizes: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Boxes, scores and classes of every image; see `DetectionOutput`."""
         inside = self._inside(pyramid, sizes)
@@ -191,14 +188,12 @@ class MaskRCNNHead(FasterRCNNHead):
         super().__init__(in_channels, feature_channels, num_classes, **detection)
         self.mask = MaskBranch(in_channels, num_classes, hidden=mask_hidden, convs=mask_convs)
 
-    def find_masks(
-        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
+    def find_masks(self, pyramid: Maps, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of every image the logits (D, 28, 28) of its boxes' own classes."""
         logits = self.mask(pool_boxes(pyramid[:-1], boxes, self.mask.side), torch.cat(list(classes)))
         return logits.split([len(each) for each in boxes])
 
-    def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
+    def learn_masks(self, pyramid: Maps, found: OnObjects, targets: Targets) -> dict[str, Compared]:
         """`mask`: the logits of regions' own classes beside the true masks in them.
 
         Raises ValueError where the targets have no masks.
@@ -209,7 +204,7 @@ class MaskRCNNHead(FasterRCNNHead):
         true = tuple(masks_in_boxes(*row, side=2 * self.mask.side) for row in rows)
         return {"mask": Compared(logits.split([len(boxes) for boxes in found.boxes]), true)}
 
-    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+    def before_choice(self, pyramid: Maps) -> dict[str, Tensor]:
         """Also the masks of these boxes, for every class."""
         pooled = pool_boxes(pyramid[:-1], self.fixed_boxes(pyramid), self.mask.side)
         return super().before_choice(pyramid) | {"masks": self.mask.predictor(self.mask.features(pooled))}

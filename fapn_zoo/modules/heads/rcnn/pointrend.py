@@ -6,17 +6,20 @@ What it computes is described in FACTS section 3, "PointRend instance". M boxes,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from fapn_zoo.modules.heads.outputs import ClassRows, Compared, Targets
 from fapn_zoo.modules.heads.pointrend import PointHead
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS
 from fapn_zoo.modules.heads.rcnn.head import STRIDE, FasterRCNNHead, OnObjects, check_masks
-from fapn_zoo.modules.layers.boxes import clip, decode, masks_in_boxes
+from fapn_zoo.modules.layers.boxes import decode, masks_in_boxes
+from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.points import (
     masks_at,
     most_uncertain_pixels,
@@ -165,13 +168,11 @@ class PointRendRCNNHead(FasterRCNNHead):
         points = {"point_channels": point_channels, "point_layers": point_layers, "refined_points": refined_points}
         self.mask = PointRendBranch(in_channels, num_classes, hidden=mask_hidden, fc=mask_fc, steps=steps, **points)
 
-    def find_masks(
-        self, pyramid: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
+    def find_masks(self, pyramid: Maps, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of every image the logits (D, S, S) of its boxes' own classes."""
         return self.mask(pyramid[0], boxes, classes)
 
-    def learn_masks(self, pyramid: Sequence[Tensor], found: OnObjects, targets: Targets) -> dict[str, Compared]:
+    def learn_masks(self, pyramid: Maps, found: OnObjects, targets: Targets) -> dict[str, Compared]:
         """`mask`: coarse logits (P, 7, 7); `point`: those of random points (P, `train_points`), of the true classes.
 
         Boxes are those that the second stage predicts for the true class, without gradient, cut to the padded image.
@@ -183,8 +184,8 @@ class PointRendRCNNHead(FasterRCNNHead):
         check_masks(targets)
         fine, parts = pyramid[0], [len(boxes) for boxes in found.boxes]
         extent = [STRIDE * side for side in fine.shape[-2:]]
-        pairs = zip(found.deltas, found.boxes, strict=True)
-        boxes = [clip(decode(deltas.detach(), regions, BOX_WEIGHTS), extent) for deltas, regions in pairs]
+        moved = map(partial(decode, weights=BOX_WEIGHTS), (d.detach() for d in found.deltas), found.boxes)
+        boxes = [clip_boxes_to_image(each, extent) for each in moved]
         coarse, classes = self.mask.coarse(fine, boxes), torch.cat(found.classes)
         own = coarse[torch.arange(len(classes), device=classes.device), classes]
         seeds = seeds_or_new(targets.seeds, len(fine), fine.device)
@@ -200,7 +201,7 @@ class PointRendRCNNHead(FasterRCNNHead):
             "point": Compared(logits.split(parts), tuple(masks_at(*row) for row in rows)),
         }
 
-    def before_choice(self, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+    def before_choice(self, pyramid: Maps) -> dict[str, Tensor]:
         """Also the coarse masks of these boxes, and points on a regular grid, for every class."""
         boxes, fine = self.fixed_boxes(pyramid), pyramid[0]
         coarse = self.mask.coarse(fine, boxes)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from fapn_zoo.modules.heads.outputs import Compared
 from fapn_zoo.modules.heads.rcnn.sampling import draw, kinds_of_anchors
-from fapn_zoo.modules.layers.boxes import all_finite, anchors, clip, decode, encode, not_empty
+from fapn_zoo.modules.layers.boxes import all_finite, anchors, decode, encode, not_empty
+from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.random import drawn_bits
 
 
@@ -51,7 +52,7 @@ class RegionProposals(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, pyramid: Maps) -> tuple[list[Tensor], list[Tensor]]:
         """Of every level logits (N, A, h, w) and deltas (N, 4A, h, w), those of one of the A anchors together.
 
         Raises ValueError where the pyramid has not one level for every side.
@@ -147,7 +148,7 @@ class RegionProposals(nn.Module):
             numbers.append(rows + first)
             first += len(score)
         found, logits, level_of, numbers = (
-            clip(torch.cat(boxes), size), torch.cat(logits), torch.cat(level_of), torch.cat(numbers)
+            clip_boxes_to_image(torch.cat(boxes), size), torch.cat(logits), torch.cat(level_of), torch.cat(numbers)
         )  # fmt: skip
         rows = torch.nonzero(not_empty(found))[:, 0]
         kept = rows[batched_nms(found[rows], logits[rows], level_of[rows], self.nms)[:after]]
