@@ -36,4 +36,4 @@ def authors_state(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Ten
         raise ValueError(f"the queries of the checkpoint join {len(shares)} blocks, those of {spec.name!r} {blocks}")
     if shares.any():
         raise ValueError(f"{SHARES} is {shares.tolist()}: the training of this checkpoint is not finished")
-    return state | {SHARES: shares.to(torch.int32)}
+    return state | {SHARES: shares.float()}
