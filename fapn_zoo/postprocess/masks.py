@@ -85,7 +85,7 @@ def instances(
     order = order[(scores[order] >= score_threshold) & (areas[order] > 0)]
     rows = zip(classes[order].tolist(), scores[order].tolist(), areas[order].tolist(), strict=True)
     segments = tuple(Segment(i, category, True, score, area) for i, (category, score, area) in enumerate(rows, 1))
-    masks = HardMasks.joined([found[query].packed for query in queries[order].tolist()], frame.original)
+    masks = HardMasks([found[query].packed for query in queries[order].tolist()], frame.original)
     return Instances(masks, segments)
 
 

@@ -59,7 +59,7 @@ def instances(
         if area:
             packed.append(pixels)
             segments.append(Segment(len(packed), things[int(thing)], True, float(score), area))
-    return Instances(HardMasks.joined(packed, frame.original), tuple(segments))
+    return Instances(HardMasks(packed, frame.original), tuple(segments))
 
 
 def panoptic(
@@ -79,7 +79,7 @@ def panoptic(
     rule = output.rule.but(thresholds)
     found = objects(output, thing_threshold)
     count = int((found.scores >= rule["score_threshold"]).sum())
-    masks = HardMasks.joined([_pixels(m, frame, output.stride)[0] for m in found.masks[:count]], frame.original)
+    masks = HardMasks([_pixels(m, frame, output.stride)[0] for m in found.masks[:count]], frame.original)
     things, stuff = _things(output, data), stuff_classes(data, output.regions[0].shape[1])
     classes = [things[place] for place in found.classes[:count].tolist()]
     semantic = stuff_map(output, frame, stuff_threshold)

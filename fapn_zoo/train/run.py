@@ -246,7 +246,7 @@ class Run:
     def _out_of_patience(self) -> bool:
         scores, patience = read_scores(self.out / "metrics.csv"), self.settings.patience
         if over := out_of_patience(scores, patience, self.step):
-            logger.info("step %d: %d evaluations without a better score; training ends", self.step, patience)
+            logger.info("step %d: no better score for patience=%d evaluations; training ends", self.step, patience)
         return over
 
     def evaluate(self, final: bool = False) -> dict[str, Any] | None:

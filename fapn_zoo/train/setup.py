@@ -103,7 +103,8 @@ def _loss_options(settings: Settings, kind: type[Loss], dataset: Dataset) -> dic
         options["class_weights"] = s.class_weights
     if s.class_weights == "auto" and issubclass(kind, PerPixelLoss):
         options["class_weights"] = tuple(round(1 / math.log(1.02 + p), 4) for p in pixel_shares(dataset))  # ENet
-        logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
+        if processes().main:
+            logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
     return options
 
 

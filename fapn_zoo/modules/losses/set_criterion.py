@@ -83,13 +83,13 @@ class SetCriterion(Loss):
 
     Args:
         num_classes: K.
-        num_queries: Q, which `count` needs where an image may have more objects than queries; None: it has not.
+        num_queries: Q; an image may have more objects.
         no_object_weight: weight of "no object" in the class-weighted mean of the cross-entropy.
     """
 
     weights = WEIGHTS
 
-    def __init__(self, num_classes: int, num_queries: int | None = None, *, no_object_weight: float = 0.1) -> None:
+    def __init__(self, num_classes: int, num_queries: int, *, no_object_weight: float = 0.1) -> None:
         super().__init__()
         self.num_classes, self.num_queries, self.no_object_weight = num_classes, num_queries, no_object_weight
 
@@ -97,7 +97,7 @@ class SetCriterion(Loss):
     def of(cls, model: nn.Module, **options: Any) -> Self:
         """Raises ValueError for options: this loss balances masks, not pixels."""
         refuse(options, "masks")
-        return cls(model.num_classes, getattr(model.head, "num_queries", None))
+        return cls(model.num_classes, model.head.num_queries)
 
     def count(self, targets: Targets) -> Totals:
         """`images`; `masks`, how many true ones they have; `matched`, how many of these get a query.
@@ -105,21 +105,19 @@ class SetCriterion(Loss):
         An image matches no more masks than it has queries, so `matched` is a sum over images. Focal and dice loss are
         divided by all true masks, as in the official code, also by those for which no query is left.
         """
-        return self._count(targets, self.num_queries)
-
-    def _count(self, targets: Targets, queries: int | None) -> Totals:
         masks = [len(classes) for classes in targets.object_classes()]
-        matched = sum(masks if queries is None else (min(count, queries) for count in masks))
+        matched = sum(min(count, self.num_queries) for count in masks)
         return counted(images=len(targets), masks=sum(masks), matched=matched)
 
     def forward(self, output: MaskFormerOutput, targets: Targets, totals: Totals | None = None) -> Totals:
         """`loss` and its unweighted terms `class`, `mask`, `dice` (last layer), `class_0` ... (aux).
 
-        Raises ValueError where the output has another number of queries than `totals` were counted with.
+        Raises ValueError where the output has another number of queries.
         """
         queries, segments = output.class_logits.shape[1], targets.segments()
-        self._check(queries, max((len(classes) for classes, _ in segments), default=0), totals)
-        counts = {name: count.item() for name, count in (totals or self._count(targets, queries)).items()}
+        if queries != self.num_queries:
+            raise ValueError(f"the output has {queries} queries, the loss was made for {self.num_queries}")
+        counts = {name: count.item() for name, count in (totals or self.count(targets)).items()}
         layers = [("", (output.class_logits, output.mask_logits))]
         layers += [(f"_{i}", pair) for i, pair in enumerate(output.aux)]
         losses, total = {}, 0
@@ -130,14 +128,6 @@ class SetCriterion(Loss):
             total = total + sum(self.weights[name] * value for name, value in terms.items())
             losses |= {name + suffix: value for name, value in terms.items()}
         return {"loss": total} | losses
-
-    def _check(self, queries: int, most: int, totals: Totals | None) -> None:
-        if self.num_queries not in (None, queries):
-            raise ValueError(f"the output has {queries} queries, the loss was made for {self.num_queries}")
-        if totals and self.num_queries is None and most > queries:
-            raise ValueError(
-                f"an image has {most} objects for {queries} queries; give SetCriterion num_queries={queries}"
-            )
 
     def _match(self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor, place: Place) -> Pairs:
         """See `match`; `place` is for those who compare at points."""
