@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,7 +140,7 @@ def _reported(spec: ModelSpec) -> str:
     metrics = next(iter(spec.weights.values())).metrics if spec.weights else {}
     single = [f"{value:.1f}" for name, value in metrics.items() if name.endswith("mIoU")]
     several = [f"({value:.1f})" for name, value in metrics.items() if name.endswith("mIoU multi-scale")]
-    precision = {name.rpartition(" val2017 ")[2]: value for name, value in metrics.items()}
+    precision = {re.sub(r"^.* val(2017)? ", "", name): value for name, value in metrics.items()}
     found = [f"{name} {precision[name]:.1f}" for name in ("PQ", "AP", "box AP") if name in precision]
     return " ".join(single + several) or ", ".join(found)
 
@@ -149,12 +150,14 @@ def network_size(spec: ModelSpec) -> tuple[int, int]:
     from fapn_zoo.predict.inputs import input_size
 
     square = spec.data.test_size or 512
+    if side := spec.data.test_window:
+        return side, side
     return input_size(spec.data, IMAGE_SIZES.get(spec.label_set, (square, square)))
 
 
 def count_model(name: str) -> dict[str, int | str]:
     """One row of the counts."""
-    from fapn_zoo.benchmark.flops import count
+    from fapn_zoo.benchmark.run import count
     from fapn_zoo.predict.inputs import padded_size
 
     spec = get_spec(name)[0]
