@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.postprocess.answers import Frame, HardMasks, Instances, Packed, Panoptic, Segment
-from fapn_zoo.postprocess.bands import Source, bands
-from fapn_zoo.postprocess.semantic import check_cover, class_probabilities, mask_rows
+from fapn_zoo.postprocess.semantic import Source, bands, check_cover, class_probabilities, mask_rows
 from fapn_zoo.zoo.spec import DataSpec
 
 

@@ -15,7 +15,7 @@ from toys import ramps
 
 from fapn_zoo import create_model
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
-from fapn_zoo.postprocess import bands
+from fapn_zoo.postprocess import semantic as bands
 from fapn_zoo.predict import predict, windows
 from fapn_zoo.predict.run import merged_bands, score_sources
 from fapn_zoo.predict.views import Views, views_for
