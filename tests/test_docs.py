@@ -292,6 +292,11 @@ def test_numbers_of_the_embedded_model() -> None:
     says("docs/embedded-model.md", f"{weights.stat().st_size / 1e6:.1f} MB", "4500 steps", "1400 steps")
     for name, steps in ((EMBEDDED, 4500), (f"{EMBEDDED}_balanced", 1400)):
         assert load_recipe(name).steps == steps
+    cells = {row["model"]: row for row in rows("objects") if row["weights"] == "embedded"}
+    masks, boxes = ("ap", "ap50", "ap75", "box_ap", "box_ap50"), ("box_ap", "box_ap50")
+    for kind, keys in (("nuclei", masks), ("blood_cells", boxes)):
+        [row] = [row for name, row in cells.items() if name.endswith(kind)]
+        says("docs/embedded-model.md", " | ".join(f"{float(row[key]):.1f}" for key in keys))
     score = {row["amp"]: row["miou"] for row in rows("semantic") if row["weights"] == EMBEDDED}
     share = float(rows("precision")[0]["ratio"])
     says("docs/predict.md", f"{score['bf16']} mIoU instead of {score['no']} that way, in {share:.1f} of the time")
