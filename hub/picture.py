@@ -20,11 +20,10 @@ from fapn_zoo import create_model
 from fapn_zoo.cli import main
 from fapn_zoo.data.generated import ScenesDataset
 from fapn_zoo.data.scenes import generate_scene
-from fapn_zoo.runtime.files import make_folder
 from fapn_zoo.tasks.result import Result
-from fapn_zoo.visualize import drawing, read_alignment
-from fapn_zoo.visualize.alignment import Level
-from fapn_zoo.visualize.alignment_pictures import feature_colours
+from fapn_zoo.visualize import read_alignment
+from fapn_zoo.visualize.alignment import Level, feature_colours
+from fapn_zoo.visualize.plots import write_panels
 
 PICTURE, SCORES, RUNS = Path("docs/pictures/fpn-and-fapn.png"), Path("hub/results/picture.csv"), Path("runs/picture")
 TWINS = {"FPN": "perpixel_fpn_resnet18_slim_camvid", "FaPN": "perpixel_fapn_resnet18_slim_camvid"}
@@ -32,7 +31,6 @@ TRAINING = (
     "data=scenes:200 val_data=none crop=192,256 steps=1000 ema=0.99 threads=1 amp=no log_every=50 seed=0 resume=auto"
 )
 SCENES, SPLIT = 100, "test"
-PANEL = (384, 288)  # width and height
 FIRST, SECOND = (30, 110, 220), (20, 150, 80)
 
 
@@ -71,8 +69,8 @@ def wrong(result: Result, truth: np.ndarray) -> np.ndarray:
     return (result.labels != truth) & (truth != result.ignore_index)
 
 
-def draw(results: Mapping[str, Result], truth: np.ndarray, finest: Level) -> Image.Image:
-    """The sheet of six panels.
+def draw(results: Mapping[str, Result], truth: np.ndarray, finest: Level, path: Path) -> None:
+    """Writes the sheet of six panels.
 
     Args:
         results: two semantic results of one image, the FPN's first. truth: (H, W) class ids. finest: the finest level
@@ -90,8 +88,9 @@ def draw(results: Mapping[str, Result], truth: np.ndarray, finest: Level) -> Ima
     differing[errors[1] & ~errors[0]] = FIRST
     differing[errors[0] & ~errors[1]] = SECOND
     panels.append((differing, "only one is right: {} blue, {} green".format(*results)))
-    pictures = [drawing.captioned(drawing.enlarged(pixels, PANEL), words, 16) for pixels, words in panels]
-    return drawing.framed(drawing.stacked([drawing.beside(pictures[:3]), drawing.beside(pictures[3:])]))
+    height, width = image.shape[:2]
+    whole = [(np.asarray(Image.fromarray(pixels).resize((width, height), 0)), words, "") for pixels, words in panels]
+    write_panels([whole[:3], whole[3:]], "", path)
 
 
 if __name__ == "__main__":
@@ -99,6 +98,6 @@ if __name__ == "__main__":
     twins = {twin: create_model(f"local-dir:{folder(twin) / 'model'}", pretrained=True) for twin in TWINS}
     scene = generate_scene(typical_scene(twins))
     found = {twin: model.predict(scene.image, amp="no") for twin, model in twins.items()}
-    sheet = draw(found, scene.semantic, read_alignment(twins["FaPN"], scene.image).levels[0])
-    make_folder(PICTURE.parent)
+    draw(found, scene.semantic, read_alignment(twins["FaPN"], scene.image).levels[0], PICTURE)
+    sheet = Image.open(PICTURE).convert("RGB")
     sheet.quantize(256, dither=Image.Dither.NONE).save(PICTURE)  # a third of the bytes

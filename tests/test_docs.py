@@ -130,8 +130,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val", "test"):
         for i in range(2):
             put(f"streets/{split}/images/{i}.png", f"streets/{split}/labels/{i}.png")
+    for i in range(4):
+        put(f"towns/rgb/{i}.png", f"towns/masks/{i}_mask.png")
     table = {"names": list(CLASSES), "palette": [list(colour) for colour in PALETTE], "ignore_index": 255}
-    (place / "streets/classes.json").write_text(json.dumps(table))
+    for name in ("streets", "towns"):
+        (place / name / "classes.json").write_text(json.dumps(table))
     coco.write_splits(place / "cells")
     tiny = fapn_zoo.create_model(EMBEDDED, backbone_channels=(8, 8, 8, 8), neck_out_channels=8)
     for name in ("MODEL", "A", "B", "runs/mine/model", "weights/mine"):

@@ -58,19 +58,17 @@ def run_visualize(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     from fapn_zoo.visualize import comparison_task, data_items, image_items, render, side_by_side
 
-    if bool(args.images) == bool(args.data) or (args.data and args.labels):
-        raise ValueError("name images (with --labels or without), or give --data")
+    if bool(args.images) == bool(args.data):
+        raise ValueError("name images, or give --data")
     names = [args.a, args.b, *args.also]
     if len(set(names)) < len(names):
         raise ValueError(f"a model is named twice: {', '.join(names)}")
     models = {name: load_model(name, args.device) for name in names}
     first, task = models[args.a], comparison_task(models, args.task)
-    if args.labels and task.name != "semantic":
-        raise ValueError(f"--labels are class maps; the truth of task {task.name!r} comes with --data")
     if args.data:
         items = data_items(first, args.data, args.split, args.limit, task.needs)
     else:
-        items = image_items(first, args.images, args.labels)
+        items = image_items(first, args.images)
     print(render(side_by_side(models, items, args.out, task=task.name, band=args.band, progress=True)))
     print(f"pictures: {args.out}")
 

@@ -46,6 +46,13 @@ def run_train(args: argparse.Namespace) -> None:
         print(f"weights folder: {folder}")
 
 
+def run_replay(args: argparse.Namespace) -> None:
+    from fapn_zoo.train.replay import replay
+
+    for line in replay(args.folder):
+        print(line)
+
+
 def run_recipes(args: argparse.Namespace) -> None:
     from fapn_zoo.train.recipes import list_recipes
 

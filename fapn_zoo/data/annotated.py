@@ -10,16 +10,14 @@ from pathlib import Path, PurePath
 import numpy as np
 from torch import Tensor
 
-from fapn_zoo.data.coco_annotations import Annotation, Fault, Picture, summary
+from fapn_zoo.data.coco_annotations import Annotation, Fault, Picture, check_faults, summary
 from fapn_zoo.data.columns import packed
-from fapn_zoo.data.decoding import header
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.listing import printable
 from fapn_zoo.data.mask_decoding import crop_of
 from fapn_zoo.data.mask_folder import table_of
 from fapn_zoo.data.merging import folder_table, merged
-from fapn_zoo.data.opening import upright_size
-from fapn_zoo.data.reading import EXIF_WHERE, read_image
+from fapn_zoo.data.reading import check_sizes, read_image
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import BOXES, MASKS, Crop, DataError, Objects, Sample
 
@@ -67,9 +65,7 @@ class AnnotatedPictures(ABC):
 
     def _finish(self, remarks: Sequence[str], strict: bool, num_classes: int | None) -> None:
         """What holds of all formats, once the annotations are read."""
-        if strict and (errors := list(summary(self.faults, error=True))):
-            more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {self.root} lists all"
-            raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")
+        check_faults(self.faults, self.root, strict)
         columns = packed(self.pictures)
         if table := self._table():
             source = self.labels
@@ -139,17 +135,7 @@ class AnnotatedPictures(ABC):
     def check_size(self, index: int, size: Sequence[int]) -> None:
         """DataError where the picture of sample `index` is of another (height, width) than its annotations say."""
         picture = self.picture(index)
-        if tuple(size) != picture.size:
-            (h, w), (height, width) = size, picture.size
-            hint = self._turn_hint(picture.path, picture.size)
-            raise DataError(f"sizes differ: {picture.path} is {w}x{h}, {picture.source} says {width}x{height}{hint}")
-
-    def _turn_hint(self, path: Path, size: tuple[int, int]) -> str:
-        stored, turned = header(path)
-        if stored == size and self.reading.turns:
-            what = f"the picture is turned by its EXIF orientation {turned}, its objects are not"
-            return f" ({what}: set exif=ignore, {EXIF_WHERE})"
-        return " (exif=apply would fit)" if turned > 4 and upright_size(stored, turned) == size else ""
+        check_sizes(size, picture.size, picture.path, picture.source, self.reading)
 
     def objects(self, index: int) -> Objects:
         """The objects of sample `index`, whose picture is not read. DataError for run lengths that make no mask."""

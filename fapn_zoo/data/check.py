@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from fapn_zoo.data.check_folders import check_folder
 from fapn_zoo.data.check_report import CheckReport, Problem
 from fapn_zoo.data.check_samples import check_samples
 from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.formats.masks import MaskPairs, parse
-from fapn_zoo.data.hints import id_hint
-from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.layouts import LAYOUTS, PREFIXES, choose
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.data.supervision import NOTHING, SplitCounts, findings
+from fapn_zoo.data.supervision import NOTHING, findings
 from fapn_zoo.runtime.tables import some
 
 __all__ = ["CheckReport", "Problem", "check_data"]
@@ -54,14 +49,11 @@ def check_data(
     if also := [other for other in names if other != name and path == str(source)]:
         text = f"{root} is read as {name}; it looks like {some(also)} too: write {also[0]}:{root} if that is meant"
         report.add("several layouts", root, text, error=False)
-    if kind is FolderDataset:
-        check_folder(report, num_classes, progress, reading)
-    else:
-        check_samples(report, kind, path if named or kind is MaskPairs else root, num_classes, progress, reading)
+    check_samples(report, kind, path if named or kind is MaskPairs else root, num_classes, progress, reading)
     _check_repeats(report)
     report.facts += report.pictures.summary()
-    for fact in report.pictures.facts():
-        report.add(fact.kind, fact.file, fact.detail, fact.error)
+    for fault in report.pictures.faults():
+        report.add(fault.kind, fault.file, fault.text, fault.error)
     if report.labels is not None:
         _check_classes(report)
     return report
@@ -80,19 +72,11 @@ def _check_classes(report: CheckReport) -> None:
     trained = named or [split for split in report.splits if not split.startswith(("val", "test"))]
     for split, counts in report.splits.items():
         for found in findings(split, report.labels, counts) if counts.samples else ():
-            kind = "nothing to score" if found.stops and split not in trained else found.kind
+            kind = "nothing to score" if found.error and split not in trained else found.kind
             report.add(kind, report.root / split, found.text, error=kind == NOTHING)
-        values = sorted({*counts.others, *_values(report.labels, counts)})
-        hint = id_hint(values, report.labels) if counts.others else ""
-        if hint and not any(hint in problem.detail for problem in report.problems):
-            report.add("values that may mean other ids", report.root / split, f"{split}: {hint}", error=False)
     whole = sum(report.splits[split].pixels for split in trained)
     for split, counts in report.splits.items() if trained else ():
         strange = [name for i, name in enumerate(report.labels.names) if counts.pixels[i] and not whole[i]]
         if strange and split not in trained:
             text = f"{split}: {', '.join(strange)} (in no split for training)"
             report.add("classes that are never trained", report.root / split, text, error=False)
-
-
-def _values(labels: LabelMap, counts: SplitCounts) -> list[int]:
-    return [i if i < labels.num_classes else labels.ignore_index for i in np.flatnonzero(counts.pixels).tolist()]

@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fapn_zoo.data.coco_annotations import Fault
 from fapn_zoo.data.decoding import Decoded, header
 from fapn_zoo.data.images import DARK, UnknownWhite, decode_safely, white_of
 from fapn_zoo.data.opening import ImageError, upright_size
@@ -22,15 +23,6 @@ from fapn_zoo.data.reading_rules import Reading, proposed_level, reading_of
 logger = logging.getLogger(__name__)
 MOST_SIZES = 5  # that are listed one by one
 SCANNED = 200  # pictures whose headers are looked at before a training
-
-
-class Fact(NamedTuple):
-    """One thing worth knowing: `kind` groups them, `file` is an example, `error` whether it stops a training."""
-
-    kind: str
-    file: Path
-    detail: str
-    error: bool = False
 
 
 @dataclass
@@ -55,11 +47,12 @@ class Turned:
     alike: int = 0
     file: Path = Path()
 
-    def add(self, picture: Path, labels: Path, size: tuple[int, int] | None) -> None:
-        """Compares a picture with its labels; json has no orientation, but a `size` (height, width)."""
+    def add(self, dataset: Any, index: int) -> None:
+        """Compares the picture and the labels of a sample; labels of json have a size and no orientation."""
         try:
+            picture, labels, *_ = dataset.files(index)
             image_size, image = header(picture)
-            label_size, label = (size, 1) if labels.suffix == ".json" and size else header(labels)
+            label_size, label = (dataset.size(index), 1) if labels.suffix == ".json" else header(labels)
         except Exception:  # what is wrong with them, reading them says
             return
         if image == label == 1:
@@ -144,19 +137,20 @@ class PictureFacts:
             sizes = [f"{len(sizes):,} sizes, {spans}"]
         return [f"pictures: {', '.join([*found, *sizes])}"] if sizes else []
 
-    def facts(self) -> Iterator[Fact]:
+    def faults(self) -> Iterator[Fault]:
         """Everything that is to be said."""
         if said := self.turned.sentence(self.reading):
-            yield Fact("EXIF orientation", self.turned.file, said)
+            yield Fault("EXIF orientation", said, False, self.turned.file)
         for container, found in self.ranges.items():
             said, error = self._range(container, found)
-            yield Fact("white level unknown" if error else "range of pictures", found.file, said, error)
+            yield Fault("white level unknown" if error else "range of pictures", said, error, found.file)
         if len(self.bands) > 1:
             counts = ", ".join(f"{len(files)} of {n} (such as {files[0]})" for n, files in sorted(self.bands.items()))
-            yield Fact("different numbers of bands", min(self.bands.values(), key=len)[0], f"pictures: {counts}", True)
+            file = min(self.bands.values(), key=len)[0]
+            yield Fault("different numbers of bands", f"pictures: {counts}", file=file)
         elif self.bands and 3 not in self.bands:
             (count, files), *_ = self.bands.items()
-            yield Fact("bands", files[0], f"pictures have {count} bands: train with in_chans={count}")
+            yield Fault("bands", f"pictures have {count} bands: train with in_chans={count}", False, files[0])
 
     def _range(self, container: str, found: _Range) -> tuple[str, bool]:
         """What to say of the pictures of one container, and whether they cannot be read so."""
@@ -187,8 +181,7 @@ def turned_pictures(dataset: Any) -> str:
     count, turned = len(dataset), Turned()
     step = max(1, -(-count // SCANNED))
     for index in range(0, count, step):
-        if len(files := dataset.files(index)) > 1:
-            turned.add(*files[:2], dataset.size(index))
+        turned.add(dataset, index)
     if turned.apart == turned.fits_turned:
         return ""
     of = f" of {-(-count // step)} that were looked at" if step > 1 else ""

@@ -14,6 +14,7 @@ from fapn_zoo.data.listing import printable
 from fapn_zoo.data.reading_rules import Reading
 from fapn_zoo.data.sample import Dataset
 from fapn_zoo.data.supervision import SplitCounts
+from fapn_zoo.runtime.tables import aligned
 
 Seen = dict[bytes, list[tuple[str, Path]]]  # split and file of every picture, by a digest of its bytes
 
@@ -85,18 +86,13 @@ class CheckReport:
         return f"no errors, {notes} note{'s' if notes > 1 else ''}" if notes else "all good"
 
     def _table(self) -> list[str]:
-        rows = [["id", "class", *self.splits]]
+        rows = [["class", "id", *self.splits]]
         objects = any(counts.unit == "object" for counts in self.splits.values())
         for i, name in enumerate((*self.labels.names, *["(ignored)"] * (not objects))):
-            row = [str(self.labels.ignore_index if i == self.labels.num_classes else i), name]
+            row = [name, str(self.labels.ignore_index if i == self.labels.num_classes else i)]
             for counts in self.splits.values():
                 share = f"{100 * counts.pixels[i] / max(int(counts.pixels.sum()), 1):.2f}%"
                 row.append(f"{f'{counts.pixels[i]:,}' if objects else share} ({counts.images[i]})")
             rows.append(row)
-        widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-        table = []
-        for row in rows:
-            cells = [row[0].rjust(widths[0]), row[1].ljust(widths[1])]
-            table.append("  ".join(cells + [v.rjust(w) for v, w in zip(row[2:], widths[2:], strict=True)]).rstrip())
         what = "objects that are no crowds" if objects else "share of the pixels"
-        return [*table, f"   ({what}, in brackets the number of images with the class)"]
+        return [*aligned(rows), f"   ({what}, in brackets the number of images with the class)"]

@@ -13,8 +13,10 @@ from fapn_zoo.data.annotated import AnnotatedPictures
 from fapn_zoo.data.check_pictures import PictureFacts
 from fapn_zoo.data.check_report import CheckReport
 from fapn_zoo.data.coco_instances import USUAL
+from fapn_zoo.data.folders import FolderDataset
 from fapn_zoo.data.listing import printable
-from fapn_zoo.data.reading import UnreadableFile
+from fapn_zoo.data.mask_folder import MaskFolder
+from fapn_zoo.data.reading import UnreadableFile, check_sizes
 from fapn_zoo.data.reading_rules import Reading, reading_of
 from fapn_zoo.data.sample import DataError, Dataset, Sample
 from fapn_zoo.data.supervision import SplitCounts
@@ -33,7 +35,7 @@ def check_samples(
     reading: Reading | None,
 ) -> None:
     """Checks every split of a data set that is opened as `kind`: what it says of itself, and sample by sample."""
-    options = {"strict": False} if issubclass(kind, AnnotatedPictures) else {}
+    options = {"strict": False} if issubclass(kind, AnnotatedPictures | FolderDataset) else {}
     first, listed = None, getattr(kind, "splits", None)
     try:
         splits = listed(source) or [USUAL[0]] if listed else USUAL  # one that is not there says what is looked for
@@ -78,7 +80,7 @@ class _Split:
 
     def check(self, progress: bool) -> None:
         in_files = isinstance(self.data, AnnotatedPictures) and len(self.data) and self.data.files(0)
-        look = self._annotated if in_files else self._sample
+        look = self._annotated if in_files else self._labelled if isinstance(self.data, MaskFolder) else self._sample
         for index in bar(progress, iterable=range(len(self.data)), desc="check", unit="image"):
             look(index)
         if "boxes" in self.data.holds:
@@ -124,35 +126,46 @@ class _Split:
         if self.counts.unit == "object":
             self._count(np.append(by_class[0], 0), place)
 
+    def _labelled(self, index: int) -> None:
+        """A picture and its label file, each of which is read whatever is wrong with the other."""
+        image, labels = self.data.files(index)
+        size = self._picture(index, image)
+        try:
+            found = self.data.class_ids(index)
+            self.counts.add_labels(found, self.data.labels)
+            if size is not None:
+                check_sizes(size, found.shape, image, labels, self.data.reading)
+        except DataError as error:
+            kind = "unreadable file" if isinstance(error, UnreadableFile) else "bad file"
+            self.report.add(kind, labels, error)
+
     def _count(self, row: np.ndarray, path: Path) -> None:
         self.counts.add(row)
         if row.max() > MOST:
             text = f"{path} has {row.max()} objects of one class; AP reads {MOST} detections of a class in an image"
             self.report.add("very many objects", path, text, error=False)
 
-    def _picture(self, index: int, path: Path, sample: Sample | None = None) -> None:
-        """The picture file of a sample, or the picture that it has instead."""
+    def _picture(self, index: int, path: Path, sample: Sample | None = None) -> tuple[int, int] | None:
+        """The picture file of a sample, or the picture that it has instead; (height, width) where it can be read."""
         if sample is not None:
             self.report.pictures.sizes[sample.size] += 1
             self.report.remember(self.name, path, sample.image.numpy().tobytes())
-            return
+            return sample.size
         if not path.is_file():
-            return  # said already
-        pictures, (_, *files) = self.report.pictures, self.data.files(index)
+            return None  # said already
         try:
-            shape = pictures.read(path).shape[1:]
+            shape = self.report.pictures.read(path).shape[1:]
         except UnreadableFile as error:
             self.report.add("unreadable file", path, error)
-            return
+            return None
         self.report.remember(self.name, path)
-        for file in files[:1]:
-            with contextlib.suppress(DataError):  # a label file that cannot be read, said already
-                pictures.turned.add(path, file, self.data.size(index))
+        self.report.pictures.turned.add(self.data, index)
         if isinstance(self.data, AnnotatedPictures):
             try:
                 self.data.check_size(index, shape)
             except DataError as error:
                 self.report.add("size mismatch", path, error)
+        return shape
 
     def _annotated(self, index: int) -> None:
         """A picture and the entries of its objects."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fapn_zoo.data.mask_decoding import Shape
+from fapn_zoo.data.sample import DataError
 
 NUMBERS = frozenset((int, float))  # and no truth values
 ROUNDING = 0.5  # pixels that a box may reach out of its picture without a word
@@ -171,3 +172,10 @@ def summary(faults: Sequence[Fault], error: bool) -> Iterator[str]:
     for kind, found in kinds.items():
         more = f" ({kind}: {len(found) - 1:,} more)" if len(found) > 1 else ""
         yield f"{found[0].text}{more}"
+
+
+def check_faults(faults: Sequence[Fault], root: Path, strict: bool) -> None:
+    """DataError where some of them are errors and a data set is opened as `strict`."""
+    if strict and (errors := list(summary(faults, error=True))):
+        more = f"; {len(errors) - 1} other kinds of errors too, fapn-zoo check-data {root} lists all"
+        raise DataError(f"{errors[0]}{more * (len(errors) > 1)}")

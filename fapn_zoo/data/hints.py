@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fapn_zoo.data.labels import LabelMap
-from fapn_zoo.runtime.tables import some
 
 FEW = 16  # values: more are no ids that somebody has scaled
 
@@ -16,7 +15,7 @@ def id_hint(values: Sequence[int], labels: LabelMap) -> str:
     Args:
         values: all that occur, each once, in increasing order.
     """
-    count, names = labels.num_classes, labels.names
+    count = labels.num_classes
     plain = [v for v in values if v != labels.ignore_index]
     if not plain or plain[-1] < count or plain[0] < 0:
         return ""
@@ -27,25 +26,8 @@ def id_hint(values: Sequence[int], labels: LabelMap) -> str:
         return f"do the ids start at 1? They start at 0: subtract 1, or write {shifted} into classes.json"
     if len(plain) > FEW:
         return "so many values: was the label resized with interpolation, or are there more classes?"
-    if len(values) == count == 2:
-        return f"{values[1]} is probably {names[1]!r}: save it as 1"
-    for ids in (values, plain):
-        if _even(ids):
-            pairs = ", ".join(f"{value} as {i}" for i, value in enumerate(ids))
-            return (
-                f"grey values instead of ids? Save {pairs}"
-                if len(ids) == count
-                else f"{some(ids)} look like grey values"
-            )
-    return ""
-
-
-def _even(values: Sequence[int]) -> bool:
-    """Whether the values go in equal steps from 0, as ids do that were scaled to be seen."""
-    if len(values) < 2 or values[0] != 0:
-        return False
-    step = values[-1] / (len(values) - 1)
-    return step > 1 and all(abs(value - i * step) <= 1 for i, value in enumerate(values))
+    ids = next((ids for ids in (values, plain) if len(ids) == count), None)
+    return f'are they the {count} classes in other values? Write "values": {[*ids]} into classes.json' if ids else ""
 
 
 def ignored_hint(absent: Sequence[int], labels: LabelMap) -> str:

@@ -100,7 +100,8 @@ class LabelMap:
             object.__setattr__(self, "values", tuple((i,) for i in range(count)))
         for key in ("values", "ignored_values"):
             object.__setattr__(self, key, as_tuples(getattr(self, key)))
-        _ = self.raw
+        if self.raw is not None:
+            object.__setattr__(self, "values", tuple(tuple(self.raw.of_class(i)) for i in range(count)))
 
     @cached_property
     def raw(self) -> RawValues | None:

@@ -12,8 +12,7 @@ from fapn_zoo.runtime.tables import some
 
 # What systems leave behind in folders; names that begin with a dot are such leavings too.
 LEAVINGS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
-DEAD_LINK, LOCKED, SPECIAL = "dead link", "cannot be read", "no regular file"
-ENDING, HIDDEN, CIRCLE = "another ending", "hidden", "link to a folder above it"
+DEAD_LINK, LOCKED, SPECIAL, ENDING = "dead link", "cannot be read", "no regular file", "another ending"
 ERRORS = (DEAD_LINK, LOCKED, SPECIAL)  # something was meant to be there
 
 
@@ -39,7 +38,9 @@ class Listing(NamedTuple):
 def list_folder(
     folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True, others: bool = True
 ) -> Listing:
-    """Regular files whose ending, in any case, is one of `suffixes`; links are followed. Opens no file.
+    """Regular files whose ending, in any case, is one of `suffixes`; links are followed, but not to a folder above.
+
+    Opens no file, and says nothing of hidden ones.
 
     Args:
         deep: also in its subfolders; else these are neither searched nor named.
@@ -67,13 +68,9 @@ def _walk(
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if name.lower() in LEAVINGS or name.startswith("._"):
+            if is_leaving(name):
                 continue
             wanted = os.path.splitext(name)[1].lower() in suffixes
-            if name.startswith("."):
-                if wanted:
-                    yield _unused(folder / name, HIDDEN)
-                continue
             try:
                 if entry.is_dir():
                     if deep:
@@ -91,19 +88,14 @@ def _walk(
 def subfolders(folder: Path, suffixes: Collection[str], leave_out: Path | None = None) -> list[Unused]:
     """Its subfolders that hold such files, however deep, but for `leave_out` and what is in there."""
     found = []
-    with os.scandir(folder) as entries:
-        paths = [folder / one.name for one in entries if os.path.isdir(one) and not is_leaving(one.name)]
-    out = os.path.join(os.path.realpath(leave_out), "") if leave_out else ""
-    for path in sorted(paths):
+    out = os.path.join(os.path.realpath(leave_out), "") if leave_out else None
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not is_leaving(path.name)):
         try:
-            above = {_identity(os.stat(one)) for one in (folder, path)}
-            files = [one for one in _walk(path, frozenset(suffixes), True, above) if isinstance(one, Path)]
+            files = files_in(path, suffixes)
         except OSError as error:
             found.append(Unused(path, LOCKED, f"{path}: {error.strerror}"))
             continue
-        if out.startswith(os.path.join(os.path.realpath(path), "")):
-            files = [file for file in files if not os.path.realpath(file).startswith(out)]
-        if files:
+        if files := [file for file in files if not out or not os.path.realpath(file).startswith(out)]:
             kind = f"subfolder with {len(files)} image{'s' * (len(files) > 1)}, not searched"
             found.append(Unused(path, kind, f"{path}: {kind}"))
     return found
@@ -119,7 +111,6 @@ def _subfolder(
 ) -> Iterator[Path | Unused]:
     path, here = Path(entry.path), _identity(entry.stat())
     if here in above:
-        yield _unused(path, CIRCLE)
         return
     try:
         yield from _walk(path, suffixes, True, above | {here}, others)
@@ -131,18 +122,9 @@ def _left_out(entry: os.DirEntry, wanted: bool) -> Unused:
     path = Path(entry.path)
     if entry.is_symlink() and not path.exists():
         return Unused(path, DEAD_LINK, missing(path))
-    if not entry.is_file():
-        return _unused(path, SPECIAL if wanted else ENDING)
-    return _unused(path, ENDING)
-
-
-def _unused(path: Path, kind: str) -> Unused:
-    shown = f"{kind} ({path.suffix or 'none'})" if kind == ENDING else kind
-    return Unused(path, kind, f"{path}: {shown}")
-
-
-def _dead(path: Path, loop: bool) -> str:
-    return f"a link to {os.readlink(path)}, which {'leads back to it' if loop else 'is not there'}"
+    if wanted and not entry.is_file():
+        return Unused(path, SPECIAL, f"{path}: {SPECIAL}")
+    return Unused(path, ENDING, f"{path}: {ENDING} ({path.suffix or 'none'})")
 
 
 def _identity(facts: os.stat_result) -> tuple[int, int]:
@@ -157,7 +139,7 @@ def missing(path: Path, listed: Path | None = None) -> str:
     by = f", which {listed} lists" if listed else ""
     if path.is_symlink() and not os.path.exists(path):
         loop = os.path.realpath(path) == os.path.abspath(path)
-        return f"{path}{by}: {_dead(path, loop)}"
+        return f"{path}{by}: a link to {os.readlink(path)}, which {'leads back to it' if loop else 'is not there'}"
     if os.path.lexists(path):
         return f"{path} is {SPECIAL}{by}"
     return f"{path} is missing{by}" if by else f"{path}: no such file"

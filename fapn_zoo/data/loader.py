@@ -64,7 +64,7 @@ class StepBatches(TorchDataset):
         epoch, place = divmod(position, len(self.dataset))
         if self._order[0] != epoch:
             rng = np.random.default_rng((self.seed, _ORDER, epoch))
-            self._order = (epoch, rng.permutation(len(self.dataset)))
+            self._order = (epoch, epoch_order(self.dataset, rng))
         return int(self._order[1][place])
 
     def __getitem__(self, position: int) -> Sample | DataError:
@@ -81,6 +81,15 @@ class StepBatches(TorchDataset):
         for step in range(self.start_step, self.total_steps):
             first = step * self.batch_size + self.rank * share
             yield list(range(first, first + share))
+
+
+def epoch_order(dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
+    """The numbers of all samples, shuffled; those of a stream in blocks that follow each other, each shuffled."""
+    block = getattr(dataset, "block", 0)
+    if not block:
+        return rng.permutation(len(dataset))
+    starts = range(0, len(dataset), block)
+    return np.concatenate([start + rng.permutation(min(block, len(dataset) - start)) for start in starts])
 
 
 def train_batches(stream: StepBatches, collate: Collate, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:

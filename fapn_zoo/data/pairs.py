@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fapn_zoo.data.coco_annotations import Fault
 from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import DEAD_LINK, ENDING, LOCKED, Listing, Unused, list_folder, missing
 from fapn_zoo.runtime.tables import some
@@ -43,9 +43,9 @@ def has_labels(root: Path) -> bool:
     return any(not name.endswith(".txt") for folder in folders if folder.is_dir() for name in os.listdir(folder))
 
 
-def other_places(root: Path, depth: int = 2) -> str:
+def other_places(root: Path) -> str:
     """Words about the folders that are there where `images` and `labels` are looked for; or ""."""
-    names = [below for path in _folders(root) for below in (_folders(path) if depth > 1 else []) or [path]]
+    names = [below for path in _folders(root) for below in _folders(path) or [path]]
     return f"; it has {some(path.relative_to(root).as_posix() for path in names)}" if names else ""
 
 
@@ -80,33 +80,22 @@ def _by_name(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def instead(name: str, split: Path, unused: Iterable[Unused]) -> str:
-    """Words about a file of this name that is not used as a picture; or ""."""
-    start = os.fspath(split / "images" / name)
-    found = [one for one in unused if os.path.splitext(one.path)[0] == start]
-    return f"; {found[0].reason}" if found else ""
-
-
-def near(name: str, among: Collection[str]) -> str:
-    """Words about a name that is nearly the one that is missing: written otherwise, or in another folder; or ""."""
-    plain, last = folded(name), name.rpartition("/")[2]
-    for other in among:
-        if folded(other) == plain:
-            return f"; {other} differs from {name} in upper and lower case, or in how its letters are stored"
-    for other in among:
-        if other.rpartition("/")[2] == last:
-            return f"; there is {other}: images and labels must lie in subfolders of the same names"
-    return ""
-
-
-def twins(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names that some file systems take for one: the first of them -> the others."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(folded(name), []).append(name)
-    return {name: others for name, *others in groups.values() if others}
-
-
-def folded(name: str) -> str:
-    """Equal for names that some file systems take for one."""
-    return unicodedata.normalize("NFC", name).casefold()
+def faults(split: Path, found: Pairs) -> Iterator[Fault]:
+    """What lies in a folder and is of no pair; an error where one was meant."""
+    for one in found.unused:
+        yield Fault(one.kind, one.reason, one.error, one.path)
+    if not found.images:
+        looked = f"no pictures in {split / 'images'} (looked for {', '.join(EXTENSIONS)})"
+        yield Fault("no pictures", looked, file=split / "images")
+        return
+    for name, (file, *others) in found.images.items():
+        if name not in found.labels:
+            yield Fault("picture without label", f"{file} has no labels/{name}{LABEL_SUFFIX}", file=file)
+        if others:
+            text = f"{file} and {', '.join(other.name for other in others)} share one label"
+            yield Fault("name used twice", text, file=file)
+    for name, (file, *_) in found.labels.items():
+        if name not in found.images:
+            yield Fault("label without picture", f"{file} has no images/{name}.*", file=file)
+    for file in found.lossy:
+        yield Fault("label that is no PNG", f"{file}: only PNG keeps class ids as they are", file=file)

@@ -15,7 +15,7 @@ from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.data.listing import list_folder, missing, printable, told
 from fapn_zoo.data.mask_folder import table_of
 from fapn_zoo.data.merging import folder_table, merged, void
-from fapn_zoo.data.reading import read_ids, read_image, turn_hint
+from fapn_zoo.data.reading import check_sizes, read_ids, read_image
 from fapn_zoo.data.reading_rules import Reading, read_rules
 from fapn_zoo.data.sample import SEGMENTS, DataError, Objects, Sample
 from fapn_zoo.runtime.tables import some
@@ -118,11 +118,8 @@ class CocoPanoptic:
         image_path, png_path, _ = self.files(index)
         image = read_image(image_path, self.reading)
         objects = self._objects(png_path, self._entries[index][1]["segments_info"])
-        for path, size in ((image_path, tuple(image.shape[1:])), (png_path, objects.ids.shape)):
-            if size != self.size(index):
-                (h, w), (height, width) = size, self.size(index)
-                hint = turn_hint(image_path, png_path, self.reading) if (w, h) == (height, width) else ""
-                raise DataError(f"sizes differ: {path} is {w}x{h}, {self.file} says {width}x{height}{hint}")
+        check_sizes(image.shape[1:], self.size(index), image_path, self.file, self.reading)
+        check_sizes(objects.ids.shape, self.size(index), png_path, self.file, self.reading)
         table = np.array([self.labels.ignore_index, *objects.classes])
         labels = table.astype(np.uint8 if table.max() < 256 else np.int32)[objects.ids]
         name = printable(PurePath(self._entries[index][0]["file_name"]).with_suffix("").as_posix())

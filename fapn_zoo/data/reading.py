@@ -211,20 +211,27 @@ def stored_size(path: Path, reading: Reading = READING, what: str = "label file"
 def check_sizes(
     image: Sequence[int], labels: Sequence[int], image_path: Path, label_path: Path, reading: Reading = READING
 ) -> None:
-    """DataError with both files where the sizes (height, width) of image and labels differ."""
+    """DataError where the sizes (height, width) of an image and of what is said of it differ.
+
+    Args:
+        label_path: of the labels, or of a file that says what size they have.
+    """
     if tuple(image) == tuple(labels):
         return
     (h, w), (lh, lw) = image, labels
-    hint = turn_hint(image_path, label_path, reading) if (w, h) == (lh, lw) else ""
-    raise DataError(f"sizes differ: {label_path} is {lw}x{lh}, {image_path} is {w}x{h}{hint}")
+    hint = _turn_hint(image_path, label_path, reading) if (w, h) == (lh, lw) else ""
+    raise DataError(f"sizes differ: {lw}x{lh} in {label_path}, {w}x{h} in {image_path}{hint}")
 
 
-def turn_hint(image_path: Path, label_path: Path, reading: Reading) -> str:
+def _turn_hint(image_path: Path, label_path: Path, reading: Reading) -> str:
     """What would make a picture fit labels whose sides are exchanged."""
-    try:
-        image, labels = (header(Path(path))[1] for path in (image_path, label_path))
-    except Exception:  # the picture may be a URL
-        image = labels = 1
+    found = []
+    for path in (image_path, label_path):
+        try:
+            found.append(header(Path(path))[1])
+        except Exception:  # a URL, or no picture
+            found.append(1)
+    image, labels = found
     if (image > 4) == (labels > 4):
         return " (their sides are exchanged, and no EXIF orientation says so: turn the labels)"
     if not reading.turns:

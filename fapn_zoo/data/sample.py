@@ -173,6 +173,8 @@ class Dataset(Protocol):
         holds: what its samples have: "labels" (a class map), "segments" (objects of which each pixel has one at most),
             "masks" (of every object, they may overlap), "boxes".
         reading: how its pictures are read.
+
+    One whose samples can be had in their order alone has `block`, the number of samples that may be shuffled together.
     """
 
     name: str

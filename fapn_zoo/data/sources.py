@@ -26,6 +26,8 @@ class JoinedDataset:
         self.holds = frozenset.intersection(*(part.holds for part in parts))
         self.name = "+".join(p.name for p in parts)
         self._ends = np.cumsum([len(p) for p in parts])
+        if streams := [part.name for part in parts if getattr(part, "block", 0)]:
+            raise DataError(f"cannot join {streams[0]}: a stream has an order of its own; leave out streaming")
         first, ours = parts[0].name, self.labels
         for part in parts[1:]:
             found = class_difference(first, ours.names, part.name, part.labels.names)

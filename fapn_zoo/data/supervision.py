@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from fapn_zoo.data.annotated import AnnotatedPictures
+from fapn_zoo.data.coco_annotations import Fault
 from fapn_zoo.data.hints import ignored_hint
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.loader import epoch_order
 from fapn_zoo.data.mask_folder import MaskFolder
 from fapn_zoo.data.panoptic_sources import CocoPanoptic
 from fapn_zoo.data.sample import OBJECTS, DataError, Dataset
@@ -42,7 +42,6 @@ class SplitCounts:
         images: (K + 1,) int64, how many samples have the class.
         beside: (K + 1,) int64, how many of those in which something is ignored have it.
         seen: how many samples were counted.
-        others: value -> pixels, of values that are neither a class nor ignored.
         unit: "pixel", "segment" or "object".
     """
 
@@ -51,7 +50,6 @@ class SplitCounts:
     images: np.ndarray
     beside: np.ndarray
     seen: int = 0
-    others: Counter[int] = field(default_factory=Counter)
     unit: str = "pixel"
 
     @classmethod
@@ -64,6 +62,16 @@ class SplitCounts:
         """The share of what is ignored."""
         return int(self.pixels[-1]) / max(int(self.pixels.sum()), 1)
 
+    def line(self, labels: LabelMap) -> str:
+        """What every class has, in one line: its share of the pixels, or how many segments or objects."""
+        whole = max(int(self.pixels.sum()), 1)
+        numbers = [f"{n / whole:.1%}" if self.unit == "pixel" else f"{n:,}" for n in self.pixels.tolist()]
+        rows = [f"{i} {name} {number}" for i, (name, number) in enumerate(zip(labels.names, numbers, strict=False))]
+        ignored = f", ignored {numbers[-1]}" if self.pixels[-1] else ""
+        what = "share of the pixels" if self.unit == "pixel" else f"{self.unit}s"
+        seen = "" if self.seen == self.samples else f", counted in {self.seen:,} of {self.samples:,} pictures"
+        return f"classes and their {what}{seen}: {some(rows, 40)}{ignored}"
+
     def add(self, row: np.ndarray) -> None:
         """Adds one sample's (K + 1,) numbers."""
         self.pixels += row
@@ -72,12 +80,8 @@ class SplitCounts:
         self.seen += 1
 
     def add_labels(self, labels: np.ndarray, table: LabelMap) -> None:
-        """Adds one sample's label map, values that are out of range too."""
-        number = _histogram(labels, table)
-        for value in np.flatnonzero(number[table.num_classes :]) + table.num_classes:
-            if value != table.ignore_index:
-                self.others[int(value)] += int(number[value])
-        self.add(_by_class(number, table))
+        """Adds one sample's label map, whose values are all classes or ignored."""
+        self.add(_by_class(_histogram(labels, table), table))
 
 
 def _histogram(labels: np.ndarray, table: LabelMap) -> np.ndarray:
@@ -107,7 +111,7 @@ def count_classes(dataset: Dataset, unit: str = "pixel", seconds: float = SECOND
     table = dataset.labels
     counts = SplitCounts.of(len(dataset), table.num_classes, unit)
     scored = _scored(table, unit)
-    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
+    order = epoch_order(dataset, np.random.default_rng(0)).tolist()
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(order), BLOCK):
@@ -147,19 +151,11 @@ def _of_sample(dataset: Dataset, unit: str, index: int) -> np.ndarray:
     return _by_class(_histogram(labels, table), table)
 
 
-class Finding(NamedTuple):
-    """Something about the classes of a split: its kind, a sentence, and whether nothing can be learnt because of it."""
-
-    kind: str
-    text: str
-    stops: bool
-
-
 NOTHING, NEVER, VOID = "nothing to learn", "classes that never occur", "nearly all is ignored"
 TWO_WAYS = "one class stored in two ways"
 
 
-def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Finding]:
+def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Fault]:
     """What makes a split useless for training or a part of its classes unlearnable; values out of range are not said.
 
     Args:
@@ -167,9 +163,9 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     """
     scored, unit = _scored(labels, counts.unit), counts.unit
     if len(scored) < 2 and unit == "pixel":
-        yield Finding(NOTHING, f"{where}: {_one_class(labels)}", True)
+        yield Fault(NOTHING, f"{where}: {_one_class(labels)}", True)
         return
-    if not counts.seen or counts.others:
+    if not counts.seen:
         return
     present = [i for i in scored if counts.pixels[i]]
     absent = [i for i in scored if not counts.pixels[i]]
@@ -179,16 +175,16 @@ def findings(where: str, labels: LabelMap, counts: SplitCounts) -> Iterator[Find
     if len(present) < least:
         alike = not present or counts.images[-1] > counts.seen / 2  # not a class that is rare
         sure = counts.seen == counts.samples or (alike and counts.seen >= ENOUGH)
-        yield Finding(NOTHING, f"{where}: {_too_few(labels, counts, present, absent)}{seen}", sure)
+        yield Fault(NOTHING, f"{where}: {_too_few(labels, counts, present, absent)}{seen}", sure)
         return
     if absent:
-        yield Finding(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
+        yield Fault(NEVER, f"{where}: {some((labels.names[i] for i in absent), 20)}{seen}", False)
     if unit == "pixel" and (lost := _never_beside(scored, counts)) is not None:
         held = f"{counts.images[lost]:,} hold {lost}, {counts.images[-1]:,} hold {value}, none both"
         text = f"{where}: of {counts.seen:,} label files {held}: {ignored_hint([lost], labels)}, if it is no void"
-        yield Finding(TWO_WAYS, text, False)
+        yield Fault(TWO_WAYS, text, False)
     if counts.ignored > MOSTLY and unit == "pixel":
-        yield Finding(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)
+        yield Fault(VOID, f"{where}: {counts.ignored:.2%} of the pixels have the ignored value {value}{seen}", False)
 
 
 def _never_beside(scored: list[int], counts: SplitCounts) -> int | None:
@@ -242,14 +238,16 @@ def check_supervision(dataset: Dataset, val: Dataset | None, needs: Collection[s
     counts = count_classes(dataset, unit)
     said = []
     for found in findings(f"{dataset.name}, to train on", dataset.labels, counts):
-        if found.stops:
+        if found.error:
             raise DataError(f"{found.kind}: {found.text}")
         said.append(f"{found.kind}: {found.text}")
     if val is not None:
         theirs = count_classes(val, unit, SECONDS / 2)
         said += _of_validation(val, counts, theirs)
-    for text in said if processes().main else ():
-        logger.warning("%s", text)
+    if processes().main:
+        logger.info("%s: %s", dataset.name, counts.line(dataset.labels))
+        for text in said:
+            logger.warning("%s", text)
 
 
 def _of_validation(val: Dataset, train: SplitCounts, counts: SplitCounts) -> Iterator[str]:

@@ -269,9 +269,9 @@ def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, 
 
     Images of equal padded sizes share a batch wherever they are in the data set. The plan depends on the sizes alone,
     not on processes or on what was done before, so every run computes the same batches. Windows are batched within an
-    image, so there each image is a batch.
+    image, so there each image is a batch; so it is of a stream, whose sizes nobody knows before.
     """
-    if batch_size == 1 or views.window is not None:
+    if batch_size == 1 or views.window is not None or getattr(dataset, "block", 0):
         return [(i,) for i in range(total)]
     full: list[tuple[int, ...]] = []
     open_: dict[Any, list[int]] = {}

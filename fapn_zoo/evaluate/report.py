@@ -14,15 +14,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fapn_zoo.evaluate.measure import Measured, load_batch
 from fapn_zoo.runtime.files import check_writable, short_name, write_json, write_text
 from fapn_zoo.runtime.tables import aligned, append_rows, as_csv, percent, read_rows
 from fapn_zoo.tasks import TASKS, fonts
-from fapn_zoo.tasks.drawing import save_image
 from fapn_zoo.tasks.result import shown_pixels
-from fapn_zoo.visualize.plots import answer_and_truth, plot_classes, plot_confusion, require_matplotlib
+from fapn_zoo.visualize.plots import plot_classes, plot_confusion, require_matplotlib, write_answer
 
 
 def csv_columns() -> tuple[list[str], int]:
@@ -158,12 +155,13 @@ def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, A
         (out / "worst").mkdir(exist_ok=True)
         plain_name = short_name(re.sub(r"[^\w.-]+", "_", image.name))
         title = f"{image.name}: {columns.means[scorer.rank_by]} {image.score:.1%}"
-        save_image(_picture(measured, image.index, title), out / "worst" / f"{place:02d}_{plain_name}.png")
+        _write_picture(measured, image.index, title, out / "worst" / f"{place:02d}_{plain_name}.png")
 
 
-def _picture(measured: Measured, index: int, title: str) -> Image.Image:
+def _write_picture(measured: Measured, index: int, title: str, path: Path) -> None:
     """The image is run once more, so that no prediction had to be kept."""
     job = measured.job
     (((_, sample), answer),) = job.answers(load_batch(job.dataset, (index,), job.model.data, job.views))
     labels, ignore_index = job.dataset.labels, job.classes.ignore_index
-    return answer_and_truth(shown_pixels(sample.image), *job.scorer.maps(answer, sample), labels, ignore_index, title)
+    image = shown_pixels(sample.image)
+    write_answer(image, *job.scorer.maps(answer, sample), labels, ignore_index, title, path)

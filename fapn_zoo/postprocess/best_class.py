@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fapn_zoo.runtime.compilers import numba_works
-from fapn_zoo.runtime.workers import WORKERS
+from fapn_zoo.runtime.workers import run_workers
 
 TILE_FLOATS = 2**18  # 1 MiB: about what one tile may take, so that it stays in a core's cache
 OVERLAPPING = 8  # times as much where tiles overlap
@@ -115,7 +115,7 @@ def _filled(fill: Fill, out_size: Size, floats: float, scale: float, shares: boo
             last = min(first + step, out_size[0])
             fill(first, last, best[first:last], share[first:last])
 
-    WORKERS.run(work, min(torch.get_num_threads(), -(-out_size[0] // step)))
+    run_workers(work, min(torch.get_num_threads(), -(-out_size[0] // step)))
     return torch.from_numpy(best), torch.from_numpy(share) if shares else None
 
 

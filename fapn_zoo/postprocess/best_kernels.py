@@ -48,10 +48,10 @@ def _exp(x):
 
 
 @_jit
-def _mix(maps, k, top, height, factor, y, row):
-    """Row `y` of map `k` enlarged downwards only, into `row[1:-1]`; its ends repeat.
+def _enlarge(maps, k, top, height, factor, y, row, values):
+    """Row `y` of map `k` enlarged by `factor`, into `values` (factor * w,), columns in phases.
 
-    `maps` hold the rows from `top` on of maps that are `height` rows high.
+    `maps` (K, r, w) hold the rows from `top` on of maps that are `height` rows high; `row` (w + 2,) is working memory.
     """
     place = max((y + 0.5) / factor - 0.5, 0.0)
     upper = min(int(place), height - 1)
@@ -63,17 +63,22 @@ def _mix(maps, k, top, height, factor, y, row):
     for x in range(small):
         row[x + 1] = above[x] * rest + below[x] * share
     row[0], row[small + 1] = row[1], row[small]
+    for phase in range(factor):
+        place = (phase + 0.5) / factor - 0.5
+        start = 0 if place < 0 else 1
+        right = np.float32(place + 1 - start)
+        left = _ONE - right
+        out = values[phase * small : (phase + 1) * small]
+        for x in range(small):
+            out[x] = row[x + start] * left + row[x + start + 1] * right
 
 
 @_jit
-def _phase(row, factor, phase, values):
-    """The columns of one phase, from `row` of `_mix`."""
-    place = (phase + 0.5) / factor - 0.5
-    start = 0 if place < 0 else 1
-    right = np.float32(place + 1 - start)
-    left = _ONE - right
-    for x in range(values.size):
-        values[x] = row[x + start] * left + row[x + start + 1] * right
+def _in_order(values, factor, out):
+    """Columns in phases, one after the other as they stand in the row."""
+    small = values.size // factor
+    for x in range(out.size):
+        out[x] = values[x % factor * small + x // factor]
 
 
 @_jit
@@ -98,32 +103,27 @@ def best_enlarged(maps, top, height, factor, first, best, share):
     """The largest of K maps enlarged by `factor`, and its softmax.
 
     Args:
-        maps: (K, r, w) float32, see `_mix`.
+        maps: (K, r, w) float32, see `_enlarge`.
         first: row of the enlarged map that the first row of `best` is.
         best: (rows, W) int64, W at most w * factor.
         share: (rows, W) float32, or empty where it is not asked for.
     """
     count, _, small = maps.shape
-    row, values = np.empty(small + 2, np.float32), np.empty(small, np.float32)
-    high, total = np.empty((factor, small), np.float32), np.empty((factor, small), np.float32)
-    label = np.empty((factor, small), np.int32)
-    rows, width = best.shape
-    for y in range(rows):
+    row, values = np.empty(small + 2, np.float32), np.empty(factor * small, np.float32)
+    high, total = np.empty_like(values), np.empty_like(values)
+    label = np.empty(factor * small, np.int32)
+    for y in range(len(best)):
         total[:] = 0
         for turn in range(2 if share.size else 1):
             for k in range(count):
-                _mix(maps, k, top, height, factor, first + y, row)
-                for phase in range(factor):
-                    _phase(row, factor, phase, values)
-                    if turn == 0:
-                        _keep_larger(k, values, high[phase], label[phase])
-                    else:
-                        _add_exp(values, high[phase], total[phase])
-        for x in range(width):
-            best[y, x] = label[x % factor, x // factor]
+                _enlarge(maps, k, top, height, factor, first + y, row, values)
+                if turn == 0:
+                    _keep_larger(k, values, high, label)
+                else:
+                    _add_exp(values, high, total)
+        _in_order(label, factor, best[y])
         if share.size:
-            for x in range(width):
-                share[y, x] = _ONE / total[x % factor, x // factor]
+            _in_order(_ONE / total, factor, share[y])
 
 
 @_jit
@@ -161,7 +161,7 @@ def best_resized(maps, rows, down, columns, across, best, share):
 
 @_jit
 def squash(maps, top, height, factor, first, masks):
-    """The sigmoid of Q maps (Q, r, w) float32, see `_mix`, enlarged by `factor`, from row `first` on.
+    """The sigmoid of Q maps (Q, r, w) float32, see `_enlarge`, enlarged by `factor`, from row `first` on.
 
     It goes into `masks` (Q, rows, factor, w) float32, columns in phases.
     """
@@ -169,12 +169,16 @@ def squash(maps, top, height, factor, first, masks):
     row = np.empty(small + 2, np.float32)
     for y in range(rows):
         for q in range(count):
-            _mix(maps, q, top, height, factor, first + y, row)
-            for phase in range(factor):
-                out = masks[q, y, phase]
-                _phase(row, factor, phase, out)
-                for x in range(small):
-                    out[x] = _ONE / (_ONE + _exp(-out[x]))
+            out = masks[q, y].reshape(factor * small)
+            _enlarge(maps, q, top, height, factor, first + y, row, out)
+            for x in range(out.size):
+                out[x] = _ONE / (_ONE + _exp(-out[x]))
+
+
+@_jit
+def _divide(high, total):
+    for x in range(high.size):
+        high[x] /= max(total[x], np.float32(1e-37))
 
 
 @_jit
@@ -185,16 +189,13 @@ def best_scores(scores, best, share):
     """
     count, rows, factor, small = scores.shape
     high, label = np.empty(factor * small, np.float32), np.empty(factor * small, np.int32)
-    width = best.shape[1]
     for y in range(rows):
         for k in range(count - 1):
             _keep_larger(k, scores[k, y].reshape(factor * small), high, label)
-        for x in range(width):
-            best[y, x] = label[x % factor * small + x // factor]
+        _in_order(label, factor, best[y])
         if share.size:
-            for x in range(width):
-                i = x % factor * small + x // factor
-                share[y, x] = high[i] / max(scores[count - 1, y, x % factor, x // factor], np.float32(1e-37))
+            _divide(high, scores[count - 1, y].reshape(factor * small))
+            _in_order(high, factor, share[y])
 
 
 @_jit
@@ -222,6 +223,6 @@ def best_resized_scores(scores, rows, lower, columns, right, best, share):
             if k < count - 1:
                 _keep_larger(k, values, high, label)
         best[y] = label
-        if share.size:  # the values of the last turn are the sums
-            for x in range(out):
-                share[y, x] = high[x] / max(values[x], np.float32(1e-37))
+        if share.size:
+            _divide(high, values)  # those of the last turn are the sums
+            share[y] = high

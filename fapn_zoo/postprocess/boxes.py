@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput
-from fapn_zoo.modules.layers.boxes import clip, not_empty
+from fapn_zoo.modules.layers.boxes import not_empty
 from fapn_zoo.postprocess.answers import Detections, Frame, Instances, Segment, SoftMasks
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -48,7 +49,7 @@ def boxes_of(
     found, scores, classes = output.boxes[0], output.scores[0], output.classes[0]
     (height, width), (full_height, full_width) = frame.inside, frame.original
     scale = found.new_tensor([full_width / width, full_height / height] * 2)
-    boxes = clip(found.float() * scale, frame.original)
+    boxes = clip_boxes_to_image(found.float() * scale, frame.original)
     wanted = (scores >= score_threshold) & not_empty(boxes)
     if data.things:
         wanted &= torch.isin(classes, torch.tensor(data.things, device=classes.device))

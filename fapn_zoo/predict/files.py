@@ -70,7 +70,7 @@ def predict_files(
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     rules = Reading.of_model(named(model), options.get("white_level"), options.get("exif"))
-    writers: list[Any] = [format_for(name)(out_dir / name, inputs, stems, rules) for name in formats]
+    writers: list[Any] = [format_for(name, task)(out_dir / name, inputs, stems, rules) for name in formats]
     writers += [CocoFile(coco, inputs, stems, out_dir)] if coco is not None else []
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}

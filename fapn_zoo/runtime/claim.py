@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,14 +40,12 @@ def claimed(folder: Path, work: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         hint = "wait for it or choose another folder"
-        raise ValueError(f"{folder} is in use by another {work}{_holder(file)}; {hint}") from None
+        raise ValueError(f"{folder} is in use by another {work}; {hint}") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise type(error)(f"cannot write {file}: {error.strerror}") from None
         logger.warning("%s cannot be locked here (%s): start no second %s in it", folder, error.strerror, work)
     try:
-        with contextlib.suppress(OSError):  # a full disk: what is in the way will say so
-            file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         file.unlink(missing_ok=True)  # before it is freed, so that nobody's else is removed
@@ -57,11 +53,3 @@ def claimed(folder: Path, work: str) -> Iterator[None]:
         for path in missing:
             with contextlib.suppress(OSError):  # it is in use
                 path.rmdir()
-
-
-def _holder(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        text = ""
-    return f" ({text})" if text else ""

@@ -200,20 +200,13 @@ def move_files(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Adds a line to a text file; OSError as of `write_whole`, after which the file is as it was."""
-    data, size = f"{text}\n".encode(), 0
+    """Adds a line to a text file; OSError as of `write_whole`, after which a part of the line may be there."""
+    data = f"{text}\n".encode()
     try:
-        with open(path, "ab", buffering=0) as file:
-            size = file.tell()
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[file.write(left) :]
-            except BaseException:
-                file.truncate(size)
-                raise
+        with open(path, "ab") as file:
+            file.write(data)
     except OSError as error:
-        raise _failure(error, path, size + len(data)) from error
+        raise _failure(error, path, len(data)) from error
 
 
 def write_text(path: Path, text: str) -> None:

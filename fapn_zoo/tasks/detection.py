@@ -13,8 +13,8 @@ from fapn_zoo.data.sample import BOXES, Dataset, Sample
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Detections
 from fapn_zoo.tasks.objects import object_targets, thing_classes
-from fapn_zoo.tasks.precision import NAMES, PrecisionScorer
-from fapn_zoo.tasks.protocol import Columns
+from fapn_zoo.tasks.precision import PrecisionScorer
+from fapn_zoo.tasks.protocol import COLUMNS
 from fapn_zoo.tasks.result import Result, blank_result, segment_dict, widths
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -27,12 +27,7 @@ class DetectionTask:
     averages_views = False
     joins_windows = True
     scored = {"score_threshold": 0.0}
-    columns = Columns(
-        means={f"box_{name}": f"box {label}" for name, label in NAMES.items()},
-        by_class={"box_ap": "box AP", "box_ap50": "AP50", "box_ap75": "AP75", "box_ar": "AR"},
-        table=("box_ap", "box_ap50", "box_ap75", "box_aps", "box_apm", "box_apl", "box_ar"),
-        truth=("truth",),
-    )
+    columns = COLUMNS["detection"]
 
     def result(self, answer: Detections, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name, maps=False)

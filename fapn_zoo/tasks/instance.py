@@ -16,8 +16,8 @@ from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Instances
 from fapn_zoo.tasks.coco import run_lengths
 from fapn_zoo.tasks.objects import ObjectClasses, object_targets, thing_classes
-from fapn_zoo.tasks.precision import NAMES, PrecisionScorer
-from fapn_zoo.tasks.protocol import Columns, plain
+from fapn_zoo.tasks.precision import PrecisionScorer
+from fapn_zoo.tasks.protocol import COLUMNS, plain
 from fapn_zoo.tasks.result import Result, blank_result, paint_labels, segment_dict, widths
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -32,14 +32,7 @@ class InstanceTask:
     averages_views = False
     joins_windows = True
     scored = {"score_threshold": 0.0, "max_instances": MAX_INSTANCES}
-    columns = Columns(
-        means=NAMES | {f"box_{name}": f"box {NAMES[name]}" for name in ("ap", "ap50", "ap75", "ar")},
-        by_class={"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "box_ap": "box AP"},
-        table=("ap", "ap50", "ap75", "aps", "apm", "apl", "ar", "box_ap"),
-        near={f"boundary_{name}": f"boundary {NAMES[name]}" for name in ("ap", "ap50", "ap75", "aps", "apm", "apl")},
-        near_by_class={"boundary_ap": "b. AP"},
-        truth=("truth",),
-    )
+    columns = COLUMNS["instance"]
 
     def result(self, answer: Instances, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)

@@ -17,7 +17,7 @@ from fapn_zoo.metrics.accumulator import UNIT
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import Panoptic
 from fapn_zoo.tasks.objects import ObjectClasses, object_targets, painted
-from fapn_zoo.tasks.protocol import Columns, Measure, plain
+from fapn_zoo.tasks.protocol import COLUMNS, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions, paint_labels, segment_dict
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -30,16 +30,7 @@ class PanopticTask:
     averages_views = False
     joins_windows = False
     scored: dict[str, Any] = {}
-    columns = Columns(
-        means={
-            f"{score}{group}": f"{score.upper()}{group.replace('_', ', ')}"
-            for group in ("", "_things", "_stuff")
-            for score in ("pq", "sq", "rq")
-        },
-        by_class={"pq": "PQ", "sq": "SQ", "rq": "RQ"},
-        table=("pq", "sq", "rq", "pq_things", "pq_stuff"),
-        truth=("tp", "fn"),
-    )
+    columns = COLUMNS["panoptic"]
 
     def result(self, answer: Panoptic, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)

@@ -18,18 +18,6 @@ from fapn_zoo.tasks.objects import ObjectClasses
 from fapn_zoo.tasks.protocol import Measure, plain
 
 SHOWN_SCORE = 0.5  # of an object in a picture
-# scores as reports call them -> as they are printed
-NAMES = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "aps": "AP small",
-    "apm": "AP medium",
-    "apl": "AP large",
-    "ar1": "AR, 1 per image",
-    "ar10": "AR, 10 per image",
-    "ar": "AR",
-}
 Answer = Instances | Detections
 
 

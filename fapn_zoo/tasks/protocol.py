@@ -6,8 +6,9 @@ A task is handed outputs and samples; it runs no network and opens no data. `fap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.sample import Dataset, Sample
 from fapn_zoo.metrics.accumulator import Tally
 from fapn_zoo.modules.heads.outputs import Targets
+from fapn_zoo.runtime.files import read_json
 from fapn_zoo.tasks.result import Result
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -36,15 +38,19 @@ class Columns(NamedTuple):
 
     means: Mapping[str, str]
     by_class: Mapping[str, str]
-    table: tuple[str, ...]
+    table: Sequence[str]
     near: Mapping[str, str] = {}
     near_by_class: Mapping[str, str] = {}
-    truth: tuple[str, ...] = ()
+    truth: Sequence[str] = ()
     unit: str = "segment"
 
     @property
     def main(self) -> str:
         return next(iter(self.means))
+
+
+# Of the tasks of this package.
+COLUMNS = {task: Columns(**table) for task, table in read_json(Path(__file__).with_name("columns.json")).items()}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fapn_zoo.metrics.accumulator import UNIT, Tallies
 from fapn_zoo.metrics.boundary import BAND_WIDTHS, F_TOLERANCES
 from fapn_zoo.modules.heads.outputs import Targets
 from fapn_zoo.postprocess import ClassMap
-from fapn_zoo.tasks.protocol import Columns, Measure, plain
+from fapn_zoo.tasks.protocol import COLUMNS, Measure, plain
 from fapn_zoo.tasks.result import Result, blank_result, describe_regions
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -31,17 +31,7 @@ class SemanticTask:
     averages_views = True
     joins_windows = False
     scored = {"shares": False}
-    columns = Columns(
-        means={"miou": "mean IoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fwiou": "fw IoU"},
-        by_class={"iou": "IoU", "acc": "acc"},
-        table=("miou", "pixel_acc", "mean_acc", "fwiou"),
-        near={f"band_{width}": f"mIoU, {width} px band" for width in BAND_WIDTHS}
-        | {"boundary_iou": "Boundary IoU"}
-        | {f"boundary_f_{tolerance}": f"boundary F, {tolerance} px" for tolerance in F_TOLERANCES},
-        near_by_class={"band_5": "5 px band", "boundary_iou": "b. IoU"},
-        truth=("pixels",),
-        unit="pixel",
-    )
+    columns = COLUMNS["semantic"]
 
     def result(self, answer: ClassMap, image: LoadedImage, data: DataSpec) -> Result:
         result = blank_result(image, data, self.name)

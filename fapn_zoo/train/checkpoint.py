@@ -60,6 +60,12 @@ class Checkpoints:
         self.saved = step
         self._clean()
 
+    def best(self) -> Path:
+        """That of the best evaluation among those in the folder; the last one where none of them was evaluated."""
+        held = listed(self.folder)
+        found = self._kept(held)[0]
+        return found if read_scores(self.metrics).get(_step(found)) is not None else held[-1]
+
     def _clean(self) -> None:
         remove_leavings(self.folder, alone=True)
         held = listed(self.folder)

@@ -12,6 +12,7 @@ from fapn_zoo.data.fingerprint import Fingerprint
 from fapn_zoo.runtime.claim import claimed
 from fapn_zoo.runtime.files import read_json, remove_leavings, write_json
 from fapn_zoo.train.checkpoint import Checkpoints, latest_checkpoint, listed
+from fapn_zoo.train.replay import FILE
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.train.setup import Parts
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
@@ -23,7 +24,7 @@ SETTINGS, DATA, MODEL, CHECKPOINT = "settings.json", "data.json", "model", "chec
 # What a run writes, checkpoints aside: nothing else is ever taken away, wherever it lies.
 RUN_FILES = (
     *(f"{MODEL}/{name}" for name in (CONFIG, WEIGHTS, CARD)),
-    *("log.jsonl", "metrics.csv", "eval.json", DATA, SETTINGS),
+    *("log.jsonl", "metrics.csv", "eval.json", FILE, DATA, SETTINGS),
 )
 RESULTS = ("log.jsonl", "metrics.csv", "eval.json", CHECKPOINT, MODEL)  # what would be missed
 OTHERWISE = "overwrite=true or another out="

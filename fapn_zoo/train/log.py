@@ -37,7 +37,8 @@ class RunLog:
         self.timed, self.waited, self.paused = 0, 0.0, 0.0
         self.clock = self.mark = time.perf_counter()
 
-    def add(self, step: int, values: dict[str, float], waited: float) -> None:
+    def add(self, step: int, values: dict[str, float], waited: float, last: bool) -> None:
+        """Takes up the losses of a step and the seconds that it waited for data; writes a line where one is due."""
         s, sums = self.settings, self.since["sums"]
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -46,7 +47,7 @@ class RunLog:
         self.waited += waited
         self.mark = time.perf_counter()
         self.bar.update()
-        if step % s.log_every and step != s.steps:
+        if step % s.log_every and not last:
             return
         seconds = max(self.mark - self.clock - self.paused, 1e-9)
         line = {"step": step, **{n: v / self.since["steps"] for n, v in sums.items()}, "lr": values["lr"]}

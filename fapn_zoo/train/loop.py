@@ -24,6 +24,7 @@ from fapn_zoo.runtime.processes import leave_at_exit, on_cpu
 from fapn_zoo.runtime.signals import stop_signals
 from fapn_zoo.train.folder import begin, claim_folder
 from fapn_zoo.train.log import RunLog
+from fapn_zoo.train.memory import largest_micro_batch
 from fapn_zoo.train.run import Run, on_main
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.train.setup import prepare, train_mode
@@ -65,6 +66,8 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
         on_main(accelerator, lambda: begin(settings, resumed, run.parts, run.checkpoints))
         if resumed is not None:
             run.load(resumed)
+        if settings.micro_batch == "auto" and not run.micro_batch:  # a run that goes on spreads batches as it did
+            run.micro_batch = largest_micro_batch(run)
         with stop_signals() as run.stop:
             _loop(run)
             run.save()
@@ -92,26 +95,29 @@ def _loop(run: Run) -> None:
         if run.lacks_scores():
             run.evaluate()
         train_mode(run.model)
-        while run.step < s.steps:
+        over = run.out_of_patience()
+        while run.step < run.ending.last and not over:
             clock = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - clock
             losses, stopping = run.update(batch, bool(run.stop))
             run.step += 1
-            log.add(run.step, losses, waited)
-            if run.step == s.steps:
+            log.add(run.step, losses, waited, run.step == run.ending.last)
+            if run.step == run.ending.last:
                 break
             scored = bool(s.eval_every) and run.step % s.eval_every == 0
             # Before an evaluation, which takes long and may say that this is the best: nothing is lost in it.
-            if stopping or (s.checkpoint_every and (scored or run.step % s.checkpoint_every == 0)):
+            due = s.checkpoint_every and (scored or run.step % s.checkpoint_every == 0)
+            if stopping or due or run.ending.cooling[:1] == (run.step - 1,):  # the clock has decided
                 run.save()
             if stopping:
                 raise run.interrupted()
             if scored:
                 run.evaluate()
+                over = run.out_of_patience()
             log.leave_out()
     if run.step == started and run.main:
-        logger.info("nothing left to train: step %d of %d", run.step, s.steps)
+        logger.info("nothing left to train: step %d of %d", run.step, run.ending.last)
 
 
 def in_background(items: Iterator[Any]) -> Iterator[Any]:

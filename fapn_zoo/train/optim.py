@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -103,19 +103,26 @@ def build_optimizer(groups: list[dict[str, Any]], name: str, momentum: float = 0
     raise ValueError(f"optimizer must be adamw or sgd, got {name!r}")
 
 
-def learning_rate_factor(step: int, s: Settings) -> float:
+def learning_rate_factor(step: int, s: Settings, cooling: Sequence[int] = ()) -> float:
     """What `lr` is multiplied with at a step: the schedule of the settings, times a linear warm-up.
 
     `poly` falls to 0 at `steps` as `(1 - step / steps) ** poly_power`, `cosine` as half a cosine; `steps` multiplies by
-    `lr_gamma` from each of `lr_steps` on, a share of `steps` where it is below 1. The warm-up's first factor is
-    `warmup_factor` (0: 1 / warmup_steps), and from step `warmup_steps` on it is 1 (0: one step earlier).
+    `lr_gamma` from each of `lr_steps` on, a share of `steps` where it is below 1. `wsd` stays 1 until the last share
+    `cooldown` of the steps, in which it falls as 1 - sqrt(x) (warm-up, stable, decay: arXiv 2405.18392). The warm-up's
+    first factor is `warmup_factor` (0: 1 / warmup_steps), and from `warmup_steps` on it is 1 (0: one step earlier).
 
     Args:
         step: 0 for the first update.
+        cooling: first and last step in which the rate falls from where it is, as that of `wsd` does; () where it does
+            as the schedule says.
     """
+    if cooling and step >= cooling[0]:
+        return learning_rate_factor(cooling[0], s) * _fallen(step, *cooling)
     done = min(step / max(s.steps, 1), 1.0)
     if s.schedule == "steps":
         factor = s.lr_gamma ** sum(step >= round(at if at >= 1 else at * s.steps) for at in s.lr_steps)
+    elif s.schedule == "wsd":
+        factor = _fallen(step, (1 - s.cooldown) * s.steps, s.steps)
     else:
         factor = (1 - done) ** s.poly_power if s.schedule == "poly" else (1 + math.cos(math.pi * done)) / 2
     if step >= s.warmup_steps:
@@ -123,6 +130,10 @@ def learning_rate_factor(step: int, s: Settings) -> float:
     if not s.warmup_factor:
         return factor * (step + 1) / s.warmup_steps
     return factor * (s.warmup_factor + (1 - s.warmup_factor) * step / s.warmup_steps)
+
+
+def _fallen(step: int, first: float, last: int) -> float:
+    return 1 - math.sqrt(min(max((step - first) / max(last - first, 1e-9), 0), 1))
 
 
 def set_learning_rate(optimizer: Any, factor: float) -> float:

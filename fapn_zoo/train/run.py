@@ -17,15 +17,17 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fapn_zoo.evaluate import Stopped, evaluate
-from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.files import write_json
+from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks.targets import Batch
 from fapn_zoo.train.checkpoint import Checkpoints, load_checkpoint
 from fapn_zoo.train.diverged import check_gradient, check_state, diverged
+from fapn_zoo.train.ending import Ending, out_of_patience
 from fapn_zoo.train.log import add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate, told_rates
+from fapn_zoo.train.replay import FILE, keep_batch
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.setup import Parts
+from fapn_zoo.train.setup import Parts, part_losses
 from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
 from fapn_zoo.weights.folder import save_model
@@ -57,6 +59,7 @@ class Run:
         self.main = accelerator.is_main_process
         self.out = Path(s.out)
         self.local_batch = s.batch_size // self.world
+        self.micro_batch = 0 if s.micro_batch == "auto" else s.micro_batch  # 0: all at once, or not known yet
         self.memory_format = torch.channels_last if s.channels_last else torch.contiguous_format
         self.plain = parts.model.to(accelerator.device)  # the module itself, under DDP and compile
         if s.channels_last:
@@ -70,32 +73,51 @@ class Run:
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(groups, s.optimizer, s.momentum))
         self.trainable = [p for p in self.plain.parameters() if p.requires_grad]
         self.ema = Ema(self.plain, s.ema) if s.ema else None
-        self.step = 0
+        self.step, self.best = 0, None  # finished steps; that of the weights in OUT/model, where `best` chose it
         self.logged: dict[str, Any] = {"steps": 0, "sums": {}}  # what a line of the log will be the mean of
-        self.checkpoints = Checkpoints(self.out)
+        self.checkpoints, self.ending = Checkpoints(self.out), Ending(s)
         self.stop: list[int] = []  # signals that ask to stop
 
     def update(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
-        torch.manual_seed(step_seed(self.settings.seed, self.step, self.rank))  # dropout needs no saved state
-        size = min(self.settings.micro_batch or self.local_batch, self.local_batch)
+        seed = step_seed(self.settings.seed, self.step, self.rank)
+        torch.manual_seed(seed)  # dropout needs no saved state
+        size = min(self.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
         if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
             largest = torch.tensor(batch.images.shape[-2:], device=batch.images.device)
             dist.all_reduce(largest, dist.ReduceOp.MAX)
             batch = batch.padded(*largest.tolist())
-        batch.targets.seeds = self._seeds(len(batch.names)).to(self.accelerator.device)
+        batch.targets.seeds = self.seeds(len(batch.names)).to(self.accelerator.device)
         parts = list(batch.parts(size))
-        losses, stopping = self._everywhere(self._backward(parts, self._totals(parts)), stop)
-        losses["lr"] = self._descend()
+        totals = self.totals(parts)
+        try:
+            losses, rest, stopping = self._everywhere(self._backward(parts, totals), stop)
+            if rest:
+                self.ending.cooling = (self.step, self.step + rest)
+                if self.main:
+                    logger.info("max_hours: lr falls from step %d on and ends at %d", *self.ending.cooling)
+            losses["lr"] = self._descend()
+        except ValueError as error:
+            self._keep(batch, totals, seed, error)
+            raise
         return losses, stopping
 
-    def _seeds(self, images: int) -> Tensor:
+    def _keep(self, batch: Batch, totals: dict[str, Tensor], seed: int, error: ValueError) -> None:
+        """Writes the batch beside the run, and says so in the error; what cannot be written is not the error."""
+        names, file = some(batch.names), self.out / FILE
+        told = f"{error}; images: {names}"
+        with contextlib.suppress(OSError):
+            keep_batch(file, self, batch, totals, seed, told)
+            told += f"; `fapn-zoo replay {self.out}` shows it again"
+        error.args = (told,)
+
+    def seeds(self, images: int) -> Tensor:
         """Of every image a seed by its position in the stream, whichever process and micro-batch it is in."""
         first = self.step * self.settings.batch_size + self.rank * self.local_batch
         return torch.tensor([step_seed(self.settings.seed, first + i, OF_IMAGES) for i in range(images)])
 
-    def _totals(self, parts: list[Batch]) -> dict[str, Tensor]:
+    def totals(self, parts: list[Batch]) -> dict[str, Tensor]:
         """The counts that the loss of the whole batch is divided by, over all micro-batches and processes."""
         counts = [self.parts.loss.count(part.targets) for part in parts]
         names = list(counts[0])
@@ -109,29 +131,30 @@ class Run:
         while parts:
             part = parts.pop(0)
             with acc.no_sync(self.model) if parts else contextlib.nullcontext():
-                losses = self._losses(part, totals)
+                losses = self.losses(part, totals)
                 acc.backward(losses["loss"] * self.world)  # DDP averages over processes; the loss is already a share
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().double()
         return sums
 
-    def _losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        device, data = self.accelerator.device, self.plain.data
-        options = {"memory_format": self.memory_format, "training": True, "size": part.images.shape[-2:]}
-        images = network_input(data, part.pixels(), device, torch.float32, **options)
+    def losses(self, part: Batch, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of one micro-batch, their shares of the whole."""
         try:
-            return self.parts.loss(self.model(images, part.sizes, part.targets), part.targets, totals)
+            return part_losses(self.model, self.plain.data, self.parts.loss, part, totals, self.memory_format)
         except ValueError as error:  # the matcher's, when training has diverged, or a batch norm's
             raise ValueError(f"step {self.step}: {error}") from error
 
-    def _everywhere(self, losses: dict[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
-        """The losses of all processes together, and whether one of them is to stop; ValueError for a loss of NaN."""
-        flag = torch.tensor(float(stop), device=self.accelerator.device).double()
-        *values, stopping = self._sum(torch.stack([*losses.values(), flag])).tolist()
+    def _everywhere(self, losses: dict[str, Tensor], stop: bool) -> tuple[dict[str, float], int, bool]:
+        """The losses of all processes together, what the first says of the time that is left (see `Ending`), and
+        whether one of them is to stop; ValueError for a loss of NaN.
+        """
+        flags = float(self.ending.rest(self.step) if self.main else 0), float(stop)
+        flags = torch.tensor(flags, device=self.accelerator.device, dtype=torch.float64)
+        *values, rest, stopping = self._sum(torch.stack([*losses.values(), *flags])).tolist()
         result = dict(zip(losses, values, strict=True))
         if not all(np.isfinite(v) for v in values):
             raise diverged(self.step, f"the loss is not finite: {result}", self.settings)
-        return result, stopping > 0
+        return result, int(rest), stopping > 0
 
     def _descend(self) -> float:
         """The step of the optimizer and of the averaged weights; returns the learning rate."""
@@ -141,7 +164,7 @@ class Run:
         norm = self.accelerator.clip_grad_norm_(self.trainable, s.clip_norm) if s.clip_norm else None
         # In fp16 the scaler leaves out steps whose gradients overflow, and goes on with smaller ones.
         check_gradient(self.step, None if self.accelerator.scaler else norm, s)
-        rate = set_learning_rate(self.optimizer, learning_rate_factor(self.step, s))
+        rate = set_learning_rate(self.optimizer, learning_rate_factor(self.step, s, self.ending.cooling))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
@@ -168,7 +191,9 @@ class Run:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "processes": self.world,
                 "logged": self.logged,
-            }
+            } | self.ending.state()
+            if self.settings.micro_batch == "auto":
+                state["micro_batch"] = self.micro_batch
             self.checkpoints.save(self.step, state)
 
         on_main(self.accelerator, write)
@@ -197,6 +222,8 @@ class Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
         self.logged = state.get("logged", self.logged)
+        self.ending.load(state)
+        self.micro_batch = state.get("micro_batch", self.micro_batch)
         if self.main:
             logger.info("continuing from step %d (%s)", self.step, path)
             if state["processes"] != self.world:
@@ -208,6 +235,16 @@ class Run:
         if self.parts.val is None or not every or self.step % every or not 0 < self.step < self.settings.steps:
             return False
         return on_main(self.accelerator, lambda: self.step not in read_scores(self.out / "metrics.csv"))
+
+    def out_of_patience(self) -> bool:
+        """Whether the evaluations so far say that training is over; the same on all processes."""
+        return on_main(self.accelerator, self._out_of_patience) if self.settings.patience else False
+
+    def _out_of_patience(self) -> bool:
+        scores, patience = read_scores(self.out / "metrics.csv"), self.settings.patience
+        if over := out_of_patience(scores, patience, self.step):
+            logger.info("step %d: %d evaluations without a better score; training ends", self.step, patience)
+        return over
 
     def evaluate(self, final: bool = False) -> dict[str, Any] | None:
         """Scores the present (averaged) weights on the validation set; a row of metrics.csv, or None without data."""
@@ -232,9 +269,10 @@ class Run:
             raise self.interrupted(", in its evaluation")
         if self.main:
             row = {name: report[name] for name in self.parts.task.columns.means}
-            add_row(self.out / "metrics.csv", self.step, row)
+            if self.best in (None, self.step):
+                add_row(self.out / "metrics.csv", self.step, row)
             told = ", ".join(f"{name} {100 * value:.2f}" for name, value in self._scores(report).items())
-            logger.info("step %d: %s", self.step, "; ".join(filter(None, [told, *report["notes"]])))
+            logger.info("step %d: %s", self.best or self.step, "; ".join(filter(None, [told, *report["notes"]])))
         return report
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -253,8 +291,10 @@ class Run:
         if s := self.settings.backbone_weights:
             told["backbone_weights"] = Path(s).name
         started_from = self.settings.model if self.settings.model.startswith("hf-hub:") else self.plain.spec.name
-        if told.get("class_weights") == "auto":
-            told["class_weights"] = [round(weight, 4) for weight in self.parts.loss.class_weights.tolist()]
+        if self.best is not None:
+            told["best_step"] = self.best
+        told["micro_batch"] = self.micro_batch
+        told |= self.parts.options
         data = self.parts.dataset
         facts = [getattr(one, "facts", {}) for one in getattr(data, "parts", (data,))]  # of the Hub's, where known
         if (report := self.plain.load_report) is not None and report.carried:
@@ -264,9 +304,24 @@ class Run:
                 told[f"data_{name}"] = found
         return told | {"model": started_from, "data": data.name}
 
+    def _go_back(self) -> None:
+        """Gives the model the weights of its best evaluation; the last ones are scored before, like all."""
+        if on_main(self.accelerator, lambda: self.step not in read_scores(self.out / "metrics.csv")):
+            self.evaluate()
+        path = on_main(self.accelerator, self.checkpoints.best)
+        state = load_checkpoint(path)
+        self.best = int(state["step"])
+        self.plain.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if self.main:
+            logger.info("best evaluation: step %d of %d", self.best, self.step)
+
     def finish(self) -> Path:
         """Evaluates, and writes OUT/model and OUT/eval.json."""
         folder = self.out / "model"
+        if self.settings.best and self.parts.val is not None:
+            self._go_back()
         report = self.evaluate(final=True)
         if self.main:
             where = f"{report['data']} {report['split']}" if report else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -72,8 +73,11 @@ class Settings:
     class_weights: tuple[float, ...] | str = ()
     cache: bool = False
     steps: int = 1000
+    max_hours: float = 0.0
+    patience: int = 0
+    best: bool = False
     batch_size: int = 8
-    micro_batch: int = 0
+    micro_batch: int | str = 0
     optimizer: str = "adamw"
     lr: float = 1e-4
     backbone_lr_mult: float = 1.0
@@ -83,6 +87,7 @@ class Settings:
     decay_bias: bool = True
     momentum: float = 0.9
     schedule: str = "poly"
+    cooldown: float = 0.2
     poly_power: float = 0.9
     lr_steps: tuple[float, ...] = ()
     lr_gamma: float = 0.1
@@ -136,6 +141,10 @@ class Settings:
         if bool(self.lr_steps) != (self.schedule == "steps"):
             cure = "drop them with lr_steps=" if self.lr_steps else "give some, such as lr_steps=0.67,0.89"
             raise ValueError(f"schedule={self.schedule} and lr_steps={self.lr_steps} do not go together: {cure}")
+        if (self.patience or self.best) and not self.eval_every:
+            raise ValueError(f"patience={self.patience} and best={self.best} go by evaluations: give eval_every=")
+        if self.best and not self.checkpoint_every:
+            raise ValueError("best=true goes back to a checkpoint: give checkpoint_every=")
         if self.clip_norm and self.clip_value:
             raise ValueError("clip_norm and clip_value are two ways to clip the gradient: give one of them")
         if self.overwrite and self.resume == "auto":
@@ -247,7 +256,8 @@ def parse_overrides(pairs: Iterable[str], base: Settings | None = None) -> Setti
                 raise ValueError(f"{key} has no entries, so {key}.{entry}= means nothing")
             changes[key] = {**current, entry: _literal(text)}
         else:
-            changes[key] = _parse(key, KINDS[key], text.strip())
+            text = text.strip()
+            changes[key] = text if text == ROWS[key].get("word") else _parse(KINDS[key], text)
     return dataclasses.replace(settings, **changes)
 
 
@@ -257,51 +267,26 @@ def _check_key(key: str) -> None:
         raise ValueError(f"unknown setting {key!r}{nearest(key, list(KINDS)) or '; known: ' + ', '.join(KINDS)}")
 
 
-def _parse(key: str, kind: Any, text: str) -> Any:
+def _parse(kind: Any, text: str) -> Any:
+    """The text of a setting as a value of its field's type; what is of none comes as it is read, and is refused."""
     args = get_args(kind)
-    if text == ROWS[key].get("word"):
-        return text
     if type(None) in args:
-        if text.lower() in ("none", "null", ""):
-            return None
-        kind = next(a for a in args if a is not type(None))
-    try:
-        return _read(kind, text)
-    except (ValueError, TypeError, SyntaxError, OverflowError):
-        expected = str(kind) if get_args(kind) else kind.__name__
-        raise ValueError(f"setting {key}={text!r} is not of type {expected}") from None
-
-
-def _read(kind: Any, text: str) -> Any:
-    """A value of one type; any error means that the text is none."""
+        return None if text.lower() in ("none", "null", "") else _parse(args[0], text)
+    if kind is str:
+        return text
     if kind is bool:
-        if text.lower() not in TRUTH:
-            raise ValueError(text)
-        return TRUTH[text.lower()]
-    if kind is int:
-        number = float(text) if "e" in text.lower() else int(text)  # 60e3 steps is a fair way to write it
-        if number != int(number):
-            raise ValueError(text)
-        return int(number)
+        return TRUTH.get(text.lower(), text)
     if get_origin(kind) is tuple:
-        return _read_tuple(get_args(kind), text)
-    if get_origin(kind) is dict:
-        value = ast.literal_eval(text)
-        if not isinstance(value, dict):
-            raise ValueError(text)
-        return value
-    return kind(text)
-
-
-def _read_tuple(kinds: tuple[Any, ...], text: str) -> tuple[Any, ...]:
-    inner = text.strip("()[] ").replace("x", ",")
-    parts = inner.removesuffix(",").split(",") if inner else ()
-    values = tuple(_read(kinds[0], part.strip()) for part in parts)
-    if len(values) == 1 and Ellipsis not in kinds:
-        values *= len(kinds)
-    if len(values) != len(kinds) and Ellipsis not in kinds:
-        raise ValueError(text)
-    return values
+        inner = text.strip("()[] ").replace("x", ",")
+        parts = inner.removesuffix(",").split(",") if inner else ()
+        values = tuple(_parse(args[0], part.strip()) for part in parts)
+        return values * len(args) if len(values) == 1 and Ellipsis not in args else values
+    if kind not in (int, float):
+        return _literal(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        whole = "e" in text.lower() and float(text).is_integer()  # 60e3 steps is a fair way to write it
+        return kind(float(text) if whole or kind is float else text)
+    return text
 
 
 def _literal(text: str) -> Any:

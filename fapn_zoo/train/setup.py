@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fapn_zoo.create import create_model, spec_of
 from fapn_zoo.data.check_pictures import warn_of_turned
@@ -21,6 +23,7 @@ from fapn_zoo.data.sources import open_dataset
 from fapn_zoo.data.supervision import check_supervision, pixel_shares
 from fapn_zoo.data.transforms import TrainTransform
 from fapn_zoo.modules.losses import Loss, PerPixelLoss
+from fapn_zoo.predict.inputs import network_input
 from fapn_zoo.runtime.processes import processes
 from fapn_zoo.runtime.tables import some
 from fapn_zoo.tasks import task_for
@@ -42,6 +45,7 @@ class Parts:
         task: what the model is trained for, and its own from then on.
         val: the validation set; None = the run is never evaluated.
         transform, collate: from a sample of `dataset` to a batch.
+        options: what the loss was made with.
     """
 
     model: nn.Module
@@ -51,6 +55,7 @@ class Parts:
     val: Dataset | None
     transform: TrainTransform
     collate: Callable[[Sequence[Sample]], Batch]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(settings: Settings) -> Parts:
@@ -76,18 +81,21 @@ def prepare(settings: Settings) -> Parts:
         if opened is not None:
             check_holds(opened, task.needs, f"task {task.name!r}")
     _check_rare_classes(s, dataset.labels)
+    if val is None and (s.patience or s.best):
+        raise ValueError(f"patience={s.patience} and best={s.best} go by evaluations, and there is no validation set")
     if val is not None:
         check_classes(model, val)  # now, not after a day of training
     check_supervision(dataset, val, task.needs)
     if not (path := HEADS[model.spec.head].loss):
         raise ValueError(f"a {model.spec.head} head cannot be trained yet: it has no loss")
-    loss = build_loss(s, model, load_part(path), dataset)
+    kind = load_part(path)
+    options = _loss_options(s, kind, dataset)
     joined = partial(collate, task=task, labels=dataset.labels, divisor=data.size_divisor)
-    return Parts(model, loss, task, dataset, val, _transform(s, data, task), joined)
+    return Parts(model, kind.of(model, **options), task, dataset, val, _transform(s, data, task), joined, options)
 
 
-def build_loss(settings: Settings, model: nn.Module, kind: type[Loss], dataset: Dataset) -> Loss:
-    """The loss of the settings, those that are not the usual ones; `class_weights=auto` are counted in the data."""
+def _loss_options(settings: Settings, kind: type[Loss], dataset: Dataset) -> dict[str, Any]:
+    """What the settings say of the loss, if not the usual; `class_weights=auto` are counted in the data."""
     s, options = settings, {}
     if s.loss != "ce":
         options["loss"] = s.loss
@@ -96,7 +104,7 @@ def build_loss(settings: Settings, model: nn.Module, kind: type[Loss], dataset: 
     if s.class_weights == "auto" and issubclass(kind, PerPixelLoss):
         options["class_weights"] = tuple(round(1 / math.log(1.02 + p), 4) for p in pixel_shares(dataset))  # ENet
         logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
-    return kind.of(model, **options)
+    return options
 
 
 def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Module:
@@ -132,7 +140,9 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
-        if (pyramid := getattr(modules[name], "pyramid", None)) is not None:  # a plain ViT's has no weights to keep
+        if isinstance(
+            pyramid := getattr(modules[name], "pyramid", None), nn.Module
+        ):  # a plain ViT's has no weights to keep
             pyramid.requires_grad_(True)
     return model
 
@@ -185,3 +195,12 @@ def train_mode(model: nn.Module) -> None:
         trained = [parameter.requires_grad for parameter in module.parameters()]
         if trained and not any(trained):
             module.eval()
+
+
+def part_losses(
+    model: nn.Module, data: DataSpec, loss: Loss, part: Batch, totals: Mapping[str, Tensor], layout: torch.memory_format
+) -> dict[str, Tensor]:
+    """The losses of a micro-batch, their shares of what `totals` count. `model` may stand under DDP or compile."""
+    options = {"memory_format": layout, "training": True, "size": part.images.shape[-2:]}
+    images = network_input(data, part.pixels(), part.images.device, torch.float32, **options)
+    return loss(model(images, part.sizes, part.targets), part.targets, totals)

@@ -15,12 +15,9 @@ from fapn_zoo.data.images import EXTENSIONS
 from fapn_zoo.predict import predict
 from fapn_zoo.runtime.files import make_folder, read_json, short_name, write_json, write_whole
 from fapn_zoo.runtime.progress import bar
-from fapn_zoo.tasks.drawing import save_image
-from fapn_zoo.visualize.alignment import arrays, read_alignment, summary
-from fapn_zoo.visualize.alignment_pictures import write_levels
-from fapn_zoo.visualize.comparison import Comparison, Item, check_models, comparison_task
-from fapn_zoo.visualize.comparison_pictures import comparison, object_comparison
-from fapn_zoo.visualize.object_comparison import ObjectComparison
+from fapn_zoo.visualize.alignment import arrays, read_alignment, summary, write_levels
+from fapn_zoo.visualize.comparison import Comparison, Item, ObjectComparison, check_models, comparison_task
+from fapn_zoo.visualize.comparison_pictures import write_sheet
 from fapn_zoo.visualize.plots import require_matplotlib
 
 
@@ -80,9 +77,10 @@ def side_by_side(
         objects of all images with truth; its "agree" is weighted by pixels.
 
     Raises:
-        ValueError: fewer than two models, models with different classes, a band below 1. DataError, ImageError: as
-            reading the images and labels does.
+        ValueError: matplotlib is not installed, fewer than two models, models with different classes, a band below 1.
+            DataError, ImageError: as reading the images and labels does.
     """
+    require_matplotlib()
     num_classes, asked = len(check_models(models)), comparison_task(models, task)
     if band < 1:
         raise ValueError(f"band={band}; expected 1 pixel or more")
@@ -93,9 +91,9 @@ def side_by_side(
     for item in bar(progress, iterable=items, unit="image"):
         results = [predict(model, item.image, task=asked.name, amp="no") for model in models.values()]
         if asked.name == "semantic":
-            found, draw = Comparison(item.name, list(models), results, item.labels, num_classes, band), comparison
+            found = Comparison(item.name, list(models), results, item.labels, num_classes, band)
         else:
-            found, draw = ObjectComparison(item.name, list(models), results, item.objects), object_comparison
+            found = ObjectComparison(item.name, list(models), results, item.objects)
         file = _free_name(item.name, out, earlier, {row["file"] for row in rows})
         row = {"name": item.name, "file": file, "size": list(results[0].image.shape[:2]), "agree": found.agreement}
         if item.labels is not None or item.objects is not None:
@@ -103,7 +101,7 @@ def side_by_side(
             row["scores"] = dict(zip(models, (one.scores() for one in counts), strict=True))
             totals = [total.merge(one) for total, one in zip(totals, counts, strict=True)] if totals else counts
         make_folder(out)
-        save_image(draw(found, row), out / file)
+        write_sheet(found, row, out / file)
         rows.append(row)
     if not rows:
         raise ValueError("no image to compare on")

@@ -1,25 +1,16 @@
-"""Drawing with Pillow: maps enlarged, true objects, and pictures beside each other with words over them."""
+"""Drawing with Pillow: maps of another size, and true objects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
 from fapn_zoo.data.sample import Objects
 from fapn_zoo.tasks import drawing, fonts
 
 Colour = tuple[int, int, int]  # red, green and blue, 0..255
-INK, GREY, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
-GAP = 14  # pixels between pictures
-
-
-def enlarged(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """(h, w, 3) uint8 -> a picture of (width, height): every value a block, or where it shrinks the mean of some."""
-    picture = Image.fromarray(pixels)
-    way = Image.Resampling.NEAREST if size[0] >= picture.width else Image.Resampling.BOX
-    return picture.resize(size, way)
 
 
 def resized_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -47,56 +38,3 @@ def objects_laid_over(
     picture = drawing.overlay(image, ids, table, np.arange(len(table)) > 0, 0.5, True)
     drawing.write_texts(picture, boxes, texts, colours)
     return picture
-
-
-def text_height(size: int) -> int:
-    return round(1.45 * size)
-
-
-def captioned(picture: Image.Image, caption: str, size: int = 15, detail: str = "") -> Image.Image:
-    """The picture with a caption over it and, where given, a line of detail under it; both are cut to its width."""
-    parts = [text_block([caption], picture.width, size), picture]
-    if detail:
-        words = text_block([detail], picture.width, size - 2, GREY)
-        parts.append(ImageOps.expand(words, (0, 3, 0, 0), PAPER))
-    return stacked(parts, 0)
-
-
-def fitted(text: str, size: int, width: int) -> str:
-    """The text, its end replaced by "..." where it is longer than `width` pixels."""
-    if fonts.length(text, size) <= width:
-        return text
-    while text and fonts.length(text + "...", size) > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def text_block(lines: Sequence[str], width: int, size: int = 15, colour: Colour = INK) -> Image.Image:
-    """Lines of text on paper, each cut to the width."""
-    step = text_height(size)
-    sheet = Image.new("RGB", (width, max(step * len(lines), 1)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for row, line in enumerate(lines):
-        fonts.write(draw, (0, row * step), fitted(line, size, width), colour, size)
-    return sheet
-
-
-def beside(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
-    """Pictures in a row, aligned at the top."""
-    width = sum(p.width for p in pictures) + gap * (len(pictures) - 1)
-    sheet = Image.new("RGB", (width, max(p.height for p in pictures)), PAPER)
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + gap
-    return sheet
-
-
-def stacked(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
-    """Pictures below each other, aligned at the left."""
-    turned = beside([picture.transpose(Image.Transpose.TRANSPOSE) for picture in pictures], gap)
-    return turned.transpose(Image.Transpose.TRANSPOSE)
-
-
-def framed(picture: Image.Image) -> Image.Image:
-    return ImageOps.expand(picture, GAP, PAPER)

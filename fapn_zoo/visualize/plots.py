@@ -1,27 +1,27 @@
-"""Pictures of an evaluation: plots of its report, by matplotlib (extra `viz`), and panels of one of its images."""
+"""Pictures by matplotlib (extra `viz`): plots of an evaluation's report, and panels beside each other."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.runtime.files import write_whole
 from fapn_zoo.tasks import fonts
 from fapn_zoo.tasks.result import Result
-from fapn_zoo.visualize import drawing
 
 NAMED = 60  # classes whose names still fit beside a confusion matrix
 DPI = 110
-LONGEST = 1024  # side of a panel, in pixels
-GAP = 6
+WIDTHS = (3.0, 6.0)  # of a panel in inches, at least and at most; between them a pixel of the image is one of the file
 WRONG = (230, 30, 30)
+
+Panel = tuple[Any, str, str]  # a picture (H, W, 3) uint8 or of Pillow, words over it, words under it
 
 
 def require_matplotlib() -> None:
@@ -33,6 +33,34 @@ def require_matplotlib() -> None:
         raise ValueError(f"plots need matplotlib ({error}); {how}") from None
 
 
+@contextlib.contextmanager
+def written_figure(size: tuple[float, float], words: Sequence[str], path: Path) -> Iterator[Any]:
+    """A figure of matplotlib's, (width, height) in inches, which becomes a .png file at the end, whole or not at all.
+
+    Inside the block it has letters for all of these words, as far as a font of the machine has them.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure  # not pyplot: no windows, no state
+
+    foreign = itertools.chain.from_iterable(word.split() for word in words if not word.isascii())
+    families = []
+    for file in sorted(set(map(fonts.font_of, foreign)) - {fonts.OWN, None}):
+        font_manager.fontManager.addfont(file)
+        families.append(font_manager.FontProperties(fname=file).get_name())
+    with matplotlib.rc_context({"font.family": [*matplotlib.rcParams["font.family"], *families]}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """Class names as matplotlib can draw them: before 3.11 it neither joins letters nor turns lines around."""
+    from matplotlib import ft2font
+
+    return fonts.class_names(names, shaping=hasattr(ft2font, "__libraqm_version__"))
+
+
 def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
     """A confusion matrix in percent of the true pixels of each class.
 
@@ -41,28 +69,23 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
         names: of the K classes.
         path: a .png file, written whole.
     """
-    with _letters_of(names) as names:
-        _confusion(counts, names, path)
-
-
-def _confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    names = drawable(names)
     columns = [*names, "other"][: counts.shape[1]]
     truth = counts.sum(1, keepdims=True)
     shares = np.divide(100.0 * counts, truth, out=np.full(counts.shape, np.nan), where=truth > 0)
     side = min(max(4.5, 0.28 * len(names)), 16)
-    figure = new_figure((side + 2.5, side + 1))
-    axes = figure.add_subplot()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    figure.colorbar(drawn, ax=axes, label="% of the true pixels", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="true")
-    if len(names) <= NAMED:
-        axes.set_xticks(range(len(columns)), columns, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-    if len(names) <= 20:
-        for row, column in np.argwhere(shares >= 0.5):  # NaN is not
-            style = {"color": "white" if shares[row, column] > 60 else "black", "fontsize": 7}
-            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", **style)
-    save_figure(figure, path)
+    with written_figure((side + 2.5, side + 1), names, path) as figure:
+        axes = figure.add_subplot()
+        drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+        figure.colorbar(drawn, ax=axes, label="% of the true pixels", shrink=0.8)
+        axes.set(xlabel="predicted", ylabel="true")
+        if len(names) <= NAMED:
+            axes.set_xticks(range(len(columns)), columns, rotation=90)
+            axes.set_yticks(range(len(names)), names)
+        if len(names) <= 20:
+            for row, column in np.argwhere(shares >= 0.5):  # NaN is not
+                style = {"color": "white" if shares[row, column] > 60 else "black", "fontsize": 7}
+                axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", **style)
 
 
 def plot_classes(
@@ -76,77 +99,73 @@ def plot_classes(
         mean: of the score, 0..1; None where it is undefined.
         path: a .png file, written whole.
     """
-    with _letters_of([row["name"] for row in classes]) as names:
-        named = [row | {"name": name} for row, name in zip(classes, names, strict=True)]
-        _classes(named, score, label, mean, fonts.spelled(title), path)
+    names, title = drawable([row["name"] for row in classes]), fonts.spelled(title)
+    named = [row | {"name": name} for row, name in zip(classes, names, strict=True) if row[score] is not None]
+    rows = sorted(named, key=lambda row: row[score])
+    with written_figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)), [*names, title], path) as figure:
+        axes = figure.add_subplot()
+        axes.barh(range(len(rows)), [100 * row[score] for row in rows], color="tab:blue", label=label)
+        near = [(100 * row["band_5"], place) for place, row in enumerate(rows) if row.get("band_5") is not None]
+        if near:
+            axes.scatter(*zip(*near, strict=True), color="black", s=14, zorder=3, label="IoU, 5 px band")
+        if mean is not None:
+            axes.axvline(100 * mean, color="tab:orange", label=f"mean {100 * mean:.2f}")
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=title)
+        axes.legend(loc="lower right")
 
 
-def _classes(
-    classes: Sequence[Mapping[str, Any]], score: str, label: str, mean: float | None, title: str, path: Path
+def write_panels(
+    rows: Sequence[Sequence[Panel]], title: str, path: Path, legend: Mapping[str, Sequence[int]] | None = None
 ) -> None:
-    rows = sorted((row for row in classes if row[score] is not None), key=lambda row: row[score])
-    figure = new_figure((7, min(max(2.5, 0.24 * len(rows) + 1.2), 60)))
-    axes = figure.add_subplot()
-    axes.barh(range(len(rows)), [100 * row[score] for row in rows], color="tab:blue", label=label)
-    near = [(100 * row["band_5"], place) for place, row in enumerate(rows) if row.get("band_5") is not None]
-    if near:
-        axes.scatter(*zip(*near, strict=True), color="black", s=14, zorder=3, label="IoU, 5 px band")
-    if mean is not None:
-        axes.axvline(100 * mean, color="tab:orange", label=f"mean {100 * mean:.2f}")
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="%", title=title)
-    axes.legend(loc="lower right")
-    save_figure(figure, path)
+    """Writes rows of panels, all of one size, as a .png file.
+
+    Args:
+        title: over all of them. legend: what colours (RGB, 0..255) mean; names as `drawable` gives them.
+    """
+    from matplotlib.patches import Patch
+
+    title, legend, columns = fonts.spelled(title), legend or {}, max(map(len, rows))
+    height, width = np.asarray(rows[0][0][0]).shape[:2]
+    side = min(max(width / DPI, WIDTHS[0]), WIDTHS[1])
+    size = columns * (side + 0.1), len(rows) * (side * height / width + 0.7) + 0.4 + 0.2 * (len(legend) // columns + 1)
+    words = [words for row in rows for panel in row for words in panel[1:]]
+    with written_figure(size, [title, *words, *legend], path) as figure:
+        figure.suptitle(title)
+        for places, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+            for place, panel in itertools.zip_longest(places, row):
+                if panel is None:
+                    place.set_axis_off()
+                    continue
+                picture, over, under = (panel[0], *(textwrap.fill(text, round(13 * side)) for text in panel[1:]))
+                place.imshow(np.asarray(picture))
+                place.set_title(over, fontsize=10)
+                place.set(xticks=[], yticks=[], xlabel=under)
+        patches = [Patch(color=[c / 255 for c in colour], label=name) for name, colour in legend.items()]
+        if patches:
+            figure.legend(handles=patches, loc="outside lower left", ncols=columns, frameon=False)
 
 
-@contextlib.contextmanager
-def _letters_of(names: Sequence[str]) -> Iterator[list[str]]:
-    """The names as matplotlib can draw them; within the block it takes letters of other scripts from other fonts."""
-    import matplotlib
-    from matplotlib import font_manager, ft2font
-
-    # Before 3.11 it neither joins letters nor turns lines around.
-    names = fonts.class_names(names, shaping=hasattr(ft2font, "__libraqm_version__"))
-    words = itertools.chain.from_iterable(name.split() for name in names if not name.isascii())
-    families = []
-    for file in sorted(set(map(fonts.font_of, words)) - {fonts.OWN, None}):
-        font_manager.fontManager.addfont(file)
-        families.append(font_manager.FontProperties(fname=file).get_name())
-    with matplotlib.rc_context({"font.family": [*matplotlib.rcParams["font.family"], *families]}):
-        yield names
-
-
-def new_figure(size: tuple[float, float]) -> Any:
-    """An empty figure of matplotlib's, (width, height) in inches."""
-    from matplotlib.figure import Figure  # not pyplot: no windows, no state
-
-    return Figure(figsize=size, layout="constrained")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a .png file, whole or not at all."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
-
-
-def answer_and_truth(
-    image: np.ndarray, found: np.ndarray, truth: np.ndarray, labels: LabelMap, ignore_index: int, title: str
-) -> Image.Image:
-    """Prediction, truth, and where they differ, one beside the other.
+def write_answer(
+    image: np.ndarray, found: np.ndarray, truth: np.ndarray, labels: LabelMap, ignore_index: int, title: str, path: Path
+) -> None:
+    """Writes prediction, truth, and where they differ, one beside the other, as a .png file.
 
     Args:
         image: (H, W, 3) uint8.
         found, truth: (H, W) ids; without colour where they are no class of `labels`.
         ignore_index: truth that is not scored, and never an error.
     """
+    scores, style = np.zeros(found.shape, np.float32), (labels.names, labels.palette, ignore_index)
+    maps = {"prediction": found, "truth": truth}
+    row = [(Result(image, ids, scores, [], *style).overlay(alpha=0.6), name, "") for name, ids in maps.items()]
+    write_panels([[*row, (marked_errors(image, found, truth, ignore_index), "errors", "")]], title, path)
+
+
+def marked_errors(image: np.ndarray, found: np.ndarray, truth: np.ndarray, ignore_index: int) -> np.ndarray:
+    """(H, W, 3) uint8: the image in grey, darker where the truth is ignored, and `WRONG` where ids differ elsewhere."""
     errors = np.repeat(image.mean(2, keepdims=True) * 0.6 + 60, 3, axis=2)
     ignored = truth == ignore_index
     errors[ignored] *= 0.35
     errors[(found != truth) & ~ignored] = WRONG
-    scores, style = np.zeros(found.shape, np.float32), (labels.names, labels.palette, ignore_index)
-    maps = {"prediction": found, "truth": truth}
-    panels = {name: Result(image, ids, scores, [], *style).overlay(alpha=0.6) for name, ids in maps.items()}
-    panels["errors"] = Image.fromarray(errors.astype(np.uint8))
-    for panel in panels.values():
-        panel.thumbnail((LONGEST, LONGEST))
-    row = drawing.beside([drawing.captioned(panel, name) for name, panel in panels.items()], GAP)
-    return drawing.stacked([drawing.text_block([title], row.width), row], 0)
+    return errors.astype(np.uint8)

@@ -56,10 +56,6 @@ class Failure(Exception):
         return "; ".join(filter(None, (self.reason, self.advice)))
 
 
-class Local(Failure):
-    """Something on this side is wrong, which no other way to the server can help."""
-
-
 def patiently(call: Callable[[], T], attempts: int, progress: Callable[[], int] | None = None) -> T:
     """Calls up to so many times for as long as the `Failure` may pass.
 
@@ -110,7 +106,7 @@ class Missing(Absent):
     """The repository and the revision are there, the file is not."""
 
 
-class Offline(Local):
+class Offline(Failure):
     """The user has forbidden to ask the Hub."""
 
 
@@ -123,7 +119,7 @@ def irreplaceable(failure: Failure, damage: str) -> Failure:
     return dataclasses.replace(failure, **words)
 
 
-CLASSES = {"Absent": Absent, "Missing": Missing, "Offline": Offline, "Local": Local}
+CLASSES = {"Absent": Absent, "Missing": Missing, "Offline": Offline}
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,6 @@ import contextlib
 import logging
 import os
 import re
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +18,10 @@ from fapn_zoo import __version__
 from fapn_zoo.runtime.files import write_text
 from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, failures
 from fapn_zoo.weights.digests import digests, file_digest, has_digest
-from fapn_zoo.weights.failures import Absent, Failure, Local, Missing, Offline, Wish, explained, patiently
+from fapn_zoo.weights.failures import Absent, Failure, Missing, Offline, Wish, explained, patiently
 
 logger = logging.getLogger(__name__)
 
-STALE = 3600.0  # seconds without a write after which the partial file of a killed download is removed
 LIBRARY = {"library_name": "fapn-zoo", "library_version": __version__}  # for the Hub's counts of downloads
 REVISION = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")  # it becomes a path in the cache
 
@@ -158,7 +154,7 @@ def _file(
             found = _metadata(source, commit, filename)
             if sha256 is not None and len(found.etag) == 64 and found.etag != sha256:
                 raise _other_digest(source, filename, found.etag, sha256)
-            return _fetch(source, commit, filename, found, anew=damage is not None)
+            return _transfer(source, commit, filename, found, anew=damage is not None)
         except Failure as failure:
             if damage is None or not path.exists():
                 raise
@@ -167,28 +163,11 @@ def _file(
     return patiently(attempt, attempts)
 
 
-def _fetch(source: _Source, commit: str, filename: str, found: Any, *, anew: bool) -> Path:
-    """A file from Xet storage where it lies there, and over HTTP where that fails; `anew`: in place of one that is."""
-    from huggingface_hub import constants
-
-    try:
-        return _transfer(source, commit, filename, found, anew)
-    except Failure as failure:
-        if getattr(found, "xet_file_data", None) is None or isinstance(failure, Local):
-            raise
-        logger.warning("%s; trying without Xet storage", failure.reason)
-    before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True  # the client has no other means
-    try:
-        return _transfer(source, commit, filename, found, anew)
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
 def _metadata(source: _Source, revision: str, filename: str) -> Any:
     """What the Hub says of a file without sending it: `commit_hash`, `etag`, `size`."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    with source.explained(filename), _without_clients_pauses():
+    with source.explained(filename):
         found = get_hf_file_metadata(hf_hub_url(source.repo_id, filename, revision=revision), **LIBRARY)
     if found.commit_hash is None or found.etag is None:
         raise Failure(f"{constants.ENDPOINT} does not answer as a Hub does", "check HF_ENDPOINT, proxy and firewall")
@@ -199,39 +178,11 @@ def _transfer(source: _Source, commit: str, filename: str, found: Any, anew: boo
     """Lets the client fetch a file into its cache, which it does whole or not at all, and verifies it."""
     from huggingface_hub import hf_hub_download
 
-    with source.explained(filename, found.size), _without_clients_pauses():
+    with source.explained(filename, found.size):
         place = {"revision": commit, "cache_dir": source.cache_dir}
         path = Path(hf_hub_download(source.repo_id, filename, force_download=anew, **place, **LIBRARY))
     _check_content(path, found.etag)
-    blob = _blob(path)
-    for part in blob.parent.glob(f"{blob.name}.*.incomplete"):
-        with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > STALE:
-                part.unlink()
     return path
-
-
-@contextlib.contextmanager
-def _without_clients_pauses() -> Iterator[None]:
-    """Makes the client raise at once where it would wait and ask again, which it does for as long as the Hub says.
-
-    For this thread's requests only. Versions of huggingface_hub before 1.0 have no such hooks and hardly wait.
-    """
-    from huggingface_hub.utils import get_session, hf_raise_for_status
-
-    thread = threading.get_ident()
-
-    def refuse(response: Any) -> None:
-        if threading.get_ident() == thread and response.status_code in failures.PASSING_STATUS:
-            response.read()
-            hf_raise_for_status(response)
-
-    hooks = getattr(get_session(), "event_hooks", {}).get("response", [])
-    hooks.append(refuse)
-    try:
-        yield
-    finally:
-        hooks.remove(refuse)
 
 
 def _blob(path: Path) -> Path:
@@ -260,16 +211,11 @@ def _damage(path: Path, etag: str | None) -> str | None:
 
 def _check_content(path: Path, etag: str) -> None:
     """Throws a file that has come and is not what the Hub announced out of the cache, and raises."""
-    seen = path.stat()
     damage = _damage(path, etag)
     if damage is None:
         return
-    real = path.resolve()
-    with contextlib.suppress(FileNotFoundError):
-        # Not where another process has replaced it in the meantime.
-        if (real.stat().st_size, real.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns):
-            for place in (real, _blob(path), path):
-                place.unlink(missing_ok=True)
+    for place in (path.resolve(), path):
+        place.unlink(missing_ok=True)
     said = f"{path.name} was damaged on the way and has been thrown away: it {damage}"
     raise Failure(said, "try again later or over another connection", passing=True)
 

@@ -131,12 +131,11 @@ def caller(way: str, kind: str, root: Path) -> Callable[[], object]:
     import hotcoco  # noqa: F401
     import scipy  # noqa: F401
 
-    from fapn_zoo.data import check, check_folders, check_samples, open_dataset
+    from fapn_zoo.data import check, check_samples, open_dataset
 
     if way == "open":
         return lambda: open_dataset(root, "train", ("labels",) if kind == "folder" else ("boxes",))
     check_samples._Split.check = lambda self, progress: None
-    check_folders._check_pair = lambda *rest: set()
     return lambda: check.check_data(root, progress=False)
 
 

@@ -86,19 +86,18 @@ def test_everything_is_found_in_one_go(root):
     report = check_data(root)
     assert not report.ok
     assert kinds(report, error=True) == sorted(
-        ["picture without label", "label without picture", "unreadable file", "unreadable file", "ids out of range",
-         "size mismatch", "file without class ids", "name used twice", "same picture in two splits",
-         "label that is no PNG"]
+        ["picture without label", "label without picture", "unreadable file", "unreadable file", "bad file",
+         "bad file", "bad file", "name used twice", "same picture in two splits", "label that is no PNG"]
     )  # fmt: skip
     assert only(report, "picture without label").file == "train/images/a.png"
     assert only(report, "label without picture").file == "train/labels/b.png"
     unreadable = {p.file for p in report.problems if p.kind == "unreadable file"}
     assert unreadable == {"train/images/c.png", "val/labels/b.png"}
-    assert only(report, "ids out of range").detail == (
+    bad = [p.detail for p in report.problems if p.kind == "bad file"]
+    assert bad[0] == (
         "train/labels/d.png: class ids out of range: 9 (2 pixels), 200 (1 pixels); allowed: 0..2, ignore_index 255"
     )
-    assert "train/labels/e.png is 3x3" in only(report, "size mismatch").detail
-    assert "train/labels/f.png holds colours (mode RGB)" in only(report, "file without class ids").detail
+    assert "3x3 in train/labels/e.png" in bad[1] and "train/labels/f.png holds colours (mode RGB)" in bad[2]
     assert "i.bmp and i.png" in only(report, "name used twice").detail
     shared = only(report, "same picture in two splits").detail
     assert shared == "train/images/g.png = train/images/h.png = val/images/a.png"
@@ -118,35 +117,23 @@ def test_long_lists_are_cut(root):
     for i in range(15):
         put(root, "train", f"bad{i:02}", np.full((6, 8), 99))
     text = check_data(root).render(limit=4)
-    assert "error: ids out of range (15)" in text and "bad03" in text and "bad04" not in text
+    assert "error: bad file (15)" in text and "bad03" in text and "bad04" not in text
     assert "... and 11 more" in text
 
 
-def test_unknown_classes_still_check_the_rest(root):
-    (root / "classes.json").unlink()
-    put(root, "val", "a", [[255, 7], [0, 5]], size=(2, 3))
-    report = check_data(root)
-    assert not report.ok and report.labels is None
-    assert "or give num_classes" in only(report, "classes unknown").detail
-    assert only(report, "size mismatch").file == "val/labels/a.png"
-    assert only(report, "ids found in the labels").detail == "0-2, 5, 7, 255"
-    assert "classes unknown" in report.render()
-    put(root, "val", "a")
-    assert check_data(root, num_classes=3).ok
-    assert "names 3" not in check_data(root, num_classes=2).render()
-
-
 def test_classes_file_trouble(root):
-    assert "num_classes is 4" in only(check_data(root, num_classes=4), "classes unknown").detail
+    assert "num_classes is 4" in check_data(root, num_classes=4).problems[0].detail
     (root / "classes.json").write_text("[")
-    assert "classes.json" in only(check_data(root), "classes unknown").detail
+    assert "classes.json" in check_data(root).problems[0].detail
+    (root / "classes.json").unlink()
+    assert "or give num_classes" in check_data(root).problems[0].detail and check_data(root, num_classes=3).ok
 
 
 def test_folders_without_data(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         check_data(tmp_path / "nowhere")
     report = check_data(tmp_path, num_classes=2)
-    assert "train,val,test" in only(report, "no splits").detail and not report.ok
+    assert "train,val,test" in only(report, "split that cannot be opened").detail and not report.ok
     (tmp_path / "train/labels").mkdir(parents=True)
     report = check_data(tmp_path, num_classes=2)
     assert kinds(report) == ["no pictures"] and "train/images" in report.render()
@@ -179,12 +166,6 @@ def test_nothing_to_learn_is_an_error_of_the_split_to_train_on(root):
     assert check_data(root).ok
 
 
-def test_values_of_all_labels_together_say_what_they_mean(root):
-    for name, value in zip("abc", (0, 100, 200), strict=True):
-        put(root, "train", name, np.full((6, 8), value))
-    assert "Save 0 as 0, 100 as 1, 200 as 2" in only(check_data(root), "values that may mean other ids").detail
-
-
 def test_classes_that_only_other_splits_have(root):
     for name in "abc":
         put(root, "train", name, np.arange(48).reshape(6, 8) % 2)
@@ -194,19 +175,12 @@ def test_classes_that_only_other_splits_have(root):
 def test_what_is_not_used_is_named(root):
     for name in ("a.heic", "x.npy", ".DS_Store"):
         (root / "train/images" / name).touch()
-    (root / "train/masks").mkdir()
-    (root / "extra").mkdir()
-    (root / "__MACOSX").mkdir()
-    (root / "val" / "@eaDir").mkdir()
-    (root / "val" / "stray.png").touch()
     report = check_data(root)
-    assert report.ok and report.render().endswith("no errors, 5 notes") and report.splits["train"].samples == 3
+    assert report.ok and report.render().endswith("no errors, 2 notes") and report.splits["train"].samples == 3
     assert {p.file for p in report.problems if p.kind == "another ending"} == {
         "train/images/a.heic",
         "train/images/x.npy",
     }
-    assert {p.file for p in report.problems if p.kind == "folder that is not read"} == {"train/masks", "extra"}
-    assert only(report, "pictures that are not read").detail == "val: 1 outside of images and labels: stray.png"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
@@ -226,16 +200,7 @@ def test_pairs_in_subfolders(root):
     assert check_data(root).problems == [] and check_data(root).splits["train"].samples == 3
     (root / "train/labels/city/a.png").rename(root / "train/labels/a.png")
     detail = only(check_data(root), "picture without label").detail
-    assert detail.endswith("there is a: images and labels must lie in subfolders of the same names")
-
-
-def test_what_lies_in_the_place_of_a_picture_is_told(root):
-    (root / "train/images/a.png").rename(root / "train/images/a.heic")
-    detail = only(check_data(root), "label without picture").detail
-    assert detail == "train/labels/a.png has no train/images/a.*; train/images/a.heic: another ending (.heic)"
-    (root / "val/labels/b.png").rename(root / "val/labels/B.png")
-    if not (root / "val/labels/b.png").exists():
-        assert "differs from b in upper and lower case" in only(check_data(root), "picture without label").detail
+    assert detail == "train/images/city/a.png has no labels/city/a.png"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -245,12 +210,6 @@ def test_names_that_are_no_text_can_be_printed(root):
         (root / "train" / part / "a.png").rename(root / "train" / part / name)
     (root / "train/images" / name).write_bytes(b"broken")
     assert "caf\\udce9.png" in check_data(root).render().encode().decode()
-    put(root, "train", "café")
-    for part in ("images", "labels"):
-        (root / "train" / part / "café.png").rename(
-            root / "train" / part / ("café.png" if part == "images" else "cafe\u0301.png")
-        )
-    assert "in how its letters are stored" in only(check_data(root), "picture without label").detail
 
 
 def test_other_layouts_are_told(tmp_path):
@@ -261,25 +220,22 @@ def test_other_layouts_are_told(tmp_path):
     for name, there in (
         ("a", "images/train, labels/train"), ("b", "train/my_images, train/my_labels"), ("c", "images, labels"),
     ):  # fmt: skip
-        assert only(check_data(tmp_path / name, 2), "no splits").detail.endswith(f"; it has {there}")
-        with pytest.raises(FileNotFoundError, match=f"no split 'train' in .*; it has {there}; for masks that"):
+        assert f"; it has {there}" in only(check_data(tmp_path / name, 2), "split that cannot be opened").detail
+        with pytest.raises(FileNotFoundError, match=f"no split 'train' in .*; it has {there}"):
             open_dataset(tmp_path / name, "train")
 
 
 def test_a_split_of_dead_links(root):
     (root / "test").symlink_to("gone")
-    assert only(check_data(root), "dead link").detail == "test: a link to gone, which is not there"
     with pytest.raises(
         FileNotFoundError, match="no split 'test' in .*test: a link to gone, which is not there; it has"
     ):
         open_dataset(root, "test")
     (root / "val/labels").rename(root / "val/masks")
-    with pytest.raises(
-        DataError, match="3 pictures without label: a.png, b.png, c.png; there is no folder labels; it has"
-    ):
+    with pytest.raises(DataError, match=r"val/images/a.png has no labels/a.png \(picture without label: 2 more\)$"):
         open_dataset(root, "val")
     (root / "val/labels").symlink_to("gone")
-    with pytest.raises(DataError, match="dead link .1.: labels -> gone; 3 pictures without label"):
+    with pytest.raises(DataError, match="val/labels: a link to gone, which is not there; 1 other kinds of errors too"):
         open_dataset(root, "val")
 
 
@@ -320,6 +276,6 @@ def test_the_bar_shows_on_a_terminal_only(root, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     check_data(root)
-    assert "6/6" in capsys.readouterr().err
+    assert "3/3" in capsys.readouterr().err
     check_data(root, progress=False)
     assert capsys.readouterr() == ("", "")

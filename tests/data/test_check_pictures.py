@@ -148,7 +148,7 @@ def test_sizes_tell_which_setting_fits(tmp_path):
         tag(root / f"train/images/{i}.png", 8)
     text = said(root)
     assert f"the sizes of 3 fit exif=ignore only: set it {WHERE}" in text
-    assert "train/images/0.png is 12x16 (the picture is turned by its EXIF orientation 8, its labels are not" in text
+    assert "12x16 in train/images/0.png (the picture is turned by its EXIF orientation 8, its labels are not" in text
     with pytest.raises(ValueError, match="set exif=ignore, in classes.json or as a setting"):
         open_dataset(root, "train").sample(0)
     for i in range(3):

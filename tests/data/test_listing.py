@@ -45,11 +45,9 @@ def test_what_is_not_used_and_why(folder: Path):
     assert kinds(folder) == {
         "dead.png": "dead link",
         "city/loop.png": "dead link",
-        "city/up": "link to a folder above it",
         "pipe.png": "no regular file",
         "x.heic": "another ending",
         "notes": "another ending",
-        ".hidden.png": "hidden",
         "city/y.npy": "another ending",
     }
     unused = list_folder(folder, (".png",)).unused
@@ -86,7 +84,6 @@ def test_subfolders_with_images(folder: Path):
     (folder / "empty").mkdir()
     (folder / "out").mkdir()
     (folder / "out" / "a.png").touch()
-    (folder / "city" / "up").symlink_to("..")
     assert [one.reason for one in subfolders(folder, (".png",), leave_out=folder / "out")] == [
         f"{folder}/city: subfolder with 1 image, not searched"
     ]

@@ -182,7 +182,7 @@ def test_bad_files_are_named_with_their_segments(tmp_path: Path):
     png.write_bytes(kept)
     table["images"][0]["width"] = 65
     file.write_text(json.dumps(table))
-    refused(r"sizes differ: .*val2017.000000\.png is 64x48, .*panoptic_val2017\.json says 65x48")
+    refused(r"sizes differ: 65x48 in .*panoptic_val2017\.json, 64x48 in .*val2017.000000\.png")
     (tmp_path / "val2017" / "000000.png").write_bytes(b"no picture")
     refused(r"val2017.000000\.png is not an image that can be read")
     file.write_text("{")

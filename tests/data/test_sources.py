@@ -113,8 +113,8 @@ def test_missing_pairs_are_counted_and_named(tmp_path):
     with pytest.raises(DataError) as caught:
         open_dataset(folder, "train")
     text = str(caught.value)
-    assert "7 pictures without label: p0.png, p1.png, p2.png, p3.png, p4.png, ..." in text
-    assert "1 labels without picture: p8.png" in text and str(folder / "train") in text
+    assert f"{folder}/train/images/p0.png has no labels/p0.png (picture without label: 6 more)" in text
+    assert text.endswith(f"; 1 other kinds of errors too, fapn-zoo check-data {folder} lists all")
 
 
 def test_two_pictures_of_one_name(folder):
@@ -125,7 +125,7 @@ def test_two_pictures_of_one_name(folder):
 
 def test_labels_that_are_no_png(folder):
     Image.open(folder / "train/labels/p1.png").convert("L").save(folder / "train/labels/p1.jpg")
-    with pytest.raises(DataError, match="no PNG: p1.jpg"):
+    with pytest.raises(DataError, match="p1.jpg: only PNG keeps"):
         open_dataset(folder, "train")
     (folder / "train/labels/p1.jpg").rename(folder / "train/labels/p1.png")
     with pytest.raises(DataError, match="p1.png is a JPEG"):
@@ -147,7 +147,7 @@ def test_number_of_classes(folder):
 
 def test_sizes_must_agree(folder):
     save_labels(folder / "train/labels/p1.png", np.zeros((5, 7)))
-    with pytest.raises(DataError, match="labels/p1.png is 7x5, .*images/p1.png is 16x12$"):
+    with pytest.raises(DataError, match="7x5 in .*labels/p1.png, 16x12 in .*images/p1.png$"):
         open_dataset(folder, "train").sample(1)
     save_labels(folder / "train/labels/p1.png", np.zeros(SIZE[::-1]))
     with pytest.raises(DataError, match="EXIF"):
@@ -190,32 +190,28 @@ def test_pairs_in_subfolders_are_named_by_them(folder):
     assert [data.sample(i).name for i in range(3)] == ["aachen/deep/p0", "aachen/p0", "p0"]
     assert data.files(1)[1] == folder / "train/labels/aachen/p0.png"
     (folder / "train/labels/aachen/p0.png").rename(folder / "train/labels/p9.png")
-    with pytest.raises(DataError, match="1 pictures without label: aachen/p0.png; 1 labels without picture: p9.png$"):
+    with pytest.raises(DataError, match="train/images/aachen/p0.png has no labels/aachen/p0.png; 1 other"):
         open_dataset(folder, "train")
-    (folder / "train/labels/p9.png").rename(folder / "train/labels/aachen/P0.png")
-    if not (folder / "train/labels/aachen/p0.png").exists():
-        with pytest.raises(DataError, match="aachen/P0 differs from aachen/p0 in upper and lower case"):
-            open_dataset(folder, "train")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
 def test_what_was_meant_to_be_there_is_refused_and_the_rest_is_said(folder, caplog):
     (folder / "train/images/x.png").symlink_to("gone.png")
     (folder / "train/labels/x.png").symlink_to("gone.png")
-    with pytest.raises(DataError, match=r"train: dead link \(2\): images/x.png -> gone.png, labels/x.png -> gone.png$"):
+    with pytest.raises(DataError, match=r"images/x.png: a link to gone.png, which is not there \(dead link: 1 more\)$"):
         open_dataset(folder, "train")
     for part in ("images", "labels"):
         (folder / "train" / part / "x.png").unlink()
     (folder / "train/images/x.heic").touch()
     (folder / "train/images/again").symlink_to(".")
     assert len(open_dataset(folder, "train")) == 3
-    text = "link to a folder above it (1): images/again; another ending (1 .heic): images/x.heic"
-    assert caplog.messages == [f"{folder}/train: not used: {text}"]
+    images = f"{folder}/train/images"
+    assert caplog.messages == [f"{images}/x.heic: another ending (.heic)"]
     os.mkfifo(folder / "val/images/pipe.png")
-    with pytest.raises(DataError, match="no regular file .*pipe.png"):
+    with pytest.raises(DataError, match="pipe.png: no regular file"):
         open_dataset(folder, "val")
     (folder / "train/images/p0.png").rename(folder / "train/images/p0.psd")
-    with pytest.raises(DataError, match=r"labels without picture: p0.png; .*images/p0.psd: another ending \(.psd\)"):
+    with pytest.raises(DataError, match="train/labels/p0.png has no images/p0"):
         open_dataset(folder, "train")
 
 
@@ -226,11 +222,6 @@ def test_the_classes_of_another_table_are_taken_and_said(folder, caplog):
     assert open_dataset(folder, "train", table=table).labels is table
     assert caplog.messages == [f"{folder} has no classes.json: its classes are taken to be the 3 of the model"]
     assert open_dataset(folder, "train", num_classes=4, table=table).labels == LabelMap.default(4)
-    (folder / "Classes.json.txt").touch()
-    with pytest.raises(
-        DataError, match=r"train: num_classes=N, check-data: --num-classes N\); is Classes.json.txt meant"
-    ):
-        open_dataset(folder, "train")
 
 
 # ------------------------------------------------------------------ single files

@@ -61,6 +61,9 @@ def test_revision_licence_names_and_offline(tmp_path: Path) -> None:
             revisions.append(done.oid)
         online = home | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_mine"}
         new, old = read("hf:me/streets", **online), read(f"hf:me/streets@{revisions[0]}", **online)
+        elsewhere = online | {"HF_HOME": str(tmp_path / "streamed")}
+        assert read(f"hf:me/streets@{revisions[0]}?streaming=true&rows=2", **elsewhere) == old
+    assert not [file for file in (tmp_path / "streamed").rglob("*") if file.suffix in (".parquet", ".arrow")]
     facts = {"revision": revisions[1], "license": "cc0-1.0"}
     assert new == [f"hf:me/streets@{revisions[1][:12]}", facts, ["road", "car"], 2, 96]
     assert old[1]["revision"] == revisions[0] and old[4] == 0

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fapn_zoo.data.scenes import CLASSES, PALETTE, generate_scene
 from fapn_zoo.tasks.result import Result
@@ -26,7 +27,7 @@ def picture() -> ModuleType:
     return module
 
 
-def test_the_sheet_marks_where_only_one_is_right(picture: ModuleType) -> None:
+def test_the_sheet_marks_where_only_one_is_right(picture: ModuleType, tmp_path: Path) -> None:
     scene = generate_scene(3)
     off = scene.semantic.copy()
     off[200:344, 250:442] = (off[200:344, 250:442] + 1) % len(CLASSES)
@@ -37,7 +38,8 @@ def test_the_sheet_marks_where_only_one_is_right(picture: ModuleType) -> None:
     assert picture.wrong(results["FPN"], scene.semantic).sum() == (off != scene.semantic).sum()
     assert not picture.wrong(results["FaPN"], scene.semantic).any()
     maps = np.random.default_rng(0).normal(size=(2, 8, 90, 120)).astype(np.float32)
-    sheet = np.asarray(picture.draw(results, scene.semantic, Level(0, 4, *maps)))
+    picture.draw(results, scene.semantic, Level(0, 4, *maps), tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert (sheet == picture.SECOND).all(2).any() and not (sheet == picture.FIRST).all(2).any()
 
 

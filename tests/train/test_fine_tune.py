@@ -56,7 +56,7 @@ def test_weights_of_classes_are_counted(tiny: Settings, pictures: Path):
     with pytest.raises(ValueError, match="class_weights is for per-pixel heads"):
         train(tiny.replace(class_weights="auto", model="maskformer_fpn", model_args={}, out=tiny.out + "2"))
     assert parse_overrides(["class_weights=auto"]).class_weights == "auto"
-    with pytest.raises(ValueError, match="class_weights='automatic' is not of type"):
+    with pytest.raises(ValueError, match="class_weights must be of type"):
         parse_overrides(["class_weights=automatic"])
     with pytest.raises(ValueError, match="class_weights must be of type"):
         Settings(class_weights="some")

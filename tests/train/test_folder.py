@@ -171,8 +171,7 @@ def test_of_two_trainings_at_once_the_second_touches_nothing(short: Settings, mo
     try:
         assert inside.wait(60)
         for way in ({}, {"overwrite": True}, {"resume": "auto"}, {"steps": 5, "overwrite": True}):
-            found = refused(short.replace(**way), "is in use by another training")
-            assert f"(process {os.getpid()} on " in found
+            refused(short.replace(**way), "is in use by another training")
     finally:
         go_on.set()
         first.join()
@@ -183,7 +182,7 @@ def test_several_processes_are_refused_together(short: Settings, start):
     with claimed(Path(short.out), "training"):
         group = start(short, processes=2)
         errors = group.communicate(timeout=120)[1]
-        assert group.returncode != 0 and f"is in use by another training (process {os.getpid()} on" in errors
+        assert group.returncode != 0 and "is in use by another training" in errors
         assert [path.name for path in Path(short.out).iterdir()] == [".lock"]
 
 

@@ -42,6 +42,8 @@ class HubDataset:
         """Errors are those of `load_rows` and of the kind."""
         rows = load_rows(name, split)
         kind = HubMaps
+        if "objects" in rows.columns and rows.name.streams:
+            raise DataError(f"{rows.title}: objects are looked through before a training; leave out streaming")
         if "objects" in rows.columns:
             kind = HubObjects
         elif "segments_info" in rows.columns:
@@ -74,6 +76,8 @@ class HubMaps:
         hint = f"; class {void[0]!r} is trained like any other, a classes.json could ignore it" if void else ""
         license = f", licence {rows.facts['license']}" if "license" in rows.facts else ""
         told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}{hint}"
+        if block := self.block:
+            told += f"; they are streamed, and shuffled in a buffer of {block} rows"
         self.unused = (told, *rows.remarks)
 
     def _labels(self) -> LabelMap:
@@ -94,6 +98,11 @@ class HubMaps:
     def _wanted(self) -> str:
         way = "Write a file and add ?classes=FILE"
         return wanted(self.name, len(self), lambda i, rgb: read_stored(*self._mask(i, rgb)), way)
+
+    @property
+    def block(self) -> int:
+        """Rows that are shuffled together, where they come as a stream; 0 where any can be had at once."""
+        return getattr(self.rows.table, "buffer", 0)
 
     def __len__(self) -> int:
         return len(self.rows.table)

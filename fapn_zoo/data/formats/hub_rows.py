@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from torch import Tensor
 
+from fapn_zoo.data.formats.hub_stream import StreamedRows, streamed
 from fapn_zoo.data.images import load_image
 from fapn_zoo.data.opening import ImageError, opened, orientation, upright_size
 from fapn_zoo.data.reading_rules import Reading, read_rules
@@ -23,7 +24,7 @@ from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
 GRAMMAR = "hf:OWNER/NAME[@REVISION][:CONFIG] or hf:PATH, then perhaps ?image=COLUMN&mask=COLUMN&classes=FILE"
-OPTIONS = ("image", "mask", "objects", "classes", "boxes")
+OPTIONS = ("image", "mask", "objects", "classes", "boxes", "streaming", "rows", "buffer")
 IMAGES = ("image", "pixel_values", "original_image")
 MASKS = ("label", "annotation", "mask", "masks", "labels", "segmentation")
 SPLITS = {"train": ("train", "training"), "val": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
@@ -57,6 +58,14 @@ class Name:
     @property
     def local(self) -> bool:
         return Path(self.place).exists()
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows are read as they are needed, and not kept."""
+        said = self.options.get("streaming", "false")
+        if said not in ("true", "false"):
+            raise DataError(f"hf:{self.place}: streaming={said!r}; expected true or false")
+        return said == "true"
 
 
 @dataclass
@@ -145,10 +154,12 @@ def _load(name: Name) -> tuple[Mapping[str, Any], dict[str, str]]:
     if name.local and Path(place).is_file():
         place, files = Path(place).suffix.removeprefix("."), name.place
     try:
-        found = datasets.load_dataset(place, name.config, data_files=files, **options)
+        found = datasets.load_dataset(place, name.config, data_files=files, streaming=name.streams, **options)
     except Exception as error:  # of many libraries: the Hub's, pyarrow's, those of the data set's own format
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"hf:{name.place} cannot be opened by the library datasets: {reason}") from error
+    if name.streams:
+        return streamed(found, name.options, f"hf:{name.place}"), facts
     if not name.local:
         _check_commit(name, found, facts.get("revision"))
     return found, facts
@@ -285,9 +296,11 @@ def _undecoded(table: Any, columns: list[str]) -> Any:
 
 
 def _digest(table: Any) -> str:
-    """Of names, kinds and contents, the first 256 MiB of them."""
+    """Of names, kinds and contents, the first 256 MiB of them; of a stream of its number and kinds alone."""
     digest, left = hashlib.sha256(f"{len(table)} {table.features}".encode()), 1 << 28
     indices = getattr(table, "_indices", None)
+    if isinstance(table, StreamedRows):
+        return digest.hexdigest()[:12]
     tables = [table.data] if indices is None else [table.data, indices]
     for one in tables:
         for column in one.columns:

@@ -1,7 +1,7 @@
 """Boxes (..., 4) as x1, y1, x2, y2 in pixels, right and lower edge outside: anchors, coding, clipping, pooling.
 
-What they are made with is FACTS section 3 (RPN + box head). Suppression and overlap are torchvision's `batched_nms`
-and `box_iou`.
+What they are made with is FACTS section 3 (RPN + box head). Suppression, overlap and clipping are torchvision's
+`batched_nms`, `box_iou` and `clip_boxes_to_image`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from fapn_zoo.runtime.compilers import numba_works
-from fapn_zoo.runtime.workers import WORKERS
+from fapn_zoo.runtime.workers import run_workers
 
 LARGEST_LOG = math.log(1000 / 16)  # of a side over that of its reference: what is learned early must not overflow
 PIXELS = 2**24  # of masks that are numbers at one time: 64 MiB
@@ -61,14 +61,6 @@ def _centred(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = x2 - x1, y2 - y1
     return x1 + 0.5 * w, y1 + 0.5 * h, w, h
-
-
-def clip(boxes: Tensor, size: Sequence[int] | Tensor) -> Tensor:
-    """Boxes inside an image of `size` (height, width); those outside of it become empty."""
-    height, width = (float(side) for side in size)
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    sides = x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)
-    return torch.stack(sides, dim=-1)
 
 
 def not_empty(boxes: Tensor) -> Tensor:
@@ -160,5 +152,5 @@ def _by_kernels(levels: Sequence[Level], images: Tensor, boxes: Tensor, side: in
         def work(worker: int, maps: np.ndarray = maps, scale: float = scale, rows: Tensor = rows) -> None:
             kernels.pool(maps, *shared, np.float32(scale), rows[worker::threads].contiguous().numpy(), out.numpy())
 
-        WORKERS.run(work, threads)
+        run_workers(work, threads)
     return out

@@ -1,4 +1,4 @@
-"""Predictions as a folder that `datasets.load_dataset` reads and the Hub shows: pictures, masks and metadata.jsonl."""
+"""Predictions as pictures and masks: in our own layout, and as `datasets.load_dataset` reads and the Hub shows them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ BOX = {"list": "float64"}
 RUNS = [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]
 
 
+class LabelFolder(FolderWriter):
+    """`train/images/x.jpg` with `train/labels/x.png`, whose pixels are class ids, in the colours of the classes."""
+
+    tasks = frozenset({"semantic", "panoptic"})
+    pictures = f"{SPLIT}/images"
+
+    def _add(self, index: int, picture: Path, result: Result) -> None:
+        file = self.folder / SPLIT / "labels" / f"{picture.stem}.png"
+        make_folder(file.parent)
+        save_image(result.label_image(), file)
+
+
 class ImageFolder(FolderWriter):
     """`train/metadata.jsonl` with a row per picture, `id2label.json`, and the columns' types in the readme.
 
@@ -27,6 +39,7 @@ class ImageFolder(FolderWriter):
     height], `area`, `category` and `score`, and where there are masks `segmentation`, COCO's run lengths.
     """
 
+    tasks = FolderWriter.tasks | {"semantic"}
     pictures = f"{SPLIT}/images"
 
     def __init__(self, *args: Any) -> None:

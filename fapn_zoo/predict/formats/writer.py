@@ -41,6 +41,7 @@ class FolderWriter(ABC):
         ValueError: there is a folder already, of something else. OSError: nothing can be written there.
     """
 
+    tasks = frozenset({"panoptic", "instance", "detection"})  # whose results have a place in it
     pictures = f"images/{SPLIT}"  # where they lie
     more: Mapping[str, Any] = {}  # of classes.json
 
@@ -83,6 +84,7 @@ class FolderWriter(ABC):
         """Ends the data set; `data` are classes and colours of the model of this name."""
         write_text(self.folder / README, f"{self._end(model, data)}{WORDS} {model}\n")
         known = {"names": list(data.labels), "palette": [list(colour) for colour in data.palette], **self.more}
+        known["ignore_index"] = data.ignore_index
         known |= {"exif": "ignore"} if not self._reading.turns else {}
         known |= {"white_level": self._reading.white_level} if self._reading.white_level else {}
         write_json(self.folder / "classes.json", known)

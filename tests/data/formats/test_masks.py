@@ -14,11 +14,14 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from fapn_zoo import create_model
 from fapn_zoo.data import DataError, open_dataset
 from fapn_zoo.data.check import check_data
 from fapn_zoo.data.formats.masks import MaskPairs
 from fapn_zoo.data.formats.official import OfficialMasks
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.train.loop import train
+from fapn_zoo.train.settings import Settings
 from fapn_zoo.zoo.labels import label_set
 
 pytestmark = pytest.mark.unit
@@ -297,7 +300,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: (r / "masks/0.png").unlink(),
         "1 of 6 pictures have no mask, such as images/0.png, whose mask would be",
     ),
-    "another size": (lambda r: write(r / "masks/0.png", ids(0)[:5]), "sizes differ: .*0.png is 9x5, .*0.png is 9x12"),
+    "another size": (lambda r: write(r / "masks/0.png", ids(0)[:5]), "sizes differ: 9x5 in .*0.png, 9x12 in .*0.png"),
     "an id too high": (lambda r: write(r / "masks/0.png", ids(0) + 1), r"class ids out of range: 3 \("),
     "an empty mask": (lambda r: (r / "masks/0.png").write_bytes(b""), "cannot read label file .*0.png"),
     "a truncated mask": (
@@ -482,3 +485,14 @@ def test_folders_of_voc_with_other_classes_are_not_vocs(tmp_path: Path):
         open_dataset(tmp_path / "set", "train")
     (tmp_path / "set/classes.json").write_text('{"names": ["a", "b"], "values": [0, 20], "ignored_values": [255]}')
     assert np.unique(open_dataset(tmp_path / "set", "train").sample(0).labels).tolist() == [0, 1, 255]
+
+
+def test_a_training_tells_its_classes_and_keeps_their_values(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = folder(tmp_path / "s", {"images/{}.png": "masks/{}.png"}, lambda v: v + 7, values=[7, 8, 9])
+    settings = {"backbone": "resnet10t.c3_in1k", "model_args": {"neck_out_channels": 64}, "pretrained": False}
+    settings |= {"steps": 2, "batch_size": 2, "crop": (64, 64), "out": str(tmp_path / "run"), "workers": 0}
+    with caplog.at_level("INFO"):
+        train(Settings(model="perpixel_fpn", data=str(root), **settings))
+    assert re.search(r"classes and their share of the pixels: 0 sky \d\d\.\d%, 1 road .*, 2 car", caplog.text)
+    data = create_model(f"local-dir:{tmp_path}/run/model").data
+    assert data.values == ((7,), (8,), (9,)) and data.labels == NAMES

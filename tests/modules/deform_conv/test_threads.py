@@ -59,7 +59,7 @@ def test_workers(monkeypatch: pytest.MonkeyPatch, openmp: bool) -> None:
             raise KeyError("from a worker")
 
     with pytest.raises(KeyError, match="from a worker"):
-        workers.WORKERS.run(meet, 3)
+        workers.run_workers(meet, 3)
     assert {worker for worker, _ in others} == {0, 1, 2}
     found = {thread for _, thread in others}
     assert len(found) == 3 and (here in found) == openmp  # of OpenMP's threads, the caller is one
@@ -81,12 +81,11 @@ def test_an_interrupt_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_find_openmp", lambda: parallel)
     done = []
     with pytest.raises(KeyboardInterrupt):
-        workers.WORKERS.run(done.append, 2)
+        workers.run_workers(done.append, 2)
     assert done == [0, 1]
 
 
 def test_threads_that_cannot_start_are_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    pools = workers._Workers()
     submit, submitted = ThreadPoolExecutor.submit, []
 
     def submit_once(pool: ThreadPoolExecutor, *args: Any) -> Any:
@@ -98,14 +97,14 @@ def test_threads_that_cannot_start_are_an_error_not_a_wait(monkeypatch: pytest.M
     monkeypatch.setattr(workers, "_find_openmp", lambda: None)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_once)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        pools.run(int, 2)
+        workers.run_workers(int, 2)
     for thread in submitted[0]._threads:
         thread.join(timeout=60)
         assert not thread.is_alive()
     monkeypatch.undo()
     monkeypatch.setattr(workers, "_find_openmp", lambda: None)
     done = []
-    pools.run(done.append, 2)
+    workers.run_workers(done.append, 2)
     assert sorted(done) == [0, 1]
 
 

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import clip_boxes_to_image
 
 from fapn_zoo.modules.layers import boxes as module
-from fapn_zoo.modules.layers.boxes import anchors, clip, decode, encode, levels_of, not_empty, pool_boxes
+from fapn_zoo.modules.layers.boxes import anchors, decode, encode, levels_of, not_empty, pool_boxes
 
 pytestmark = pytest.mark.unit
 
@@ -46,7 +47,7 @@ def test_anchors():
 
 def test_clipping_empties_what_is_outside():
     boxes = torch.tensor([[-5.0, -5.0, 5.0, 5.0], [90.0, 10.0, 120.0, 20.0], [101.0, 0.0, 110.0, 10.0]])
-    found = clip(boxes, (50, 100))
+    found = clip_boxes_to_image(boxes, (50, 100))
     assert found.tolist() == [[0, 0, 5, 5], [90, 10, 100, 20], [100, 0, 100, 10]]
     assert not_empty(found).tolist() == [True, True, False]
 

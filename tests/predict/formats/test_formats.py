@@ -24,7 +24,7 @@ from fapn_zoo.tasks.result import Result
 
 pytestmark = pytest.mark.unit
 SIZE = (64, 96)
-READ = sorted(FORMATS.keys() - {"imagefolder"})
+READ = sorted(FORMATS.keys() - {"imagefolder", "folder"})
 
 
 @pytest.fixture
@@ -93,6 +93,37 @@ def test_classes_and_segments_read_back(name: str, tmp_path: Path):
         assert all(np.array_equal(found[k], result.segment_map == k + 1) for k in range(len(found)))
 
 
+@pytest.mark.parametrize("name", ["folder", "imagefolder"])
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_masks_read_back(name: str, task: str, tmp_path: Path):
+    truth = Painted(open_dataset("scenes:3@96x128", "test", ("segments",)))
+    for n, file in enumerate(("a b.PNG", "one/ä.png", "two/ä.png")):
+        (tmp_path / "in" / file).parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(truth.sample(n).image.permute(1, 2, 0).numpy()).save(tmp_path / "in" / file)
+    model, places = Oracle(), [tmp_path / "in", tmp_path / "in/one", tmp_path / "in/two"]
+    summary = predict_files(model, places, tmp_path / "out", task, formats=[name], progress=False)
+    source = tmp_path / "out" / name
+    needs = ("segments",) if task == "panoptic" and name == "imagefolder" else ("labels",)
+    data = open_dataset(source if name == "folder" else f"hf:{source}", "train", needs)
+    assert data.labels.names == model.data.labels and len(data) + (name != "folder") >= 3
+    results = {r.image.tobytes(): r for r in predict(model, [e["input"] for e in summary["images"]], task)}
+    for n in range(len(data)):
+        sample = data.sample(n)
+        result = results[sample.image.permute(1, 2, 0).numpy().tobytes()]
+        assert np.array_equal(sample.labels, result.labels)
+        if needs == ("segments",):
+            assert np.array_equal(sample.objects.ids, result.segment_map)
+            assert sample.objects.classes.tolist() == [s["category_id"] for s in result.segments]
+
+
+def test_results_without_a_place_are_refused(pictures: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="'yolo' has no place for semantic results; those of semantic are folder, ima"):
+        predict_files(BrightSquare(), pictures, tmp_path / "out", formats=["yolo"], progress=False)
+    with pytest.raises(ValueError, match="'folder' has no place for detection results; .* coco, imagefolder, labelme"):
+        predict_files(known_model(), pictures, tmp_path / "out", formats=["folder"], progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def model_result(model: nn.Module, path: Path) -> Result:
     return predict(model, path, task="panoptic")
 
@@ -134,7 +165,7 @@ def test_a_folder_of_the_hub_has_pictures_masks_and_names(task: str, pictures: P
 
 def test_nothing_is_left_half_and_nothing_else_replaced(pictures: Path, tmp_path: Path):
     made, out = known_model(), tmp_path / "out"
-    with pytest.raises(ValueError, match="unknown format 'yollo'; expected one of coco, imagefolder"):
+    with pytest.raises(ValueError, match="unknown format 'yollo'; expected one of coco, folder, imagefolder"):
         predict_files(made, pictures, out, formats=["yollo"], progress=False)
     (out / "yolo").mkdir(parents=True)
     (out / "yolo" / "mine.txt").write_text("x")

@@ -23,7 +23,7 @@ from fapn_zoo.modules.deform_conv.cpu.plan import (
 )
 from fapn_zoo.modules.deform_conv.geometry import Geometry, Pairs
 from fapn_zoo.modules.layers.conv import is_channels_last, memory_format
-from fapn_zoo.runtime.workers import WORKERS
+from fapn_zoo.runtime.workers import run_workers
 
 
 def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -97,8 +97,8 @@ def forward(
 
     # Each tile is computed the same whoever takes it: results do not depend on the number of threads.
     threads = min(torch.get_num_threads(), geo.batch * -(-geo.pixels // plan.tile))
-    WORKERS.run(prepare, threads)
-    WORKERS.run(work, threads)
+    run_workers(prepare, threads)
+    run_workers(work, threads)
     return output.to(wanted)
 
 
@@ -158,7 +158,7 @@ class _Backward:
                     totals[worker][block] = np.zeros(size, self.grad.dtype)
                 self._item(block, image, totals[worker][block].reshape(-1), memory)
 
-        WORKERS.run(work, count)
+        run_workers(work, count)
         if self.grad_weight.numel():
             self._gather_weight(totals)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from fapn_zoo.modules.layers.boxes import all_finite, clip, decode
+from fapn_zoo.modules.layers.boxes import all_finite, decode
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # deltas are learned this much larger than they are
 
@@ -71,7 +71,7 @@ class BoxBranch(nn.Module):
             broken = scores.new_full((1, 5), torch.nan)
             return broken[:, :4], broken[:, 4], torch.zeros(1, dtype=torch.int64, device=scores.device)
         rows, classes = torch.nonzero(scores > self.score, as_tuple=True)
-        boxes, scores = clip(boxes[rows, classes], size), scores[rows, classes]
+        boxes, scores = clip_boxes_to_image(boxes[rows, classes], size), scores[rows, classes]
         kept = batched_nms(boxes, scores, classes, self.nms)[: self.most]
         return boxes[kept], scores[kept], classes[kept]
 

@@ -6,17 +6,19 @@ What it computes is described in FACTS section 3, "PointRend instance". M boxes,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from fapn_zoo.modules.heads.outputs import ClassRows, Compared, Targets
 from fapn_zoo.modules.heads.pointrend import PointHead
 from fapn_zoo.modules.heads.rcnn.branches import BOX_WEIGHTS
 from fapn_zoo.modules.heads.rcnn.head import STRIDE, FasterRCNNHead, OnObjects, check_masks
-from fapn_zoo.modules.layers.boxes import clip, decode, masks_in_boxes
+from fapn_zoo.modules.layers.boxes import decode, masks_in_boxes
 from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.points import (
     masks_at,
@@ -182,8 +184,8 @@ class PointRendRCNNHead(FasterRCNNHead):
         check_masks(targets)
         fine, parts = pyramid[0], [len(boxes) for boxes in found.boxes]
         extent = [STRIDE * side for side in fine.shape[-2:]]
-        pairs = zip(found.deltas, found.boxes, strict=True)
-        boxes = [clip(decode(deltas.detach(), regions, BOX_WEIGHTS), extent) for deltas, regions in pairs]
+        moved = map(partial(decode, weights=BOX_WEIGHTS), (d.detach() for d in found.deltas), found.boxes)
+        boxes = [clip_boxes_to_image(each, extent) for each in moved]
         coarse, classes = self.mask.coarse(fine, boxes), torch.cat(found.classes)
         own = coarse[torch.arange(len(classes), device=classes.device), classes]
         seeds = seeds_or_new(targets.seeds, len(fine), fine.device)

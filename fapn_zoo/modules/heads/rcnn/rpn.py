@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from fapn_zoo.modules.heads.outputs import Compared
 from fapn_zoo.modules.heads.rcnn.sampling import draw, kinds_of_anchors
-from fapn_zoo.modules.layers.boxes import all_finite, anchors, clip, decode, encode, not_empty
+from fapn_zoo.modules.layers.boxes import all_finite, anchors, decode, encode, not_empty
 from fapn_zoo.modules.layers.conv import Maps
 from fapn_zoo.modules.layers.random import drawn_bits
 
@@ -148,7 +148,7 @@ class RegionProposals(nn.Module):
             numbers.append(rows + first)
             first += len(score)
         found, logits, level_of, numbers = (
-            clip(torch.cat(boxes), size), torch.cat(logits), torch.cat(level_of), torch.cat(numbers)
+            clip_boxes_to_image(torch.cat(boxes), size), torch.cat(logits), torch.cat(level_of), torch.cat(numbers)
         )  # fmt: skip
         rows = torch.nonzero(not_empty(found))[:, 0]
         kept = rows[batched_nms(found[rows], logits[rows], level_of[rows], self.nms)[:after]]
