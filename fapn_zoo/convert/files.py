@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -39,7 +38,7 @@ def convert(source: str | Path, out: str | Path, model: str | None = None) -> Co
 
     Args:
         source: the file.
-        model: name of the model, with or without a tag; None finds it by the file's name, else by its tensors.
+        model: name of the model, with or without a tag; None finds that of a released file by its name or md5.
 
     Raises:
         FileNotFoundError, ValueError: the file cannot be converted, see `convert_file`, or its model is not found.
@@ -51,7 +50,7 @@ def convert(source: str | Path, out: str | Path, model: str | None = None) -> Co
         spec, tag = get_spec(model)
         weights = spec.weights[tag] if tag else None
     else:
-        spec, weights = _by_name(path) or find_model(path, read_checkpoint(path))
+        spec, weights = _by_name(path) or _by_md5(path)
     return _write(path, spec, Path(out), weights)
 
 
@@ -73,27 +72,6 @@ def convert_file(path: str | Path, spec: ModelSpec, out: str | Path, *, weights:
     return _write(Path(path), spec, Path(out), weights, checked=weights is not None).folder
 
 
-def find_model(path: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, WeightsSpec]:
-    """The one model with official weights that has the tensors of a checkpoint.
-
-    Raises:
-        ValueError: none has, or several have; the message lists what was tried.
-    """
-    fitting, tried = [], []
-    for spec, weights in _official_models():
-        if spec.name not in tried:
-            tried.append(spec.name)
-            with contextlib.suppress(ValueError):
-                to_zoo(state, spec)
-                fitting.append((spec, weights))
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise ValueError(f"{path} fits {', '.join(spec.name for spec, _ in fitting)}: name the model (--model)")
-    words = f"no official model that is known by its file name, and its {len(state)} tensors are those of none"
-    raise ValueError(f"{path} is {words}; tried: {', '.join(tried)}; name the model (--model)")
-
-
 def _official_models() -> list[tuple[ModelSpec, WeightsSpec]]:
     specs = (get_spec(name)[0] for name in list_models())
     return [(spec, weights) for spec in specs for weights in spec.weights.values() if weights.source == "official"]
@@ -101,6 +79,16 @@ def _official_models() -> list[tuple[ModelSpec, WeightsSpec]]:
 
 def _by_name(path: Path) -> tuple[ModelSpec, WeightsSpec] | None:
     return next((found for found in _official_models() if path.name == found[1].location.rpartition("/")[2]), None)
+
+
+def _by_md5(path: Path) -> tuple[ModelSpec, WeightsSpec]:
+    """The model of a released file under another name. ValueError where it is none whose md5 is known."""
+    if path.is_file():
+        digest = file_digest(path, "md5")
+        for found in _official_models():
+            if found[1].md5_prefix and digest.startswith(found[1].md5_prefix):
+                return found
+    raise ValueError(f"{path} is no released file that is known by its name or md5; name the model (--model)")
 
 
 def _claims(path: Path, weights: WeightsSpec | None, known: Collection[WeightsSpec]) -> tuple[WeightsSpec | None, str]:

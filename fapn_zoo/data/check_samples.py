@@ -23,7 +23,6 @@ from fapn_zoo.data.supervision import SplitCounts
 from fapn_zoo.runtime.progress import bar
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}  # pixels up to which an object counts as such
-MOST = 100  # detections of one class in one image that average precision reads
 
 
 def check_samples(
@@ -76,7 +75,6 @@ class _Split:
         self.report, self.data, self.name, self.counts = report, data, name, counts
         self.areas: list[float] = []  # of objects that are no crowds, as they are scored
         self.empty = self.crowds = 0
-        self.single, self.all = np.zeros((2, data.labels.num_classes), np.int64)  # objects by class
 
     def check(self, progress: bool) -> None:
         in_files = isinstance(self.data, AnnotatedPictures) and len(self.data) and self.data.files(0)
@@ -92,13 +90,10 @@ class _Split:
         objects = f"{len(self.areas):,} objects ({sizes}), {self.crowds:,} crowds"
         text = f"{self.name}: {len(self.data):,} pictures, {self.empty:,} without objects; {objects}"
         self.report.facts.append(f"{text}; {' and '.join(sorted(self.data.holds))}")
-        file, names = getattr(self.data, "file", self.report.root), self.data.labels.names
-        if self.counts.unit == "pixel" and not self.single.any():
-            what = "all segments are crowds" if self.all.any() else "no segments at all"
+        if self.counts.unit == "pixel" and not self.areas:
+            what = "all segments are crowds" if self.crowds else "no segments at all"
+            file = getattr(self.data, "file", self.report.root)
             self.report.add("nothing to learn of objects", file, f"{self.name}: {what}")
-        crowds = [names[i] for i in self.data.labels.things if self.all[i] and not self.single[i]]
-        if crowds and self.single.any():
-            self.report.add("things that occur as crowds only", file, f"{self.name}: {', '.join(crowds)}", error=False)
 
     def _sample(self, index: int) -> None:
         """A sample of which no more is known than what it gives."""
@@ -116,15 +111,10 @@ class _Split:
             self.counts.add_labels(sample.labels, self.data.labels)
         if (objects := sample.objects) is None:
             return
-        by_class = [
-            np.bincount(classes, minlength=len(self.all))
-            for classes in (objects.classes[~objects.crowd], objects.classes)
-        ]
-        self.single, self.all = self.single + by_class[0], self.all + by_class[1]
         self._add_areas(np.asarray(objects.areas)[~objects.crowd].tolist(), len(objects.classes))
         self.empty += not len(objects.classes)
         if self.counts.unit == "object":
-            self._count(np.append(by_class[0], 0), place)
+            self.counts.add(np.bincount(objects.classes[~objects.crowd], minlength=self.data.labels.num_classes + 1))
 
     def _labelled(self, index: int) -> None:
         """A picture and its label file, each of which is read whatever is wrong with the other."""
@@ -138,12 +128,6 @@ class _Split:
         except DataError as error:
             kind = "unreadable file" if isinstance(error, UnreadableFile) else "bad file"
             self.report.add(kind, labels, error)
-
-    def _count(self, row: np.ndarray, path: Path) -> None:
-        self.counts.add(row)
-        if row.max() > MOST:
-            text = f"{path} has {row.max()} objects of one class; AP reads {MOST} detections of a class in an image"
-            self.report.add("very many objects", path, text, error=False)
 
     def _picture(self, index: int, path: Path, sample: Sample | None = None) -> tuple[int, int] | None:
         """The picture file of a sample, or the picture that it has instead; (height, width) where it can be read."""
@@ -170,7 +154,7 @@ class _Split:
     def _annotated(self, index: int) -> None:
         """A picture and the entries of its objects."""
         picture = self.data.pictures[index]
-        self._count(self.data.listed(index), picture.path)
+        self.counts.add(self.data.listed(index))
         self.empty += not picture.objects
         self._picture(index, picture.path)
         with contextlib.suppress(UnreadableFile):  # said already

@@ -1,8 +1,7 @@
 """What a data set is made of, so that a run that goes on can tell whether it is still the same.
 
 Names are relative to the data set's folder: it may be moved, or named by another path. Contents are compared where
-reading them all is cheap, else those of the labels alone, else none; a file whose contents are not read is known by its
-time of change.
+reading them all is cheap, else the files' times of change.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from fapn_zoo.zoo.spec import FROM_DATA
 
 CHEAP = 1 << 28  # bytes: a quarter of a second from memory, some seconds from a disk
 LISTED = 5000  # files of which each is remembered; of more there is one digest, so that a run's folder stays small
-READ = ("all", "labels", "none")  # whose contents were read
-KINDS = {"all": "contents", "labels": "contents of labels, times of images", "none": "times"}
+KINDS = {"all": "contents", "none": "times"}  # by what files are compared
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Fingerprint:
     Attributes:
         classes: what the labels mean, but for their colours, and by what rules pictures are read.
         sources: generated parts, by what generates them: "scenes:40 train".
-        read: one of `READ`.
+        read: a key of `KINDS`.
         count: of files. digest: of their names, sizes, and contents or times.
         files: name -> size and contents or time, for at most `LISTED` files; else empty.
     """
@@ -49,17 +47,13 @@ class Fingerprint:
     def of(cls, dataset: Any, read: str | None = None) -> Fingerprint:
         """Looks at all files of a `Dataset`; `read` asks for a way that was taken before, None takes what is cheap."""
         sources = tuple(f"{p.name} {getattr(p, 'split', len(p))}" for p in _parts(dataset) if not _has_files(p))
-        found = {name: (path, label) for name, path, label in _files(dataset)}
-        facts = {name: _stat(path) for name, (path, _) in found.items()}
-        if read not in READ:
-            labels = sum(facts[name][0] for name, (_, label) in found.items() if label)
-            read = (
-                "all" if sum(size for size, _ in facts.values()) <= CHEAP else "labels" if labels <= CHEAP else "none"
-            )
-        files = {}
-        for name, (path, label) in sorted(found.items()):
-            size, time = facts[name]
-            files[name] = f"{size} {_contents(path) if read == 'all' or (label and read == 'labels') else time}"
+        paths = dict(sorted(_files(dataset)))
+        facts = {name: _stat(path) for name, path in paths.items()}
+        if read not in KINDS:
+            read = "all" if sum(size for size, _ in facts.values()) <= CHEAP else "none"
+        files = {
+            name: f"{size} {_contents(paths[name]) if read == 'all' else time}" for name, (size, time) in facts.items()
+        }
         known = dataclasses.asdict(dataset.labels)
         classes = {k: v for k, v in known.items() if k != "palette" and (v or k not in FROM_DATA)}
         rules = reading_of(dataset)
@@ -81,7 +75,7 @@ class Fingerprint:
         try:
             known = cls(**values)
             kinds = {"classes": dict, "sources": list, "count": int, "digest": str, "files": dict}
-            if known.read in READ and all(isinstance(getattr(known, name), kind) for name, kind in kinds.items()):
+            if known.read in KINDS and all(isinstance(getattr(known, name), kind) for name, kind in kinds.items()):
                 return dataclasses.replace(known, sources=tuple(known.sources))
         except TypeError:
             pass
@@ -134,15 +128,15 @@ def _has_files(dataset: Any) -> bool:
     return len(dataset) > 0 and bool(dataset.files(0))
 
 
-def _files(dataset: Any) -> Iterator[tuple[str, Path, bool]]:
-    """(name, path, whether it is no image) of all files; of joined data sets the name begins with the number."""
+def _files(dataset: Any) -> Iterator[tuple[str, Path]]:
+    """(name, path) of all files; of joined data sets the name begins with the number."""
     parts = _parts(dataset)
     for number, part in enumerate(parts, 1):
         above = f"{getattr(part, 'root', '')}{os.sep}"
         for index in range(len(part)):
-            for place, path in enumerate(part.files(index)):
+            for path in part.files(index):
                 name = text.removeprefix(above) if (text := str(path)).startswith(above) else path.name
-                yield (f"{number}/{name}" if len(parts) > 1 else name), path, place > 0
+                yield (f"{number}/{name}" if len(parts) > 1 else name), path
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -206,10 +206,5 @@ def check_holds(dataset: Dataset, needs: Collection[str], what: str) -> None:
     missing = [word for word in ("labels", "segments", "masks", "boxes") if word in {*needs} - dataset.holds]
     if missing:
         missing = missing[: 1 + ("labels" in missing)]  # who has no segments is not told of masks
-        hint = "give a folder in COCO's panoptic format, or scenes:N"
-        if "boxes" in dataset.holds and "masks" in missing:
-            hint = "its objects have boxes alone, for task 'detection'; masks are its polygons or run lengths"
-        elif "boxes" in dataset.holds:
-            able = "'instance' and 'detection'" if "masks" in dataset.holds else "'detection'"
-            hint = f"it has objects, for task {able}; else {hint}"
-        raise ValueError(f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; {hint}")
+        held = ", ".join(word for word in ("labels", "segments", "masks", "boxes") if word in dataset.holds)
+        raise ValueError(f"{dataset.name} has no {' and no '.join(missing)}, which {what} needs; it has {held}")

@@ -35,6 +35,7 @@ def evaluate(
     resume: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     worst: int = 8,
+    drawn: int = 0,
     should_stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def evaluate(
         resume: a folder that keeps what is done (a few images at a time, written whole). If it holds a part of this
             very evaluation, the rest is done; the report is that of an uninterrupted run, with any number of processes.
         out: a folder to write everything to: report, plots (needs matplotlib), scores by image, and the `worst`
-            images of lowest score as pictures. See `fapn_zoo.evaluate.report`.
+            images of lowest score as pictures, and so many (`drawn`) of all, always the same. See
+            `fapn_zoo.evaluate.report`.
         should_stop: asked between images; once it says True in one process, all raise `Stopped`.
 
     Returns:
@@ -73,7 +75,7 @@ def evaluate(
     measured = measure(model, data, chosen, resume, should_stop=should_stop)
     report = make_report(measured, time.perf_counter() - started, seed, weights)
     if out is not None and measured.group.main:
-        write_folder(out, measured, report, worst)
+        write_folder(out, measured, report, worst, drawn)
     measured.group.wait()  # the main process may still be writing
     return report
 

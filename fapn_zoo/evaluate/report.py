@@ -43,7 +43,8 @@ def manner(report: dict[str, Any]) -> str:
     if report["flip"]:
         words.append("mirrored")
     if report["window"]:
-        words.append("windows {} x {} every {} x {}".format(*report["window"], *report["stride"]))
+        every = "every {} x {}".format(*report["stride"]) if any(report["stride"]) else "spread evenly"
+        words.append("windows {} x {} ".format(*report["window"]) + every)
     if report["amp"] != "no":
         words.append(report["amp"])
     if report["class_map"]:
@@ -132,7 +133,9 @@ def check_folder(out: str | os.PathLike, worst: int) -> None:
     fonts.check_named()
 
 
-def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, Any], worst: int) -> None:
+def write_folder(
+    out: str | os.PathLike, measured: Measured, report: dict[str, Any], worst: int, drawn: int = 0
+) -> None:
     """Writes the files named above to `out`; those of an earlier evaluation there are replaced."""
     out, scorer, columns = Path(out), measured.job.scorer, measured.job.task.columns
     write_json(out / "report.json", report)
@@ -148,14 +151,17 @@ def write_folder(out: str | os.PathLike, measured: Measured, report: dict[str, A
     score, label = next(iter(columns.by_class.items()))
     title = f"{report['model']}\n{report['data']}"
     plot_classes(report["classes"], score, label, report[columns.main], title, out / "classes.png")
-    for old in (out / "worst").glob("[0-9]*_*.png"):
-        old.unlink()
     scored = sorted((i for i in measured.images if i.score is not None), key=lambda i: (i.score, i.index))
-    for place, image in enumerate(scored[:worst], 1):
-        (out / "worst").mkdir(exist_ok=True)
-        plain_name = short_name(re.sub(r"[^\w.-]+", "_", image.name))
-        title = f"{image.name}: {columns.means[scorer.rank_by]} {image.score:.1%}"
-        _write_picture(measured, image.index, title, out / "worst" / f"{place:02d}_{plain_name}.png")
+    every = sorted(measured.images, key=lambda i: i.index)
+    spread = [every[place * len(every) // drawn] for place in range(min(drawn, len(every)))]
+    for folder, images in (("worst", scored[:worst]), ("pictures", spread)):
+        for old in (out / folder).glob("[0-9]*_*.png"):
+            old.unlink()
+        for place, image in enumerate(images, 1):
+            (out / folder).mkdir(exist_ok=True)
+            plain_name = short_name(re.sub(r"[^\w.-]+", "_", image.name))
+            score = "" if image.score is None else f": {columns.means[scorer.rank_by]} {image.score:.1%}"
+            _write_picture(measured, image.index, image.name + score, out / folder / f"{place:02d}_{plain_name}.png")
 
 
 def _write_picture(measured: Measured, index: int, title: str, path: Path) -> None:

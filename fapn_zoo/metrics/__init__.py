@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from fapn_zoo.data.reading import read_ids
 from fapn_zoo.metrics.boundary import BoundaryBands, BoundaryFScore, BoundaryIoU
 from fapn_zoo.metrics.detection import AveragePrecision
 from fapn_zoo.metrics.panoptic import PanopticQuality
 from fapn_zoo.metrics.semantic import ConfusionMatrix
 
-__all__ = [
-    "AveragePrecision",
-    "BoundaryBands",
-    "BoundaryFScore",
-    "BoundaryIoU",
-    "ConfusionMatrix",
-    "PanopticQuality",
-    "read_ids",
-]
+__all__ = ["AveragePrecision", "BoundaryBands", "BoundaryFScore", "BoundaryIoU", "ConfusionMatrix", "PanopticQuality"]

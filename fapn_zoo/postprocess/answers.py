@@ -46,22 +46,10 @@ class Packed(NamedTuple):
 
 
 class HardMasks:
-    """Masks of pixels, kept `Packed`; see `Masks`.
+    """Masks of pixels of an image of `size` (height, width); see `Masks`."""
 
-    Args:
-        masks: (M, H, W) bool, on any device.
-    """
-
-    def __init__(self, masks: Tensor) -> None:
-        self.size = tuple(masks.shape[1:])
-        self._masks = [Packed.of(mask) for mask in masks]
-
-    @classmethod
-    def joined(cls, masks: Sequence[Packed], size: tuple[int, int]) -> Self:
-        """Masks that are packed already, of an image of this size."""
-        found = cls(torch.zeros(0, *size, dtype=torch.bool))
-        found._masks = list(masks)
-        return found
+    def __init__(self, masks: Sequence[Packed], size: tuple[int, int]) -> None:
+        self._masks, self.size = masks, size
 
     def __len__(self) -> int:
         return len(self._masks)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import PanopticFCNOutput
 from fapn_zoo.postprocess.answers import ClassMap, Frame, HardMasks, Instances, Packed, Panoptic, Segment
-from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
 from fapn_zoo.postprocess.masks import rows_of
 from fapn_zoo.postprocess.merge import merge, stuff_classes
-from fapn_zoo.postprocess.semantic import check_cover
+from fapn_zoo.postprocess.semantic import Source, bands, check_cover, enlarged_rows
 from fapn_zoo.zoo.spec import DataSpec
 
 SMOOTHED = (3, 3, 3, 5, 5)  # pixels of a level that a centre's score is averaged over
@@ -59,7 +58,7 @@ def instances(
         if area:
             packed.append(pixels)
             segments.append(Segment(len(packed), things[int(thing)], True, float(score), area))
-    return Instances(HardMasks.joined(packed, frame.original), tuple(segments))
+    return Instances(HardMasks(packed, frame.original), tuple(segments))
 
 
 def panoptic(
@@ -79,7 +78,7 @@ def panoptic(
     rule = output.rule.but(thresholds)
     found = objects(output, thing_threshold)
     count = int((found.scores >= rule["score_threshold"]).sum())
-    masks = HardMasks.joined([_pixels(m, frame, output.stride)[0] for m in found.masks[:count]], frame.original)
+    masks = HardMasks([_pixels(m, frame, output.stride)[0] for m in found.masks[:count]], frame.original)
     things, stuff = _things(output, data), stuff_classes(data, output.regions[0].shape[1])
     classes = [things[place] for place in found.classes[:count].tolist()]
     semantic = stuff_map(output, frame, stuff_threshold)

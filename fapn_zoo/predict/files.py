@@ -17,7 +17,7 @@ from torch import nn
 from fapn_zoo.data.images import folder_images
 from fapn_zoo.data.listing import Unused, told
 from fapn_zoo.data.reading_rules import Reading
-from fapn_zoo.predict.formats import format_for
+from fapn_zoo.predict.formats import writers_for
 from fapn_zoo.predict.formats.writer import FolderWriter
 from fapn_zoo.predict.predict import named, predict_each
 from fapn_zoo.predict.run import device_and_type
@@ -70,7 +70,7 @@ def predict_files(
     inputs, skipped = expand_paths(paths, out_dir)
     stems = output_stems(inputs, out_dir)
     rules = Reading.of_model(named(model), options.get("white_level"), options.get("exif"))
-    writers: list[Any] = [format_for(name, task)(out_dir / name, inputs, stems, rules) for name in formats]
+    writers: list[Any] = writers_for(formats, task, named(model).labels, out_dir, inputs, stems, rules)
     writers += [CocoFile(coco, inputs, stems, out_dir)] if coco is not None else []
     summary = {"model": model.spec.name, "task": task, "tile": tile, "amp": amp, "complete": False, "seconds": 0.0}
     summary |= {"images": [], "failed": [], "skipped": _told(skipped)}
@@ -175,7 +175,7 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
 
     The plain name if it is free, else with the folder's name in front (b_x), else with a number behind (x_2).
     Names are compared without case, as some file systems do, and an output never falls on an input. Names that would
-    be too long for a file are cut.
+    be too long for a file are cut; they are one line of text without space around it, as lists of files need.
     """
     files = [Path(path) for path in inputs if not is_url(path)]
     real, own = map(os.path.realpath, files), (os.path.join(os.path.realpath(f.parent), f.name) for f in files)
@@ -183,7 +183,8 @@ def output_stems(inputs: Sequence[str | Path], out_dir: Path) -> list[str]:
     stems = []
     for path in inputs:
         file = Path(unquote(urlsplit(str(path)).path) if is_url(path) else path)
-        stem = short_name(file.stem) or "image"
+        line = " ".join(os.fsencode(file.stem).decode(errors="replace").splitlines()).strip()
+        stem = short_name(line) or "image"
         parent = os.path.basename(os.path.dirname(os.path.abspath(file)))
         numbered = (f"{stem}_{number}" for number in itertools.count(2))
         for candidate in itertools.chain([stem, short_name(f"{parent}_{stem}") if parent else stem], numbered):

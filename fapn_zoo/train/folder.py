@@ -24,7 +24,7 @@ SETTINGS, DATA, MODEL, CHECKPOINT = "settings.json", "data.json", "model", "chec
 # What a run writes, checkpoints aside: nothing else is ever taken away, wherever it lies.
 RUN_FILES = (
     *(f"{MODEL}/{name}" for name in (CONFIG, WEIGHTS, CARD)),
-    *("log.jsonl", "metrics.csv", "eval.json", FILE, DATA, SETTINGS),
+    *("log.jsonl", "metrics.csv", "eval.json", "evaluations", "progress.png", FILE, DATA, SETTINGS),
 )
 RESULTS = ("log.jsonl", "metrics.csv", "eval.json", CHECKPOINT, MODEL)  # what would be missed
 OTHERWISE = "overwrite=true or another out="

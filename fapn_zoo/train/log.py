@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ class RunLog:
     Args:
         step: up to which the run has come; what a killed run wrote down of later steps will be written again.
         since: "steps" and "sums" since the last line, which a checkpoint holds, too.
+        track: called with the values of each line and their step.
     """
 
-    def __init__(self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any]) -> None:
-        self.settings, self.main, self.since = settings, main, since
+    def __init__(
+        self, out: Path, settings: Settings, step: int, main: bool, since: dict[str, Any], track: Callable | None = None
+    ) -> None:
+        self.settings, self.main, self.since, self.track = settings, main, since, track
         self.path = out / "log.jsonl"
         if main:
             lines = read_text(self.path).splitlines() if self.path.is_file() else []
@@ -57,6 +61,8 @@ class RunLog:
         self.bar.set_postfix(shown, refresh=False)
         if self.main:
             append_line(self.path, json_text(line, self.path, indent=None))
+        if self.track:
+            self.track({name: value for name, value in line.items() if name != "step"}, step)
         self.since.update(steps=0, sums={})
         self._restart_clock()
 
@@ -90,6 +96,13 @@ def cut_rows(path: Path, step: int) -> None:
     kept = [row for row in rows if int(row[0]) <= step]
     if len(kept) < len(rows):
         write_text(path, read_text(path).splitlines()[0] + "\n" + as_csv(kept))
+
+
+def read_table(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Of every column of metrics.csv the (step, percent) that are defined."""
+    names = read_text(path).splitlines()[0].split(",")[1:] if path.is_file() else []
+    numbers = [(int(step), [float(v) if v else None for v in values]) for step, *values in _rows(path)]
+    return {n: [(step, 100 * v[i]) for step, v in numbers if v[i] is not None] for i, n in enumerate(names)}
 
 
 def read_scores(path: Path) -> dict[int, float | None]:

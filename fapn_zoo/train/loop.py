@@ -28,6 +28,8 @@ from fapn_zoo.train.memory import largest_micro_batch
 from fapn_zoo.train.run import Run, on_main
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.train.setup import prepare, train_mode
+from fapn_zoo.train.watching import check_tracker, start_tracker
+from fapn_zoo.visualize.plots import require_matplotlib
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,11 @@ def train(settings: Settings) -> Path:
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     device = torch.device("cpu" if on_cpu() or not torch.cuda.is_available() else "cuda")
     amp = resolve_amp(settings.amp, device, training=True)
-    accelerator = Accelerator(mixed_precision=amp, cpu=on_cpu())
+    check_tracker(settings.log_with)
+    if settings.eval_pictures:
+        require_matplotlib()  # now, not at the first evaluation
+    watched = {"log_with": settings.log_with, "project_dir": settings.out} if settings.log_with else {}
+    accelerator = Accelerator(mixed_precision=amp, cpu=on_cpu(), **watched)
     leave_at_exit()
     with contextlib.ExitStack() as claim:  # OUT is this run's until it ends, and until `begin` it is left as it is
         resumed = on_main(accelerator, lambda: claim.enter_context(claim_folder(settings)))
@@ -68,11 +74,14 @@ def _run(settings: Settings, accelerator: Accelerator, resumed: Path | None) -> 
             run.load(resumed)
         if settings.micro_batch == "auto" and not run.micro_batch:  # a run that goes on spreads batches as it did
             run.micro_batch = largest_micro_batch(run)
+        if settings.log_with:
+            start_tracker(accelerator, settings)
         with stop_signals() as run.stop:
             _loop(run)
             run.save()
             folder = run.finish()
             accelerator.wait_for_everyone()
+        accelerator.end_training()
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -90,7 +99,7 @@ def _loop(run: Run) -> None:
     batches = train_batches(stream, parts.collate, s.workers, run.accelerator.device.type == "cuda")
     if not s.workers:
         batches = in_background(batches)
-    log = RunLog(run.out, s, run.step, run.main, run.logged)
+    log = RunLog(run.out, s, run.step, run.main, run.logged, run.accelerator.log if s.log_with else None)
     with contextlib.closing(batches), contextlib.closing(log):
         if run.lacks_scores():
             run.evaluate()

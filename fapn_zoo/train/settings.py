@@ -21,6 +21,7 @@ from fapn_zoo.zoo.registry import nearest
 # more than rounding.
 FREE_ON_RESUME = frozenset(
     {"out", "resume", "overwrite", "log_every", "checkpoint_every", "eval_every", "eval_limit"}
+    | {"eval_pictures", "curves", "log_with"}
     | {"val_data", "val_split", "workers", "threads", "cache"}
 )
 BEFORE = {"offset_lr_mult": 1.0}  # what runs did before there was such a setting, where it is not the default
@@ -101,6 +102,9 @@ class Settings:
     eval_every: int = 0
     eval_limit: int = 0
     checkpoint_every: int = 500
+    eval_pictures: int = 0
+    curves: bool = True
+    log_with: str = ""
     log_every: int = 20
     out: str = "runs/train"
     resume: str = "no"

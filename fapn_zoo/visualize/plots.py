@@ -115,6 +115,27 @@ def plot_classes(
         axes.legend(loc="lower right")
 
 
+def plot_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> None:
+    """Curves over the steps of a training, one panel under the other; those without a point are left out.
+
+    Args:
+        panels: what the panel shows -> name of a curve -> its (step, value). path: a .png file, written whole.
+    """
+    held = {over: {name: points for name, points in curves.items() if points} for over, curves in panels.items()}
+    held = {over: curves for over, curves in held.items() if curves}
+    if not held:
+        return
+    with written_figure((8, 2.6 * len(held)), [], path) as figure:
+        for axes, (over, curves) in zip(
+            figure.subplots(len(held), squeeze=False, sharex=True)[:, 0], held.items(), strict=True
+        ):
+            for name, points in curves.items():
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else "")
+            axes.set(ylabel=over or next(iter(curves)))
+            axes.legend(fontsize=8, ncols=1 + len(curves) // 8)
+        axes.set(xlabel="step")
+
+
 def write_panels(
     rows: Sequence[Sequence[Panel]], title: str, path: Path, legend: Mapping[str, Sequence[int]] | None = None
 ) -> None:

@@ -28,6 +28,7 @@ import torch
 from scipy import ndimage
 from table import print_row, run_facts, write_csv
 
+from fapn_zoo.data.reading import read_ids
 from fapn_zoo.data.scenes import generate_scene
 from fapn_zoo.metrics import (
     AveragePrecision,
@@ -36,7 +37,6 @@ from fapn_zoo.metrics import (
     BoundaryIoU,
     ConfusionMatrix,
     PanopticQuality,
-    read_ids,
 )
 from fapn_zoo.metrics.detection import SCORES
 

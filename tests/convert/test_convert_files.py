@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -18,13 +17,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys.official_names import to_official
 from toys.tiny_official import BY_NAME, first_version, official_state, write
 
 import fapn_zoo
 from fapn_zoo import cli
-from fapn_zoo.convert import convert, convert_file, files, names, to_zoo
-from fapn_zoo.convert.names import model_shapes
+from fapn_zoo.convert import convert, convert_file, files, to_zoo
 from fapn_zoo.convert.reading import read_checkpoint
 from fapn_zoo.model import ZooModel
 from fapn_zoo.runtime import files as writing
@@ -274,51 +271,12 @@ def test_a_release_without_checksums_is_taken_at_ones_word(tmp_path: Path) -> No
     assert "states no checksum" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["maskformer_fapn", "maskformer_fpn", "maskformer_deep_stem", "perpixel"])
-def test_found_by_the_tensors(tmp_path: Path, name: str) -> None:
-    for spec in BY_NAME.values():
-        register(spec)
-    state = first_version(official_state(BY_NAME[name])) | {"pixel_mean": torch.zeros(3, 1, 1)}
-    path = write(tmp_path / "checkpoint.pth", state)
-    assert convert(path, tmp_path / "out").model == f"tiny_{name}"
-
-
-def test_no_model_and_several_models(tmp_path: Path) -> None:
-    state = official_state(BY_NAME["perpixel"])
-    path = write(tmp_path / "x.pkl", state)
-    register(BY_NAME["perpixel_plus"])
-    register(BY_NAME["maskformer_fpn"])
-    with pytest.raises(ValueError) as error:
-        convert(path, tmp_path / "out")
-    assert str(error.value) == (
-        f"{path} is no official model that is known by its file name, and its {len(state)} tensors are those of none; "
-        "tried: tiny_perpixel_plus, tiny_maskformer_fpn; name the model (--model)"
-    )
-    register(BY_NAME["perpixel"])
-    register(dataclasses.replace(BY_NAME["perpixel"], name="tiny_twin"))
-    with pytest.raises(ValueError, match=r"x\.pkl fits tiny_perpixel, tiny_twin: name the model \(--model\)$"):
-        convert(path, tmp_path / "out")
-
-
-def test_the_official_models_are_told_apart_by_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    states, shapes_of = {}, functools.cache(lambda name: model_shapes(registry.get_spec(name)[0]))
-    monkeypatch.setattr(names, "model_shapes", lambda spec: shapes_of(spec.name))  # every model is built once
-    for spec, weights in files._official_models():
-        with torch.device("meta"):
-            state = to_official({key: torch.empty(shape) for key, shape in shapes_of(spec.name).items()}, spec)
-        # without second names, whose values there are none of to compare
-        states[spec.name] = spec, weights, {key: value for key, value in state.items() if ".offset.norm." not in key}
-    assert len(states) == len({spec.name for spec, _ in files._official_models()})
-    alike = {name for name in states if "_600_" in name}  # the same network for smaller images
-    told = {frozenset((k, v.shape) for k, v in state.items()) for _, _, state in states.values()}
-    assert len(told) == len(states) - len(alike) and len(alike) == 2
-    for name in (
-        "maskformer_fpn_resnet101s_ade20k_full",
-        "maskformer_fapn_swin_l_ade20k",
-        "pointrend_fpn_resnet101_cityscapes",
+def test_a_file_that_nobody_has_released_asks_for_the_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pkl", official_state(BY_NAME["perpixel"]))
+    with pytest.raises(
+        ValueError, match=r"x\.pkl is no released file that is known by its name or md5; name the model"
     ):
-        spec, weights, state = states[name]
-        assert files.find_model(Path("x"), state) == (spec, weights)
+        convert(path, tmp_path / "out")
 
 
 def test_a_renamed_file_of_several_releases_keeps_its_own(tmp_path: Path) -> None:
@@ -387,7 +345,7 @@ def test_safetensors_of_official_names(tmp_path: Path) -> None:
     spec = register(BY_NAME["perpixel"])
     state = official_state(spec)
     save_file({key: value.clone() for key, value in state.items()}, tmp_path / "x.safetensors")
-    convert(tmp_path / "x.safetensors", tmp_path / "out")
+    convert(tmp_path / "x.safetensors", tmp_path / "out", spec.name)
     assert_folder(tmp_path / "out", spec, state)
 
 

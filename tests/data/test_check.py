@@ -96,6 +96,7 @@ def test_everything_is_found_in_one_go(root):
     bad = [p.detail for p in report.problems if p.kind == "bad file"]
     assert bad[0] == (
         "train/labels/d.png: class ids out of range: 9 (2 pixels), 200 (1 pixels); allowed: 0..2, ignore_index 255"
+        '; are they the 3 classes in other values? Write "values": [0, 9, 200] into classes.json'
     )
     assert "3x3 in train/labels/e.png" in bad[1] and "train/labels/f.png holds colours (mode RGB)" in bad[2]
     assert "i.bmp and i.png" in only(report, "name used twice").detail

@@ -111,9 +111,9 @@ def test_a_first_row_that_is_the_supercategory_is_no_class(tmp_path: Path, caplo
 def test_boxes_alone_serve_detection_alone(tmp_path: Path):
     data = open_dataset(coco.write(tmp_path, coco.table(masks=False)), "train", needs=MASKS)
     assert data.holds == BOXES and not data.sample(0).objects.has_masks
-    with pytest.raises(ValueError, match=f"{tmp_path.name} has no masks, which task 'instance' needs; .*'detection'"):
+    with pytest.raises(ValueError, match=f"{tmp_path.name} has no masks, which task 'instance' needs; it has boxes$"):
         check_holds(data, MASKS, "task 'instance'")
-    with pytest.raises(ValueError, match="has no labels, which task 'semantic' needs; it has objects, for .*detection"):
+    with pytest.raises(ValueError, match="has no labels, which task 'semantic' needs; it has boxes$"):
         check_holds(data, LABELS, "task 'semantic'")
     with pytest.raises(ValueError, match="has no labels and no segments, which"):
         check_holds(data, SEGMENTS, "task 'panoptic'")

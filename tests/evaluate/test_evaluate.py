@@ -22,8 +22,9 @@ import fapn_zoo
 from fapn_zoo import create_model
 from fapn_zoo.data.sample import Sample
 from fapn_zoo.data.sources import open_dataset
-from fapn_zoo.evaluate import CSV_COLUMNS, evaluate, git_commit, render, write_report
+from fapn_zoo.evaluate import CSV_COLUMNS, evaluate, render, write_report
 from fapn_zoo.metrics import ConfusionMatrix
+from fapn_zoo.runtime.provenance import git_commit
 
 pytestmark = pytest.mark.unit
 

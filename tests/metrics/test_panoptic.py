@@ -12,7 +12,8 @@ import pytest
 import torch
 from toys.metric_references import SCENE_CATEGORIES, PanopticReference, disturbed, panoptic_pair, read_png
 
-from fapn_zoo.metrics import PanopticQuality, read_ids
+from fapn_zoo.data.reading import read_ids
+from fapn_zoo.metrics import PanopticQuality
 
 pytestmark = pytest.mark.unit
 

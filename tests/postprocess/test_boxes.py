@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fapn_zoo.data.images import LoadedImage
 from fapn_zoo.modules.heads.outputs import DetectionOutput, InstanceOutput
 from fapn_zoo.postprocess import Frame, decode
-from fapn_zoo.postprocess.answers import HardMasks, SoftMasks, pasted
+from fapn_zoo.postprocess.answers import HardMasks, Packed, SoftMasks, pasted
 from fapn_zoo.tasks import TASKS
 from fapn_zoo.zoo.spec import DataSpec
 
@@ -23,6 +23,10 @@ FRAME = Frame((100, 200), (50, 100))
 BOXES = torch.tensor([[20.0, 10, 60, 50], [0, 0, 200, 100], [190, 90, 200, 100], [30, 30, 30.0, 40]])
 SCORES, CLASSES = torch.tensor([0.9, 0.7, 0.5, 0.4]), torch.tensor([1, 0, 2, 1])
 LOGITS = torch.full((4, 28, 28), 9.0)
+
+
+def hard(masks: torch.Tensor) -> HardMasks:
+    return HardMasks([Packed.of(mask) for mask in masks], tuple(masks.shape[1:]))
 
 
 def output(masks: bool = True) -> DetectionOutput | InstanceOutput:
@@ -90,7 +94,7 @@ def test_hard_masks_are_cut_and_come_back():
     masks = torch.zeros(3, 40, 60, dtype=torch.bool)
     masks[0, 3:9, 10:30] = True
     masks[2, 39, 59] = masks[2, 0, 0] = True
-    found = HardMasks(masks)
+    found = hard(masks)
     assert torch.equal(pasted(found), masks) and len(found) == 3
     assert found.crop(0)[0].shape == (6, 20) and found.crop(0)[1] == (3, 10)
     assert found.crop(1)[0].numel() == 0

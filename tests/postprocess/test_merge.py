@@ -18,11 +18,15 @@ from fapn_zoo.data.scenes import CLASSES, THINGS, generate_scene
 from fapn_zoo.metrics import PanopticQuality
 from fapn_zoo.modules.heads.outputs import MergeRule, PanopticFPNOutput
 from fapn_zoo.postprocess import ClassMap, Frame, Panoptic, decode
-from fapn_zoo.postprocess.answers import HardMasks, pasted
+from fapn_zoo.postprocess.answers import HardMasks, Packed, pasted
 from fapn_zoo.postprocess.merge import merge, stuff_classes
 from fapn_zoo.zoo.spec import DataSpec
 
 pytestmark = pytest.mark.unit
+
+
+def hard(masks: torch.Tensor) -> HardMasks:
+    return HardMasks([Packed.of(mask) for mask in masks], tuple(masks.shape[1:]))
 
 
 def shown(found: Panoptic) -> list[tuple[int, int, bool, int]]:
@@ -52,9 +56,9 @@ def test_thresholds_decide_at_their_value():
     masks = torch.zeros(3, 10, 20, dtype=torch.bool)
     masks[0, :, :10], masks[1, :, 5:15], masks[2, :, 4:14] = True, True, True
     semantic = ClassMap(torch.ones(10, 20, dtype=torch.int64), torch.full((10, 20), 0.5))
-    found = merge(HardMasks(masks), [7, 8, 9], [0.9, 0.5, 0.8], semantic, [-1, 3], stuff_area=50)
+    found = merge(hard(masks), [7, 8, 9], [0.9, 0.5, 0.8], semantic, [-1, 3], stuff_area=50)
     assert shown(found) == [(1, 7, True, 100), (2, 8, True, 50), (3, 3, False, 50)]  # of the 9 are 60 % taken
-    found = merge(HardMasks(masks), [7, 8, 9], [0.9, 0.49, 0.8], semantic, [-1, 3], stuff_area=101)
+    found = merge(hard(masks), [7, 8, 9], [0.9, 0.49, 0.8], semantic, [-1, 3], stuff_area=101)
     assert shown(found) == [(1, 7, True, 100)] and not found.ids[:, 10:].any()
 
 
@@ -63,14 +67,14 @@ def test_stuff_below_things_gets_only_what_is_free():
     masks[0, :4] = True
     labels = torch.zeros(8, 8, dtype=torch.int64)
     labels[:, :2] = 2  # the rest says "a thing", which nobody found
-    found = merge(HardMasks(masks), [0], [0.9], ClassMap(labels, torch.ones(8, 8)), [-1, 5, 6], stuff_area=8)
+    found = merge(hard(masks), [0], [0.9], ClassMap(labels, torch.ones(8, 8)), [-1, 5, 6], stuff_area=8)
     assert shown(found) == [(1, 0, True, 32), (2, 6, False, 8)] and (found.ids[4:, 2:] == 0).all()
 
 
 def as_parts(ids: np.ndarray, category: dict[int, int], things: tuple[int, ...], count: int) -> Panoptic:
     """Segments given as a model would give them: masks of things, and logits of stuff."""
     order = [i for i, c in category.items() if c in things]
-    masks = HardMasks(torch.from_numpy(np.stack([ids == i for i in order]))) if order else ()
+    masks = hard(torch.from_numpy(np.stack([ids == i for i in order]))) if order else ()
     stuff = stuff_classes(DataSpec(labels=("",) * count, things=things), count - len(things) + 1)
     channels = {i: 0 if c in things else stuff.index(c) for i, c in category.items()}
     table = np.zeros(ids.max() + 1, np.int64)
@@ -78,7 +82,7 @@ def as_parts(ids: np.ndarray, category: dict[int, int], things: tuple[int, ...],
         table[i] = channel
     semantic = ClassMap(torch.from_numpy(table[ids]), torch.ones(ids.shape))
     if not order:
-        masks = HardMasks(torch.zeros(0, *ids.shape, dtype=torch.bool))
+        masks = hard(torch.zeros(0, *ids.shape, dtype=torch.bool))
     return merge(masks, [category[i] for i in order], [0.9] * len(order), semantic, stuff, stuff_area=0)
 
 

@@ -59,6 +59,7 @@ def tiny(pictures: Path, tmp_path: Path) -> Settings:
         lr=3e-3,
         log_every=1,
         checkpoint_every=0,
+        curves=False,
         threads=1,
         out=str(tmp_path / "run"),
     )

@@ -23,6 +23,7 @@ from fapn_zoo.data.coco_annotations import BAD_ENTRY, Fault, Picture, Refused, a
 from fapn_zoo.data.formats.hub_rows import Rows, load_rows, names_of, repository_file, repository_path, rules, splits
 from fapn_zoo.data.formats.mask_classes import wanted
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.mask_folder import proposals
 from fapn_zoo.data.merging import void
 from fapn_zoo.data.opening import opened
 from fapn_zoo.data.reading import check_ids, check_sizes, read_class_ids, read_stored
@@ -32,7 +33,6 @@ from fapn_zoo.runtime.tables import some
 
 LOOKED_AT = 200  # masks, where nobody says which classes there are
 CATEGORIES = ("category", "categories", "category_id", "label", "labels")
-VOID = ("unlabeled", "unlabelled", "void", "background", "ignore")
 
 
 class HubDataset:
@@ -72,28 +72,21 @@ class HubMaps:
         self.labels = self._labels()
         if num_classes is not None and num_classes != self.labels.num_classes:
             raise DataError(f"num_classes is {num_classes}, but {self.name} has {self.labels.num_classes} classes")
-        void = [n for i, n in enumerate(self.labels.names) if n.lower() in VOID and i != self.labels.ignore_index]
-        hint = f"; class {void[0]!r} is trained like any other, a classes.json could ignore it" if void else ""
         license = f", licence {rows.facts['license']}" if "license" in rows.facts else ""
-        told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}{hint}"
+        told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}"
         if block := self.block:
             told += f"; they are streamed, and shuffled in a buffer of {block} rows"
-        self.unused = (told, *rows.remarks)
+        self.unused = (told, *proposals(self.labels), *rows.remarks)
 
     def _labels(self) -> LabelMap:
         """Of `classes=`, `classes.json` or `id2label.json`; DataError with a `classes.json` to fill in."""
         file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
         if file is not None:
             return _read(file)
-        if names := self._own_names():
-            return LabelMap(names)
         ids = repository_file(self.rows, "id2label.json")
         if ids is not None:
             return LabelMap(names_of(ids, f"id2label.json of {self.name}"))
         raise DataError(self._wanted())
-
-    def _own_names(self) -> tuple[str, ...]:
-        return ()
 
     def _wanted(self) -> str:
         way = "Write a file and add ?classes=FILE"
@@ -254,10 +247,14 @@ class HubObjects(AnnotatedPictures):
     def splits(cls, root: Path) -> list[str]:
         return []
 
-    def _table(self) -> LabelMap | None:
+    @cached_property
+    def _given(self) -> LabelMap | None:
+        """Of `classes=`, or of a `classes.json` beside the data."""
         file = self.rows.name.options.get("classes") or repository_path(self.rows, "classes.json")
-        found = None if file is None else _read(file)
-        return found if found is not None and found.raw is not None else None
+        return None if file is None else _read(file)
+
+    def _table(self) -> LabelMap | None:
+        return self._given if self._given is not None and self._given.raw is not None else None
 
     def _read(self, split: str) -> list[str]:
         column = self.rows.columns["objects"]
@@ -289,9 +286,9 @@ class HubObjects(AnnotatedPictures):
 
     def _classes(self, listed: Sequence[list[dict[str, Any]]], key: str) -> tuple[LabelMap, dict[Any, int]]:
         found = {one[key] for entries in listed for one in entries if one.get(key) is not None}
-        names: tuple[str, ...] = ()
-        if (file := self.rows.name.options.get("classes")) is not None and _read(file).raw is None:
-            names = _read(file).names
+        names, palette = (), ()
+        if self._given is not None and self._given.raw is None:
+            names, palette = self._given.names, self._given.palette
         elif known := _class_names(self.rows.table.features[self.rows.columns["objects"]], key):
             names = known
         elif found and all(isinstance(one, str) for one in found):
@@ -304,7 +301,7 @@ class HubObjects(AnnotatedPictures):
             raise DataError(
                 f"{self.name} does not name its categories {some(sorted(found), 20)}; add ?classes=FILE: {form}"
             )
-        labels = LabelMap(names, (), 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
+        labels = LabelMap(names, palette, 255 if len(names) <= 255 else 65535, tuple(range(len(names))))
         return labels, {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
 
     def files(self, index: int) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ def _load(name: Name) -> tuple[Mapping[str, Any], dict[str, str]]:
     datasets.disable_progress_bars()  # of work that takes a moment
     facts = {} if name.local else _facts(name)
     revision = facts.get("revision", name.revision)
-    options = {} if name.local else {"revision": revision}
+    options = {"cache_dir": _local_cache(Path(name.place))} if name.local else {"revision": revision}
     place, files = name.place, None
     if name.local and Path(place).is_file():
         place, files = Path(place).suffix.removeprefix("."), name.place
@@ -163,6 +164,20 @@ def _load(name: Name) -> tuple[Mapping[str, Any], dict[str, str]]:
     if not name.local:
         _check_commit(name, found, facts.get("revision"))
     return found, facts
+
+
+def _local_cache(place: Path) -> str:
+    """Where the library keeps rows of files here: by their names, sizes and times.
+
+    Its own key leaves them out where a readme lists the files, and gives the rows of before to who has changed them.
+    """
+    from datasets import config
+
+    digest = hashlib.sha256(os.fsencode(place.resolve()))
+    for path in sorted(path for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()):
+        facts = path.stat()
+        digest.update(os.fsencode(path) + f" {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return os.path.join(config.HF_DATASETS_CACHE, f"local-{digest.hexdigest()[:16]}")
 
 
 def _facts(name: Name) -> dict[str, str]:
@@ -207,7 +222,8 @@ def _split(name: Name, found: Mapping[str, Any], split: str) -> tuple[Any, list[
     words = SPLITS.get(split, (split,))
     if known := [word for word in words if word in found]:
         table = found[known[0]]
-        if split == "train" and not any(word in found for key in ("val", "test") for word in SPLITS[key]):
+        alone = not any(word in found for key in ("val", "test") for word in SPLITS[key])
+        if split == "train" and alone and len(table) > 1:
             rows = np.setdiff1d(np.arange(len(table)), held_out(len(table)))
             return table.select(rows), [_held(name, len(table))]
         return table, []

@@ -68,6 +68,7 @@ class MaskFormerOutput(NamedTuple):
     stride: int = 4
     object_threshold: float = 0.8  # what the class probability of a panoptic segment must exceed
     extent: tuple[int, int] | None = None  # (H, W) that the maps are stretched over; None: `stride` times their size
+    sure: bool = False  # a panoptic segment keeps only those pixels where its mask has a probability of 0.5 or more
 
     def image(self, n: int) -> MaskFormerOutput:
         return self._replace(class_logits=self.class_logits[n : n + 1], mask_logits=self.mask_logits[n : n + 1], aux=())

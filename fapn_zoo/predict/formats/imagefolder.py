@@ -47,6 +47,10 @@ class ImageFolder(FolderWriter):
         self._rows: list[str] = []
         self._task = ""
 
+    def _keeps(self, index: int) -> bool:
+        """`datasets` knows no AVIF."""
+        return super()._keeps(index) and Path(self._inputs[index]).suffix.lower() != ".avif"
+
     def _add(self, index: int, picture: Path, result: Result) -> None:
         row: dict[str, Any] = {"file_name": f"images/{picture.name}"}
         classes = [segment["category_id"] for segment in result.segments]

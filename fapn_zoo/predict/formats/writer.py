@@ -84,7 +84,9 @@ class FolderWriter(ABC):
         """Ends the data set; `data` are classes and colours of the model of this name."""
         write_text(self.folder / README, f"{self._end(model, data)}{WORDS} {model}\n")
         known = {"names": list(data.labels), "palette": [list(colour) for colour in data.palette], **self.more}
-        known["ignore_index"] = data.ignore_index
+        known |= {"things": list(data.things)} if data.things else {}
+        if not 0 < data.ignore_index < len(data.labels):  # else it is the model's, which was never told another
+            known["ignore_index"] = data.ignore_index
         known |= {"exif": "ignore"} if not self._reading.turns else {}
         known |= {"white_level": self._reading.white_level} if self._reading.white_level else {}
         write_json(self.folder / "classes.json", known)
