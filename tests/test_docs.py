@@ -317,8 +317,9 @@ def test_numbers_of_the_official_weights() -> None:
 
     official = [name for name in list_models(pretrained=True) if name != EMBEDDED]
     detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_")]
-    says("docs/weights.md", f"{len(official)} official weights load by name")
-    says("docs/weights.md", f"{len(official) - len(detectors)} of the MaskFormer and FaPN papers")
+    inside = [name for name in official if name.startswith("eomt_")]
+    says("docs/weights.md", f"{len(official)} official weights load by name: {len(inside)} of EoMT")
+    says("docs/weights.md", f"{len(official) - len(detectors) - len(inside)} of the MaskFormer and FaPN papers")
     kinds = "Faster R-CNN, Mask R-CNN, PointRend R-CNN, Panoptic FPN and Panoptic FCN"
     says("docs/weights.md", f"{len(detectors)} of {kinds} on COCO")
     says("docs/weights.md", f"within {NOISE_FACTOR} times the rounding noise")
