@@ -317,6 +317,24 @@ def test_numbers_of_the_speed() -> None:
     says("docs/speed.md", f"{min(loops):.0f} to {max(loops):.0f} times as fast as loops")
 
 
+def test_numbers_of_the_data() -> None:
+    found = {(row["kind"], row["way"]): row for row in rows("data_opening")}
+    seconds = {kind: row["cpu_seconds"] for (kind, way), row in found.items() if way == "open"}
+    theirs = [found["coco", way] for way in ("pycocotools", "torchvision")]
+    says(
+        "docs/speed.md",
+        f"label PNGs opens in {seconds['folder']} s and {float(found['folder', 'open']['peak_mib']):.0f} MiB",
+        f"YOLO in {seconds['yolo']} s, Pascal VOC in {seconds['voc']} s, LabelMe in {seconds['labelme']} s",
+        f"{seconds['coco']} s and {float(found['coco', 'open']['peak_mib']):.0f} MiB",
+        " and ".join(row["times_cpu_seconds"] for row in theirs) + f" times the time and {theirs[0]['times_peak_mib']}",
+    )
+    peers = [row for row in rows("loader_speed") if row["contender"] != "ours"]
+    for size in ("360x480", "1224x1632"):
+        low, high = sorted(row["times_ours_cpu"] for row in peers if row["size"] == size)
+        assert float(low) >= 1.5
+        says("docs/speed.md", f"{low} to {high} times")
+
+
 def test_numbers_of_the_official_weights() -> None:
     from toys.golden_rule import NOISE_FACTOR
 
