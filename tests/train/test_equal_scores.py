@@ -28,6 +28,7 @@ pytestmark = pytest.mark.train
 SPLITS = {"train": range(5), "val": range(5, 8)}  # numbers of pictures, which are the seeds of scenes
 KINDS = (scenes.CAR, scenes.PEDESTRIAN, scenes.SIGN)  # of objects; `formats.NAMES` are their names
 LAYERS = ("road", "sky", "things")  # of class maps; the rest is ignored
+COLOURS = ([128, 64, 128], [70, 130, 180], [0, 0, 142], [0, 0, 0])  # the last one is void
 LEAST = 6  # pixels of an object
 
 
@@ -140,6 +141,33 @@ def folder(palette: bool) -> Callable[[Path], str]:
     return written
 
 
+def cvat(root: Path) -> str:
+    """Colours, in CVAT's folders, void among them."""
+    table = {"names": LAYERS, "values": [[colour] for colour in COLOURS[:3]], "ignored_values": COLOURS[3:]}
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for split, numbers in SPLITS.items():
+        for number in numbers:
+            colours = np.array(COLOURS, np.uint8)[np.minimum(class_map(number), 3)]
+            for kind, pixels in (("JPEGImages", scene(number).image), ("SegmentationClass", colours)):
+                (root / kind).mkdir(exist_ok=True)
+                (root / kind / f"{number}.png").write_bytes(png(pixels))
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{number}\n" for number in numbers))
+    (root / "classes.json").write_text(json.dumps(table))
+    return str(root)
+
+
+def template(root: Path) -> str:
+    """Ids from 1, in arrays, where a template says."""
+    for split, numbers in SPLITS.items():
+        for kind in ("rgb", "truth"):
+            (root / kind / split).mkdir(parents=True)
+        for number in numbers:
+            (root / f"rgb/{split}/{number}.png").write_bytes(png(scene(number).image))
+            np.save(root / f"truth/{split}/t{number}.npy", (class_map(number) + np.uint8(1)).astype(np.int64))
+    (root / "classes.json").write_text(json.dumps({"names": LAYERS, "values": [1, 2, 3], "ignored_values": [0]}))
+    return f"{root}?masks={{parent|rgb>truth}}/t{{stem}}.npy"
+
+
 class Row(NamedTuple):
     """A format: what writes the set in it, and what it can be trained for."""
 
@@ -156,6 +184,8 @@ ROWS = {
     "folder": Row(folder(palette=False), "semantic"),
     "folder of palettes": Row(folder(palette=True), "semantic"),
     "hf masks": Row(hf_masks, "semantic"),
+    "CVAT masks": Row(cvat, "semantic"),
+    "a template": Row(template, "semantic"),
 }
 # ---------------------------------------------------------------- the same for all
 
