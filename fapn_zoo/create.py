@@ -190,6 +190,8 @@ def _start_backbone(model: ZooModel, weights: str | Path | None, data: DataSpec 
 
 def _named(data: DataSpec, num_classes: int, labels: Sequence[str]) -> dict[str, Any]:
     """What changes where classes get names: of a label set nothing else holds, unless they are its own."""
+    if isinstance(labels, str) or len({*labels}) < len(labels):
+        raise ValueError(f"labels={labels!r}; expected a list of different names")
     if num_classes != len(labels):
         raise ValueError(f"num_classes={num_classes}, but there are {len(labels)} labels")
     if tuple(labels) == data.labels:

@@ -17,7 +17,7 @@ from fapn_zoo.modules.heads.outputs import Output, Targets, tensors_only
 from fapn_zoo.modules.necks.encoder import CoarseEncoder
 from fapn_zoo.runtime.exporting import to_tensors_only
 from fapn_zoo.weights.folder import LoadReport, WithoutInit
-from fapn_zoo.zoo.parts import EXTRA_LEVELS, HEADS, NECKS, load_part
+from fapn_zoo.zoo.parts import EXTRA_LEVELS, HEADS, NECKS, load_part, stands_on
 from fapn_zoo.zoo.registry import nearest
 from fapn_zoo.zoo.spec import DataSpec, ModelSpec
 
@@ -128,9 +128,15 @@ def build(
         )
     if spec.num_classes is None:
         raise ValueError(f"{spec.name!r} has no label set: pass num_classes=")
+    if not stands_on(spec.head, spec.neck):
+        raise ValueError(f"{spec.name!r}: a {spec.head} head does not stand on the neck {spec.neck!r}")
     neck_part, head_part = NECKS[spec.neck], HEADS[spec.head]
     neck_class, head_class = load_part(neck_part.module), load_part(head_part.module)
     args = _split_args(spec, neck_class, head_class)
+    if reads_tokens := head_part.dialect == "tokens":
+        if refused := [key for key in spec.args if key.startswith(("backbone_pyramid", "encoder_"))]:
+            raise ValueError(f"{spec.name!r} takes no {', '.join(refused)}: its head reads the backbone's tokens")
+        args["backbone"]["pyramid"] = "tokens"
 
     with WithoutInit() if empty else nullcontext():
         source = {"pretrained": pretrained_backbone, "cache_dir": cache_dir}
@@ -145,6 +151,8 @@ def build(
         if "things" in _keywords(head_class):  # it has an output for things and one for stuff
             args["head"]["things"] = spec.data.things
         head = head_class(neck.out_channels, channels[-1], spec.num_classes, **args["head"])
+        if reads_tokens:
+            head.join(backbone)
         return ZooModel(backbone, neck, head, spec, encoder)
 
 

@@ -4,7 +4,8 @@
     python hub/tables.py --count    hub/results/models.csv first: parameters and multiply-adds of every named model
 
 Measured scores are those of hub/results/semantic.csv, reported ones those of the registry; times are those of
-models_speed.csv and deform_conv.csv.
+models_speed.csv and deform_conv.csv. docs/results.md shows every measured run: a row counts that says its commit, its
+seed and a command of this repository, the newest of a seed; several seeds are one line, with their mean and spread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import argparse
 import csv
 import io
 import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fapn_zoo.runtime.files import write_text
@@ -22,6 +26,10 @@ from fapn_zoo.zoo.spec import ModelSpec
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SCORES = ROOT / "hub" / "results" / "semantic.csv"
+OBJECTS = ROOT / "hub" / "results" / "objects.csv"
+CLAIM = ROOT / "hub" / "results" / "claim.csv"
+CLAIM_SCENES = ROOT / "hub" / "results" / "claim_scenes.csv"
+CLAIM_DIFFERENCES = ROOT / "hub" / "results" / "claim_differences.csv"
 COUNTS = ROOT / "hub" / "results" / "models.csv"
 MODEL_SPEED = ROOT / "hub" / "results" / "models_speed.csv"
 ABLATION = ROOT / "hub" / "results" / "ablation.json"
@@ -40,6 +48,36 @@ SCORE_COLUMNS = {
     "params": "parameters",
     "seed": "seed",
 }
+RUN_COLUMNS = {
+    "model": "model",
+    "weights": "weights",
+    "data": "data",
+    "split": "split",
+    "images": "images",
+    "amp": "amp",
+    "scales": "scales",
+    "flip": "flip",
+    "window": "window",
+}
+CLAIM_COLUMNS = {"dialect": "dialect", "row": "neck", "steps": "steps", "data": "data", "split": "split"}
+SEMANTIC_SCORES = {
+    "miou": "mIoU",
+    "band_3": "3 px band",
+    "band_8": "8 px band",
+    "boundary_f_3": "boundary F, 3 px",
+    "pixel_acc": "pixel acc",
+}
+OBJECT_SCORES = {
+    "ap": "mask AP",
+    "ap50": "mask AP50",
+    "boundary_ap": "boundary AP",
+    "box_ap": "box AP",
+    "box_ap50": "box AP50",
+    "pq": "PQ",
+    "pq_things": "PQ things",
+    "pq_stuff": "PQ stuff",
+}
+COMMANDS = ("fapn-zoo ", "python hub/", "python tests/benchmarks/")  # what a row's command begins with, if it counts
 MODEL_COLUMNS = ("model", "parameters", "multiply-adds", "at", "reported", "measured mIoU", "weights")
 COUNT_COLUMNS = ("model", "size", "params", "macs", "macs_backbone", "macs_neck", "macs_head")
 # Height and width of the images of a label set; those of the others vary, and count as squares of the test size.
@@ -103,7 +141,7 @@ def _reported(spec: ModelSpec) -> str:
     metrics = next(iter(spec.weights.values())).metrics if spec.weights else {}
     single = [f"{value:.1f}" for name, value in metrics.items() if name.endswith("mIoU")]
     several = [f"({value:.1f})" for name, value in metrics.items() if name.endswith("mIoU multi-scale")]
-    precision = {name.rpartition(" val2017 ")[2]: value for name, value in metrics.items()}
+    precision = {re.sub(r"^.* val(2017)? ", "", name): value for name, value in metrics.items()}
     found = [f"{name} {precision[name]:.1f}" for name in ("PQ", "AP", "box AP") if name in precision]
     return " ".join(single + several) or ", ".join(found)
 
@@ -113,12 +151,14 @@ def network_size(spec: ModelSpec) -> tuple[int, int]:
     from fapn_zoo.predict.inputs import input_size
 
     square = spec.data.test_size or 512
+    if side := spec.data.test_window:
+        return side, side
     return input_size(spec.data, IMAGE_SIZES.get(spec.label_set, (square, square)))
 
 
 def count_model(name: str) -> dict[str, int | str]:
     """One row of the counts."""
-    from fapn_zoo.benchmark.flops import count
+    from fapn_zoo.benchmark.run import count
     from fapn_zoo.predict.inputs import padded_size
 
     spec = get_spec(name)[0]
@@ -204,12 +244,96 @@ def deform_table() -> str:
     return _markdown(columns, table)
 
 
+def counting(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The rows that say how they came about: commit, seed, and a command that can be given again."""
+    return [row for row in rows if row["commit"] and row["seed"] and row["command"].startswith(COMMANDS)]
+
+
+def runs_table(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str], scores: Mapping[str, str]) -> str:
+    """Runs as Markdown: those that differ in the seed alone are one line, mean and standard deviation (n - 1) of it.
+
+    Args:
+        columns: what names a run, column of the file -> heading; those that are empty in every row are left out.
+        scores: column of the file -> heading, in percent; left out likewise.
+    """
+    groups: dict[tuple[str, ...], dict[str, Mapping[str, str]]] = {}
+    for row in counting(rows):
+        key = tuple(_of_any_seed(row, name) for name in columns)
+        groups.setdefault(key, {})[row["seed"]] = row  # the newest of a seed is the last
+    lines = []
+    for key, by_seed in groups.items():
+        found = list(by_seed.values())
+        commits = dict.fromkeys(row["commit"] for row in found)
+        values = [mean_and_spread([float(row[name]) for row in found if row.get(name)]) for name in scores]
+        params = f"{int(found[0]['params']) / 1e6:.2f} M"
+        seeds = str(len(by_seed)) if len(by_seed) > 1 else f"1 (seed {found[0]['seed']})"
+        lines.append([*key, params, *values, seeds, ", ".join(commits)])
+    headings = [*columns.values(), "parameters", *scores.values(), "seeds", "commit"]
+    used = [i for i in range(len(headings)) if any(line[i] for line in lines)]
+    return _markdown(tuple(headings[i] for i in used), [[line[i] for i in used] for line in lines])
+
+
+def _of_any_seed(row: Mapping[str, str], column: str) -> str:
+    """A cell; of the folder of a run, what seeds share; of weights that are released, where they are."""
+    value = row.get(column) or ""
+    if column != "weights":
+        return value
+    if value == row["model"]:
+        return next(iter(get_spec(value)[0].weights.values())).source
+    return "/".join("*" if part == row["seed"] else part for part in value.split("/"))
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Percent with two decimals; behind them the standard deviation, where there are several."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def semantic_runs() -> str:
+    """Every semantic run as Markdown."""
+    return runs_table(_read(SCORES), RUN_COLUMNS, SEMANTIC_SCORES)
+
+
+def object_runs() -> str:
+    """Every run of detection, instance and panoptic segmentation as Markdown."""
+    return runs_table(_read(OBJECTS), RUN_COLUMNS, OBJECT_SCORES)
+
+
+def claim_runs() -> str:
+    """FPN and FaPN under one recipe as Markdown."""
+    return runs_table(
+        _read(CLAIM) + _read(CLAIM_SCENES), CLAIM_COLUMNS, SEMANTIC_SCORES | {"boundary_f_12": "boundary F, 12 px"}
+    )
+
+
+def claim_differences() -> str:
+    """What a neck gains over FPN as Markdown: mean and spread, and the seeds whose interval excludes zero."""
+    found: dict[tuple[str, str, str], dict[str, list[dict[str, str]]]] = {}
+    for row in _read(CLAIM_DIFFERENCES):
+        key = row["dialect"], row["row"], row["against"]
+        found.setdefault(key, {}).setdefault(row["measure"], []).append(row)
+    measures, lines = ("miou", "band_3", "band_8", "boundary_f_3"), []
+    for key, by_measure in found.items():
+        line = [*key, str(len(by_measure["miou"]))]
+        for rows in (by_measure[name] for name in measures):
+            above, below = (sum(sign * float(row[end]) > 0 for row in rows) for sign, end in ((1, "low"), (-1, "high")))
+            line.append(f"{mean_and_spread([float(row['difference']) for row in rows])} (+{above}, -{below})")
+        lines.append(line)
+    return _markdown(("dialect", "neck", "against", "seeds", *(SEMANTIC_SCORES[name] for name in measures)), lines)
+
+
 # name of a table in its markers -> the page of docs/ that holds it, and what writes it
 TABLES = {
     "results": ("embedded-model.md", score_table),
     "models": ("models.md", model_table),
     "ablation": ("models.md", ablation_table),
     "speed": ("speed.md", speed_table),
+    "semantic runs": ("results.md", semantic_runs),
+    "object runs": ("results.md", object_runs),
+    "claim runs": ("results.md", claim_runs),
+    "claim differences": ("results.md", claim_differences),
     "deformable": ("deformable-convolution.md", deform_table),
 }
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import fapn_zoo
 from fapn_zoo import DataSpec, ModelSpec
-from fapn_zoo.zoo.parts import HEADS, NECKS
+from fapn_zoo.zoo.parts import HEADS, NECKS, stands_on
 from fapn_zoo.zoo.registry import _registered, get_spec, natural_key
 
 pytestmark = pytest.mark.unit
@@ -59,6 +59,7 @@ def test_wildcards_order_and_filters():
     ]
     by_task = {task: fapn_zoo.list_models(task=task) for task in ("semantic", "panoptic", "instance", "detection")}
     assert sorted(sum(by_task.values(), []), key=natural_key) == fapn_zoo.list_models()
+    by_task = {task: [name for name in names if "eomt" not in name] for task, names in by_task.items()}
     assert all(name.startswith("panoptic_") or name.endswith("_panoptic") for name in by_task["panoptic"])
     assert all("faster_rcnn" in name for name in by_task["detection"])
     assert all("mask_rcnn" in name or "pointrend_rcnn" in name for name in by_task["instance"])
@@ -173,8 +174,13 @@ def test_register_model():
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_pair_of_head_and_neck_is_built(head, neck):
+    if not stands_on(head, neck):
+        with pytest.raises(ValueError, match=f"unknown model '{head}_{neck}'"):
+            fapn_zoo.create_model(f"{head}_{neck}", backbone="resnet18", num_classes=2)
+        return
     with torch.device("meta"):
-        fapn_zoo.create_model(f"{head}_{neck}", backbone="resnet18", num_classes=2)
+        backbone = "vit_tiny_patch16_224" if neck == "none" else "resnet18"
+        fapn_zoo.create_model(f"{head}_{neck}", backbone=backbone, num_classes=2)
 
 
 def test_frozen_norms_are_no_parameters():

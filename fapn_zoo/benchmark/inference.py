@@ -25,8 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fapn_zoo.benchmark.flops import PARTS
-from fapn_zoo.modules.layers.deform import ModulatedDeformConv
+from fapn_zoo.modules.deform_conv.conv import ModulatedDeformConv
 from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import autocast, resolve_amp
@@ -37,6 +36,7 @@ from fapn_zoo.zoo.spec import ModelSpec
 
 # Of weights and input; "auto" is as in `predict`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": torch.float32}
+PARTS = ("backbone", "neck", "head")
 SMALL = (64, 64)  # of a first run, in which libraries are loaded and kernels compiled
 OFFSET_SPREAD = 2.0  # pixels; standard deviation of the drawn offsets
 

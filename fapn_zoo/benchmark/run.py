@@ -2,6 +2,10 @@
 
 Weights are random unless a weights folder is named: they change no time, but for the offsets of deformable
 convolution, which are drawn as wide as trained ones so that samples are taken where a trained model takes them.
+
+Work is counted on shapes, without any data. PyTorch's counter has the formulas of convolutions, matrix products and
+attention; norms, activations and resizing are not counted, as in the tables of papers. Deformable convolution is added
+here.
 """
 
 from __future__ import annotations
@@ -9,18 +13,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from fapn_zoo.benchmark.flops import PARTS, count
-from fapn_zoo.benchmark.inference import DTYPES, Run, create_with_offsets, peak_memory, peak_memory_on_gpu
+from fapn_zoo.benchmark.inference import DTYPES, PARTS, Run, create_with_offsets, peak_memory, peak_memory_on_gpu
 from fapn_zoo.predict.inputs import padded_size
 from fapn_zoo.runtime.device import device_name, find_device
 from fapn_zoo.runtime.progress import bar
 from fapn_zoo.runtime.provenance import circumstances
+from fapn_zoo.zoo.spec import ModelSpec
 
+Shape = tuple[int, ...]
 Jobs = Sequence[tuple[str, tuple[int, int]]]
 STAGES = (*PARTS, "postprocess")
 
@@ -155,3 +162,64 @@ def _row(run: Run, peak: int | None, firsts: dict[tuple[int, int], float]) -> di
         "peak_bytes": peak,
         "ratio": median / firsts.setdefault(run.size, median),
     }
+
+
+def deform_conv_flops(input_shape: Shape, weight_shape: Shape, out_shape: Shape, modulated: bool) -> int:
+    """Operations of a deformable convolution, two per multiply-add.
+
+    The matrix product of a convolution of the same shape, and before it one bilinear sample (four multiply-adds) for
+    every input channel, tap and output pixel, which a mask multiplies once more (counted as a fifth).
+    """
+    batch, out_channels, height, width = out_shape
+    _, group_channels, *kernel = weight_shape
+    pixels = batch * height * width
+    product = pixels * out_channels * group_channels * prod(kernel)
+    samples = pixels * input_shape[1] * prod(kernel) * (5 if modulated else 4)
+    return 2 * (product + samples)
+
+
+# Formulas get the shapes of an operator's arguments, in its order, and the arguments that are no tensors as they are.
+
+
+def _torchvision_formula(x: Shape, weight: Shape, *rest: Any, out_shape: Shape, **_: Any) -> int:
+    return deform_conv_flops(x, weight, out_shape, modulated=bool(rest[-1]))  # the last one is use_mask
+
+
+def _own_formula(x: Shape, offset: Shape, w: Shape, bias: Any, mask: Any, *_: Any, out_shape: Shape, **__: Any) -> int:
+    return deform_conv_flops(x, w, out_shape, modulated=mask is not None)
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which prints nothing and knows both operators of deformable convolution."""
+    import torchvision  # noqa: F401  (registers its operator)
+
+    from fapn_zoo.modules.deform_conv import ops  # noqa: F401  (registers ours)
+
+    own, theirs = torch.ops.fapn_zoo.deform_conv2d, torch.ops.torchvision.deform_conv2d
+    return FlopCounterMode(display=False, custom_mapping={own: _own_formula, theirs: _torchvision_formula})
+
+
+def count(spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> dict[str, int]:
+    """Counts the model of a complete description, built on the meta device, where nothing is computed.
+
+    Args:
+        size: (H, W) of the normalised, padded input in pixels.
+        batch: N.
+
+    Returns:
+        `params`; `macs`, the multiply-adds of a forward pass; and `macs_backbone`, `macs_neck` (with the encoder, if
+        there is one), `macs_head`.
+    """
+    from fapn_zoo.model import build  # not above: timm takes seconds
+
+    with torch.device("meta"):
+        model = build(spec).eval().requires_grad_(False)  # the counter trips over gradients of views
+        x = torch.empty(batch, spec.in_chans, *size)
+    with torch.no_grad(), flop_counter() as counter:
+        model(x)
+    table = counter.get_flop_counts()
+    name = type(model).__name__
+    found = {f"macs_{part}": sum(table.get(f"{name}.{part}", {}).values()) // 2 for part in PARTS}
+    found["macs_neck"] += sum(table.get(f"{name}.encoder", {}).values()) // 2
+    params = sum(p.numel() for p in model.parameters())
+    return {"params": params, "macs": counter.get_total_flops() // 2, **found}

@@ -105,13 +105,20 @@ def official_names(spec: ModelSpec) -> OfficialNames:
     return OfficialNames(keys, KeyMap(_pairs(neck["aliases"])))
 
 
+def names_in_transformers(scheme: str) -> KeyMap:
+    """The authors' names of a model (`"eomt"`) by those that transformers gives its tensors."""
+    return KeyMap(_pairs([f"{scheme} of transformers"]))
+
+
 def backbone_pairs(backbone: str, prefix: str) -> Pairs:
     """The rules of a backbone (short or timm's name) whose official names begin with `prefix`."""
     architecture = BACKBONES.get(backbone, backbone).partition(".")[0]
     for family in _TABLES["backbones"]:
         if re.fullmatch(family["timm"], architecture):
             return [(prefix + there, family["ours"] + here) for there, here in _pairs(family["rules"])]
-    raise ValueError(f"no official release has the backbone {backbone!r}; those that have are ResNets and Swins")
+    raise ValueError(
+        f"no official release has the backbone {backbone!r}; those that have: ResNets, Swins, dinov2_s/b/l"
+    )
 
 
 def _pairs(names: Sequence[str]) -> Pairs:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from fapn_zoo.convert.eomt import authors_state
 from fapn_zoo.convert.key_maps import DROPPED, FIRST_VERSION, official_names
 from fapn_zoo.model import build
 from fapn_zoo.runtime.tables import some
@@ -29,7 +30,8 @@ def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, 
     """The tensors of an official checkpoint under this package's names, none of them copied.
 
     Args:
-        state: names of either version of MaskFormer's heads, or detectron2's, PointRend's of either version too.
+        state: names of either version of MaskFormer's heads, or detectron2's, PointRend's of either version too, or
+            EoMT's, by its authors or transformers.
         spec: a complete model description.
 
     Returns:
@@ -40,6 +42,8 @@ def to_zoo(state: State, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, 
             second names of one tensor with other values; a model that no release has.
     """
     shapes, maps = model_shapes(spec), official_names(spec)
+    if spec.head == "eomt":
+        state = authors_state(state, spec)
     written = second_version(state)  # second version's name -> the name in the file
     official = maps.keys.translate(shapes)
     found = {name: written[key] for name, key in official.items() if key in written}

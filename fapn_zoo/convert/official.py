@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fapn_zoo import __version__
 from fapn_zoo.runtime.files import NO_ROOM, cache_root, read_json, write_json
-from fapn_zoo.weights import CARD, CONFIG, WEIGHTS
+from fapn_zoo.weights import CARD, CONFIG, WEIGHTS, hub
 from fapn_zoo.weights.digests import file_digest, has_digest
 from fapn_zoo.weights.failures import PASSING_STATUS, Failure, causes, is_unresolved, patiently, system_number
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 RECORD = "record.json"
 # Raised when converted tensors get other names or values than before: folders of an older number are made again.
 CONVERTER = 1
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 ATTEMPTS = 4  # in a row that bring nothing new
 TIMEOUT = (15, 60)  # seconds to connect, and between two blocks
 
@@ -156,12 +157,15 @@ def _convert(source: Path, converted: Path, spec: ModelSpec, weights: WeightsSpe
 
 def address(weights: WeightsSpec) -> str:
     """The URL of an official file, which a browser takes too. Raises ValueError for any other location."""
-    scheme, _, drive_id = weights.location.partition(":")
-    if scheme == "gdrive" and drive_id:
-        return f"https://drive.google.com/uc?id={drive_id}"
+    scheme, _, rest = weights.location.partition(":")
+    if scheme == "gdrive" and rest:
+        return f"https://drive.google.com/uc?id={rest}"
+    if scheme == "hf" and rest:
+        return f"https://huggingface.co/{rest}"
     if scheme == "https":
         return weights.location
-    raise ValueError(f"official weights at {weights.location!r}; expected an https URL or 'gdrive:FILE_ID'")
+    known = "an https URL, 'gdrive:FILE_ID' or 'hf:OWNER/NAME'"
+    raise ValueError(f"official weights at {weights.location!r}; expected {known}")
 
 
 def _download(url: str, source: Path, weights: WeightsSpec, model: str) -> None:
@@ -174,9 +178,23 @@ def _download(url: str, source: Path, weights: WeightsSpec, model: str) -> None:
     terms = "no licence stated" if weights.license == "none-stated" else f"licence {weights.license}"
     logger.warning("%s: weights of the official release, %s, see %s", model, terms, weights.page or url)
     try:
+        if weights.location.startswith("hf:"):
+            return _from_hub(weights.location.removeprefix("hf:"), source)
         patiently(lambda: _attempt(url, source, model), ATTEMPTS, lambda: _arrived(source))
     except Failure as failure:
         raise failure.kind(str(failure)) from failure
+
+
+def _from_hub(repository: str, source: Path) -> None:
+    """The weights of somebody else's repository, checked by their digest; ConnectionError where they cannot be had."""
+    try:
+        found = (hub.download_file(repository, name, cache_dir=source.parent / "hub") for name in HUB_FILES)
+        path = next((path for path in found if path is not None), None)
+    except ValueError as error:
+        raise ConnectionError(str(error)) from error
+    if path is None:
+        raise FileNotFoundError(f"{repository} at the Hub holds neither {' nor '.join(HUB_FILES)}")
+    shutil.move(path.resolve(), source)
 
 
 def readable(size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import check_ids
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
+from fapn_zoo.zoo.registry import nearest
 from fapn_zoo.zoo.spec import FROM_DATA
 
 SHOWN = 30  # classes of a suggested map that fit into one line of an error
@@ -174,5 +174,4 @@ def _one_of(key: Any, names: Sequence[str], complaint: str) -> str:
         return key
     if isinstance(key, (int, str)) and str(key).isdecimal() and int(key) < len(names):
         return names[int(key)]
-    near = difflib.get_close_matches(str(key), names, 3)
-    raise ValueError(f"{complaint} {key!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
+    raise ValueError(f"{complaint} {key!r}{nearest(str(key), names)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import difflib
 import os
 import unicodedata
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 from fapn_zoo.data.raw_values import Colour, Raw, RawValues
 from fapn_zoo.runtime.files import load_json
 from fapn_zoo.runtime.tables import some
+from fapn_zoo.zoo.registry import nearest
 from fapn_zoo.zoo.spec import as_tuples
 
 MAX_ID = 65535  # label files hold 8 or 16 bits per pixel
@@ -143,9 +143,8 @@ class LabelMap:
             raise ValueError(f'{path}: {found}expected an object with a list "names", such as {form}')
         for key in data:
             if key not in KEYS:
-                close = difflib.get_close_matches(key.lower(), KEYS, 2, 0.5)
-                nearest = f"; nearest: {' or '.join(close)}" if close else ""
-                raise ValueError(f"{path}: unknown key {key!r}{nearest}; known keys: {', '.join(KEYS)}")
+                near = nearest(key.lower(), KEYS, 2)
+                raise ValueError(f"{path}: unknown key {key!r}{near}; known keys: {', '.join(KEYS)}")
         count = data.get("num_classes")
         if count is not None and count != len(names):
             raise ValueError(f"{path}: num_classes is {count!r}, but names lists {len(names)}")

@@ -43,7 +43,8 @@ def manner(report: dict[str, Any]) -> str:
     if report["flip"]:
         words.append("mirrored")
     if report["window"]:
-        words.append("windows {} x {} every {} x {}".format(*report["window"], *report["stride"]))
+        every = "every {} x {}".format(*report["stride"]) if any(report["stride"]) else "spread evenly"
+        words.append("windows {} x {} ".format(*report["window"]) + every)
     if report["amp"] != "no":
         words.append(report["amp"])
     if report["class_map"]:

@@ -20,11 +20,10 @@ from fapn_zoo.modules.heads.outputs import (
 )
 from fapn_zoo.postprocess import panoptic_fcn
 from fapn_zoo.postprocess.answers import ClassMap, Frame
-from fapn_zoo.postprocess.bands import Source, bands
 from fapn_zoo.postprocess.boxes import boxed_instances, detections
 from fapn_zoo.postprocess.masks import instances, panoptic
 from fapn_zoo.postprocess.merge import of_things, panoptic_of_parts
-from fapn_zoo.postprocess.semantic import class_map, logits_source, masks_source
+from fapn_zoo.postprocess.semantic import Source, bands, class_map, logits_source, masks_source
 from fapn_zoo.zoo.spec import DataSpec
 
 Decoder = Callable[..., Any]  # (output of one image, Frame, DataSpec, **options) -> an answer

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput
 from fapn_zoo.postprocess.answers import Frame, HardMasks, Instances, Packed, Panoptic, Segment
-from fapn_zoo.postprocess.bands import Source, bands
-from fapn_zoo.postprocess.semantic import check_cover, class_probabilities, mask_rows
+from fapn_zoo.postprocess.semantic import Source, bands, check_cover, class_probabilities, mask_rows
 from fapn_zoo.zoo.spec import DataSpec
 
 
@@ -32,7 +31,8 @@ def panoptic(
     Queries whose best class is a real one with probability above `object_threshold` (None: the model's own) compete
     for every pixel by class probability times mask probability. A query that wins less than `overlap_threshold` of the
     area of its own mask (mask probability of at least 0.5) is dropped. Stuff queries of one class become one segment,
-    whose score is the mean of theirs, weighted by area. `data.things` are the classes whose objects are counted.
+    whose score is the mean of theirs, weighted by area. Where `output.sure`, as in Mask2Former and EoMT, a segment ends
+    where its mask has a probability below 0.5. `data.things` are the classes whose objects are counted.
     """
     check_cover(output.mask_logits, output.stride, frame.inside)
     object_threshold = output.object_threshold if object_threshold is None else object_threshold
@@ -42,13 +42,16 @@ def panoptic(
     masks, scores = output.mask_logits[0, kept], best[kept]
     winner = torch.zeros(frame.original, dtype=torch.int64, device=masks.device)
     shares = torch.zeros(frame.original, dtype=torch.float32, device=masks.device)
+    sure = torch.ones_like(winner, dtype=torch.bool) if output.sure else None
     own_area = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     if len(masks):
         for first, last, band in _mask_bands(output, masks, frame):
             own_area += (band >= 0.5).sum(dim=(1, 2))
             shares[first:last], winner[first:last] = (band * scores[:, None, None]).max(dim=0)
+            if sure is not None:
+                sure[first:last] = band.gather(0, winner[None, first:last])[0] >= 0.5
     queries = list(zip(classes[kept].tolist(), scores.tolist(), own_area.tolist(), strict=True))
-    return _assemble(winner, shares, queries, data.things, overlap_threshold)
+    return _assemble(winner, shares, queries, data.things, overlap_threshold, sure)
 
 
 def instances(
@@ -96,19 +99,25 @@ def _mask_bands(
 
 
 def _assemble(
-    winner: Tensor, shares: Tensor, queries: list[tuple[int, float, int]], things: Sequence[int], least_overlap: float
+    winner: Tensor,
+    shares: Tensor,
+    queries: list[tuple[int, float, int]],
+    things: Sequence[int],
+    least_overlap: float,
+    sure: Tensor | None = None,
 ) -> Panoptic:
     """The panoptic map of one image from the winner of every pixel, and class, score and own area of every query.
 
-    Segment ids count from 1 in query order.
+    Segment ids count from 1 in query order. Pixels that are not `sure` count for what a query wins, and are nobody's.
     """
     new_id = torch.zeros(max(len(queries), 1), dtype=torch.int32)
     won = torch.bincount(winner.flatten(), minlength=len(queries)).tolist()
+    kept = won if sure is None else torch.bincount(winner[sure], minlength=len(queries)).tolist()
     found: list[dict] = []
     stuff: dict[int, dict] = {}
     for query, (category, score, own_area) in enumerate(queries):
         area = won[query]
-        if not area or not own_area or area / own_area < least_overlap:
+        if not area or not own_area or area / own_area < least_overlap or not (area := kept[query]):
             continue
         isthing = category in things
         segment = {"id": len(found) + 1, "category_id": category, "isthing": isthing, "score": 0.0, "area": 0}
@@ -119,6 +128,7 @@ def _assemble(
         segment["area"] += area
         new_id[query] = segment["id"]
     ids = new_id.to(winner.device)[winner]
+    ids = ids if sure is None else ids * sure
     return Panoptic(ids, shares * (ids > 0), tuple(Segment(**segment) for segment in found))
 
 

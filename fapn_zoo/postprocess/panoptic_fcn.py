@@ -14,10 +14,9 @@ from torch import Tensor
 
 from fapn_zoo.modules.heads.outputs import PanopticFCNOutput
 from fapn_zoo.postprocess.answers import ClassMap, Frame, HardMasks, Instances, Packed, Panoptic, Segment
-from fapn_zoo.postprocess.bands import Source, bands, enlarged_rows
 from fapn_zoo.postprocess.masks import rows_of
 from fapn_zoo.postprocess.merge import merge, stuff_classes
-from fapn_zoo.postprocess.semantic import check_cover
+from fapn_zoo.postprocess.semantic import Source, bands, check_cover, enlarged_rows
 from fapn_zoo.zoo.spec import DataSpec
 
 SMOOTHED = (3, 3, 3, 5, 5)  # pixels of a level that a centre's score is averaged over

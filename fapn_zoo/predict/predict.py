@@ -92,11 +92,11 @@ def predict_each(
     """
     asked, views = task_for(model.spec, task), views_for(model.spec, scales, flip)
     windows = tiles(model.data, tile, overlap)
-    if windows is not None and not views.single:
+    if windows is not None and (scales or flip):
         raise ValueError("scales and flip work without tile")
     views = windows or views
     if not (views.single or asked.averages_views or (windows is not None and asked.joins_windows)):
-        what = "scales and flip work" if windows is None else "tile works"
+        what = "tile works" if windows is not None else "scales, flip and windows work"
         raise ValueError(f"{what} for {averaging_tasks(windows is not None)} only, not {asked.name!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected 1 or more")

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import Output, covering
 from fapn_zoo.postprocess.answers import Frame
-from fapn_zoo.postprocess.bands import Source, band_height, bands
 from fapn_zoo.postprocess.decoders import decode, score_source, semantic_scores
-from fapn_zoo.postprocess.semantic import Bands, best_of_bands
+from fapn_zoo.postprocess.semantic import Bands, Source, band_height, bands, best_of_bands
 from fapn_zoo.predict.inputs import network_input, padded_size
 from fapn_zoo.predict.views import Views
 from fapn_zoo.predict.windows import Downwards, window_objects, window_scores

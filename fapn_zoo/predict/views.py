@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fapn_zoo.predict.inputs import fitted_size, height_and_width, input_size, padded_size, resized
-from fapn_zoo.predict.windows import PHASE, Span, grid_spans, step_spans
+from fapn_zoo.predict.windows import PHASE, Span, even_spans, grid_spans, step_spans
 from fapn_zoo.zoo.spec import FACTORS, SCALES, DataSpec, ModelSpec
 
 LARGEST_FACTOR = 8  # a larger scale is a short side in pixels
@@ -30,7 +30,7 @@ class Views:
         max_size: limit of the long side at every one of `scales`, in pixels.
         flip: every size also mirrored left to right.
         window: (height, width) of the windows, in pixels of the resized image; None for whole images.
-        stride: steps between windows: the field's layout (see `windows`).
+        stride: steps between windows: the field's layout (see `windows`); (0, 0) spreads them evenly.
         overlap: instead of `stride`: the share of a window that its neighbour covers again, in `predict`'s layout,
             for which images keep their own size.
     """
@@ -75,7 +75,8 @@ class Views:
         if self.overlap is not None:
             sides = zip(size, self.window, strict=True)
             return [grid_spans(length, side, self.overlap, data.size_divisor) for length, side in sides]
-        return [step_spans(*axis) for axis in zip(size, self.window, self.stride, strict=True)]
+        axes = zip(size, self.window, self.stride, strict=True)
+        return [step_spans(*axis) if axis[2] else even_spans(*axis[:2]) for axis in axes]
 
 
 def tiles(data: DataSpec, tile: int | Sequence[int] | None, overlap: float) -> Views | None:
@@ -106,6 +107,7 @@ def views_for(
             or factors of the test size up to 8 (of the image, for a model without test size), or short sides in pixels.
         flip: also mirrored.
         window, stride: (height, width) or one number for both; the stride is two thirds of the window if not given.
+            Without a window the model's own are spread evenly, where it has some (`DataSpec.test_window`).
 
     Raises:
         ValueError: naming the argument that makes no sense.
@@ -123,6 +125,8 @@ def views_for(
     if window is None:
         if stride is not None:
             raise ValueError(f"stride={stride!r} without window")
+        if side := data.test_window:
+            return Views(chosen, limit, bool(flip), (side, side), (0, 0))
         return Views(chosen, limit, bool(flip))
     sides = height_and_width(window, "window", SMALLEST_SIDE)
     steps = tuple(side * 2 // 3 for side in sides) if stride is None else height_and_width(stride, "stride")

@@ -1,8 +1,9 @@
 """Large images in overlapping windows: class scores, holding those of one row of windows at a time, and objects.
 
-Two layouts of windows: that of `predict` (`tile=`) lies on the grid of the coarsest features and cuts off the margins
+The layouts of windows: that of `predict` (`tile=`) lies on the grid of the coarsest features and cuts off the margins
 where a window saw its own padding; that of `evaluate` (`window=`) is the field's: fixed steps, the last window moved
-back to end with the image, and the plain mean of all windows over a pixel.
+back to end with the image, and the plain mean of all windows over a pixel; or, for models that want it, as few windows
+as there must be.
 """
 
 from __future__ import annotations
@@ -56,6 +57,14 @@ def step_spans(length: int, size: int, stride: int) -> list[Span]:
     size = min(size, length)
     starts = [*range(0, length - size, stride), length - size]
     return [Span(start, start + size, start, start + size) for start in starts]
+
+
+def even_spans(length: int, size: int) -> list[Span]:
+    """As few windows as cover the length, of one size, that overlap equally, used whole (EoMT's for classes)."""
+    count = -(-length // size)
+    overlap = (count * size - length) / max(count - 1, 1)
+    starts = [int(i * (size - overlap)) for i in range(count)]
+    return [Span(start, min(start + size, length), start, min(start + size, length)) for start in starts]
 
 
 def window_scores(

@@ -29,6 +29,13 @@ class Ending:
         """How many steps there will be."""
         return self.cooling[1] if self.cooling else self.settings.steps
 
+    def done(self, step: int) -> float:
+        """How much of the run is over after so many steps, 0..1; from where the rate falls on, the rest goes faster."""
+        if not self.cooling or step < (start := self.cooling[0]):
+            return min(step / max(self.settings.steps, 1), 1.0)
+        before = start / max(self.settings.steps, 1)
+        return before + (1 - before) * (step - start) / max(self.last - start, 1)
+
     def rest(self, step: int) -> int:
         """In how many steps from `step` on the rate has to fall, if it has to begin now; 0: not yet."""
         s, limit = self.settings, 3600 * self.settings.max_hours

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fapn_zoo.modules.layers.deform import ModulatedDeformConv
+from fapn_zoo.modules.deform_conv.conv import ModulatedDeformConv
 from fapn_zoo.train.settings import Settings
 
 # Parameters that hold positions, queries or tokens, whatever module keeps them: decay would pull them to one place.

@@ -67,7 +67,7 @@ def replay(folder: str | Path) -> Iterator[str]:
     except Exception as error:
         raise ValueError(f"{path} is no batch that a run has kept: {type(error).__name__}: {error}") from error
     yield f"{path}: {facts['error']}"
-    if found := faults(model.state_dict().items()):
+    if found := faults(model.named_parameters()):
         yield f"the weights hold {told(found)} before the step"
     accelerator = Accelerator(mixed_precision=facts["amp"], cpu=on_cpu())
     loss = load_part(HEADS[model.spec.head].loss).of(model, **facts["options"]).to(accelerator.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fapn_zoo.train.log import add_row, read_scores
 from fapn_zoo.train.optim import Ema, build_optimizer, learning_rate_factor, param_groups, set_learning_rate, told_rates
 from fapn_zoo.train.replay import FILE, keep_batch
 from fapn_zoo.train.settings import FREE_ON_RESUME, Settings
-from fapn_zoo.train.setup import Parts, part_losses
+from fapn_zoo.train.setup import Parts, anneal, part_losses
 from fapn_zoo.train.watching import draw_curves
 from fapn_zoo.weights.card import METRICS
 from fapn_zoo.weights.finite import NotFinite
@@ -84,6 +84,7 @@ class Run:
         """One optimizer step on this process's share of the batch; returns the global losses and whether to stop."""
         seed = step_seed(self.settings.seed, self.step, self.rank)
         torch.manual_seed(seed)  # dropout needs no saved state
+        anneal(self.plain, self.ending.done(self.step))
         size = min(self.micro_batch or self.local_batch, self.local_batch)
         batch = batch.to(self.accelerator.device)
         if self.world > 1 and not min(self.settings.crop):  # one size on all, or the result would depend on the shares
@@ -245,7 +246,7 @@ class Run:
     def _out_of_patience(self) -> bool:
         scores, patience = read_scores(self.out / "metrics.csv"), self.settings.patience
         if over := out_of_patience(scores, patience, self.step):
-            logger.info("step %d: %d evaluations without a better score; training ends", self.step, patience)
+            logger.info("step %d: no better score for patience=%d evaluations; training ends", self.step, patience)
         return over
 
     def evaluate(self, final: bool = False) -> dict[str, Any] | None:
@@ -284,8 +285,12 @@ class Run:
             self.accelerator.log({f"val/{n}": 100 * v for n, v in self._scores(report).items()}, self.step)
         return report
 
-    def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        return self.ema.applied(self.plain) if self.ema else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Within the block the model is what is evaluated and saved."""
+        with self.ema.applied(self.plain) if self.ema else contextlib.nullcontext():
+            anneal(self.plain, self.ending.done(self.best or self.step))
+            yield
 
     def _scores(self, report: dict[str, Any]) -> dict[str, float]:
         """The means of a report by the names that cards have for them, undefined ones left out."""

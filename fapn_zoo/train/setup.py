@@ -103,7 +103,8 @@ def _loss_options(settings: Settings, kind: type[Loss], dataset: Dataset) -> dic
         options["class_weights"] = s.class_weights
     if s.class_weights == "auto" and issubclass(kind, PerPixelLoss):
         options["class_weights"] = tuple(round(1 / math.log(1.02 + p), 4) for p in pixel_shares(dataset))  # ENet
-        logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
+        if processes().main:
+            logger.info("class_weights=auto: %s", ",".join(map(str, options["class_weights"])))
     return options
 
 
@@ -140,9 +141,8 @@ def build_model(settings: Settings, labels: LabelMap, reading: Reading) -> nn.Mo
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"freeze={name!r} is no module of the model; its parts are {children}")
         modules[name].requires_grad_(False)
-        if isinstance(
-            pyramid := getattr(modules[name], "pyramid", None), nn.Module
-        ):  # a plain ViT's has no weights to keep
+        pyramid = getattr(modules[name], "pyramid", None)
+        if isinstance(pyramid, nn.Module):  # a plain ViT's has no weights to keep
             pyramid.requires_grad_(True)
     return model
 
@@ -195,6 +195,12 @@ def train_mode(model: nn.Module) -> None:
         trained = [parameter.requires_grad for parameter in module.parameters()]
         if trained and not any(trained):
             module.eval()
+
+
+def anneal(model: nn.Module, done: float) -> None:
+    """Tells a head that changes in the course of a training (`EoMTHead.anneal`) how much of it is over, 0..1."""
+    if change := getattr(model.head, "anneal", None):
+        change(done)
 
 
 def part_losses(

@@ -15,7 +15,7 @@ class HeadPart(NamedTuple):
         module: its class, an `nn.Module`; see `fapn_zoo.modules.heads.outputs` for what it takes and gives.
         loss: the class of its loss, a `fapn_zoo.modules.losses.loss.Loss`; empty where it cannot be trained yet.
         tasks: what its output answers, keys of `fapn_zoo.tasks.TASKS`; the first is the default.
-        dialect: of `fpn` and `fapn` below it.
+        dialect: of `fpn` and `fapn` below it; "tokens" where it reads a ViT's tokens and stands on the neck `none`.
         levels: how many neck outputs it reads, the finest first.
         extra: which levels the neck adds to them, a key of `EXTRA_LEVELS`; empty for none.
     """
@@ -57,6 +57,11 @@ def register_head(name: str, part: HeadPart) -> None:
     if name in HEADS:
         raise ValueError(f"head {name!r} exists already")
     HEADS[name] = part
+
+
+def stands_on(head: str, neck: str) -> bool:
+    """Whether a head can stand on a neck: one that reads tokens on `none` alone, others on any other."""
+    return (HEADS[head].dialect == "tokens") == (neck == "none")
 
 
 def load_part(path: str) -> type:

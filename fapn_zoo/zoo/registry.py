@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
+from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS, stands_on
 from fapn_zoo.zoo.spec import ModelSpec, WeightsSpec
 
 _registered: dict[str, ModelSpec] = {}
@@ -42,7 +42,7 @@ def _model(name: str, row: dict[str, Any], terms: dict[str, dict[str, str]]) -> 
 
 def _all() -> dict[str, ModelSpec]:
     """All models by name: architectures first, whatever heads have been registered meanwhile."""
-    pairs = [(head, neck) for head in HEADS for neck in NECKS]
+    pairs = [(head, neck) for head in HEADS for neck in NECKS if stands_on(head, neck)]
     return {f"{h}_{n}": _architecture(f"{h}_{n}", h, n) for h, n in pairs} | _shipped() | _registered
 
 
@@ -87,6 +87,8 @@ def register_model(spec: ModelSpec, *, overwrite: bool = False) -> ModelSpec:
         raise ValueError(f"head {spec.head!r} of {spec.name!r}; expected one of {', '.join(HEADS)}")
     if spec.neck not in NECKS:
         raise ValueError(f"neck {spec.neck!r} of {spec.name!r}; expected one of {', '.join(NECKS)}")
+    if not stands_on(spec.head, spec.neck):
+        raise ValueError(f"neck {spec.neck!r} of {spec.name!r}; a {spec.head} head does not stand on it")
     if spec.task not in HEADS[spec.head].tasks:
         tasks = ", ".join(HEADS[spec.head].tasks)
         raise ValueError(f"task {spec.task!r} of {spec.name!r}; a {spec.head} head answers {tasks}")
@@ -147,7 +149,7 @@ def _parse_architecture(name: str) -> ModelSpec | None:
         for neck in sorted(NECKS, key=len, reverse=True):
             prefix = f"{head}_{neck}_"
             backbone = name.removeprefix(prefix)
-            if name.startswith(prefix) and _is_backbone(backbone):
+            if name.startswith(prefix) and stands_on(head, neck) and _is_backbone(backbone):
                 return _architecture(name, head, neck, backbone)
     return None
 

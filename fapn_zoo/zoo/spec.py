@@ -57,6 +57,8 @@ class DataSpec:
         channel_order: `"rgb"` or `"bgr"`.
         test_size: short side, in pixels, that an image is resized to before the network; None keeps its size.
         test_max_size: upper limit of the long side after that resize.
+        test_window: side, in pixels, of square windows that are spread evenly over the resized image, whose class
+            scores are averaged; None shows it whole.
         size_divisor: the normalised image is zero-padded at the bottom and right to a multiple of this.
         white_level, exif: how files were read in training, see `fapn_zoo.data.reading_rules`: the stored value that is
             white in pictures deeper than 8 bits (None: not said), and whether pictures are turned by their EXIF
@@ -80,6 +82,7 @@ class DataSpec:
     category_ids: tuple[int, ...] = ()
     values: tuple[Any, ...] = ()
     ignored_values: tuple[Any, ...] = ()
+    test_window: int | None = None
 
     def __post_init__(self) -> None:
         if self.category_ids and len(self.category_ids) != len(self.labels):
@@ -96,7 +99,7 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Without what is as usual, from `white_level` on: older versions know none of it."""
-        usual = [("white_level", None), ("exif", "apply"), *((key, ()) for key in FROM_DATA)]
+        usual = [("white_level", None), ("test_window", None), ("exif", "apply"), *((key, ()) for key in FROM_DATA)]
         return {k: v for k, v in dataclasses.asdict(self).items() if (k, v) not in usual}
 
     @classmethod
@@ -117,7 +120,8 @@ class WeightsSpec:
     Attributes:
         source: `"embedded"` (a folder inside the package), `"hub"` (a Hugging Face repository) or `"official"`
             (a checkpoint of the authors' release, converted on the user's machine).
-        location: the folder's name below `weights/embedded`; `owner/name`; or an https URL or `gdrive:FILE_ID`.
+        location: the folder's name below `weights/embedded`; `owner/name`; or an https URL, `gdrive:FILE_ID`
+            or `hf:owner/name`, a repository at the Hub in another library's form.
         revision: commit or tag of the Hub repository.
         sha256: of `model.safetensors`, in hex; checked after a download.
         license: SPDX id of the weights (which may be stricter than the code's), or `"none-stated"`.

@@ -17,8 +17,8 @@ from torch import nn
 import fapn_zoo
 from fapn_zoo.benchmark import REALTIME, append_csv, benchmark, inference, parse_size, render
 from fapn_zoo.benchmark import run as run_module
-from fapn_zoo.benchmark.flops import count, deform_conv_flops, flop_counter
 from fapn_zoo.benchmark.report import CSV_COLUMNS
+from fapn_zoo.benchmark.run import count, deform_conv_flops, flop_counter
 from fapn_zoo.cli import main
 from fapn_zoo.modules.deform_conv.conv import available_backends
 from fapn_zoo.runtime import device as device_module

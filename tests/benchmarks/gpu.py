@@ -312,7 +312,7 @@ def tuning_rows() -> list[dict[str, Any]]:
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
     rows = []
-    for (kernel, *key), (best, times) in tuning.chosen().items():
+    for (kernel, *key), (best, times) in tuning.chosen.items():
         for config, ms in sorted(times.items(), key=lambda item: item[1]):
             rows.append(
                 {

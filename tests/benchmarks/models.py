@@ -31,8 +31,8 @@ from table import print_row, run_facts, write_csv
 from torch import Tensor, nn
 
 import fapn_zoo
-from fapn_zoo.benchmark.flops import flop_counter
 from fapn_zoo.benchmark.inference import draw_offsets
+from fapn_zoo.benchmark.run import flop_counter
 from fapn_zoo.modules.heads.outputs import Output
 from fapn_zoo.postprocess import Frame, decode
 from fapn_zoo.predict.inputs import padded_size

@@ -206,7 +206,7 @@ def test_eval_mistakes(capsys: pytest.CaptureFixture[str], weights: Path, datase
 def test_train_mistakes(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path) -> None:
     base = ["train", "finetune_folder", f"data={dataset}", f"out={tmp_path / 'run'}"]
     assert "unknown setting 'stepz'" in error(capsys, *base, "stepz=3")
-    assert "steps='many'" in error(capsys, *base, "steps=many")
+    assert "steps must be of type int, got 'many'" in error(capsys, *base, "steps=many")
     assert "finetune_foldr" in error(capsys, "train", "finetune_foldr", *base[2:])
     assert "unknown model" in error(capsys, *base, "model=perpixl_fapn")
     assert not (tmp_path / "run").exists()

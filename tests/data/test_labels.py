@@ -161,7 +161,7 @@ def test_json_as_windows_writes_it(tmp_path: Path):
     [
         (
             '{"names": ["a"], "ignore_label": 0}',
-            "unknown key 'ignore_label'; nearest: ignored_values or ignore_index; known keys: names, ",
+            "unknown key 'ignore_label'; nearest: ignored_values, ignore_index; known keys: names, ",
         ),
         ('{"names": ["a"], "pallete": []}', "unknown key 'pallete'; nearest: palette"),
         ('{"names": ["a"], "Names": ["b"]}', "unknown key 'Names'; nearest: names"),

@@ -42,6 +42,42 @@ def test_a_page_without_its_markers_is_named(tables: ModuleType) -> None:
         tables.updated("models", "# Models\n")
 
 
+RUN = {"model": "m", "weights": "runs/m/0/model", "data": "d", "params": "2500000", "commit": "c", "seed": "0"}
+RUN |= {"command": "fapn-zoo eval runs/m/0/model", "miou": "50.00", "ap": ""}
+
+
+def test_runs_that_differ_in_the_seed_are_one_line_with_their_spread(tables: ModuleType) -> None:
+    other = RUN | {"weights": "runs/m/1/model", "seed": "1", "miou": "52.00"}
+    again = other | {"miou": "53.00", "commit": "e"}  # the same seed, scored later
+    table = tables.runs_table(
+        [RUN, other, again], {"model": "model", "weights": "weights"}, {"miou": "mIoU", "ap": "AP"}
+    )
+    assert table.splitlines() == [
+        "| model | weights | parameters | mIoU | seeds | commit |",
+        "|---|---|---|---|---|---|",
+        "| m | runs/m/*/model | 2.50 M | 51.50 ± 2.12 | 2 | c, e |",
+    ]
+
+
+@pytest.mark.parametrize("lack", [{"command": ""}, {"command": "picture.py"}, {"commit": ""}, {"seed": ""}], ids=str)
+def test_a_row_that_does_not_say_how_it_came_about_does_not_count(tables: ModuleType, lack: dict[str, str]) -> None:
+    kept = tables.runs_table(
+        [RUN, RUN | {"data": "other"} | lack], {"model": "model", "data": "data"}, {"miou": "mIoU"}
+    )
+    assert len(kept.splitlines()) == 3 and "| m | d | 2.50 M | 50.00 | 1 (seed 0) | c |" in kept
+
+
+def test_a_difference_is_counted_where_its_interval_excludes_zero(tables: ModuleType) -> None:
+    with open(tables.CLAIM_DIFFERENCES, newline="", encoding="utf-8") as file:
+        rows = [
+            r for r in csv.DictReader(file) if (r["dialect"], r["row"], r["measure"]) == ("detectron2", "fapn", "miou")
+        ]
+    above = sum(float(row["low"]) > 0 for row in rows)
+    below = sum(float(row["high"]) < 0 for row in rows)
+    assert f"| detectron2 | fapn | fpn | {len(rows)} | " in tables.claim_differences()
+    assert f"(+{above}, -{below}) | " in tables.claim_differences().splitlines()[2]
+
+
 def test_every_named_model_is_counted(tables: ModuleType, counts: dict[str, dict[str, str]]) -> None:
     named = [name for name in list_models() if get_spec(name)[0].backbone is not None]
     assert list(counts) == named, "run python hub/tables.py --count"

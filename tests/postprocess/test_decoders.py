@@ -7,7 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys.decoding import classes, instances, labels, panoptic, scores
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
-from fapn_zoo.postprocess import Frame, bands, decode
+from fapn_zoo.postprocess import Frame, decode
+from fapn_zoo.postprocess import semantic as bands
 from fapn_zoo.zoo.spec import DataSpec
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,7 @@ from toys import ramps
 
 from fapn_zoo import create_model
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, SemanticOutput
-from fapn_zoo.postprocess import bands
+from fapn_zoo.postprocess import semantic as bands
 from fapn_zoo.predict import predict, windows
 from fapn_zoo.predict.run import merged_bands, score_sources
 from fapn_zoo.predict.views import Views, views_for
@@ -268,7 +268,7 @@ def test_predict_says_where_views_do_not_work():
     with pytest.raises(ValueError, match="scales and flip work without tile"):
         predict(model, ramps.picture((64, 64)), tile=64, flip=True)
     masks = Noise("masks", DataSpec())
-    with pytest.raises(ValueError, match="scales and flip work for task 'semantic' only, not 'panoptic'"):
+    with pytest.raises(ValueError, match="scales, flip and windows work for task 'semantic' only, not 'panoptic'"):
         predict(masks, ramps.picture((64, 64)), "panoptic", scales=(1, 2))
 
 

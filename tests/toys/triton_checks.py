@@ -110,12 +110,12 @@ def check_small_blocks(device: str, shape: str, **changes: Any) -> None:
     before = dict(tuning._INTERPRETED)
     for name, (config,) in before.items():
         tuning._INTERPRETED[name] = [config._replace(tile=(4, 4), **changes)]
-    tuning._chosen.clear()
+    tuning.chosen.clear()
     try:
         check(device, shape)
     finally:
         tuning._INTERPRETED.update(before)
-        tuning._chosen.clear()
+        tuning.chosen.clear()
 
 
 def check_candidate(device: str, precision: torch.dtype | str, index: int) -> None:

@@ -110,7 +110,7 @@ def test_patience(tiny: Settings, tmp_path: Path, caplog):
     still["model_args"] = {**tiny.model_args, "head_dropout": 0.0, "neck_norm": "gn"}
     run = tiny.replace(checkpoint_every=3, **still)
     folder = train(run)
-    assert len(rates(folder)) == 6 and "step 6: 2 evaluations without a better score" in caplog.text
+    assert len(rates(folder)) == 6 and "step 6: no better score for patience=2 evaluations" in caplog.text
     caplog.clear()
     train(run.replace(resume="auto"))  # it does not go on
     assert "nothing left" in caplog.text and len(rates(folder)) == 6

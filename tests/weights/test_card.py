@@ -201,7 +201,7 @@ def test_result_rows_lead_and_must_agree() -> None:
 
 def test_every_official_model() -> None:
     names = [n for n in list_models(pretrained=True) if get_spec(n)[0].weights.keys() == {"paper"}]
-    assert len(names) == 35
+    assert len(names) == 49
     for name in names:
         weights = get_spec(name)[0].weights["paper"]
         card = render_card(official(name), pointer=True)

@@ -120,6 +120,9 @@ def test_names_that_say_nothing(tmp_path: Path) -> None:
         fapn_zoo.create_model(f"local-dir:{tmp_path}", num_classes=3, labels=OLD)
     with pytest.raises(ValueError, match="head.predictor.weight has shape"):
         fapn_zoo.create_model(f"local-dir:{tmp_path}", checkpoint_path=tmp_path, labels=("a", "b"))
+    for wrong in ("road", ("road", "road")):
+        with pytest.raises(ValueError, match="expected a list of different names"):
+            fapn_zoo.create_model(f"local-dir:{tmp_path}", labels=wrong)
     named = dataclasses.replace(
         old.data, labels=("Straße", "Auto", "Ampel", "Himmel")
     )  # a translation, not new classes

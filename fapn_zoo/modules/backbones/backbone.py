@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fapn_zoo.modules.backbones.imagenet import build_features
-from fapn_zoo.modules.backbones.plain import PYRAMIDS, PlainPyramid, patch_of, power_of_two
+from fapn_zoo.modules.backbones.plain import PYRAMIDS, TOKENS, PlainPyramid, patch_of, power_of_two
 from fapn_zoo.modules.backbones.plan import (
     STRIDES,
     ceil_div,
@@ -29,6 +29,7 @@ from fapn_zoo.modules.backbones.plan import (
 )
 from fapn_zoo.modules.backbones.surgery import (
     dilate_last_stage,
+    end_after,
     move_stride_to_1x1,
     swin_blocks,
     use_official_order,
@@ -53,8 +54,11 @@ class Backbone(nn.Module):
         multi_grid: dilations of the 3x3 convolutions of the last stage's blocks, such as DeepLab's `(1, 2, 4)`; sizes
             of the maps do not change. ResNets with bottlenecks only.
         pyramid: how a plain ViT, whose maps have one stride, gets four (`PlainPyramid`): `"simple"`, its default, from
-            the last block as ViTDet does, or `"levels"`, from the ends of four equal parts of its blocks.
+            the last block as ViTDet does, or `"levels"`, from the ends of four equal parts of its blocks. `"tokens"` is
+            for a head that goes on with its last blocks: prefix tokens and one map, see `SplitTokens`.
         pyramid_channels: of those four maps.
+        stages: 2 to 4, of an image pyramid: the network ends after so many levels, and the coarser maps are the last
+            one with every second pixel. Most weights of a small network are in its last stage.
         cache_dir: where the ImageNet weights are kept; None is the Hub client's own place.
         timm_kwargs: further arguments of the timm model, such as `drop_path_rate`.
 
@@ -71,6 +75,7 @@ class Backbone(nn.Module):
             it, larger ones refused.
         body: the timm feature network.
         pyramid: the layers that make four maps of a plain ViT's; None for a pyramid.
+        patch: size of a plain ViT's patches in pixels, 0 for a pyramid.
 
     Raises ValueError for an unknown name or tag, no pyramid, an option that the network does not have; ConnectionError
     where `pretrained=True` and the weights can neither be fetched nor found in the cache.
@@ -88,6 +93,7 @@ class Backbone(nn.Module):
         multi_grid: Sequence[int] | None = None,
         pyramid: str | None = None,
         pyramid_channels: int = 256,
+        stages: int = 4,
         cache_dir: str | Path | None = None,
         **timm_kwargs: Any,
     ) -> None:
@@ -96,16 +102,26 @@ class Backbone(nn.Module):
             raise ValueError(f"unknown norm {norm!r} for a backbone; known: None, 'frozen_bn'")
         if in_chans < 1:
             raise ValueError(f"in_chans must be at least 1, got {in_chans}")
-        if pyramid not in (None, *PYRAMIDS):
+        if pyramid not in (None, *PYRAMIDS, TOKENS):
             raise ValueError(f"unknown pyramid {pyramid!r} for a backbone; known: {', '.join(PYRAMIDS)}")
         self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
         self._asked = {**timm_kwargs, "in_chans": in_chans}
         options, self.size_divisor, self.fixed_size = plan(self.timm_name, self._asked, pyramid)
+        if stages not in (2, 3, 4):
+            raise ValueError(f"stages must be 2, 3 or 4, got {stages!r}")
+        if stages < len(STRIDES):
+            options["out_indices"] = options["out_indices"][:stages]
         self.body = build_features(self.timm_name, options, pretrained=pretrained, cache_dir=cache_dir)
-        self.out_channels = tuple(self.body.feature_info.channels())
+        channels = tuple(self.body.feature_info.channels())
+        if stages < len(STRIDES):
+            end_after(self.body, name)
+        self.out_channels = (*channels, *channels[-1:] * (len(STRIDES) - stages))
         self.pyramid: PlainPyramid | None = None
-        if patch := patch_of(self.body):
-            self.pyramid = PlainPyramid(self.out_channels, patch, STRIDES, pyramid_channels)
+        self.patch = patch_of(self.body)
+        if pyramid == TOKENS:
+            self.out_channels *= 2
+        elif self.patch:
+            self.pyramid = PlainPyramid(self.out_channels, self.patch, STRIDES, pyramid_channels)
             self.out_channels = (pyramid_channels,) * len(STRIDES)
         self._frozen: frozenset[str] = frozenset()
         self.is_swin = bool(swin_blocks(self.body))
@@ -135,6 +151,8 @@ class Backbone(nn.Module):
             bottom, right = self._padding(height, width)
             x = F.pad(x, (0, right, 0, bottom))
         features = self.body(x)
+        if self.patch and self.pyramid is None:
+            return features
         if self.is_swin:
             features = [getattr(self, f"norm{level}")(feature) for level, feature in enumerate(features)]
         if is_channels_last(self.body):
@@ -142,6 +160,8 @@ class Backbone(nn.Module):
             features = [feature.permute(0, 3, 1, 2).contiguous(memory_format=layout) for feature in features]
         if self.pyramid is not None:
             features = self.pyramid(features)
+        while len(features) < len(self.strides):
+            features = [*features, features[-1][..., ::2, ::2]]
         if padded:
             sizes = [(ceil_div(height, stride), ceil_div(width, stride)) for stride in self.strides]
             features = [feature[..., :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
@@ -171,7 +191,7 @@ class Backbone(nn.Module):
         Of a plain ViT the stages are its blocks; the last norm goes with the last block, and the pyramid goes on
         learning.
         """
-        layers = self.depths() if self.pyramid is not None and stages else {}
+        layers = self.depths() if self.patch and stages else {}
         most = max(layers.values(), default=len(self.strides))
         if not 0 <= stages <= most:
             raise ValueError(f"frozen_stages must be 0 to {most} for {self.name!r}, got {stages}")

@@ -10,11 +10,14 @@ from typing import Any
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models._features import FeatureGetterNet
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fapn_zoo.modules.layers.conv import ConvNormAct
 
 PYRAMIDS = ("simple", "levels")
+TOKENS = "tokens"  # in place of a pyramid, for heads that go on with the network's own blocks
 
 
 class NormedTokens(FeatureGetterNet):
@@ -28,6 +31,35 @@ class NormedTokens(FeatureGetterNet):
         super().__init__(model, norm=all(i.get("num_chs_norm", i["num_chs"]) == i["num_chs"] for i in infos), **options)
 
 
+class SplitTokens(NormedTokens):
+    """A ViT that stops before its last `late` blocks, which are run with tokens of others among its own (EoMT).
+
+    Raises ValueError for a network whose blocks take no mask of attention.
+    """
+
+    late = 0
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        if type(model) is not VisionTransformer or not all(type(block) is Block for block in model.blocks):
+            raise ValueError("other tokens can join ViTs of timm's plain kind only, such as vit_s, dinov2_s, siglip2_b")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> prefix tokens (N, P, C) and the others as a map (N, C, h, w)."""
+        vit, size = self.model, self.model.patch_embed.dynamic_feat_size(x.shape[-2:])
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x))))
+        for block in vit.blocks[: len(vit.blocks) - self.late]:
+            x = self.run(block, x)
+        prefix, tokens = x.tensor_split((vit.num_prefix_tokens,), dim=1)
+        return [prefix, tokens.transpose(1, 2).unflatten(2, size)]
+
+    def run(self, block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One block on tokens (N, T, C); `mask` (N, 1, T, T) bool is where the first T attend to the second."""
+        if self.model.grad_checkpointing and self.training:
+            return checkpoint(block, x, attn_mask=mask, use_reentrant=False)
+        return block(x, attn_mask=mask)
+
+
 def patch_of(body: nn.Module) -> int:
     """The one stride of all maps of a plain timm network, in pixels; 0 for a pyramid and other kinds of networks."""
     strides = {int(level["reduction"]) for level in body.feature_info.info}
@@ -36,7 +68,7 @@ def patch_of(body: nn.Module) -> int:
 
 def chosen_blocks(pyramid: str, depth: int) -> tuple[int, ...]:
     """Which of `depth` blocks a pyramid reads: the last (`"simple"`), or the ends of four equal parts (`"levels"`)."""
-    if pyramid == "simple":
+    if pyramid != "levels":
         return (depth - 1,)
     return tuple(max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4))
 

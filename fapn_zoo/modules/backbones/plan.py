@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fapn_zoo.modules.backbones.imagenet import build_features
-from fapn_zoo.modules.backbones.plain import NormedTokens, chosen_blocks, patch_of, power_of_two
+from fapn_zoo.modules.backbones.plain import TOKENS, NormedTokens, SplitTokens, chosen_blocks, patch_of, power_of_two
 from fapn_zoo.modules.backbones.surgery import SWIN_OPTIONS, swin_blocks
 from fapn_zoo.zoo.parts import BACKBONES, REHEARSED
 
@@ -69,7 +69,8 @@ def plan(
         extra, divisor, only = _rehearse(name, items, pyramid)
     except TypeError:  # lists among the arguments cannot be remembered
         extra, divisor, only = _rehearse.__wrapped__(name, items, pyramid)
-    return {**options, **dict(extra)}, divisor, only
+    extra = dict(extra) | ({"feature_cls": SplitTokens} if pyramid == TOKENS else {})
+    return {**options, **extra}, divisor, only
 
 
 @functools.lru_cache(maxsize=256)
@@ -91,6 +92,8 @@ def _rehearse(name: str, items: tuple, pyramid: str | None = None) -> tuple[tupl
                 raise ValueError(f"pyramid={pyramid!r} is for plain ViTs; backbone {name!r} is a pyramid by itself")
         divisors, strides = ((patch,), (patch,) * len(added["out_indices"])) if patch else (_DIVISORS, STRIDES)
         for extra in _ANY_SIZE_OPTIONS:
+            if extra.keys() & options.keys():
+                continue  # the caller has decided
             try:
                 network = build_features(name, {**options, **added, **extra})
             except ValueError:

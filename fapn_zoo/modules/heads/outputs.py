@@ -68,6 +68,7 @@ class MaskFormerOutput(NamedTuple):
     stride: int = 4
     object_threshold: float = 0.8  # what the class probability of a panoptic segment must exceed
     extent: tuple[int, int] | None = None  # (H, W) that the maps are stretched over; None: `stride` times their size
+    sure: bool = False  # a panoptic segment keeps only those pixels where its mask has a probability of 0.5 or more
 
     def image(self, n: int) -> MaskFormerOutput:
         return self._replace(class_logits=self.class_logits[n : n + 1], mask_logits=self.mask_logits[n : n + 1], aux=())
@@ -283,6 +284,17 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.classes) if self.labels is None else len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Class ids travel as bytes where they can: fresh shared memory takes a worker longer than decoding does."""
+        labels = self.labels
+        if labels is not None and labels.numel() and 0 <= labels.min() and labels.max() < 256:
+            return self.__dict__ | {"labels": labels.to(torch.uint8)}
+        return self.__dict__
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        labels = state["labels"]
+        self.__dict__.update(state, labels=None if labels is None else labels.long())
 
     def part(self, first: int, last: int) -> Targets:
         """The images `first`..`last` - 1."""

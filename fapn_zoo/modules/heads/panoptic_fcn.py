@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fapn_zoo.modules.deform_conv.conv import ModulatedDeformConv
 from fapn_zoo.modules.heads.outputs import ClassRows, MergeRule, PanopticFCNOutput, count_things
 from fapn_zoo.modules.heads.per_pixel import SemanticFPN
 from fapn_zoo.modules.layers.conv import ConvNormAct, Maps, make_norm
-from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 
 PRIOR = -2.19  # bias of position logits at the start: a probability of 0.1
 

@@ -5,7 +5,8 @@ Formulas and weights: MaskFormer section 3.2 and FACTS section 2, "Training reci
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from fapn_zoo.modules.heads.outputs import MaskFormerOutput, Targets
+from fapn_zoo.modules.layers.random import seeds_or_new
 from fapn_zoo.modules.losses.loss import FOCAL_ALPHA, FOCAL_GAMMA, Loss, Totals, counted, focal, refuse
 
+Pairs = tuple[Tensor, Tensor]  # query and target indices
 Segments = list[tuple[Tensor, Tensor]]  # per image: classes (M,) int64, masks (M, H, W) bool
 WEIGHTS = {"class": 1.0, "mask": 20.0, "dice": 1.0}  # of the terms of the loss, and of the costs of matching
+
+NONE: Pairs = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+
+
+class Place(NamedTuple):
+    """Where the masks of an image lie: the seed (1,) of what is drawn for them, and (H, W) that they stretch over."""
+
+    seed: Tensor
+    covers: tuple[int, int]
 
 
 @torch.no_grad()
@@ -34,19 +46,22 @@ def match(class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Ten
         ValueError: a cost that is not finite, naming its term (the usual sign of diverged training).
     """
     if len(classes) == 0:
-        empty = torch.zeros(0, dtype=torch.int64)
-        return empty, empty
+        return NONE
     target = F.interpolate(masks[None].byte(), size=mask_logits.shape[-2:], mode="nearest")[0].flatten(1).float()
     logits = mask_logits.flatten(1).float()
-    costs = {
-        "class": -class_logits.float().softmax(-1)[:, classes],
-        "mask": _focal_cost(logits, target),
-        "dice": _dice_cost(logits, target),
-    }
+    costs = {"mask": _focal_cost(logits, target), "dice": dice_cost(logits, target)}
+    return cheapest(class_logits, classes, costs, WEIGHTS)
+
+
+def cheapest(
+    class_logits: Tensor, classes: Tensor, costs: dict[str, Tensor], weights: dict[str, float]
+) -> tuple[Tensor, Tensor]:
+    """The pairs of least cost: of the class probability, and of the masks (Q, M) by term; see `match`."""
+    costs = {"class": -class_logits.float().softmax(-1)[:, classes]} | costs
     for term, cost in costs.items():
         if not torch.isfinite(cost).all():
             raise ValueError(f"the {term} cost of the matching is not finite")
-    queries, targets = linear_sum_assignment(sum(WEIGHTS[term] * cost for term, cost in costs.items()).cpu().numpy())
+    queries, targets = linear_sum_assignment(sum(weights[term] * cost for term, cost in costs.items()).cpu().numpy())
     return torch.from_numpy(queries), torch.from_numpy(targets)
 
 
@@ -58,7 +73,7 @@ def _focal_cost(logits: Tensor, target: Tensor) -> Tensor:
     return (inside @ target.t() + outside @ (1 - target).t()) / logits.shape[1]
 
 
-def _dice_cost(logits: Tensor, target: Tensor) -> Tensor:
+def dice_cost(logits: Tensor, target: Tensor) -> Tensor:
     p = logits.sigmoid()
     return 1 - (2 * p @ target.t() + 1) / (p.sum(1)[:, None] + target.sum(1)[None] + 1)
 
@@ -71,6 +86,8 @@ class SetCriterion(Loss):
         num_queries: Q; an image may have more objects.
         no_object_weight: weight of "no object" in the class-weighted mean of the cross-entropy.
     """
+
+    weights = WEIGHTS
 
     def __init__(self, num_classes: int, num_queries: int, *, no_object_weight: float = 0.1) -> None:
         super().__init__()
@@ -104,21 +121,39 @@ class SetCriterion(Loss):
         layers = [("", (output.class_logits, output.mask_logits))]
         layers += [(f"_{i}", pair) for i, pair in enumerate(output.aux)]
         losses, total = {}, 0
-        for suffix, (class_logits, mask_logits) in layers:
-            terms = self._layer(class_logits, mask_logits, segments, counts)
-            total = total + sum(WEIGHTS[name] * value for name, value in terms.items())
+        seeds = seeds_or_new(targets.seeds, len(segments), output.mask_logits.device)
+        for layer, (suffix, (class_logits, mask_logits)) in enumerate(layers):
+            places = [Place(seed, output.covers) for seed in (seeds + layer).split(1)]
+            terms = self._layer(class_logits, mask_logits, segments, counts, places)
+            total = total + sum(self.weights[name] * value for name, value in terms.items())
             losses |= {name + suffix: value for name, value in terms.items()}
         return {"loss": total} | losses
 
+    def _match(self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor, place: Place) -> Pairs:
+        """See `match`; `place` is for those who compare at points."""
+        return match(class_logits, mask_logits, classes, masks)
+
+    def _mask_losses(self, logits: Tensor, target: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """(M, h, w) logits, upsampled to (M, H, W) masks -> focal (mean over pixels) and dice, summed over masks."""
+        logits = F.interpolate(logits[None].float(), size=target.shape[-2:], mode="bilinear", align_corners=False)[0]
+        logits, target = logits.flatten(1), target.flatten(1).float()
+        return focal(logits, target).mean(1).sum(), dice_loss(logits, target)
+
     def _layer(
-        self, class_logits: Tensor, mask_logits: Tensor, segments: Segments, counts: dict[str, float]
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        segments: Segments,
+        counts: dict[str, float],
+        places: Sequence[Place],
     ) -> dict[str, Tensor]:
-        matches = [match(class_logits[i], mask_logits[i], *segment) for i, segment in enumerate(segments)]
+        each = zip(class_logits, mask_logits, segments, places, strict=True)
+        matches = [self._match(classes, masks, *segment, place) for classes, masks, segment, place in each]
         mask_loss = dice_loss = mask_logits.sum() * 0  # keeps the graph where no image has a mask
         for i, (queries, chosen) in enumerate(matches):
             if len(queries):
                 target = segments[i][1][chosen.to(mask_logits.device)]
-                focal, dice = _mask_losses(mask_logits[i][queries.to(mask_logits.device)], target)
+                focal, dice = self._mask_losses(mask_logits[i][queries.to(mask_logits.device)], target, places[i])
                 mask_loss, dice_loss = mask_loss + focal, dice_loss + dice
         return {
             "class": self._class_loss(class_logits, segments, matches, counts),
@@ -140,10 +175,7 @@ class SetCriterion(Loss):
         return loss / max(counts["matched"] + self.no_object_weight * unmatched, 1e-6)
 
 
-def _mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, h, w) logits, upsampled to the (M, H, W) masks -> focal (mean over pixels) and dice, summed over masks."""
-    logits = F.interpolate(logits[None].float(), size=target.shape[-2:], mode="bilinear", align_corners=False)[0]
-    logits, target = logits.flatten(1), target.flatten(1).float()
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """(M, P) logits and truth 0..1 of P pixels or points of M masks -> the dice losses, summed over masks."""
     p = logits.sigmoid()
-    dice = (1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)).sum()
-    return focal(logits, target).mean(1).sum(), dice
+    return (1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)).sum()

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fapn_zoo.modules.deform_conv.conv import ModulatedDeformConv
 from fapn_zoo.modules.layers.conv import ConvNormAct
-from fapn_zoo.modules.layers.deform import ModulatedDeformConv
 from fapn_zoo.modules.necks.fpn import Neck, sum_into
 
 ALIGNMENTS = ("fam", "dcn", "deconv")

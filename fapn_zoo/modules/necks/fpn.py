@@ -143,6 +143,17 @@ class FPN(Neck):
         return [extra(out) for extra, out in zip(self.extra, outputs, strict=False)]
 
 
+class NoNeck(nn.Module):
+    """Hands on what the backbone gives, to a head that reads nothing else; `num_outputs` and `dialect` do nothing."""
+
+    def __init__(self, in_channels: Sequence[int], *, num_outputs: int | None = None, dialect: str = "") -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = tuple(in_channels), in_channels[-1]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return features
+
+
 class SubsampledLevel(nn.Module):
     """One more level: every second row and column of the coarsest (p6 of the R-CNN family; FACTS section 3)."""
 

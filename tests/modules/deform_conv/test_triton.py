@@ -144,7 +144,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tuner of a process that has not chosen anything yet."""
     from fapn_zoo.modules.deform_conv.cuda import tuning
 
-    for name in ("_chosen", "_untimed"):
+    for name in ("chosen", "_untimed"):
         monkeypatch.setattr(tuning, name, {})
     return tuning
 
@@ -153,12 +153,12 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_race(tuning: Any) -> None:
     checks.check("cuda", RACED, torch.bfloat16)
-    chosen = tuning.chosen()
+    chosen = dict(tuning.chosen)
     assert {key[0] for key in chosen} == {"forward", "backward_data", "backward_weight"}
     for best, times in chosen.values():
         assert len(times) > 1 and best == min(times, key=times.get) and min(times.values()) > 0
     checks.check("cuda", RACED, torch.bfloat16)
-    assert tuning.chosen() == chosen
+    assert tuning.chosen == chosen
 
 
 @pytest.mark.gpu
@@ -182,7 +182,7 @@ def test_in_a_cuda_graph_nothing_is_timed(tuning: Any, monkeypatch: pytest.Monke
             values = step()
         graph.replay()
         torch.cuda.synchronize()
-    assert not tuning.chosen()
+    assert not tuning.chosen
     for value, wanted in zip(values, expected, strict=True):
         assert (value - wanted).norm() <= 1e-3 * wanted.norm()
 

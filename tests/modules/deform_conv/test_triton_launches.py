@@ -66,7 +66,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     configs = [large, small._replace(block_n=32, programs=8)]
     lists = dict.fromkeys(tuning._INTERPRETED, configs[1:]) | {"forward": configs}
-    for name, value in (("_INTERPRETED", lists), ("_chosen", {}), ("_untimed", {})):
+    for name, value in (("_INTERPRETED", lists), ("chosen", {}), ("_untimed", {})):
         monkeypatch.setattr(tuning, name, value)
     return SimpleNamespace(large=large, small=configs[1], untimed=tuning._untimed)
 

@@ -43,7 +43,7 @@ def race(monkeypatch: pytest.MonkeyPatch) -> tuple[Callable, SimpleNamespace, Mo
     def reset() -> None:
         log.resets += 1
 
-    for name in ("_chosen", "_untimed"):
+    for name in ("chosen", "_untimed"):
         monkeypatch.setattr(tuning, name, {})
     monkeypatch.setattr(tuning, "_time", time)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
@@ -61,7 +61,7 @@ def test_fastest_wins_and_is_remembered(race: tuple) -> None:
     assert best.warps == min(config.warps for config in log.configs)
     launched = len(log.launched)
     assert run() == best and len(log.timed) == len(log.configs) and len(log.launched) == launched + 1
-    ((chosen, times),) = tuning.chosen().values()
+    ((chosen, times),) = tuning.chosen.values()
     assert chosen == best and list(times) == log.configs
 
 
@@ -90,7 +90,7 @@ def test_what_the_device_refuses_is_left_out(
         assert run() in log.configs[2:]
     assert run() in log.configs[2:]  # without another attempt at the refused ones, so without a warning
     log.refused = log.configs
-    tuning._chosen.clear()
+    tuning.chosen.clear()
     tuning._untimed.clear()
     with refusal(kind)[1], pytest.raises(type(log.error)):
         run()
@@ -117,7 +117,7 @@ def test_without_a_race_the_default_is_taken_and_not_remembered(
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         assert run() == run() == log.configs[0]
         assert log.launched == log.configs[:1] * 2
-        assert not log.timed and not tuning.chosen()
+        assert not log.timed and not tuning.chosen
     assert run() != log.configs[0] and log.timed == log.configs
 
 

@@ -48,13 +48,9 @@ _TABLE = {
 }
 # Small blocks, so that small tests have several of each kind.
 _INTERPRETED = {name: [Config((16, 16), 16, 16, 1, programs=2)] for name in _TABLE["half"]}
-_chosen = {}
+# The configurations timed so far: (kernel, ...) -> (best, {configuration: milliseconds}).
+chosen = {}
 _untimed = {}
-
-
-def chosen() -> dict:
-    """The configurations timed so far: (kernel, ...) -> (best, {configuration: milliseconds})."""
-    return dict(_chosen)
 
 
 def candidates(kernel: str, geometry: Geometry, dtype: torch.dtype, tf32: bool, processors: int) -> list[Config]:
@@ -94,8 +90,8 @@ def run(kernel: str, call: Any, launch: Callable, reset: Callable | None = None,
     key.
     """
     key = (kernel, *call.key, *more)
-    if key in _chosen and not torch.are_deterministic_algorithms_enabled():
-        return launch(_chosen[key][0])
+    if key in chosen and not torch.are_deterministic_algorithms_enabled():
+        return launch(chosen[key][0])
     on_gpu = call.device.type == "cuda"
     may_time = on_gpu and _may_time()
     if key in _untimed and not may_time:
@@ -104,7 +100,7 @@ def run(kernel: str, call: Any, launch: Callable, reset: Callable | None = None,
     tf32 = call.constants["PRECISION"] == "tf32"
     configs = candidates(kernel, call.geometry, call.dtype, tf32, processors)
     if len(configs) == 1:
-        may_time, _chosen[key] = False, (configs[0], {})
+        may_time, chosen[key] = False, (configs[0], {})
     if not may_time:
         _untimed[key], result = next(_attempts(configs, launch))
         return result
@@ -112,7 +108,7 @@ def run(kernel: str, call: Any, launch: Callable, reset: Callable | None = None,
     if reset is not None:
         reset()
     best = min(times, key=times.get)
-    _chosen[key] = best, times
+    chosen[key] = best, times
     return launch(best)
 
 
