@@ -292,6 +292,11 @@ def test_numbers_of_the_embedded_model() -> None:
     says("docs/embedded-model.md", f"{weights.stat().st_size / 1e6:.1f} MB", "4500 steps", "1400 steps")
     for name, steps in ((EMBEDDED, 4500), (f"{EMBEDDED}_balanced", 1400)):
         assert load_recipe(name).steps == steps
+    cells = {row["model"]: row for row in rows("objects") if row["weights"] == "embedded"}
+    masks, boxes = ("ap", "ap50", "ap75", "box_ap", "box_ap50"), ("box_ap", "box_ap50")
+    for kind, keys in (("nuclei", masks), ("blood_cells", boxes)):
+        [row] = [row for name, row in cells.items() if name.endswith(kind)]
+        says("docs/embedded-model.md", " | ".join(f"{float(row[key]):.1f}" for key in keys))
     score = {row["amp"]: row["miou"] for row in rows("semantic") if row["weights"] == EMBEDDED}
     share = float(rows("precision")[0]["ratio"])
     says("docs/predict.md", f"{score['bf16']} mIoU instead of {score['no']} that way, in {share:.1f} of the time")
@@ -310,6 +315,24 @@ def test_numbers_of_the_speed() -> None:
     boundaries = ("bands", "boundary iou", "boundary f-score")
     loops = [value for (task, who), value in ratio.items() if task in boundaries and who != "ours"]
     says("docs/speed.md", f"{min(loops):.0f} to {max(loops):.0f} times as fast as loops")
+
+
+def test_numbers_of_the_data() -> None:
+    found = {(row["kind"], row["way"]): row for row in rows("data_opening")}
+    seconds = {kind: row["cpu_seconds"] for (kind, way), row in found.items() if way == "open"}
+    theirs = [found["coco", way] for way in ("pycocotools", "torchvision")]
+    says(
+        "docs/speed.md",
+        f"label PNGs opens in {seconds['folder']} s and {float(found['folder', 'open']['peak_mib']):.0f} MiB",
+        f"YOLO in {seconds['yolo']} s, Pascal VOC in {seconds['voc']} s, LabelMe in {seconds['labelme']} s",
+        f"{seconds['coco']} s and {float(found['coco', 'open']['peak_mib']):.0f} MiB",
+        " and ".join(row["times_cpu_seconds"] for row in theirs) + f" times the time and {theirs[0]['times_peak_mib']}",
+    )
+    peers = [row for row in rows("loader_speed") if row["contender"] != "ours"]
+    for size in ("360x480", "1224x1632"):
+        low, high = sorted(row["times_ours_cpu"] for row in peers if row["size"] == size)
+        assert float(low) >= 1.5
+        says("docs/speed.md", f"{low} to {high} times")
 
 
 def test_numbers_of_the_official_weights() -> None:

@@ -57,7 +57,7 @@ class Entries(Sequence[Any]):
 
 
 def quick_table(file: Path) -> dict[str, Entries] | None:
-    """The lists of an annotation file, several times as fast as `read_table` and in a tenth of the memory.
+    """The lists of an annotation file, faster than `read_table` and in a quarter of the memory.
 
     None where it is not plain JSON with these lists. An entry that is not raises one of `NOT_QUICK` when it is asked
     for. `read_table` tells what is wrong, and takes some files that are nearly JSON.

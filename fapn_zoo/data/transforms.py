@@ -127,7 +127,7 @@ class TrainTransform:
 
         def moved(values: np.ndarray, empty: int, dtype: type) -> np.ndarray:
             shown = np.full(shape, empty, dtype)
-            shown[inside] = values[rows[:, None], cols]
+            shown[inside] = values.take(rows, 0).take(cols, 1)  # a fraction of the time that both at once take
             return shown
 
         kept = sample.only(self.needs)

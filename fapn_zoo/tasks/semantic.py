@@ -44,7 +44,9 @@ class SemanticTask:
         return result
 
     def targets(self, sample: Sample, labels: LabelMap) -> Targets:
-        return Targets(torch.from_numpy(sample.labels.astype(np.int64))[None], ignore_index=labels.ignore_index)
+        return Targets(
+            torch.from_numpy(sample.labels.astype(np.int64, copy=False))[None], ignore_index=labels.ignore_index
+        )
 
     def scorer(self, dataset: Dataset, classes: Classes, data: DataSpec, *, boundary: bool = False) -> SemanticScorer:
         return SemanticScorer(dataset.labels, classes, data, boundary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import runpy
 import subprocess
 import sys
@@ -132,3 +133,42 @@ def test_revisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (row,) = csv.DictReader(file)
     assert turns == ["after", "before", "before", "after", "after", "before"]
     assert (row["what"], row["before_ms"], row["after_ms"], row["ratio"]) == ("import", "200.00", "200.00", "1.000")
+
+
+def test_data_opening(rows_of: RowsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it in this process: a dozen others would take a minute."""
+    import data_opening
+
+    from fapn_zoo.data import check_folders, check_samples
+
+    monkeypatch.setattr(check_samples._Split, "check", check_samples._Split.check)  # given back in the end
+    monkeypatch.setattr(check_folders, "_check_pair", check_folders._check_pair)
+    monkeypatch.setattr(data_opening, "LINKS", 4)
+    calls = []
+
+    def run(command: list[str], **_: object) -> object:
+        way, kind, folder = command[3:6]
+        calls.append(way)
+        if way == "write":
+            data_opening.WRITERS[kind](Path(folder), 1 if kind == "coco" else 9)
+        found = {} if way == "write" else data_opening.measure(way, kind, Path(folder))
+        return subprocess.CompletedProcess(command, 0, json.dumps(found))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    rows = rows_of("data_opening.py", "--rounds", "1")
+    assert [row["way"] for row in rows] == 5 * ["open", "check-data"] + ["pycocotools", "torchvision"]
+    assert [row["size"] for row in rows[:10:2]] == ["19 files", "19 files", "18 files", "18 files", "1 MiB"]
+    assert len(calls) == 5 + len(rows) and all(float(row["seconds"]) >= 0 for row in rows)
+    with open(ROOT / "hub" / "results" / "data_opening.csv", newline="") as file:
+        assert set(next(csv.reader(file))) == set(rows[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of processes what they have spent")
+def test_loader(rows_of: RowsOf) -> None:
+    rows = rows_of(
+        "loader.py", "--sizes", "48x64", "--pictures", "2", "--steps", "1", "--rounds", "1", "--workers", "1"
+    )
+    assert [row["contender"] for row in rows] == ["ours", "torchvision, tensors", "torchvision, PIL"]
+    assert all(float(row["ms"]) > 0 for row in rows) and rows[0]["times_ours"] == "1.00"
+    with open(ROOT / "hub" / "results" / "loader_speed.csv", newline="") as file:
+        assert set(next(csv.reader(file))) == set(rows[0])

@@ -285,6 +285,17 @@ class Targets:
     def __len__(self) -> int:
         return len(self.classes) if self.labels is None else len(self.labels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Class ids travel as bytes where they can: fresh shared memory takes a worker longer than decoding does."""
+        labels = self.labels
+        if labels is not None and labels.numel() and 0 <= labels.min() and labels.max() < 256:
+            return self.__dict__ | {"labels": labels.to(torch.uint8)}
+        return self.__dict__
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        labels = state["labels"]
+        self.__dict__.update(state, labels=None if labels is None else labels.long())
+
     def part(self, first: int, last: int) -> Targets:
         """The images `first`..`last` - 1."""
         return self._each(lambda held: held[first:last])
