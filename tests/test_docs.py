@@ -23,7 +23,7 @@ from fapn_zoo.cli import main
 from fapn_zoo.train.settings import load_recipe, parse_overrides
 from fapn_zoo.zoo.labels import list_label_sets
 from fapn_zoo.zoo.parts import BACKBONES, HEADS, NECKS
-from fapn_zoo.zoo.registry import get_spec, list_models
+from fapn_zoo.zoo.registry import get_spec, list_models, resolve
 from fapn_zoo.zoo.spec import DataSpec
 
 pytestmark = pytest.mark.unit
@@ -292,6 +292,11 @@ def test_numbers_of_the_embedded_model() -> None:
     says("docs/embedded-model.md", f"{weights.stat().st_size / 1e6:.1f} MB", "4500 steps", "1400 steps")
     for name, steps in ((EMBEDDED, 4500), (f"{EMBEDDED}_balanced", 1400)):
         assert load_recipe(name).steps == steps
+    cells = {row["model"]: row for row in rows("objects") if row["weights"] == "embedded"}
+    masks, boxes = ("ap", "ap50", "ap75", "box_ap", "box_ap50"), ("box_ap", "box_ap50")
+    for kind, keys in (("nuclei", masks), ("blood_cells", boxes)):
+        [row] = [row for name, row in cells.items() if name.endswith(kind)]
+        says("docs/embedded-model.md", " | ".join(f"{float(row[key]):.1f}" for key in keys))
     score = {row["amp"]: row["miou"] for row in rows("semantic") if row["weights"] == EMBEDDED}
     share = float(rows("precision")[0]["ratio"])
     says("docs/predict.md", f"{score['bf16']} mIoU instead of {score['no']} that way, in {share:.1f} of the time")
@@ -333,7 +338,7 @@ def test_numbers_of_the_data() -> None:
 def test_numbers_of_the_official_weights() -> None:
     from toys.golden_rule import NOISE_FACTOR
 
-    official = [name for name in list_models(pretrained=True) if name != EMBEDDED]
+    official = [name for name in list_models(pretrained=True) if resolve(name, weights=True)[1].source != "embedded"]
     detectors = [name for name in official if "rcnn" in name or name.startswith("panoptic_")]
     inside = [name for name in official if name.startswith("eomt_")]
     says("docs/weights.md", f"{len(official)} official weights load by name: {len(inside)} of EoMT")

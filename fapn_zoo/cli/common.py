@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fapn_zoo.model import ZooModel
 
 EMBEDDED = "perpixel_fapn_resnet18_slim_camvid"
+NUCLEI = "mask_rcnn_fpn_efficientnet_lite0_nuclei"
+BLOOD = "faster_rcnn_fpn_efficientnet_lite0_blood_cells"
 
 
 def size(text: str) -> tuple[int, int]:

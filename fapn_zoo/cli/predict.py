@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fapn_zoo.cli.common import EMBEDDED, load_model
+from fapn_zoo.cli.common import BLOOD, EMBEDDED, NUCLEI, load_model
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """The first thing a newcomer runs: the embedded model on generated scenes and on photos, without any network."""
+    """The first thing a newcomer runs: the embedded models on drawn pictures and on photos, without any network."""
     from PIL import Image
 
+    from fapn_zoo.data.cells import draw_blood, draw_nuclei
     from fapn_zoo.data.scenes import generate_scene
     from fapn_zoo.evaluate import evaluate, render
     from fapn_zoo.predict.files import predict_files
@@ -25,6 +26,12 @@ def run_demo(args: argparse.Namespace) -> int:
     summary = predict_files(model, [inputs, *args.photos], args.out)
     for image in summary["images"]:
         print(args.out / image["overlay"])
+    for name, draw in ((NUCLEI, draw_nuclei), (BLOOD, draw_blood)):
+        place = args.out / name.rpartition("lite0_")[2]
+        make_folder(place)
+        save_image(Image.fromarray(draw(1)), place / "drawn.png")
+        found = predict_files(load_model(name, "cpu"), [place / "drawn.png"], place)
+        print(*(place / image["overlay"] for image in found["images"]))
     report = evaluate(model, f"scenes:{args.scenes}", split="test", weights="embedded")
     print(f"\n{render(report)}")
     return 1 if summary["failed"] else 0

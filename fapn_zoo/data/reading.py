@@ -60,7 +60,7 @@ def read_labels(path: Path, reading: Reading = READING, data: bytes | None = Non
 def read_colours(path: Path, reading: Reading = READING, data: bytes | None = None) -> np.ndarray:
     """A label file of RGB colours, or of a palette, as (H, W, 3) uint8; see `read_labels`."""
     values, mode = _stored(path, reading, data, colours=True)
-    if values.ndim == 3 and values.dtype == np.uint8 and values.shape[2] in (3, 4):
+    if values.ndim == 3 and values.dtype == np.uint8 and values.shape[2] in (3, 4) and mode != "CMYK":
         return values[:, :, :3]
     raise DataError(f"{path} holds no RGB colours (mode {mode}), by which its classes are known")
 
@@ -105,7 +105,7 @@ def _stored(path: Path, reading: Reading, data: bytes | None, colours: bool = Fa
         raise _unreadable(path, "label file", error) from error
     if kind not in LOSSLESS or lossy:
         why = "JPEG changes the values of pixels" if kind == "JPEG" or lossy else "class ids are read of PNG, BMP, TIFF"
-        hint = " with another ending" if path.suffix.lower() in LABEL_ENDINGS else ""
+        hint = " with another ending" if path.suffix.lower() == ".png" else ""
         raise DataError(f"{path} is a {kind} file{hint}: {why}, so that classes cannot be told; export labels as PNG")
     if turned != 1:
         bands = upright(np.moveaxis(values.reshape(*values.shape[:2], -1), 2, 0), turned)

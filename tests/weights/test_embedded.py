@@ -1,4 +1,4 @@
-"""The model inside the package: it is what its name says, small, licensed, and it finds its way in a street."""
+"""The models inside the package: they are what their names say, small, licensed, and find their way in a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from PIL import Image
 
 import fapn_zoo
 from fapn_zoo.cli import main
-from fapn_zoo.cli.common import EMBEDDED
+from fapn_zoo.cli.common import BLOOD, EMBEDDED, NUCLEI
+from fapn_zoo.data.cells import draw_blood, draw_nuclei
 from fapn_zoo.data.scenes import CLASSES, generate_scene
 from fapn_zoo.evaluate import evaluate
 from fapn_zoo.model import ZooModel
@@ -18,7 +19,9 @@ from fapn_zoo.weights.folder import read_config, read_spec
 from fapn_zoo.zoo.registry import resolve
 
 pytestmark = pytest.mark.unit
-FOLDER = Path(fapn_zoo.__file__).parent / "weights" / "embedded" / EMBEDDED
+PLACE = Path(fapn_zoo.__file__).parent / "weights" / "embedded"
+FOLDER = PLACE / EMBEDDED
+CELLS = {NUCLEI: "DSB 2018 val AP50", BLOOD: "BCCD val box AP50"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,30 @@ def test_weights_are_those_that_were_declared() -> None:
     assert file_digest(FOLDER / "model.safetensors") == resolve(EMBEDDED)[1].sha256
 
 
+def test_all_of_them_are_small() -> None:
+    assert {place.name for place in PLACE.iterdir()} == {EMBEDDED, *CELLS}
+    assert sum(file.stat().st_size for file in PLACE.rglob("*.safetensors")) < 14e6
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_models_of_cells_are_for_any_use(name: str) -> None:
+    from fapn_zoo.weights.digests import file_digest
+
+    weights, config = resolve(name)[1], read_config(PLACE / name)
+    assert file_digest(PLACE / name / "model.safetensors") == weights.sha256
+    assert weights.license == config["license"] == "apache-2.0" and config["metrics"][CELLS[name]] > 70
+    model, saved = fapn_zoo.create_model(name, pretrained=True), read_spec(PLACE / name)
+    assert (saved.data, saved.num_classes, saved.task) == (model.spec.data, model.spec.num_classes, model.spec.task)
+
+
+def test_cells_that_were_drawn_are_found() -> None:
+    nuclei = fapn_zoo.create_model(NUCLEI, pretrained=True).predict(draw_nuclei(3))
+    assert nuclei.task == "instance" and 18 <= sum(s["score"] > 0.5 for s in nuclei.segments) <= 32
+    blood = fapn_zoo.create_model(BLOOD, pretrained=True).predict(draw_blood(3))
+    sure = [s["name"] for s in blood.segments if s["score"] > 0.5]
+    assert 12 <= sure.count("RBC") <= 20 and sure.count("WBC") == 1
+
+
 def test_it_scores_on_scenes_it_was_not_trained_on(model: ZooModel) -> None:
     report = evaluate(model, "scenes:8", split="test", progress=False)
     assert report["miou"] > 0.5 and report["pixel_acc"] > 0.85
@@ -78,3 +105,4 @@ def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "gone.jpg" in capsys.readouterr().err
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     assert {"scene_1_overlay.png", "scene_2_overlay.png", "my photo_overlay.png", "my photo_labels.png"} <= names
+    assert all((tmp_path / "demo" / kind / "drawn_overlay.png").is_file() for kind in ("nuclei", "blood_cells"))

@@ -29,6 +29,7 @@ from fapn_zoo.modules.backbones.plan import (
 )
 from fapn_zoo.modules.backbones.surgery import (
     dilate_last_stage,
+    end_after,
     move_stride_to_1x1,
     swin_blocks,
     use_official_order,
@@ -56,6 +57,8 @@ class Backbone(nn.Module):
             the last block as ViTDet does, or `"levels"`, from the ends of four equal parts of its blocks. `"tokens"` is
             for a head that goes on with its last blocks: prefix tokens and one map, see `SplitTokens`.
         pyramid_channels: of those four maps.
+        stages: 2 to 4, of an image pyramid: the network ends after so many levels, and the coarser maps are the last
+            one with every second pixel. Most weights of a small network are in its last stage.
         cache_dir: where the ImageNet weights are kept; None is the Hub client's own place.
         timm_kwargs: further arguments of the timm model, such as `drop_path_rate`.
 
@@ -90,6 +93,7 @@ class Backbone(nn.Module):
         multi_grid: Sequence[int] | None = None,
         pyramid: str | None = None,
         pyramid_channels: int = 256,
+        stages: int = 4,
         cache_dir: str | Path | None = None,
         **timm_kwargs: Any,
     ) -> None:
@@ -103,8 +107,15 @@ class Backbone(nn.Module):
         self.name, self.timm_name, self.in_chans, self.strides = name, timm_name(name), in_chans, STRIDES
         self._asked = {**timm_kwargs, "in_chans": in_chans}
         options, self.size_divisor, self.fixed_size = plan(self.timm_name, self._asked, pyramid)
+        if stages not in (2, 3, 4):
+            raise ValueError(f"stages must be 2, 3 or 4, got {stages!r}")
+        if stages < len(STRIDES):
+            options["out_indices"] = options["out_indices"][:stages]
         self.body = build_features(self.timm_name, options, pretrained=pretrained, cache_dir=cache_dir)
-        self.out_channels = tuple(self.body.feature_info.channels())
+        channels = tuple(self.body.feature_info.channels())
+        if stages < len(STRIDES):
+            end_after(self.body, name)
+        self.out_channels = (*channels, *channels[-1:] * (len(STRIDES) - stages))
         self.pyramid: PlainPyramid | None = None
         self.patch = patch_of(self.body)
         if pyramid == TOKENS:
@@ -149,6 +160,8 @@ class Backbone(nn.Module):
             features = [feature.permute(0, 3, 1, 2).contiguous(memory_format=layout) for feature in features]
         if self.pyramid is not None:
             features = self.pyramid(features)
+        while len(features) < len(self.strides):
+            features = [*features, features[-1][..., ::2, ::2]]
         if padded:
             sizes = [(ceil_div(height, stride), ceil_div(width, stride)) for stride in self.strides]
             features = [feature[..., :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]

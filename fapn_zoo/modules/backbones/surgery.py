@@ -7,11 +7,24 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import FrozenBatchNormAct2d, freeze_batch_norm_2d
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.models.resnet import Bottleneck
 from timm.models.swin_transformer import SwinTransformerBlock, SwinTransformerStage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.misc import FrozenBatchNorm2d
+
+from fapn_zoo.modules.backbones.plain import patch_of
+
+
+def end_after(body: nn.Module, name: str) -> None:
+    """Removes what is behind the last map that a feature network gives. ValueError where it has no plain stages."""
+    if swin_blocks(body) or patch_of(body):
+        raise ValueError(f"stages: backbone {name!r} is a transformer, whose blocks are not left out")
+    if isinstance(body, (EfficientNetFeatures, MobileNetV3Features)):  # timm shortens the others by itself
+        last = max(body._stage_out_idx)
+        body.blocks = body.blocks[:last]
 
 
 def move_stride_to_1x1(body: nn.Module, name: str) -> None:
