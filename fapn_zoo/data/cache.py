@@ -27,7 +27,7 @@ class CachedDataset:
         self.dataset, self.labels, self.name = dataset, dataset.labels, dataset.name
         self.needs, self.holds = frozenset(needs), dataset.holds & frozenset(needs)
         self.reading, self.max_bytes = reading_of(dataset), max_bytes
-        self.block = getattr(dataset, "block", 0)
+        self.blocks = getattr(dataset, "blocks", ())
         self._kept: dict[int, Sample] = {}
         self.cached_bytes = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -84,12 +85,12 @@ class StepBatches(TorchDataset):
 
 
 def epoch_order(dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
-    """The numbers of all samples, shuffled; those of a stream in blocks that follow each other, each shuffled."""
-    block = getattr(dataset, "block", 0)
-    if not block:
+    """The numbers of all samples, shuffled; those of a stream in blocks, which are shuffled, and the rows in each."""
+    blocks = getattr(dataset, "blocks", ())
+    if not blocks:
         return rng.permutation(len(dataset))
-    starts = range(0, len(dataset), block)
-    return np.concatenate([start + rng.permutation(min(block, len(dataset) - start)) for start in starts])
+    found = [first + rng.permutation(end - first) for first, end in itertools.pairwise(blocks)]
+    return np.concatenate([found[i] for i in rng.permutation(len(found))])
 
 
 def train_batches(stream: StepBatches, collate: Collate, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:

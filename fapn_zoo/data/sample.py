@@ -174,7 +174,7 @@ class Dataset(Protocol):
             "masks" (of every object, they may overlap), "boxes".
         reading: how its pictures are read.
 
-    One whose samples can be had in their order alone has `block`, the number of samples that may be shuffled together.
+    One that is read as a stream has `blocks`: where the samples begin that may be shuffled together, and the end.
     """
 
     name: str

@@ -26,7 +26,7 @@ class JoinedDataset:
         self.holds = frozenset.intersection(*(part.holds for part in parts))
         self.name = "+".join(p.name for p in parts)
         self._ends = np.cumsum([len(p) for p in parts])
-        if streams := [part.name for part in parts if getattr(part, "block", 0)]:
+        if streams := [part.name for part in parts if getattr(part, "blocks", ())]:
             raise DataError(f"cannot join {streams[0]}: a stream has an order of its own; leave out streaming")
         first, ours = parts[0].name, self.labels
         for part in parts[1:]:

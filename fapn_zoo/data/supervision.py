@@ -128,7 +128,7 @@ def pixel_shares(dataset: Dataset, most: int = 1000) -> list[float]:
 
     Raises DataError as `count_classes`.
     """
-    order = np.random.default_rng(0).permutation(len(dataset))[:most].tolist()
+    order = epoch_order(dataset, np.random.default_rng(0))[:most].tolist()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         pixels = sum(pool.map(partial(_of_sample, dataset, "pixel"), order))[:-1]
     return (pixels / max(int(pixels.sum()), 1)).tolist()

@@ -271,7 +271,7 @@ def plan_batches(dataset: Dataset, total: int, batch_size: int, data: DataSpec, 
     not on processes or on what was done before, so every run computes the same batches. Windows are batched within an
     image, so there each image is a batch; so it is of a stream, whose sizes nobody knows before.
     """
-    if batch_size == 1 or views.window is not None or getattr(dataset, "block", 0):
+    if batch_size == 1 or views.window is not None or getattr(dataset, "blocks", ()):
         return [(i,) for i in range(total)]
     full: list[tuple[int, ...]] = []
     open_: dict[Any, list[int]] = {}

@@ -313,7 +313,7 @@ class Run:
         facts = [getattr(one, "facts", {}) for one in getattr(data, "parts", (data,))]  # of the Hub's, where known
         if (report := self.plain.load_report) is not None and report.carried:
             told["classes_kept"], told["classes_new"] = ", ".join(report.carried), ", ".join(report.new) or "none"
-        for name in ("revision", "license"):
+        for name in ("revision", "license", "shuffle"):
             if found := ", ".join(dict.fromkeys(one[name] for one in facts if name in one)):
                 told[f"data_{name}"] = found
         return told | {"model": started_from, "data": data.name}

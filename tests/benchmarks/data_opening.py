@@ -199,7 +199,8 @@ def main() -> None:
                 key: f"{found[way][key]:.1f}" for key in list(found[way])[:3]
             }
             row |= {
-                f"times_{key}": f"{found[way][key] / found['open'][key]:.2f}" for key in ("cpu_seconds", "peak_mib")
+                f"times_{key}": f"{found[way][key] / max(found['open'][key], 1e-3):.2f}"
+                for key in ("cpu_seconds", "peak_mib")
             }
             rows.append(row | {"rounds": options.rounds})
             print_row(rows[-1])

@@ -74,8 +74,9 @@ class HubMaps:
             raise DataError(f"num_classes is {num_classes}, but {self.name} has {self.labels.num_classes} classes")
         license = f", licence {rows.facts['license']}" if "license" in rows.facts else ""
         told = f"{self.name}{license}: {len(rows.table)} rows, classes {some(self.labels.names, 20)}"
-        if block := self.block:
-            told += f"; they are streamed, and shuffled in a buffer of {block} rows"
+        if self.blocks:
+            held = f"{rows.table.held_bytes / 2**20:.1f} MiB of rows are held in each process"
+            told += f"; they are streamed, and shuffled in blocks of up to {rows.table.buffer} rows; {held}"
         self.unused = (told, *proposals(self.labels), *rows.remarks)
 
     def _labels(self) -> LabelMap:
@@ -93,9 +94,9 @@ class HubMaps:
         return wanted(self.name, len(self), lambda i, rgb: read_stored(*self._mask(i, rgb)), way)
 
     @property
-    def block(self) -> int:
-        """Rows that are shuffled together, where they come as a stream; 0 where any can be had at once."""
-        return getattr(self.rows.table, "buffer", 0)
+    def blocks(self) -> tuple[int, ...]:
+        """Where the rows begin that are shuffled together, and the end, of a stream; else none."""
+        return getattr(self.rows.table, "blocks", ())
 
     def __len__(self) -> int:
         return len(self.rows.table)

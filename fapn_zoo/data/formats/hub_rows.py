@@ -25,7 +25,7 @@ from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
 GRAMMAR = "hf:OWNER/NAME[@REVISION][:CONFIG] or hf:PATH, then perhaps ?image=COLUMN&mask=COLUMN&classes=FILE"
-OPTIONS = ("image", "mask", "objects", "classes", "boxes", "streaming", "rows", "buffer")
+OPTIONS = ("image", "mask", "objects", "classes", "boxes", "streaming", "buffer")
 IMAGES = ("image", "pixel_values", "original_image")
 MASKS = ("label", "annotation", "mask", "masks", "labels", "segmentation")
 SPLITS = {"train": ("train", "training"), "val": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
@@ -155,12 +155,17 @@ def _load(name: Name) -> tuple[Mapping[str, Any], dict[str, str]]:
     if name.local and Path(place).is_file():
         place, files = Path(place).suffix.removeprefix("."), name.place
     try:
-        found = datasets.load_dataset(place, name.config, data_files=files, streaming=name.streams, **options)
+        if name.streams:
+            builder = datasets.load_dataset_builder(place, name.config, data_files=files, **options)
+            found = streamed(builder, name.options.get("buffer"), f"hf:{name.place}")
+            facts["shuffle"] = f"in blocks of up to {next(iter(found.values())).buffer} rows"
+            return found, facts
+        found = datasets.load_dataset(place, name.config, data_files=files, **options)
+    except DataError:
+        raise
     except Exception as error:  # of many libraries: the Hub's, pyarrow's, those of the data set's own format
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"hf:{name.place} cannot be opened by the library datasets: {reason}") from error
-    if name.streams:
-        return streamed(found, name.options, f"hf:{name.place}"), facts
     if not name.local:
         _check_commit(name, found, facts.get("revision"))
     return found, facts
@@ -312,10 +317,11 @@ def _undecoded(table: Any, columns: list[str]) -> Any:
 
 
 def _digest(table: Any) -> str:
-    """Of names, kinds and contents, the first 256 MiB of them; of a stream of its number and kinds alone."""
+    """Of names, kinds and contents, the first 256 MiB of them; of a stream of what its files say of them."""
     digest, left = hashlib.sha256(f"{len(table)} {table.features}".encode()), 1 << 28
     indices = getattr(table, "_indices", None)
     if isinstance(table, StreamedRows):
+        digest.update(table.digest.encode())
         return digest.hexdigest()[:12]
     tables = [table.data] if indices is None else [table.data, indices]
     for one in tables:
