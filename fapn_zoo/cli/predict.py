@@ -29,7 +29,7 @@ def run_demo(args: argparse.Namespace) -> int:
     for name, draw in ((NUCLEI, draw_nuclei), (BLOOD, draw_blood)):
         place = args.out / name.rpartition("lite0_")[2]
         make_folder(place)
-        save_image(Image.fromarray(draw(1)), place / "drawn.png")
+        save_image(Image.fromarray(draw(3)), place / "drawn.png")
         found = predict_files(load_model(name, "cpu"), [place / "drawn.png"], place)
         print(*(place / image["overlay"] for image in found["images"]))
     report = evaluate(model, f"scenes:{args.scenes}", split="test", weights="embedded")
