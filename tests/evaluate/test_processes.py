@@ -106,7 +106,7 @@ def test_killed_and_resumed_by_any_number_of_processes(start, weights, expected,
 def test_a_foreign_state_stops_all_processes(start, tmp_path: Path):
     state = tmp_path / "state"
     state.mkdir()
-    (state / "state.json").write_text(json.dumps({"format": 3, "model": "other"}))
+    (state / "state.json").write_text(json.dumps({"format": 4, "model": "other"}))
     process = start("never", state, 2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode and "holds another evaluation: model (was 'other', now 'perpixel_fpn" in errors

@@ -48,7 +48,7 @@ def test_curves_of_strange_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "metrics.csv").write_text("step,miou,pixel_acc\n1,,0.5\n")
     draw_curves(tmp_path)
     assert (tmp_path / "progress.png").stat().st_size > 1000
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger=watching.__name__)
     monkeypatch.setattr(watching, "require_matplotlib", lambda: (_ for _ in ()).throw(ValueError("plots need it")))
     draw_curves(tmp_path)
     assert "no progress.png: plots need it" in caplog.text
