@@ -68,7 +68,7 @@ def test_a_name_without_an_address_is_answered_at_once(
     begin = time.monotonic()
     with pytest.raises(ValueError if what == "model of the Hub" else ConnectionError) as caught:
         CALLS[what](tmp_path / "cache")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10  # waiting for a network takes a minute
     line = str(caught.value)
     assert "[Errno " in line and "\n" not in line and "again in" not in caplog.text
     assert "nothing.invalid" in line or what == "backbone by its URL"
