@@ -28,12 +28,12 @@ def find_classes(root: Path, folders: Sequence[Path], file: str | None, num_clas
     """The classes that a file says, else `classes.json` of the folder, else a table of a tool; None where none does.
 
     Args:
-        folders: where tables are looked for. file: relative to `root`.
+        folders: where tables are looked for. file: relative to `root`. num_classes: that must be theirs.
 
     Raises:
         DataError: a table that cannot be used, or another number of classes.
     """
-    if file is None and (said(root).get("names") or num_classes is not None):
+    if file is None and said(root).get("names"):
         return read_label_map(root, num_classes)
     there = [(folder / name, read) for name, read in TABLES.items() for folder in (root, *folders)]
     path, read = (
@@ -47,9 +47,14 @@ def find_classes(root: Path, folders: Sequence[Path], file: str | None, num_clas
         labels = read(path)
     except (ValueError, OSError) as error:
         raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    if num_classes not in (None, labels.num_classes):
-        raise DataError(f"num_classes is {num_classes}, but {path} names {labels.num_classes} classes")
+    check_number(num_classes, labels, path)
     return labels
+
+
+def check_number(num_classes: int | None, labels: LabelMap, where: object) -> None:
+    """DataError where another number of classes is asked for."""
+    if num_classes not in (None, labels.num_classes):
+        raise DataError(f"num_classes is {num_classes}, but {where} names {labels.num_classes} classes")
 
 
 def wanted(title: str, count: int, stored: Callable[[int, bool], np.ndarray], way: str) -> str:

@@ -12,7 +12,6 @@ from fapn_zoo.data.reading import LABEL_ENDINGS
 from fapn_zoo.data.sample import DataError
 from fapn_zoo.runtime.tables import some
 
-PLACES = ("parent", "stem", "name", "suffix")
 FORM = "{parent}, {parent.parent}, {stem}, {name} or {suffix}, perhaps with a part exchanged, as {parent|images>masks}"
 MASK_FOLDER = re.compile(r"(masks?|labels?|labelids|annot\w*|seg\w*|gt|gts|ground_?truth|targets?)", re.IGNORECASE)
 AFTER = re.compile(r"[-_. ]?" + MASK_FOLDER.pattern + r"[-_. ]?(id|ids|png)?", re.IGNORECASE)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
+from fapn_zoo.data.folders import read_label_map
 from fapn_zoo.data.formats.common import said
 from fapn_zoo.data.formats.hub_rows import SPLITS, held_out
 from fapn_zoo.data.formats.mask_classes import find_classes, wanted
@@ -77,6 +78,8 @@ class MaskPairs(MaskFolder):
         """The classes, and sentences on them. DataError with what the masks hold where nothing names them."""
         masks = [mask for _, _, mask in self.pairs]
         labels = find_classes(self.root, [self.pairs[0][1].parent], self.options.get("classes"), num_classes)
+        if labels is None and num_classes is not None:
+            return read_label_map(self.root, num_classes), []
         if labels is None:
             folder = self.root
             way, reading = f"Write {folder / 'classes.json'}", self.reading

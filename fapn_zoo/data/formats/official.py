@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from fapn_zoo.data.formats.mask_classes import find_classes
+from fapn_zoo.data.formats.mask_classes import check_number, find_classes
 from fapn_zoo.data.formats.masks import MaskPairs
 from fapn_zoo.data.labels import LabelMap
 from fapn_zoo.data.reading import read_labels
@@ -69,7 +69,9 @@ class OfficialMasks(MaskPairs):
             return given, [f"{self.root}: {row['name']}, with classes of your own"]
         lines = [f"{self.root}: {text}" for text in (row["name"], row.get("note")) if text]
         if "config" in row:
-            return _of_config(self.root / row["config"]), lines
+            labels = _of_config(self.root / row["config"])
+            check_number(num_classes, labels, row["config"])
+            return labels, lines
         if "releases" in row:
             release = _release(self.root, [mask for _, _, mask in self.pairs])
             row = row | row["releases"][release]
@@ -80,7 +82,9 @@ class OfficialMasks(MaskPairs):
         values = row.get("values") or [value for _, value in zip(range(count), plain, strict=False)]
         own = {key: facts[key] for key in ("palette", "things") if key in facts}
         stored = {"values": tuple((v,) for v in values), "ignored_values": tuple(row["ignored"])}
-        return LabelMap(tuple(facts["names"]), **own, **stored), lines
+        labels = LabelMap(tuple(facts["names"]), **own, **stored)
+        check_number(num_classes, labels, row["name"])
+        return labels, lines
 
 
 def _of_config(file: Path) -> LabelMap:

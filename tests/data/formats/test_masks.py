@@ -20,6 +20,7 @@ from fapn_zoo.data.check import check_data
 from fapn_zoo.data.formats.masks import MaskPairs
 from fapn_zoo.data.formats.official import OfficialMasks
 from fapn_zoo.data.labels import LabelMap
+from fapn_zoo.data.reading import read_labels
 from fapn_zoo.train.loop import train
 from fapn_zoo.train.settings import Settings
 from fapn_zoo.zoo.labels import label_set
@@ -496,3 +497,33 @@ def test_a_training_tells_its_classes_and_keeps_their_values(tmp_path: Path, cap
     assert re.search(r"classes and their share of the pixels: 0 sky \d\d\.\d%, 1 road .*, 2 car", caplog.text)
     data = create_model(f"local-dir:{tmp_path}/run/model").data
     assert data.values == ((7,), (8,), (9,)) and data.labels == NAMES
+
+
+@pytest.mark.parametrize("kind", ["ade20k", "mapillary", "stuff1.1"])
+def test_a_number_of_classes_never_takes_the_place_of_a_table(kind: str, tmp_path: Path):
+    names, _, meant = official(tmp_path / "set", kind)
+    data = open_dataset(tmp_path / "set", "train", num_classes=len(names))
+    assert np.array_equal(data.sample(0).labels, meant)
+    with pytest.raises(DataError, match=f"num_classes is 7, but .* names {len(names)} classes"):
+        open_dataset(tmp_path / "set", "train", num_classes=7)
+
+
+def test_a_number_of_classes_beside_a_tools_table(tmp_path: Path):
+    root = folder(tmp_path / "s", {"train/{}.jpg": "train/{}_mask.png"}, lambda v: 2 - v)
+    (root / "train/_classes.csv").write_text("Pixel Value, Class\n2, a\n1, b\n0, c\n")
+    assert same(open_dataset(root, "train", num_classes=3))
+    (root / "train/_classes.csv").unlink()
+    assert open_dataset(root, "train", num_classes=3).labels.names == ("class_0", "class_1", "class_2")
+
+
+def test_matlab_files_of_version_7_3_are_read(tmp_path: Path):
+    import h5py
+
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as file:
+        file["S"] = ids(0).T.astype(np.uint16)  # as MATLAB stores it, columns first
+    with open(tmp_path / "a.mat", "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    assert np.array_equal(read_labels(tmp_path / "a.mat"), ids(0))
+    savemat(tmp_path / "b.mat", {"T": ids(0)})
+    with pytest.raises(DataError, match="b.mat: it has no matrix S of whole numbers"):
+        read_labels(tmp_path / "b.mat")
